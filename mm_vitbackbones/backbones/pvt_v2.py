@@ -1,0 +1,149 @@
+"""PVT v2: Improved Baselines with Pyramid Vision Transformer.
+
+Wang et al., Computational Visual Media 2022, arXiv:2106.13797. Official code and weights: github.com/whai362/PVT
+(Apache-2.0).
+
+    level  stride  what happens
+      0       4    7x7 overlapping patches, LayerNorm, blocks with keys and values at 1/8 of the grid, LayerNorm
+      1       8    3x3 overlapping patches, LayerNorm, blocks with keys and values at 1/4, LayerNorm
+      2      16    3x3 overlapping patches, LayerNorm, blocks with keys and values at 1/2, LayerNorm
+      3      32    3x3 overlapping patches, LayerNorm, blocks with full attention, LayerNorm
+
+The zero padding of the depthwise convolution in each feed-forward network replaces position embeddings. The linear
+variant (b2_li) pools the keys and values of every stage to 7x7 instead. The normalised grid is what a level returns
+and what the next stage takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mm_vitbackbones.backbones.base import Backbone, recompute_mode
+from mm_vitbackbones.layers import (
+    Block,
+    ChannelsLastConv2d,
+    ConvReduction,
+    MixFeedForward,
+    PatchEmbed,
+    SpatialReductionAttention,
+    drop_path_rates,
+    init_convs_fan_out,
+    init_linears_and_norms,
+)
+from mm_vitbackbones.registry import BACKBONES
+
+
+@dataclass(frozen=True)
+class Arch:
+    """Table 1 of the paper (whose depths of stage 2 differ from the released code and weights: these decide)."""
+
+    depths: tuple[int, ...]
+    dims: tuple[int, ...] = (64, 128, 320, 512)
+    num_heads: tuple[int, ...] = (1, 2, 5, 8)
+    reductions: tuple[int, ...] = (8, 4, 2, 1)
+    mlp_ratios: tuple[int, ...] = (8, 8, 4, 4)
+    linear: bool = False
+    """Linear spatial-reduction attention: keys and values pooled to 7x7, and a ReLU in the feed-forward network."""
+
+
+ARCHS = {
+    "b0": Arch(depths=(2, 2, 2, 2), dims=(32, 64, 160, 256)),
+    "b1": Arch(depths=(2, 2, 2, 2)),
+    "b2": Arch(depths=(3, 4, 6, 3)),
+    "b2_li": Arch(depths=(3, 4, 6, 3), linear=True),
+    "b3": Arch(depths=(3, 4, 18, 3)),
+    "b4": Arch(depths=(3, 8, 27, 3)),
+    "b5": Arch(depths=(3, 6, 40, 3), mlp_ratios=(4, 4, 4, 4)),
+}
+
+
+class PoolReduction(nn.Module):
+    """Keys and values on a fixed grid, for linear attention: (B, H, W, C) -> (B, 7, 7, C) (section 3.1)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.conv = ChannelsLastConv2d(dim, dim, kernel_size=1)
+        self.norm = nn.LayerNorm(dim, eps=1e-5)  # PyTorch's default epsilon, as official
+
+    def forward(self, grid: Tensor) -> Tensor:
+        pooled = F.adaptive_avg_pool2d(grid.permute(0, 3, 1, 2), 7).permute(0, 2, 3, 1)
+        return F.gelu(self.norm(self.conv(pooled)))
+
+
+class Stage(nn.Module):
+    """Overlapping patch embedding, blocks, norm: (B, H, W, Cin) -> (B, ceil(H/stride), ceil(W/stride), C)."""
+
+    def __init__(self, in_channels: int, arch: Arch, index: int, drop_paths: list[float], recompute: str | None) -> None:
+        super().__init__()
+        dim, heads, ratio = arch.dims[index], arch.num_heads[index], arch.reductions[index]
+        kernel_size, stride = (7, 4) if index == 0 else (3, 2)
+
+        def reduction() -> nn.Module | None:
+            if arch.linear:
+                return PoolReduction(dim)
+            return ConvReduction(dim, ratio) if ratio > 1 else None
+
+        self.patch_embed = PatchEmbed(in_channels, dim, kernel_size, stride)
+        self.blocks = nn.Sequential(
+            *(
+                Block(
+                    dim,
+                    attn=SpatialReductionAttention(dim, heads, reduction()),
+                    ffn=MixFeedForward(dim, arch.mlp_ratios[index] * dim, relu=arch.linear),
+                    norm_eps=1e-6,
+                    drop_path=drop_path,
+                    recompute=recompute,
+                )
+                for drop_path in drop_paths
+            )
+        )
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+
+    def forward(self, grid: Tensor) -> Tensor:
+        return self.norm(self.blocks(self.patch_embed(grid)))
+
+
+@final
+@BACKBONES.register_module()
+class PVTv2(Backbone):
+    """PVTv2 as an encoder of four levels; the arguments are those of ``Backbone``, and ``drop_path_rate``, the rate
+    of stochastic depth at the last block (it grows linearly from 0; the dense recipes take 0.1)."""
+
+    archs = ARCHS
+    spec_type = Arch
+
+    def __init__(
+        self,
+        arch: str | Arch | dict[str, Any] = "b2",
+        in_channels: int = 3,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        with_cp: bool | str = False,
+        drop_path_rate: float = 0.1,
+        init_cfg: Any = None,
+    ) -> None:
+        self.arch: Arch = self.resolve_arch(arch)
+        super().__init__(self.arch.dims, in_channels, out_indices, frozen_stages, norm_eval, with_cp, init_cfg)
+        rates = drop_path_rates(drop_path_rate, self.arch.depths)
+        widths = (in_channels, *self.arch.dims)
+        self.stages = nn.ModuleList(
+            Stage(widths[i], self.arch, i, rates[i], recompute_mode(with_cp)) for i in range(out_indices[-1] + 1)
+        )
+        init_linears_and_norms(self)
+        init_convs_fan_out(self)
+        self.freeze()
+
+    def levels(self, image: Tensor) -> Iterator[Tensor]:
+        grid = image.permute(0, 2, 3, 1)
+        for stage in self.stages:
+            grid = stage(grid)
+            yield grid
+
+    def freezable(self) -> list[list[nn.Module]]:
+        return [[self.stages[0].patch_embed], *([stage] for stage in self.stages)]

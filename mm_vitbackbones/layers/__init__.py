@@ -1,0 +1,27 @@
+"""What two or more families use. Plain ``nn.Module`` parts over grids ``(B, H, W, C)``; they know nothing of MMEngine."""
+
+from mm_vitbackbones.layers.attention import ConvReduction, SpatialReductionAttention, attend
+from mm_vitbackbones.layers.block import Block
+from mm_vitbackbones.layers.conv import ChannelsLastConv2d
+from mm_vitbackbones.layers.feed_forward import FeedForward, MixFeedForward
+from mm_vitbackbones.layers.initialise import init_convs_fan_out, init_linears_and_norms
+from mm_vitbackbones.layers.patch_embed import PatchEmbed
+from mm_vitbackbones.layers.position import LearnedPosition
+from mm_vitbackbones.layers.residual import DropPath, add_residual, drop_path_rates
+
+__all__ = [
+    "Block",
+    "ChannelsLastConv2d",
+    "ConvReduction",
+    "DropPath",
+    "FeedForward",
+    "LearnedPosition",
+    "MixFeedForward",
+    "PatchEmbed",
+    "SpatialReductionAttention",
+    "add_residual",
+    "attend",
+    "drop_path_rates",
+    "init_convs_fan_out",
+    "init_linears_and_norms",
+]

@@ -1,0 +1,73 @@
+"""Spatial-reduction attention (PVT, PVTv2, MiT).
+
+B batch, N = H*W query tokens, M key tokens, C channels.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mm_vitbackbones.layers.conv import ChannelsLastConv2d
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> Tensor:
+    """Multi-head attention of tokens (B, N, C) over tokens (B, M, C) -> (B, N, C). No N x M matrix is stored."""
+    q, k, v = (tokens.unflatten(-1, (num_heads, -1)).transpose(1, 2) for tokens in (query, key, value))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+class ConvReduction(nn.Module):
+    """Keys and values on a coarser grid: (B, H, W, C) -> (B, H//r, W//r, C). A remainder of rows or columns is
+    left out, as in the official code."""
+
+    def __init__(self, dim: int, ratio: int) -> None:
+        super().__init__()
+        self.conv = ChannelsLastConv2d(dim, dim, kernel_size=ratio, stride=ratio)
+        self.norm = nn.LayerNorm(dim, eps=1e-5)  # PyTorch's default epsilon, as official
+
+    def forward(self, grid: Tensor) -> Tensor:
+        return self.norm(self.conv(grid))
+
+
+class SpatialReductionAttention(nn.Module):
+    """Attention of every token over a reduced grid of keys and values (PVT, equations 1 to 4).
+
+    ``reduction`` maps a grid to the grid of the keys; None leaves it as it is.
+    """
+
+    def __init__(self, dim: int, num_heads: int, reduction: nn.Module | None) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q = nn.Linear(dim, dim)
+        self.kv = nn.Linear(dim, 2 * dim)
+        self.proj = nn.Linear(dim, dim)
+        self.reduction = reduction
+
+    def forward(self, grid: Tensor) -> Tensor:
+        reduced = grid if self.reduction is None else self.reduction(grid)
+        tokens, keys = grid.flatten(1, 2), reduced.flatten(1, 2)
+        out = self.attend_one_head(tokens, keys) if self.num_heads == 1 else self.attend_heads(tokens, keys)
+        return out.unflatten(1, grid.shape[1:3])
+
+    def attend_heads(self, tokens: Tensor, keys: Tensor) -> Tensor:
+        """The plain form, for any number of heads: (B, N, C), (B, M, C) -> (B, N, C)."""
+        key, value = self.kv(keys).chunk(2, dim=-1)
+        return self.proj(attend(self.q(tokens), key, value, self.num_heads))
+
+    def attend_one_head(self, tokens: Tensor, keys: Tensor) -> Tensor:
+        """Equal to ``attend_heads`` for one head, with its linear maps moved from N tokens to M keys.
+
+        Rows of the softmax P sum to one, so proj(P V) = P proj(V). And q . k = x . (Wq' k) + bq . k, where the
+        last term is one additive number per key.
+        """
+        key, value = self.kv(keys).chunk(2, dim=-1)
+        value = self.proj(value)
+        if torch.is_grad_enabled() or tokens.is_cuda:
+            # A mask that needs a gradient, or any mask on CUDA, would leave the flash kernels.
+            return attend(self.q(tokens), key, value, num_heads=1)
+        scale = tokens.shape[-1] ** -0.5
+        mask = (key @ self.q.bias * scale)[:, None, None, :]
+        query, key, value = (t.unsqueeze(1) for t in (tokens, key @ self.q.weight, value))
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale).squeeze(1)

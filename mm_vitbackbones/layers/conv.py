@@ -1,0 +1,21 @@
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class ChannelsLastConv2d(nn.Conv2d):
+    """``nn.Conv2d`` over grids: (B, H, W, C) -> (B, H', W', C'). Both permutes are views.
+
+    The weight is kept in channels-last memory (its shape is unchanged), so that the result is a contiguous grid
+    even where the input is a permuted NCHW image.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.weight.data = self.weight.data.contiguous(memory_format=torch.channels_last)
+
+    def forward(self, grid: Tensor) -> Tensor:
+        return super().forward(grid.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)

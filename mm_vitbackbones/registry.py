@@ -1,0 +1,16 @@
+"""Child registries of MMEngine's, under the scope ``mm_vitbackbones``.
+
+MMEngine imports ``<scope>.registry`` by itself when it meets a name such as ``mm_vitbackbones.PVT``, so that
+these names work in any OpenMMLab config without ``custom_imports``. The classes themselves are imported from
+``locations`` at the first look-up.
+"""
+
+from mmengine.registry import HOOKS as MMENGINE_HOOKS
+from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import Registry
+
+MODELS = Registry("model", parent=MMENGINE_MODELS, scope="mm_vitbackbones", locations=["mm_vitbackbones.backbones"])
+BACKBONES = MODELS
+"""The conventional alias: ``@BACKBONES.register_module()`` on a family."""
+
+HOOKS = Registry("hook", parent=MMENGINE_HOOKS, scope="mm_vitbackbones", locations=["mm_vitbackbones.engine.hooks"])
