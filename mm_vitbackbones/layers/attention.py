@@ -5,7 +5,6 @@ B batch, N = H*W query tokens, M key tokens, C channels.
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -48,26 +47,5 @@ class SpatialReductionAttention(nn.Module):
     def forward(self, grid: Tensor) -> Tensor:
         reduced = grid if self.reduction is None else self.reduction(grid)
         tokens, keys = grid.flatten(1, 2), reduced.flatten(1, 2)
-        out = self.attend_one_head(tokens, keys) if self.num_heads == 1 else self.attend_heads(tokens, keys)
-        return out.unflatten(1, grid.shape[1:3])
-
-    def attend_heads(self, tokens: Tensor, keys: Tensor) -> Tensor:
-        """The plain form, for any number of heads: (B, N, C), (B, M, C) -> (B, N, C)."""
         key, value = self.kv(keys).chunk(2, dim=-1)
-        return self.proj(attend(self.q(tokens), key, value, self.num_heads))
-
-    def attend_one_head(self, tokens: Tensor, keys: Tensor) -> Tensor:
-        """Equal to ``attend_heads`` for one head, with its linear maps moved from N tokens to M keys.
-
-        Rows of the softmax P sum to one, so proj(P V) = P proj(V). And q . k = x . (Wq' k) + bq . k, where the
-        last term is one additive number per key.
-        """
-        key, value = self.kv(keys).chunk(2, dim=-1)
-        value = self.proj(value)
-        if torch.is_grad_enabled() or tokens.is_cuda:
-            # A mask that needs a gradient, or any mask on CUDA, would leave the flash kernels.
-            return attend(self.q(tokens), key, value, num_heads=1)
-        scale = tokens.shape[-1] ** -0.5
-        mask = (key @ self.q.bias * scale)[:, None, None, :]
-        query, key, value = (t.unsqueeze(1) for t in (tokens, key @ self.q.weight, value))
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale).squeeze(1)
+        return self.proj(attend(self.q(tokens), key, value, self.num_heads)).view_as(grid)

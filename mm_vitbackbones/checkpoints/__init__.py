@@ -1,0 +1,17 @@
+"""Checkpoints: read without running what is in them, recognised by their keys, loaded whole or not at all."""
+
+from mm_vitbackbones.checkpoints.converting import Conversion, convert_checkpoint
+from mm_vitbackbones.checkpoints.errors import CheckpointError, CheckpointMismatch, UnsafeCheckpointError
+from mm_vitbackbones.checkpoints.loading import LoadReport, load_pretrained
+from mm_vitbackbones.checkpoints.reading import read_checkpoint
+
+__all__ = [
+    "CheckpointError",
+    "CheckpointMismatch",
+    "Conversion",
+    "LoadReport",
+    "UnsafeCheckpointError",
+    "convert_checkpoint",
+    "load_pretrained",
+    "read_checkpoint",
+]

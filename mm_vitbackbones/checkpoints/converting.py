@@ -1,0 +1,194 @@
+"""Checkpoint files from one layout to another, exactly and back."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mm_vitbackbones.checkpoints.errors import CheckpointError, CheckpointMismatch, shorten
+from mm_vitbackbones.checkpoints.families import Found, differences, find_archs, find_layout, looks_like, shapes_of
+from mm_vitbackbones.checkpoints.layout import CLASSIFIER, State
+from mm_vitbackbones.checkpoints.loading import unwrap
+from mm_vitbackbones.checkpoints.reading import read_checkpoint
+
+TARGETS = ("official", "ours", "openmmlab")
+ASIDE = CLASSIFIER.removesuffix(".")
+"""The entry of a file beside ``state_dict`` that keeps the classifier's tensors."""
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What was converted, for a line of text each."""
+
+    family: str
+    arch: str
+    source: str
+    target: str
+    tensors: int
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        head = f"{self.family} {self.arch}: {self.tensors} tensors from the {self.source} to the {self.target} layout"
+        return "\n".join([head, *(f"note: {note}" for note in self.notes)])
+
+
+def convert_checkpoint(
+    source: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
+    to: str = "ours",
+    arch: str | dict[str, Any] | None = None,
+    force: bool = False,
+) -> Conversion:
+    """Writes the weights of one file in another layout; types and values stay bit for bit.
+
+    'official' is a bare state dict, as published. 'ours' and 'openmmlab' put the backbone under ``state_dict`` and,
+    where the source has them, the classifier's tensors under ``classifier``, so that the way back restores them. A
+    destination ending in ``.safetensors`` is written in that format.
+
+    Args:
+        source: a file of any layout that can be loaded; also a URL.
+        destination: the file to write.
+        to: one of ``TARGETS``.
+        arch: needed for weights of no published size: a dict of the spec's fields. Where it is given, the weights
+            have to be of it.
+        force: write over an existing destination.
+
+    Raises:
+        FileExistsError: if the destination exists, without ``force``.
+        CheckpointError: if the source cannot be read or recognised, or the target layout cannot hold it.
+    """
+    if to not in TARGETS:
+        raise CheckpointError(f"there is no layout {to!r} to convert to; there are {', '.join(TARGETS)}")
+    path = Path(destination).expanduser()
+    _check_destination(path, force)
+    content = read_checkpoint(source)
+    try:
+        state, beside = unwrap(content)
+        aside = _aside(content)
+        found, ours, outside = _recognise(state)
+        ours |= aside
+        arch_name = _check_arch(found, state, ours, arch)
+        theirs, nameless = _to_layout(found, ours, to)
+    except CheckpointError as error:
+        raise type(error)(f"{source}: {error}") from None
+    flat = path.suffix == ".safetensors"
+    _write(_wrap(theirs, {key: ours[key] for key in nameless}, found, arch_name, to, flat), path, force)
+
+    beside = [key for key in beside if not aside or key not in (ASIDE, "meta")]
+    lost = nameless if flat and to == "openmmlab" else []
+    notes = [
+        *([f"left behind, as not of the backbone: {shorten([*outside, *beside])}"] if outside or beside else []),
+        *([f"left behind, as this form has no room for it: {shorten(lost)}"] if lost else []),
+        *([] if any(map(_is_aside, ours)) else ["the source holds no classifier, and so the result holds none"]),
+        *(text for layout, name, text in found.family.cautions if (layout, name) == (to, arch_name)),
+    ]
+    return Conversion(found.family.name, arch_name, found.layout.name, to, len(theirs), tuple(notes))
+
+
+def _check_destination(path: Path, force: bool) -> None:
+    if path.exists() and not force:
+        raise FileExistsError(f"{path} exists: choose another name, or overwrite it with --force")
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder: give the name of the file to write")
+    if not path.parent.is_dir():
+        raise CheckpointError(f"there is no folder {path.parent} to write {path.name} to: make it first")
+
+
+def _is_aside(key: str) -> bool:
+    return key.startswith(CLASSIFIER)
+
+
+def _aside(content: Any) -> State:
+    """The classifier's tensors that an earlier conversion put beside the backbone's."""
+    aside = content.get(ASIDE) if isinstance(content, dict) else None
+    return {CLASSIFIER + key: t for key, t in unwrap(aside)[0].items()} if isinstance(aside, dict) and aside else {}
+
+
+def _recognise(state: State) -> tuple[Found, State, list[str]]:
+    if not (found := find_layout(state)):
+        raise CheckpointError(f"looks like {looks_like(state)}; the families that can be converted are known by name")
+    inside, outside = found.split(state)
+    ours, unknown = found.layout.to_ours(inside)
+    if unknown:
+        raise CheckpointMismatch(f"{found.family.name} ({found.layout.name} layout) has no {shorten(unknown)}")
+    return found, ours, outside
+
+
+def _check_arch(found: Found, state: State, ours: State, arch: str | dict[str, Any] | None) -> str:
+    """The arch by name, or as text; raises if the weights are not all that it has."""
+    if arch is None:
+        if not (archs := find_archs(found.family, ours)):
+            raise CheckpointError(
+                f"looks like {looks_like(state)}: tensors are missing or too many, or it was made with another spec, "
+                "which --arch would have to give as a dict of its fields"
+            )
+        return " or ".join(archs)
+    try:
+        expected = shapes_of(found.family, arch)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"--arch: {error}") from None
+    if differing := differences(found.family, expected, ours):
+        raise CheckpointMismatch(f"is not of arch {arch}: {len(differing)} tensors differ: {shorten(differing)}")
+    return str(arch)
+
+
+def _to_layout(found: Found, ours: State, to: str) -> tuple[State, list[str]]:
+    """The tensors by their names in a layout, and our names of the classifier's tensors that it has no names for."""
+    layout = found.family.layout(to)
+    theirs, nameless = layout.to_theirs(ours)
+    if to == "ours":
+        nameless = [key for key in theirs if _is_aside(key)]
+        theirs = {key: tensor for key, tensor in theirs.items() if not _is_aside(key)}
+    try:
+        back, _ = layout.to_ours(theirs)
+    except CheckpointError as error:
+        raise CheckpointError(f"the {to} layout cannot hold these weights: {error}") from None
+    changed = [key for key in ours if key not in nameless and not (key in back and _same(back[key], ours[key]))]
+    if changed:
+        raise CheckpointError(f"the {to} layout cannot hold these weights: {shorten(changed)} would be changed")
+    return {key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in theirs.items()}, nameless
+
+
+def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Bit for bit, NaN and all."""
+    if (a.dtype, a.shape) != (b.dtype, b.shape):
+        return False
+    return torch.equal(*(tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (a, b)))
+
+
+def _wrap(theirs: State, aside: State, found: Found, arch: str, to: str, flat: bool) -> dict[str, Any]:
+    if to == "official":
+        return theirs
+    if flat:  # names and tensors alone; OpenMMLab's modules would take the classifier's names for a mistake
+        return theirs | aside if to == "ours" else theirs
+    meta = {"family": found.family.name, "arch": arch, "layout": to}
+    content: dict[str, Any] = {"state_dict": theirs, "meta": meta}
+    if aside:
+        content[ASIDE] = {key.removeprefix(CLASSIFIER): t.clone() for key, t in aside.items()}
+    return content
+
+
+def _write(content: dict[str, Any], path: Path, force: bool) -> None:
+    """To a file beside it first, which then takes its name: an interrupted run leaves the destination as it was."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        if path.suffix == ".safetensors":
+            try:
+                from safetensors.torch import save_file
+            except ImportError:
+                raise CheckpointError(f"{path} needs the safetensors library: pip install safetensors") from None
+            save_file(content, partial, metadata={"format": "pt"})
+        else:
+            torch.save(content, partial)
+        _check_destination(path, force)
+        partial.replace(path)
+    except OSError as error:
+        if isinstance(error, FileExistsError):
+            raise
+        raise CheckpointError(f"cannot write {path}: {error}") from error
+    finally:
+        partial.unlink(missing_ok=True)

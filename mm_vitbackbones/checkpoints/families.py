@@ -1,0 +1,154 @@
+"""The families that have key tables, and what a file looks like by its keys and shapes."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from mm_vitbackbones.checkpoints import pvt, pvt_v2
+from mm_vitbackbones.checkpoints.errors import CheckpointError
+from mm_vitbackbones.checkpoints.layout import CLASSIFIER, Family, Layout, State
+from mm_vitbackbones.registry import BACKBONES
+
+FAMILIES = {family.name: family for family in (pvt.FAMILY, pvt_v2.FAMILY)}
+
+# Files of other networks, by keys that all of them hold. A family that gets a table leaves this list.
+OTHERS = (
+    ("a Swin Transformer", r"(layers|stages)\.0\.blocks\.0\.attn\.(w_msa\.)?relative_position_bias_table"),
+    ("a Swin Transformer in Hugging Face naming", r"encoder\.layers\.0\.blocks\.0\.attention\.self\.query\.weight"),
+    ("a SegFormer (MiT) in Hugging Face naming", r"encoder\.block\.0\.0\.attention\.self\.sr\.weight"),
+    ("a CoaT", r"serial_blocks1\.0\.factoratt_crpe\.qkv\.weight"),
+    ("a PiT", r"(pools\.0|transformers\.1\.pool)\.conv\.weight"),
+    ("a CaiT", r"blocks_token_only\.0\.attn\.q\.weight"),
+    ("an XCiT", r"pos_embed(er)?\.token_projection\.weight"),
+    ("a ViT or DeiT", r"blocks\.0\.attn\.qkv\.weight"),
+    ("a ViT in Hugging Face naming", r"encoder\.layer\.0\.attention\.attention\.query\.weight"),
+    ("a ResNet", r"layer1\.0\.conv1\.weight"),
+    ("a ConvNeXt", r"(stages|downsample_layers)\.0\.0\.(dwconv|0)\.weight"),
+)
+
+MIT_DEPTHS: dict[tuple[int, tuple[int, ...]], str] = {
+    (32, (2, 2, 2, 2)): "b0",
+    (64, (2, 2, 2, 2)): "b1",
+    (64, (3, 4, 6, 3)): "b2",
+    (64, (3, 4, 18, 3)): "b3",
+    (64, (3, 8, 27, 3)): "b4",
+}
+"""MiT by its first width and its depths; its files have PVTv2's names, and a feed-forward ratio of 4 throughout."""
+
+
+Shapes = Mapping[str, torch.Size]
+
+
+@dataclass(frozen=True)
+class Found:
+    """Where a backbone was found in a state dict: its layout, and what stands before its keys."""
+
+    family: Family
+    layout: Layout
+    prefix: str
+
+    def split(self, state: State) -> tuple[State, list[str]]:
+        """The backbone's part (and its classifier's) under the layout's names, and the keys of everything else."""
+        outer = self.prefix.removesuffix(self.layout.own_prefix)
+        inside = {
+            key.removeprefix(outer).removeprefix(self.layout.own_prefix): tensor
+            for key, tensor in state.items()
+            if key.startswith(outer)
+        }
+        return inside, [key for key in state if not key.startswith(outer)]
+
+
+def find_layout(keys: Collection[str], families: Iterable[Family] = FAMILIES.values()) -> Found | None:
+    """The layout whose marks are among the keys, under any prefix; None if there is none.
+
+    Raises:
+        CheckpointError: if there are several, such as a student and a teacher.
+    """
+    found = [
+        Found(family, layout, prefix)
+        for family in families
+        for layout in family.layouts
+        for prefix in _prefixes(keys, layout.marks)
+    ]
+    if len(found) > 1:
+        where = ", ".join(repr(x.prefix) for x in found)
+        raise CheckpointError(f"holds {len(found)} backbones, under the prefixes {where}: save the one that you mean")
+    return found[0] if found else None
+
+
+def _prefixes(keys: Collection[str], marks: tuple[str, ...]) -> list[str]:
+    """What stands before the marks; all of them have to stand behind the same."""
+    known, first = set(keys), marks[0]
+    starts = {key.removesuffix(first) for key in keys if key == first or key.endswith(f".{first}")}
+    return sorted(start for start in starts if all(start + mark in known for mark in marks))
+
+
+def find_archs(family: Family, ours: State) -> tuple[str, ...]:
+    """The published archs that a state has the names and shapes of: one, or several if it lacks the later stages."""
+    return tuple(arch for arch, shapes in _shapes(family.name).items() if not differences(family, shapes, ours))
+
+
+def differences(family: Family, expected: Shapes, ours: State) -> list[str]:
+    """The names that are only in one of them, or there in another shape; what adapters mend may differ.
+
+    Stages that the state does not reach are not compared: a detector may have been trained without them.
+    """
+    given = {key: tensor.shape for key, tensor in ours.items() if not key.startswith(CLASSIFIER)}
+    last = max(map(stage_of, given), default=0)
+    expected = {key: shape for key, shape in expected.items() if stage_of(key) <= last}
+    return sorted(
+        key
+        for key in given.keys() | expected.keys()
+        if given.get(key) != expected.get(key) and not (key in given and key in expected and family.adapter(key))
+    )
+
+
+def stage_of(key: str) -> int:
+    """The stage that one of our names belongs to."""
+    found = re.match(r"stages\.(\d+)\.", key)
+    return int(found[1]) if found else 0
+
+
+def shapes_of(family: Family, arch: object) -> Shapes:
+    """Names and shapes of a backbone's parameters and buffers; ValueError for an unknown arch."""
+    with torch.device("meta"):
+        backbone = BACKBONES.get(family.name)(arch=arch)
+    return {key: tensor.shape for key, tensor in backbone.state_dict().items()}
+
+
+@functools.cache
+def _shapes(name: str) -> dict[str, Shapes]:
+    return {arch: shapes_of(FAMILIES[name], arch) for arch in BACKBONES.get(name).archs}
+
+
+def looks_like(state: State) -> str:
+    """What network a state dict seems to be of, for messages."""
+    if found := find_layout(state):
+        family, layout = found.family, found.layout
+        ours, _ = layout.to_ours(found.split(state)[0])
+        if archs := find_archs(family, ours):
+            twin = dict(family.twins).get(archs[0])
+            name = f"{family.name} {' or '.join(archs)}"
+            return name + (f" (or {twin}, which has the same names and shapes)" if twin else "")
+        return _mit(ours) or f"a {family.name} of no published arch"
+    for name, pattern in OTHERS:
+        if any(re.search(rf"(^|\.){pattern}$", key) for key in state):
+            return name
+    return "no network that is known here"
+
+
+def _mit(ours: State) -> str | None:
+    """MiT's files have the names of PVTv2's; other ratios of the feed-forward networks tell them apart."""
+    embed, fc1 = ours.get("stages.0.patch_embed.norm.weight"), ours.get("stages.0.blocks.0.ffn.fc1.weight")
+    depths = tuple(
+        len({key.split(".")[3] for key in ours if key.startswith(f"stages.{stage}.blocks.")}) for stage in range(4)
+    )
+    if embed is None or fc1 is None or fc1.shape[0] != 4 * embed.shape[0]:
+        return None
+    size = MIT_DEPTHS.get((embed.shape[0], depths))
+    return f"MiT {size}" if size else None

@@ -1,0 +1,122 @@
+"""The layouts that a family's weights are published in: names by a table, tensors by named surgery.
+
+All surgery works on our names, so that families and layouts share it. A pair of ``Surgery`` takes tensors apart or
+joins them towards our form and back, bit for bit. What only the classifier has is kept under names that begin with
+``classifier.``: a backbone has no use for it, and a conversion back needs it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mm_vitbackbones.checkpoints.errors import CheckpointError
+from mm_vitbackbones.checkpoints.key_map import KeyMap
+
+State = dict[str, Tensor]
+CLASSIFIER = "classifier."
+
+
+@dataclass(frozen=True)
+class Surgery:
+    """Two functions of a state dict under our names, each the inverse of the other."""
+
+    to_ours: Callable[[State], State]
+    to_theirs: Callable[[State], State]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One naming of a family's weights.
+
+    Args:
+        name: official, openmmlab, huggingface, timm or ours.
+        marks: keys that every file of this layout holds, and no file of another layout of the known families.
+        keys: the table.
+        surgery: steps from their tensors to ours, in this order.
+        own_prefix: a prefix that a published file has before the backbone's keys and not before the classifier's.
+    """
+
+    name: str
+    marks: tuple[str, ...]
+    keys: KeyMap
+    surgery: tuple[Surgery, ...] = ()
+    own_prefix: str = ""
+
+    def to_ours(self, theirs: State) -> tuple[State, list[str]]:
+        """The state under our names, and the keys that the table does not know."""
+        state, unknown = _rename(theirs, self.keys.to_ours)
+        for step in self.surgery:
+            state = step.to_ours(state)
+        return state, unknown
+
+    def to_theirs(self, ours: State) -> tuple[State, list[str]]:
+        """The state under their names, and our keys that this layout has no name for."""
+        for step in reversed(self.surgery):
+            ours = step.to_theirs(ours)
+        return _rename(ours, self.keys.to_theirs)
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """What makes a tensor of another shape fit, where that has a meaning.
+
+    Args:
+        key: a pattern of our names.
+        fit: (tensor, shape) -> tensor of that shape; ValueError where no sense can be made of it.
+        report: what was done, as a template of ``source`` and ``target``, both shapes.
+    """
+
+    key: re.Pattern[str]
+    fit: Callable[[Tensor, torch.Size], Tensor]
+    report: str
+
+
+@dataclass(frozen=True)
+class Family:
+    """What the loader knows of a family of backbones.
+
+    Args:
+        name: the registered class.
+        layouts: each layout that its weights come in.
+        adapters: the shapes that may differ.
+        may_be_fresh: patterns of our names that published files lack by design.
+        twins: for an arch, another network that its weights cannot be told from.
+        cautions: (layout, arch, text): what to know of weights that are converted to that layout.
+    """
+
+    name: str
+    layouts: tuple[Layout, ...]
+    adapters: tuple[Adapter, ...] = ()
+    may_be_fresh: tuple[str, ...] = ()
+    twins: tuple[tuple[str, str], ...] = ()
+    cautions: tuple[tuple[str, str, str], ...] = ()
+
+    def layout(self, name: str) -> Layout:
+        """The layout of this name; ValueError if the family has none."""
+        for layout in self.layouts:
+            if layout.name == name:
+                return layout
+        raise ValueError(f"{self.name} has no layout {name!r}; it has {', '.join(x.name for x in self.layouts)}")
+
+    def adapter(self, key: str) -> Adapter | None:
+        """What may be done to the tensor of this name, if anything."""
+        return next((adapter for adapter in self.adapters if adapter.key.fullmatch(key)), None)
+
+
+def _rename(state: State, rename: Callable[[str], str | None]) -> tuple[State, list[str]]:
+    renamed: State = {}
+    unknown: list[str] = []
+    for key, tensor in state.items():
+        name = rename(key)
+        if name is None:
+            unknown.append(key)
+        elif name in renamed:
+            raise CheckpointError(f"two keys of the file stand for {name}, the second is {key}: keep one of them")
+        else:
+            renamed[name] = tensor
+    return renamed, unknown

@@ -1,0 +1,270 @@
+"""Pretrained weights into a backbone: all of them, or none and an error that says why."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from mmengine.logging import print_log
+from torch import Tensor, nn
+
+from mm_vitbackbones.checkpoints.errors import CheckpointError, CheckpointMismatch, shorten
+from mm_vitbackbones.checkpoints.families import FAMILIES, Found, find_archs, find_layout, looks_like, stage_of
+from mm_vitbackbones.checkpoints.layout import CLASSIFIER, Family, State
+from mm_vitbackbones.checkpoints.reading import read_checkpoint
+
+CONTAINERS = ("state_dict", "model", "model_ema", "state_dict_ema")
+"""Where files keep their weights, beside other things; the first that is there counts."""
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What became of a checkpoint and of a backbone's parameters. As text, it is the one line that is logged."""
+
+    source: str
+    layout: str
+    loaded: tuple[str, ...]
+    """Our names of the parameters and buffers that the file gave."""
+    parameters: int
+    """Values in them."""
+    fresh: tuple[str, ...] = ()
+    """Our names of those that files of this family lack by design; they keep their initial values."""
+    adapted: tuple[str, ...] = ()
+    """The file's tensors of another shape that were made to fit, each with what was done."""
+    cast: tuple[str, ...] = ()
+    """Conversions between types, each with the number of tensors."""
+    left_out: tuple[str, ...] = ()
+    """The file's keys that belong to a classifier."""
+    unbuilt: tuple[str, ...] = ()
+    """The file's parameters of stages that the backbone does not have, under our names."""
+    outside: tuple[str, ...] = ()
+    """The file's keys that are not part of a backbone, such as a detector's neck and head."""
+    beside: tuple[str, ...] = ()
+    """The file's entries beside the weights, such as an optimizer's state."""
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        part = "all" if not self.fresh else f"{len(self.loaded)} of {len(self.loaded) + len(self.fresh)}"
+        groups = Counter(key.removeprefix("module.").split(".")[0] for key in self.outside)
+        stages = sorted({str(stage_of(key)) for key in self.unbuilt})
+        return "; ".join(
+            [
+                f"{self.source} ({self.layout} layout): {part} tensors of the backbone come from the file, "
+                f"{self.parameters:,} parameters ({self.parameters / 1e6:.2f} M)",
+                f"fresh: {shorten(self.fresh) or 'none'}",
+                *self.adapted,
+                *self.cast,
+                *([f"left out, of the classifier: {shorten(self.left_out)}"] if self.left_out else []),
+                *([f"left out, of stages that are not built: {', '.join(stages)}"] if stages else []),
+                *([f"not of the backbone: {', '.join(f'{k} ({n})' for k, n in groups.items())}"] if groups else []),
+                *([f"beside the weights: {shorten(self.beside)}"] if self.beside else []),
+                *self.notes,
+            ]
+        )
+
+
+def load_pretrained(backbone: nn.Module, checkpoint: str | os.PathLike[str] | Mapping[str, Any]) -> LoadReport:
+    """Loads published or own weights, of any layout that the backbone's family is known in.
+
+    The weights may be wrapped (``state_dict``, ``model``, ``model_ema``) and prefixed (``module.``, ``backbone.``).
+    A stem for RGB images is adapted to the backbone's ``in_channels``, position tables are resized to its own. One
+    line is logged.
+
+    Args:
+        backbone: one of ours.
+        checkpoint: a path, a URL, or what such a file holds.
+
+    Raises:
+        CheckpointMismatch: if a parameter of the backbone is not in the file, or one of the file not in the backbone.
+        CheckpointError: if the file cannot be read, or holds NaN or infinite weights.
+
+    Whenever it raises, the backbone is as it was.
+    """
+    if isinstance(checkpoint, Mapping):
+        source, content = "the given state dict", dict(checkpoint)
+    else:
+        source, content = os.fspath(checkpoint), read_checkpoint(checkpoint)
+    try:
+        report = _load(backbone, content, source)
+    except CheckpointError as error:
+        raise type(error)(f"{source}: {error}") from None
+    print_log(str(report), logger="current")
+    return report
+
+
+def unwrap(content: Any) -> tuple[State, list[str]]:
+    """The tensors of a checkpoint's content by name, and the entries beside them.
+
+    Raises:
+        CheckpointError: if it holds no state dict, or tensors without plain values.
+    """
+    beside: list[str] = []
+    while isinstance(content, dict):
+        # dict's own methods: what a pickle may have set on a dict object is never called.
+        entries = dict(dict.items(content))
+        container = next((name for name in CONTAINERS if isinstance(entries.get(name), dict)), None)
+        if container is None:
+            break
+        beside += [str(key) for key in entries if key != container]
+        content = entries[container]
+    entries = dict(dict.items(content)) if isinstance(content, dict) else {}
+    state = {k: Tensor.detach(v) for k, v in entries.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    if not state:
+        holds = f" (it holds {shorten([str(key) for key in entries])})" if entries else ""
+        raise CheckpointError(f"holds no state dict{holds}: save model.state_dict(), bare or under 'state_dict'")
+    for key, tensor in state.items():
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+            raise CheckpointError(f"{key} is quantized, sparse or without data: save the plain model's state_dict()")
+    return state, beside + [str(key) for key in entries if key not in state]
+
+
+def _load(backbone: nn.Module, content: Any, source: str) -> LoadReport:
+    state, beside = unwrap(content)
+    family, network = _family(backbone), _describe(backbone)
+    if not (found := find_layout(state, [family])):
+        raise CheckpointMismatch(
+            f"the file looks like {looks_like(state)}, and the backbone is {network}: give a file of {family.name}; "
+            "nothing was loaded"
+        )
+    inside, outside = found.split(state)
+    ours, unknown = found.layout.to_ours(inside)
+    target = backbone.state_dict()
+
+    built = max(map(stage_of, target))
+    unbuilt = [key for key in ours if stage_of(key) > built]
+    given = {key: t for key, t in ours.items() if not key.startswith(CLASSIFIER) and stage_of(key) <= built}
+    fresh = [key for key in target if key not in given and _matches(family.may_be_fresh, key)]
+    prepared, adapted, misfits = _fit(given, target, family)
+    missing = [key for key in target if key not in given and key not in fresh]
+    unexpected = [key for key in given if key not in target]
+    if missing or unexpected or misfits or unknown:
+        difference = _difference(found, inside, unknown, ours, target, missing, unexpected, misfits)
+        raise CheckpointMismatch(
+            f"the file looks like {looks_like(state)} ({found.layout.name} layout), which is not {network}: "
+            f"{difference}. {_advice(family, ours, backbone)}"
+        )
+    cast = Counter(
+        f"{str(given[key].dtype)[6:]} to {str(target[key].dtype)[6:]}"
+        for key in prepared
+        if given[key].dtype != target[key].dtype
+    )
+    prepared = {key: tensor.to(target[key].dtype) for key, tensor in prepared.items()}
+    _check_finite(given, prepared)
+    backbone.load_state_dict(target | prepared)
+
+    renamed = {key: found.layout.keys.to_ours(key) or "" for key in inside}
+    split_off = set(ours) - set(renamed.values())
+    twin = dict(family.twins).get(_arch_name(backbone) or "")
+    return LoadReport(
+        source=source,
+        layout=found.layout.name,
+        loaded=tuple(prepared),
+        parameters=sum(tensor.numel() for tensor in prepared.values()),
+        fresh=tuple(fresh),
+        adapted=tuple(adapted),
+        cast=tuple(f"{count} tensors cast from {types}" for types, count in cast.items()),
+        left_out=(
+            *(key for key, name in renamed.items() if name.startswith(CLASSIFIER)),
+            *sorted(key for key in split_off if key.startswith(CLASSIFIER)),
+        ),
+        unbuilt=tuple(unbuilt),
+        outside=tuple(outside),
+        beside=tuple(beside),
+        notes=(f"the file may as well be of {twin}, which has the same names and shapes",) if twin else (),
+    )
+
+
+def _family(backbone: nn.Module) -> Family:
+    name = type(backbone).__name__
+    if name not in FAMILIES:
+        raise CheckpointError(f"there is no key table for {name}; there are tables for {', '.join(FAMILIES)}")
+    return FAMILIES[name]
+
+
+def _arch_name(backbone: Any) -> str | None:
+    return next((name for name, arch in type(backbone).archs.items() if arch == backbone.arch), None)
+
+
+def _describe(backbone: Any) -> str:
+    return f"{type(backbone).__name__} {_arch_name(backbone) or backbone.arch}"
+
+
+def _matches(patterns: tuple[str, ...], key: str) -> bool:
+    return any(re.fullmatch(pattern, key) for pattern in patterns)
+
+
+def _fit(given: State, target: State, family: Family) -> tuple[State, list[str], list[str]]:
+    """The given tensors that the target has, in its shapes; what was adapted; and which cannot be."""
+    prepared: State = {}
+    adapted: list[str] = []
+    misfits: list[str] = []
+    for key in given.keys() & target.keys():
+        tensor, shape = given[key], target[key].shape
+        if tensor.is_floating_point() != target[key].is_floating_point():
+            misfits.append(key)
+            continue
+        if tensor.shape != shape:
+            try:
+                adapter = family.adapter(key)
+                if adapter is None:
+                    raise ValueError("no two shapes of it mean the same")
+                source, tensor = tensor.shape, adapter.fit(tensor, shape)
+                adapted.append(f"{key} {adapter.report.format(source=source, target=shape)}")
+            except ValueError:
+                misfits.append(key)
+                continue
+        prepared[key] = tensor
+    return {key: prepared[key] for key in target if key in prepared}, sorted(adapted), sorted(misfits)
+
+
+def _check_finite(given: State, prepared: State) -> None:
+    broken = [key for key, tensor in given.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if broken:
+        raise CheckpointError(f"the file holds NaN or infinite weights, under {shorten(broken)}: it is of no use")
+    too_large = [key for key, t in prepared.items() if t.is_floating_point() and not t.isfinite().all()]
+    if too_large:
+        raise CheckpointError(f"weights of the file are too large for the backbone's type: {shorten(too_large)}")
+
+
+def _difference(
+    found: Found,
+    inside: State,
+    unknown: list[str],
+    given: State,
+    target: State,
+    missing: list[str],
+    unexpected: list[str],
+    misfits: list[str],
+) -> str:
+    """What is missing, too much, and of another shape, in the file's own names where it has any."""
+
+    def theirs(state: State) -> State:
+        named, nameless = found.layout.to_theirs(state)
+        return named | {key: state[key] for key in nameless if key in state}
+
+    lacks = [key for key in theirs({key: target[key] for key in missing}) if key not in inside]
+    too_much = [*unknown, *(key for key in theirs({key: given[key] for key in unexpected}) if key not in lacks)]
+    in_file, in_network = theirs({k: given[k] for k in misfits}), theirs({k: target[k] for k in misfits})
+    shapes = [
+        f"{found.prefix}{key} {tuple(in_file[key].shape)} for {tuple(in_network[key].shape)}"
+        for key in in_file
+        if key in in_network
+    ]
+    parts = {
+        "missing": [found.prefix + key for key in lacks],
+        "unexpected": [found.prefix + key for key in too_much],
+        "of another shape or type": shapes,
+    }
+    return "; ".join(f"{len(keys)} {what}: {shorten(keys)}" for what, keys in parts.items() if keys)
+
+
+def _advice(family: Family, ours: State, backbone: Any) -> str:
+    archs = find_archs(family, ours)
+    if archs and _arch_name(backbone) not in archs:
+        return f"Give arch={' or '.join(map(repr, archs))}, or the file of the arch that you want; nothing was loaded"
+    return "Give the file of this arch; nothing was loaded"

@@ -1,0 +1,319 @@
+"""Reading checkpoint files without ever running what is in them.
+
+A ``.pth`` file is a pickle: a program that may name any function and have it called. It is read by PyTorch's restricted
+unpickler (``weights_only=True``), which knows tensors and plain data. Official files hold more beside the weights, an
+``argparse.Namespace`` or a config node, which that unpickler refuses. So the names that a file uses are listed first,
+without importing anything, and each is answered by a stand-in of ours: an object of an unknown class becomes a plain
+dict, and a call becomes an error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import hashlib
+import http.client
+import os
+import pickle
+import pickletools
+import urllib.parse
+import warnings
+import zipfile
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from mm_vitbackbones.checkpoints.errors import CheckpointError, UnsafeCheckpointError, shorten
+
+_MAGIC_NUMBER = 0x1950A86A20F9469CFC6C  # what torch.save wrote first before PyTorch 1.6
+_CONVERT = "If you trust its source, load it once where it was made and save model.state_dict() alone."
+
+
+def read_checkpoint(checkpoint: str | os.PathLike[str]) -> Any:
+    """What is in a checkpoint: a path, an http(s) URL, or a URI that MMEngine knows (``s3://...``).
+
+    Tensors are put on the CPU. What is neither a tensor nor plain data (numbers, strings, lists, dicts) is replaced
+    by something inert.
+
+    Raises:
+        UnsafeCheckpointError: if the file asks for a function to be called.
+        CheckpointError: if it is missing, damaged, or no checkpoint; if it cannot be fetched.
+    """
+    name = os.fspath(checkpoint)
+    if name.startswith(("http://", "https://")):
+        return _read_file(_fetch(name))
+    if "://" in name:
+        from mmengine.fileio import get_local_path
+
+        with contextlib.ExitStack() as stack:
+            try:
+                path = stack.enter_context(get_local_path(name))
+            except Exception as error:  # each storage client has its own
+                raise CheckpointError(f"cannot fetch {name}: {error}; fetch it by hand and give the path") from error
+            return _read_file(Path(path))
+    return _read_file(Path(name).expanduser())
+
+
+def _read_file(path: Path) -> Any:
+    _check_is_file(path)
+    with path.open("rb") as file:
+        kind = _kind(path, file)
+        file.seek(0)
+        if kind == "safetensors":
+            return _read_safetensors(path)
+        try:
+            stand_ins = [_stand_in(*name) for name in sorted(_globals_of(file, zipped=kind == "zip"))]
+            file.seek(0)
+            with _only_safe_globals(stand_ins), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # on the pickle protocol; a file that needs more than it has fails
+                return torch.load(file, map_location="cpu", weights_only=True)
+        except UnsafeCheckpointError as error:
+            raise UnsafeCheckpointError(f"{path} is refused: {error}. {_CONVERT}") from None
+        except CheckpointError as error:
+            raise CheckpointError(f"{path} {error}") from None
+        except pickle.UnpicklingError as error:
+            # PyTorch's own text recommends an unsafe load; what it wraps is the reason alone.
+            reason = str(error.__context__ or error).splitlines()[0]
+            raise UnsafeCheckpointError(
+                f"{path} is refused, as it holds more than tensors and data: {reason}. {_CONVERT}"
+            ) from None
+        except Exception as error:  # a damaged pickle can fail in any way
+            raise CheckpointError(
+                f"{path} is damaged or truncated ({type(error).__name__}: {error}): download or copy it again"
+            ) from error
+
+
+def _check_is_file(path: Path) -> None:
+    if path.is_dir():
+        files = sorted(p.name for p in path.iterdir() if p.suffix in {".pth", ".pt", ".bin", ".safetensors"})
+        holds = f"it holds {shorten(files)}" if files else "it holds no checkpoint"
+        raise CheckpointError(f"{path} is a folder: give the path of a checkpoint file; {holds}")
+    if not path.is_file():
+        folder = next(parent for parent in path.absolute().parents if parent.is_dir())
+        if folder != path.absolute().parent:
+            raise CheckpointError(f"there is no checkpoint {path}: its folder does not exist, only {folder} does")
+        near = difflib.get_close_matches(path.name, [p.name for p in folder.iterdir()])
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise CheckpointError(f"there is no checkpoint {path}{hint}")
+
+
+def _kind(path: Path, file: IO[bytes]) -> str:
+    """'zip', 'pickle' or 'safetensors', by content; CheckpointError for anything else."""
+    head = file.read(1024)
+    text = head.lstrip().lower()
+    reason = None
+    if not head:
+        reason = "is empty: download or copy it again"
+    elif text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
+        reason = "is an HTML page, not a checkpoint: the download was answered by a web page, so fetch it by hand"
+    elif head.startswith(b"version https://git-lfs"):
+        reason = "is a Git LFS pointer, not the checkpoint itself: run `git lfs pull` in its repository"
+    elif head.startswith(b"PK"):
+        return _zip_kind(path)
+    elif head[8:10] == b'{"' and int.from_bytes(head[:8], "little") < path.stat().st_size:
+        return "safetensors"
+    elif head.startswith(b"\x80"):
+        return "pickle"
+    elif path.suffix == ".safetensors":
+        reason = "is damaged or truncated: it does not begin with the header of a safetensors file; download it again"
+    elif head.startswith(b"\x1f\x8b"):
+        reason = "is compressed with gzip: run gunzip on it first"
+    elif head.startswith(b"\x89HDF"):
+        reason = "is an HDF5 file (Keras), which is not read: give a PyTorch checkpoint"
+    elif text.startswith((b"{", b"[")):
+        reason = "is a JSON file (an index or a config?): give the file with the weights"
+    elif head[257:262] == b"ustar":
+        reason = "is a tar archive: unpack it and give the checkpoint in it"
+    if reason is None:
+        reason = "is not a PyTorch checkpoint (TensorFlow, ONNX and other formats are not read)"
+    raise CheckpointError(f"{path} {reason}")
+
+
+def _zip_kind(path: Path) -> str:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except zipfile.BadZipFile as error:
+        raise CheckpointError(f"{path} is truncated ({error}): download or copy it again") from None
+    if any(name.endswith("/constants.pkl") for name in names):
+        raise CheckpointError(f"{path} is a TorchScript archive, which holds code: save model.state_dict() instead")
+    if not any(name.endswith("/data.pkl") for name in names):
+        what = "NumPy arrays" if any(name.endswith(".npy") for name in names) else f"{shorten(names, 3)}"
+        raise CheckpointError(f"{path} is a zip archive but no PyTorch checkpoint: it holds {what or 'nothing'}")
+    return "zip"
+
+
+def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError:
+        raise CheckpointError(f"{path} needs the safetensors library: pip install safetensors") from None
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged or truncated ({error}): download or copy it again") from error
+
+
+# ---- the names in a pickle, and what stands in for them
+
+
+def _globals_of(file: IO[bytes], zipped: bool) -> set[tuple[str, str]]:
+    """(module, name) of all that the pickles in a checkpoint refer to, with the Python 2 names as Python 3 has them."""
+    if zipped:
+        with zipfile.ZipFile(file) as archive:
+            inner = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+            return _globals_in(archive.open(inner))
+    # The form before PyTorch 1.6: a magic number, a version, the machine, the object and the storages' keys, one
+    # pickle each, and then the raw storages.
+    if all(argument != _MAGIC_NUMBER for _, argument, _ in pickletools.genops(file)):
+        raise CheckpointError("is a pickle that torch.save did not write: save model.state_dict() with torch.save")
+    return set().union(*(_globals_in(file) for _ in range(4)))
+
+
+def _globals_in(pickled: IO[bytes]) -> set[tuple[str, str]]:
+    names = set()
+    for opcode, argument, _ in pickletools.genops(pickled):
+        if opcode.name == "GLOBAL":
+            module, _, name = str(argument).partition(" ")
+            names.add(NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name)))
+    return names
+
+
+def _as_dict() -> Any:
+    return OrderedDict()
+
+
+def _as_list() -> Any:
+    return []
+
+
+class Opaque:
+    """A value that nobody needs, in place of one that is made by a call. It holds nothing."""
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+_VALUES: dict[str, Callable[[], Any]] = {
+    "collections.defaultdict": _as_dict,
+    "mmengine.config.config.ConfigDict": _as_dict,
+    "collections.deque": _as_list,
+    **dict.fromkeys(
+        [
+            "builtins.frozenset",
+            "builtins.getattr",  # MMEngine's log buffers refer to their own methods by it
+            "builtins.range",
+            "builtins.slice",
+            "datetime.date",
+            "datetime.datetime",
+            "datetime.time",
+            "datetime.timedelta",
+            "decimal.Decimal",
+            "numpy._core.multiarray._reconstruct",
+            "numpy._core.multiarray.scalar",
+            "numpy.core.multiarray._reconstruct",
+            "numpy.core.multiarray.scalar",
+            "numpy.dtype",
+            "pathlib.Path",
+            "pathlib.PosixPath",
+            "pathlib.PurePosixPath",
+            "pathlib.PureWindowsPath",
+            "pathlib.WindowsPath",
+            "pathlib._local.PosixPath",
+            "pathlib._local.WindowsPath",
+            "types.SimpleNamespace",
+        ],
+        Opaque,
+    ),
+}
+"""Common values that a pickle makes by a call, and what they are answered with; nothing of theirs is called."""
+
+
+class _StandInType(type):
+    """The type of all stand-ins: calling one is what a pickle's REDUCE does."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        name = f"{cls.__module__}.{cls.__qualname__}"
+        if name not in _VALUES:
+            raise UnsafeCheckpointError(f"it asks for a call of {name}, which a checkpoint has no need of")
+        return _VALUES[name]()
+
+
+def _stand_in(module: str, name: str) -> type:
+    """A class with this name that holds no code of the real one.
+
+    Its objects, which a pickle makes by ``__new__``, are plain dicts: that is what the restricted unpickler fills in
+    with items (a config node) and attributes (a namespace) alike.
+    """
+    body = {"__module__": module, "__qualname__": name, "__new__": lambda cls, *args, **kwargs: OrderedDict()}
+    return _StandInType(name, (), body)
+
+
+@contextlib.contextmanager
+def _only_safe_globals(stand_ins: list[type]) -> Iterator[None]:
+    """These and no other classes are known to the restricted unpickler, beside its own.
+
+    What the process has allowed so far, for files that it trusts, is put aside: a real function of that name would
+    otherwise be called for this file too.
+    """
+    if not hasattr(torch.serialization, "get_safe_globals"):  # before PyTorch 2.4, which reads tensors and data alone
+        yield
+        return
+    allowed = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    try:
+        torch.serialization.add_safe_globals([*stand_ins, Opaque])
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(allowed)
+
+
+# ---- downloads
+
+
+def _fetch(url: str) -> Path:
+    """The file behind a URL, downloaded once into PyTorch's cache of checkpoints."""
+    from mmengine.dist import barrier, broadcast_object_list, get_dist_info
+
+    # The URL's hash keeps files of one name apart: many repositories have a pytorch_model.bin.
+    name = Path(urllib.parse.unquote(urllib.parse.urlparse(url).path)).name or "checkpoint"
+    digest = hashlib.sha256(url.encode()).hexdigest()[:8]
+    path = Path(torch.hub.get_dir(), "checkpoints", f"{Path(name).stem}-{digest}{Path(name).suffix}")
+    rank, world_size = get_dist_info()
+    failure: list[CheckpointError | None] = [None]
+    if rank == 0 and not path.exists():
+        try:
+            _download(url, path)
+        except CheckpointError as error:
+            failure = [error]
+    if world_size > 1:
+        broadcast_object_list(failure)  # a rank that waited for a failed download would wait for ever
+        barrier()
+    if failure[0] is not None:
+        raise failure[0]
+    return path
+
+
+def _download(url: str, path: Path) -> None:
+    """To a file beside ``path``, which takes its name only once it can be read: no cut-off download stays behind."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    by_hand = f"download {url} by hand and give the path of the file"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(partial), progress=True)
+        _read_file(partial)
+        partial.replace(path)
+    except UnsafeCheckpointError as error:
+        raise UnsafeCheckpointError(str(error).replace(str(partial), url)) from None
+    except CheckpointError as error:
+        raise CheckpointError(f"{str(error).replace(str(partial), url)}; or {by_hand}") from None
+    except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
+        raise CheckpointError(f"cannot download {url} ({error}): {by_hand}") from error
+    finally:
+        partial.unlink(missing_ok=True)

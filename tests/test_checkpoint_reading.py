@@ -1,0 +1,416 @@
+import argparse
+import collections
+import functools
+import gzip
+import io
+import json
+import os
+import pathlib
+import pickle
+import subprocess
+import sys
+import types
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+
+from mm_vitbackbones.checkpoints import CheckpointError, UnsafeCheckpointError, read_checkpoint, reading
+from mm_vitbackbones.checkpoints.loading import unwrap
+
+WEIGHTS = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.ones(2, dtype=torch.float16)}
+
+
+@pytest.fixture(params=["zip", "legacy"])
+def save(request, tmp_path):
+    def save(content, name="file.pth"):
+        torch.save(content, tmp_path / name, _use_new_zipfile_serialization=request.param == "zip")
+        return tmp_path / name
+
+    return save
+
+
+class CfgNode(dict):
+    """A config node as yacs makes it: a dict with attributes."""
+
+
+class Settings:
+    pass
+
+
+@pytest.fixture
+def vanished_module():
+    """A module that is there while a file is written, and gone when it is read."""
+    module = types.ModuleType("somebodys_project")
+    for cls in (CfgNode, Settings):
+        copy = type(cls.__name__, cls.__bases__, {"__module__": module.__name__})
+        setattr(module, cls.__name__, copy)
+    sys.modules[module.__name__] = module
+    yield module
+    sys.modules.pop(module.__name__, None)
+
+
+def check_weights(content):
+    assert content["model"].keys() == WEIGHTS.keys()
+    assert all(torch.equal(content["model"][key], WEIGHTS[key]) for key in WEIGHTS)
+
+
+def test_plain_weights(save):
+    check_weights(read_checkpoint(save({"model": WEIGHTS, "epoch": 3})))
+
+
+def test_what_official_files_carry_beside_the_weights(save, vanished_module):
+    node = vanished_module.CfgNode(LR=0.1, NAMES=["a"])
+    node.__dict__["__immutable__"] = True
+    node["INNER"] = vanished_module.CfgNode(SIZE=(1, 2), TAGS={"x"})
+    settings = vanished_module.Settings()
+    settings.node = node
+    content = {
+        "args": argparse.Namespace(lr=0.1, output_dir="out", node=node),
+        "config": node,
+        "settings": settings,
+        "class": vanished_module.Settings,
+        "simple": types.SimpleNamespace(a=1),
+        "path": pathlib.Path("a/b"),
+        "counts": collections.defaultdict(list, a=[1]),
+        "queue": collections.deque([1, 2]),
+        "ordered": collections.OrderedDict(a=1),
+        "scalar": np.float64(3.5),
+        "array": np.arange(4.0),
+        "frozen": frozenset({1}),
+        "model": collections.OrderedDict(WEIGHTS),
+    }
+    path = save(content)
+    del sys.modules[vanished_module.__name__]
+    read = read_checkpoint(path)
+    check_weights(read)
+    assert vanished_module.__name__ not in sys.modules
+    assert read["config"]["INNER"]["SIZE"] == (1, 2)
+    assert type(read["config"]) is collections.OrderedDict
+    assert vars(read["args"])["output_dir"] == "out"
+    assert type(read["args"]) is not argparse.Namespace
+    assert read["counts"] == {"a": [1]}
+    assert read["queue"] == [1, 2]
+    assert not isinstance(read["array"], np.ndarray)
+
+
+def test_mmengine_log_buffers(save):
+    from mmengine.logging import HistoryBuffer
+
+    check_weights(read_checkpoint(save({"model": WEIGHTS, "message_hub": {"loss": HistoryBuffer([1.0], [1])}})))
+
+
+# ---- files that want something to be run
+
+RAN = []
+
+
+def tripwire(*args, **kwargs):
+    """What every payload calls. Nothing may."""
+    RAN.append(args)
+    return {}
+
+
+class Call:
+    """Pickles as a call of a function."""
+
+    def __init__(self, function, *args, state=None):
+        self.reduced = (function, args) if state is None else (function, args, state)
+
+    def __reduce__(self):
+        return self.reduced
+
+
+class WithSetState:
+    def __setstate__(self, state):
+        RAN.append(state)
+
+
+class WithNew:
+    def __new__(cls, *args):
+        if args:
+            RAN.append(args)
+        return super().__new__(cls)
+
+    def __getnewargs__(self):
+        return ("payload",)
+
+
+class DictWithSetItem(dict):
+    def __setitem__(self, key, value):
+        RAN.append(key)
+
+
+@pytest.fixture(autouse=True)
+def nothing_ran(tmp_path, monkeypatch):
+    RAN.clear()
+    monkeypatch.chdir(tmp_path)
+    yield
+    assert not RAN
+    assert not (tmp_path / "ran").exists()
+
+
+def payloads():
+    yield "os.system", Call(os.system, "touch ran")
+    yield "eval", Call(eval, "open('ran', 'w')")
+    yield "exec", Call(exec, "open('ran', 'w')")
+    yield "subprocess", Call(subprocess.Popen, ["touch", "ran"])
+    yield "own function", Call(tripwire, 1)
+    yield "import", Call(__import__, "antigravity")
+    yield "torch.load", Call(torch.load, "other.pth")
+    yield "open", Call(open, "ran", "w")
+    yield "a class", Call(WithNew, 1)
+    yield "partial", Call(functools.partial, tripwire)
+
+
+def places(payload):
+    yield {"model": WEIGHTS, "args": payload}
+    yield payload
+    yield {"model": WEIGHTS | {"a.weight": payload}}
+    yield {"args": argparse.Namespace(deep=[{"x": (payload,)}]), "model": WEIGHTS}
+    yield {"path": pathlib.Path("a"), "args": np.float64(1), "model": WEIGHTS, "z": payload}
+
+
+@pytest.mark.parametrize("payload", [pytest.param(payload, id=name) for name, payload in payloads()])
+def test_a_call_is_refused(save, payload):
+    for content in places(payload):
+        path = save(content)
+        with pytest.raises(UnsafeCheckpointError, match=r"file\.pth is refused") as caught:
+            read_checkpoint(path)
+        assert "weights_only=False" not in str(caught.value)
+
+
+def test_the_refusal_names_the_function(save):
+    with pytest.raises(UnsafeCheckpointError, match=r"builtins\.eval"):
+        read_checkpoint(save({"args": Call(eval, "1")}))
+
+
+def test_a_payload_in_setstate_new_or_items_is_inert(save):
+    state = WithSetState()
+    state.payload = 1
+    content = {"model": WEIGHTS, "x": state, "y": WithNew(), "z": DictWithSetItem({"a": 1})}
+    path = save(content)
+    RAN.clear()
+    read = read_checkpoint(path)
+    check_weights(read)
+    assert {type(read[key]) for key in "xyz"} == {collections.OrderedDict}
+
+
+def test_calls_through_inert_values_are_refused(save):
+    # getattr is answered with an inert value; what it "returns" is not to be called either
+    check_weights(read_checkpoint(save({"args": Call(getattr, "a", "upper"), "model": WEIGHTS})))
+    program = (  # getattr(object, 'name')('touch ran')
+        b"\x80\x02c__builtin__\ngetattr\nc__builtin__\nobject\nX\x04\x00\x00\x00nameq\x00\x86R"
+        b"X\x09\x00\x00\x00touch ran\x85R."
+    )
+    with pytest.raises(UnsafeCheckpointError):
+        read_checkpoint(zip_with(program))
+
+
+def zip_with(program):
+    buffer = io.BytesIO()
+    torch.save({}, buffer)
+    path = pathlib.Path("by_hand.pth")
+    with zipfile.ZipFile(buffer) as source, zipfile.ZipFile(path, "w") as target:
+        for name in source.namelist():
+            target.writestr(name, program if name.endswith("data.pkl") else source.read(name))
+    return path
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        b"\x80\x02cos\nsystem\nX\x09\x00\x00\x00touch ran\x85R.",
+        b"\x80\x02cposix\nsystem\nX\x09\x00\x00\x00touch ran\x85R.",
+        b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x09touch ran\x85R.",  # STACK_GLOBAL
+        b"\x80\x04\x8c\x08builtins\x8c\x04eval\x93\x8c\x01\x31\x85R.",
+        b"(S'touch ran'\nios\nsystem\n.",  # INST
+        b"\x80\x02c__builtin__\neval\nX\x01\x00\x00\x001\x85R.",
+        # BUILD on a stand-in itself, to give it other methods
+        b"\x80\x02cargparse\nNamespace\n}X\x08\x00\x00\x00__call__c__builtin__\neval\nsb.",
+        # BUILD that hangs a function on a dict's methods
+        b"\x80\x02ccollections\nOrderedDict\n)R}X\x05\x00\x00\x00itemsc__builtin__\neval\nsbX\x01\x00\x00\x00x\x85R.",
+        b"\x80\x02cmm_vitbackbones.checkpoints.reading\n_read_file\nX\x01\x00\x00\x00x\x85R.",
+    ],
+)
+@pytest.mark.parametrize("container", ["zip", "legacy"])
+def test_handmade_programs_are_refused(program, container):
+    if container == "zip":
+        path = zip_with(program)
+    else:
+        path = pathlib.Path("legacy.pth")
+        head = b"".join(pickle.dumps(x, 2) for x in (0x1950A86A20F9469CFC6C, 1001, {}))
+        path.write_bytes(head + program + pickle.dumps([], 2))
+    with pytest.raises(CheckpointError, match=r"refused|damaged|not a PyTorch"):
+        read_checkpoint(path)
+
+
+def test_a_program_in_the_parts_around_the_object_is_refused():
+    program = b"\x80\x02c__builtin__\neval\nX\x12\x00\x00\x00open('ran', 'w') #\x85R."
+    pieces = [pickle.dumps(x, 2) for x in (0x1950A86A20F9469CFC6C, 1001, {}, {}, [])]
+    for i in (1, 2, 4):
+        path = pathlib.Path("legacy.pth")
+        path.write_bytes(b"".join([*pieces[:i], program, *pieces[i + 1 :]]))
+        with pytest.raises(CheckpointError):
+            read_checkpoint(path)
+
+
+def test_methods_of_a_dict_from_a_file_are_not_called():
+    # the state dict itself, with an 'items' of the file's own
+    program = b"\x80\x02ccollections\nOrderedDict\n)R}X\x05\x00\x00\x00itemsc__builtin__\neval\nsb."
+    with pytest.raises(CheckpointError, match="no state dict"):
+        unwrap(read_checkpoint(zip_with(program)))
+
+
+def test_what_the_process_allows_is_neither_used_nor_lost(save):
+    allowed = [(tripwire, f"{tripwire.__module__}.{tripwire.__qualname__}"), tripwire]
+    torch.serialization.add_safe_globals(allowed)
+    try:
+        with pytest.raises(UnsafeCheckpointError, match="tripwire"):
+            read_checkpoint(save({"args": Call(tripwire, 1), "model": WEIGHTS}))
+        assert set(torch.serialization.get_safe_globals()) >= set(allowed)
+        assert not any(isinstance(f, reading._StandInType) for f in torch.serialization.get_safe_globals())
+    finally:
+        torch.serialization.clear_safe_globals()
+
+
+# ---- files that are no checkpoints
+
+
+def write(name, data):
+    path = pathlib.Path(name)
+    path.write_bytes(data)
+    return path
+
+
+def npz():
+    buffer = io.BytesIO()
+    np.savez(buffer, a=np.ones(3))
+    return buffer.getvalue()
+
+
+def zip_of(name):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr(name, b"x")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "is empty"),
+        (b"\n <!DOCTYPE html><html>Sign in</html>", "HTML page"),
+        (b"<html><body>404</body></html>", "HTML page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 3\n", "git lfs pull"),
+        (b'{"weight_map": {}}', "JSON"),
+        (gzip.compress(b"x"), "gzip"),
+        (b"\x89HDF\r\n\x1a\n", "HDF5"),
+        (b"\x0a\x05model", "TensorFlow"),
+        (npz(), "NumPy arrays"),
+        (zip_of("photo.jpg"), r"zip archive but no PyTorch checkpoint.*photo\.jpg"),
+        (zip_of("m/constants.pkl"), "TorchScript"),
+        (pickle.dumps({"a": 1}, 2), "torch.save did not write"),
+        (pickle.dumps({"a": 1}, 4), "torch.save did not write"),
+        (b"\x80\x02}q\x00(X", "damaged or truncated"),
+    ],
+)
+def test_each_is_named_for_what_it_is(data, message):
+    with pytest.raises(CheckpointError, match=message) as caught:
+        read_checkpoint(write("file.pth", data))
+    assert "file.pth" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.9, 0.999])
+def test_a_truncated_file(save, share):
+    whole = save({"model": {"w": torch.randn(100, 100)}}).read_bytes()
+    with pytest.raises(CheckpointError, match="truncated"):
+        read_checkpoint(write("cut.pth", whole[: int(len(whole) * share)]))
+
+
+def test_a_missing_file_and_the_nearest_names(tmp_path):
+    write("pvt_small.pth", b"x")
+    with pytest.raises(CheckpointError, match=r"did you mean pvt_small\.pth"):
+        read_checkpoint(tmp_path / "pvt_smal.pth")
+    with pytest.raises(CheckpointError, match="folder does not exist"):
+        read_checkpoint(tmp_path / "no" / "such" / "file.pth")
+    with pytest.raises(CheckpointError, match=r"is a folder.*pvt_small\.pth"):
+        read_checkpoint(tmp_path)
+
+
+def test_safetensors_by_content_whatever_the_name(tmp_path):
+    from safetensors.torch import save_file
+
+    for name in ("a.safetensors", "a.bin"):
+        save_file(WEIGHTS, tmp_path / name)
+        assert torch.equal(read_checkpoint(tmp_path / name)["a.weight"], WEIGHTS["a.weight"])
+    whole = (tmp_path / "a.bin").read_bytes()
+    for cut in (b"", whole[:5], whole[:-4]):
+        with pytest.raises(CheckpointError, match=r"empty|truncated"):
+            read_checkpoint(write("cut.safetensors", cut))
+
+
+def test_safetensors_without_its_library(tmp_path, monkeypatch):
+    header = json.dumps({"a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}).encode()
+    path = write("a.safetensors", len(header).to_bytes(8, "little") + header + b"\x01")
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    with pytest.raises(CheckpointError, match="pip install safetensors"):
+        read_checkpoint(path)
+
+
+# ---- downloads
+
+
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    """Serves ``tmp_path / 'served'`` in place of the internet, and keeps torch's cache in ``tmp_path``."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    folder = tmp_path / "served"
+    folder.mkdir()
+    calls = []
+
+    def download(url, destination, progress=True):
+        calls.append(url)
+        source = folder / url.rsplit("/", 1)[1]
+        if not source.exists():
+            raise OSError("HTTP Error 404: Not Found")
+        pathlib.Path(destination).write_bytes(source.read_bytes())
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    return folder, calls
+
+
+def cached(tmp_path):
+    return [p.name for p in (tmp_path / "home").rglob("*") if p.is_file()]
+
+
+def test_a_url_is_downloaded_once(served, tmp_path):
+    folder, calls = served
+    torch.save({"model": WEIGHTS}, folder / "net.pth")
+    for _ in range(2):
+        check_weights(read_checkpoint("https://example.org/a/net.pth"))
+    assert len(calls) == 1
+    check_weights(read_checkpoint("https://example.org/b/net.pth"))
+    assert len(cached(tmp_path)) == 2  # one name at two addresses is two files
+
+
+def test_a_failing_download_says_what_to_do(served, tmp_path):
+    with pytest.raises(CheckpointError, match=r"https://example\.org/none\.pth.*404.*by hand"):
+        read_checkpoint("https://example.org/none.pth")
+    assert not cached(tmp_path)
+
+
+@pytest.mark.parametrize("data", [b"<html>Too many requests</html>", b""])
+def test_a_download_that_is_no_checkpoint_is_not_kept(served, tmp_path, data):
+    folder, _ = served
+    (folder / "net.pth").write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"https://example\.org/net\.pth is .*by hand"):
+        read_checkpoint("https://example.org/net.pth")
+    assert not cached(tmp_path)
+
+
+def test_another_uri_goes_through_mmengine(tmp_path):
+    with pytest.raises(CheckpointError, match=r"cannot fetch nowhere://a\.pth.*by hand"):
+        read_checkpoint("nowhere://a.pth")

@@ -1,0 +1,202 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mm_vitbackbones.backbones import PVT, PVTv2
+from mm_vitbackbones.checkpoints import CheckpointError, convert_checkpoint, load_pretrained, read_checkpoint
+from mm_vitbackbones.checkpoints.families import FAMILIES
+
+TOOL = Path(__file__).parents[1] / "tools" / "convert_checkpoint.py"
+DATA = Path(__file__).parent / "data"
+SPEC = {
+    "depths": (2, 1, 1, 1),
+    "dims": (8, 16, 20, 32),
+    "num_heads": (1, 2, 5, 8),
+    "reductions": (8, 4, 2, 1),
+    "mlp_ratios": (8, 8, 4, 4),
+}
+TOYS = {
+    "pvt": (PVT, SPEC | {"pretrain_grid": 16}),
+    "pvt_v2": (PVTv2, SPEC),
+    "pvt_v2_linear": (PVTv2, SPEC | {"linear": True}),
+}
+
+
+def official(toy):
+    with np.load(DATA / f"{toy}.npz") as arrays:
+        state = {k.removeprefix("state/"): torch.from_numpy(arrays[k]) for k in arrays if k.startswith("state/")}
+    state |= {"head.weight": torch.randn(10, 32), "head.bias": torch.randn(10)}
+    if toy == "pvt":
+        state |= {"cls_token": torch.randn(1, 1, 32), "norm.weight": torch.randn(32), "norm.bias": torch.ones(32)}
+    return state
+
+
+@pytest.fixture(params=TOYS)
+def toy(request):
+    return request.param
+
+
+@pytest.fixture
+def source(tmp_path, toy):
+    torch.save(official(toy), tmp_path / "official.pth")
+    return tmp_path / "official.pth"
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) and a[key].dtype == b[key].dtype for key in a)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(
+    ("between", "suffix"),
+    [
+        (["ours"], ".pth"),
+        (["ours"], ".safetensors"),  # OpenMMLab's names leave the classifier no room in this format
+        (["openmmlab"], ".pth"),
+        (["ours", "openmmlab"], ".pth"),
+        (["openmmlab", "ours"], ".pth"),
+    ],
+)
+def test_round_trips_give_the_very_file(source, toy, tmp_path, between, suffix, dtype):
+    arch = TOYS[toy][1]
+    original = {key: tensor.to(dtype) for key, tensor in torch.load(source).items()}
+    torch.save(original, source)
+    previous = source
+    for i, to in enumerate(between):
+        convert_checkpoint(previous, tmp_path / f"{i}{suffix}", to, arch)
+        previous = tmp_path / f"{i}{suffix}"
+    convert_checkpoint(previous, tmp_path / "again.pth", "official", arch)
+    assert same(torch.load(tmp_path / "again.pth"), original)
+
+
+@pytest.mark.parametrize("to", ["official", "ours", "openmmlab"])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_the_result_can_be_loaded(source, toy, tmp_path, to, suffix):
+    cls, arch = TOYS[toy]
+    convert_checkpoint(source, tmp_path / f"out{suffix}", to, arch)
+    expected, backbone = cls(arch), cls(arch)
+    load_pretrained(expected, source)
+    report = load_pretrained(backbone, tmp_path / f"out{suffix}")
+    assert report.layout == to
+    assert same(backbone.state_dict(), expected.state_dict())
+
+
+def test_our_file_is_the_backbones_own_state_dict(source, toy, tmp_path):
+    cls, arch = TOYS[toy]
+    convert_checkpoint(source, tmp_path / "ours.pth", "ours", arch)
+    content = torch.load(tmp_path / "ours.pth")
+    cls(arch).load_state_dict(content["state_dict"], strict=True)
+    assert content["meta"]["family"] == cls.__name__
+    assert "head.weight" in content["classifier"]
+
+
+def test_what_is_no_weight_of_the_backbone_is_named(tmp_path, toy):
+    cls, arch = TOYS[toy]
+    state = {f"backbone.{key}": tensor for key, tensor in cls(arch).state_dict().items()} | {"neck.w": torch.ones(1)}
+    torch.save({"state_dict": state, "optimizer": {}}, tmp_path / "detector.pth")
+    text = str(convert_checkpoint(tmp_path / "detector.pth", tmp_path / "out.pth", "official", arch))
+    assert "left behind, as not of the backbone: neck.w, optimizer" in text
+    assert "holds no classifier" in text
+    backbone = cls(arch)
+    load_pretrained(backbone, tmp_path / "out.pth")
+    assert same(backbone.state_dict(), {k.removeprefix("backbone."): v for k, v in state.items() if k != "neck.w"})
+
+
+def test_what_a_form_has_no_room_for_is_named(source, toy, tmp_path):
+    result = convert_checkpoint(source, tmp_path / "out.safetensors", "openmmlab", TOYS[toy][1])
+    assert "no room for it: classifier." in str(result)
+
+
+def test_the_published_archs_are_recognised(tmp_path):
+    for backbone, arch in {
+        PVT("tiny"): "tiny",
+        PVT("large", out_indices=(0,)): "small or medium or large",
+        PVTv2("b0", in_channels=4): "b0",
+        PVTv2("b2_li", out_indices=(0, 1)): "b2_li",
+    }.items():
+        torch.save(backbone.state_dict(), tmp_path / "in.pth")
+        result = convert_checkpoint(tmp_path / "in.pth", tmp_path / "out.pth", "openmmlab", force=True)
+        assert result.arch == arch
+        assert ("no linear attention" in str(result)) == (arch == "b2_li")
+
+
+def test_a_table_that_is_not_square_stays_in_our_layout(tmp_path):
+    state = PVT("tiny").state_dict()
+    state["stages.0.position.table"] = state["stages.0.position.table"][:, :28]
+    torch.save(state, tmp_path / "in.pth")
+    convert_checkpoint(tmp_path / "in.pth", tmp_path / "ours.pth", "ours")
+    for to in ("official", "openmmlab"):
+        with pytest.raises(CheckpointError, match=f"the {to} layout cannot hold these weights"):
+            convert_checkpoint(tmp_path / "in.pth", tmp_path / "out.pth", to)
+    assert not (tmp_path / "out.pth").exists()
+
+
+def run(*args):
+    environment = os.environ | {"PYTHONPATH": str(TOOL.parents[1])}
+    return subprocess.run([sys.executable, TOOL, *map(str, args)], capture_output=True, text=True, env=environment)
+
+
+def test_the_tool(tmp_path):
+    state, _ = FAMILIES["PVTv2"].layout("official").to_theirs(PVTv2("b0").state_dict())
+    torch.save(state, tmp_path / "in.pth")
+    done = run(tmp_path / "in.pth", tmp_path / "out.pth", "--to", "openmmlab")
+    assert done.returncode == 0
+    assert "PVTv2 b0" in done.stdout
+    written = (tmp_path / "out.pth").read_bytes()
+
+    again = run(tmp_path / "in.pth", tmp_path / "out.pth", "--to", "official")
+    assert again.returncode == 2
+    assert again.stderr.count("\n") == 1
+    assert "out.pth exists" in again.stderr
+    assert (tmp_path / "out.pth").read_bytes() == written
+
+    forced = run(tmp_path / "out.pth", tmp_path / "out.pth", "--to", "official", "--force")
+    assert forced.returncode == 0
+    assert same(read_checkpoint(tmp_path / "out.pth"), state)
+    assert {path.name for path in tmp_path.iterdir()} == {"in.pth", "out.pth"}
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments", "message"),
+    [
+        ({"w": torch.ones(1)}, {}, "no network that is known"),
+        (official("pvt"), {}, "no published arch.*--arch"),
+        (official("pvt"), {"arch": "tiny"}, "is not of arch tiny"),
+        (official("pvt"), {"arch": "tny"}, "--arch: PVT has no arch 'tny'"),
+        (official("pvt"), {"arch": {"depth": 1}}, "--arch: .*depth"),
+        (official("pvt") | {"extra.weight": torch.ones(1)}, {"arch": TOYS["pvt"][1]}, r"has no extra\.weight"),
+        (official("pvt"), {"to": "jax"}, "no layout 'jax'"),
+        ({"a": 1}, {}, "no state dict"),
+    ],
+)
+def test_what_cannot_be_converted(tmp_path, content, arguments, message):
+    torch.save(content, tmp_path / "in.pth")
+    with pytest.raises(CheckpointError, match=message):
+        convert_checkpoint(tmp_path / "in.pth", tmp_path / "out.pth", **arguments)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.pth"]
+
+
+def test_where_it_cannot_be_written(source, toy, tmp_path):
+    with pytest.raises(CheckpointError, match="no folder"):
+        convert_checkpoint(source, tmp_path / "no" / "out.pth", arch=TOYS[toy][1])
+    with pytest.raises(FileExistsError, match="exists"):
+        convert_checkpoint(source, tmp_path, arch=TOYS[toy][1])
+
+
+def test_an_interrupted_write_leaves_what_was_there(source, toy, tmp_path, monkeypatch):
+    (tmp_path / "out.pth").write_bytes(b"precious")
+
+    def fails(content, path):
+        Path(path).write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(torch, "save", fails)
+    with pytest.raises(CheckpointError, match="No space left"):
+        convert_checkpoint(source, tmp_path / "out.pth", arch=TOYS[toy][1], force=True)
+    assert (tmp_path / "out.pth").read_bytes() == b"precious"
+    assert {path.name for path in tmp_path.iterdir()} == {"official.pth", "out.pth"}

@@ -1,0 +1,140 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mm_vitbackbones.checkpoints.families import FAMILIES, find_layout
+from mm_vitbackbones.checkpoints.key_map import KeyMap, under
+
+DATA = Path(__file__).parent / "data"
+TOYS = {"pvt": "PVT", "pvt_v2": "PVTv2", "pvt_v2_linear": "PVTv2"}
+CASES = [(toy, layout.name) for toy, family in TOYS.items() for layout in FAMILIES[family].layouts]
+
+
+def official(toy):
+    with np.load(DATA / f"{toy}.npz") as arrays:
+        state = {k.removeprefix("state/"): torch.from_numpy(arrays[k]) for k in arrays if k.startswith("state/")}
+        width = json.loads(str(arrays["arch"]))["embed_dims"][-1]
+    state |= {"head.weight": torch.randn(10, width), "head.bias": torch.randn(10)}
+    if toy == "pvt":
+        state |= {
+            "cls_token": torch.randn(1, 1, width),
+            "norm.weight": torch.randn(width),
+            "norm.bias": torch.ones(width),
+        }
+    return state
+
+
+def test_reads_both_ways():
+    keys = KeyMap(
+        [
+            ("patch_embed{stage+1}.", "stages.{stage}.patch_embed."),
+            *under("block{stage+1}.{block}.", "stages.{stage}.blocks.{block}.", [("mlp.fc1.", "ffn.fc1.")]),
+            ("pos_embed{stage+1}", "stages.{stage}.position.table"),
+        ]
+    )
+    for theirs, ours in {
+        "patch_embed1.proj.weight": "stages.0.patch_embed.proj.weight",
+        "block3.12.mlp.fc1.bias": "stages.2.blocks.12.ffn.fc1.bias",
+        "pos_embed4": "stages.3.position.table",
+    }.items():
+        assert keys.to_ours(theirs) == ours
+        assert keys.to_theirs(ours) == theirs
+
+
+def test_an_unknown_key_has_no_name():
+    keys = KeyMap([("norm{stage+1}.", "stages.{stage}.norm."), ("pos{stage+1}", "stages.{stage}.pos")])
+    for key in (
+        "norm0.weight",
+        "norm01.weight",
+        "norm1",
+        "norm1.",
+        "xnorm1.weight",
+        "pos1.weight",
+        "pos",
+        "head.weight",
+    ):
+        assert keys.to_ours(key) is None
+    assert keys.to_theirs("stages.0.norms.weight") is None
+
+
+def test_offsets_on_both_sides_leave_out_the_first():
+    keys = KeyMap([("patch_embed.", "stages.0.embed."), ("s.{i+1}.down.", "stages.{i+1}.embed.")])
+    assert keys.to_ours("s.1.down.weight") == "stages.1.embed.weight"
+    assert keys.to_ours("s.0.down.weight") is None
+    assert keys.to_theirs("stages.0.embed.weight") == "patch_embed.weight"
+
+
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        [("a.{i}.", "b.")],
+        [("a.{i}.", "b.{i}")],
+        [("a.{i}.{i}.", "b.{i}.")],
+        [("a.{i-1}.", "b.{i}.")],
+        [("a.{i}.", "b.{i}."), ("a.{j}.norm.", "c.{j}.")],
+        [("a.", "x.{i}."), ("b.", "x.{i}.y.")],
+        [("a.{i}.", "x.{i}."), ("b.0.", "x.0.")],
+    ],
+)
+def test_a_malformed_table_is_refused(pairs):
+    with pytest.raises(ValueError, match="template"):
+        KeyMap(pairs)
+
+
+def test_a_key_of_two_readings_is_an_error():
+    keys = KeyMap([("a.{i}.5.", "x.{i}."), ("a.6.{j}.", "y.{j}.")])
+    with pytest.raises(ValueError, match=r"a\.6\.5\.w"):
+        keys.to_ours("a.6.5.w")
+
+
+@pytest.mark.parametrize(("toy", "name"), CASES)
+def test_each_layout_holds_the_whole_network_and_gives_it_back(toy, name):
+    family = FAMILIES[TOYS[toy]]
+    source = official(toy)
+    ours, unknown = family.layout("official").to_ours(source)
+    assert not unknown
+    theirs, nameless = family.layout(name).to_theirs(ours)
+    assert all(key.startswith("classifier.") for key in nameless)
+    assert bool(nameless) == (name == "openmmlab")
+    back, unknown = family.layout(name).to_ours(theirs)
+    assert not unknown
+    assert back.keys() == ours.keys() - set(nameless)
+    assert all(torch.equal(back[key], ours[key]) for key in back)
+    again, _ = family.layout("official").to_theirs(back | {key: ours[key] for key in nameless})
+    assert again.keys() == source.keys()
+    assert all(torch.equal(again[key], source[key]) for key in again)
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "backbone.", "module.backbone."])
+@pytest.mark.parametrize(("toy", "name"), CASES)
+def test_each_layout_is_recognised_and_no_other(toy, name, prefix):
+    family = FAMILIES[TOYS[toy]]
+    theirs, _ = family.layout(name).to_theirs(family.layout("official").to_ours(official(toy))[0])
+    found = find_layout([prefix + key for key in theirs])
+    assert (found.family.name, found.layout.name, found.prefix) == (family.name, name, prefix)
+
+
+def test_surgery_splits_by_rows_q_k_v():
+    source = official("pvt")
+    family = FAMILIES["PVT"]
+    ours, _ = family.layout("official").to_ours(source)
+    openmmlab, _ = family.layout("openmmlab").to_theirs(ours)
+    joint = openmmlab["layers.0.1.1.attn.attn.in_proj_weight"]
+    assert torch.equal(joint[:8], source["block1.0.attn.q.weight"])
+    assert torch.equal(joint[8:], source["block1.0.attn.kv.weight"])
+    assert openmmlab["layers.0.1.1.ffn.layers.0.weight"].shape == (64, 8, 1, 1)
+    huggingface, _ = family.layout("huggingface").to_theirs(ours)
+    assert torch.equal(huggingface["encoder.block.1.0.attention.self.value.bias"], source["block2.0.attn.kv.bias"][16:])
+    assert torch.equal(huggingface["encoder.patch_embeddings.3.position_embeddings"], source["pos_embed4"])
+
+
+def test_the_class_row_is_split_from_the_last_table_only():
+    source = official("pvt")
+    ours, _ = FAMILIES["PVT"].layout("official").to_ours(source)
+    assert ours["stages.0.position.table"].shape == (1, 16, 16, 8)
+    assert torch.equal(ours["stages.0.position.table"][0, 1, 2], source["pos_embed1"][0, 18])
+    assert torch.equal(ours["stages.3.position.table"].flatten(1, 2), source["pos_embed4"][:, 1:])
+    assert torch.equal(ours["classifier.token_position"], source["pos_embed4"][:, :1])
