@@ -58,7 +58,7 @@ ARCHS = {
 class Stage(nn.Module):
     """Patch embedding, position, blocks: (B, H, W, Cin) -> (B, ceil(H/patch), ceil(W/patch), C)."""
 
-    def __init__(self, in_channels: int, arch: Arch, index: int, drop_paths: list[float], recompute: str | None) -> None:
+    def __init__(self, in_channels: int, arch: Arch, index: int, drop_paths: list[float], recomputed: str | None) -> None:
         super().__init__()
         dim, heads, ratio = arch.dims[index], arch.num_heads[index], arch.reductions[index]
         patch, side = (4 if index == 0 else 2), arch.pretrain_grid // 2**index
@@ -72,7 +72,7 @@ class Stage(nn.Module):
                     ffn=FeedForward(dim, arch.mlp_ratios[index] * dim),
                     norm_eps=1e-6,
                     drop_path=drop_path,
-                    recompute=recompute,
+                    recomputed=recomputed,
                 )
                 for drop_path in drop_paths
             )

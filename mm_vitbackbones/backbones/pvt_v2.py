@@ -78,7 +78,7 @@ class PoolReduction(nn.Module):
 class Stage(nn.Module):
     """Overlapping patch embedding, blocks, norm: (B, H, W, Cin) -> (B, ceil(H/stride), ceil(W/stride), C)."""
 
-    def __init__(self, in_channels: int, arch: Arch, index: int, drop_paths: list[float], recompute: str | None) -> None:
+    def __init__(self, in_channels: int, arch: Arch, index: int, drop_paths: list[float], recomputed: str | None) -> None:
         super().__init__()
         dim, heads, ratio = arch.dims[index], arch.num_heads[index], arch.reductions[index]
         kernel_size, stride = (7, 4) if index == 0 else (3, 2)
@@ -97,7 +97,7 @@ class Stage(nn.Module):
                     ffn=MixFeedForward(dim, arch.mlp_ratios[index] * dim, relu=arch.linear),
                     norm_eps=1e-6,
                     drop_path=drop_path,
-                    recompute=recompute,
+                    recomputed=recomputed,
                 )
                 for drop_path in drop_paths
             )

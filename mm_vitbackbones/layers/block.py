@@ -1,20 +1,21 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from mm_vitbackbones.layers.recompute import recompute
 from mm_vitbackbones.layers.residual import DropPath, add_residual
 
 
 class Block(nn.Module):
     """The pre-norm transformer block over grids (B, H, W, C): x + attn(norm1(x)), then x + ffn(norm2(x)).
 
-    ``recompute`` trades time for memory in training: ``"ffn"`` computes the feed-forward network, whose hidden map
-    is the largest tensor of all, again in the backward pass; ``"block"`` the whole block; ``None`` nothing.
+    ``recomputed`` trades time for memory in training: ``"ffn"`` computes the feed-forward network, whose hidden map
+    is the largest tensor of all, again in the backward pass; ``"block"`` the whole block; ``None`` nothing but what
+    is nearly free.
     """
 
     def __init__(
-        self, dim: int, attn: nn.Module, ffn: nn.Module, norm_eps: float, drop_path: float, recompute: str | None
+        self, dim: int, attn: nn.Module, ffn: nn.Module, norm_eps: float, drop_path: float, recomputed: str | None
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
@@ -22,11 +23,11 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
         self.ffn = ffn
         self.drop_path = DropPath(drop_path)
-        self.recompute = recompute
+        self.recomputed = recomputed
 
     def forward(self, grid: Tensor) -> Tensor:
-        if self.recompute == "block" and self.training:
-            return checkpoint(self._residuals, grid, use_reentrant=False, preserve_rng_state=self.drop_path.rate > 0)
+        if self.recomputed == "block" and self.training:
+            return recompute(self._residuals, grid, random=self.drop_path.rate > 0)
         return self._residuals(grid)
 
     def _residuals(self, grid: Tensor) -> Tensor:
@@ -34,9 +35,6 @@ class Block(nn.Module):
         return add_residual(grid, self.drop_path(self._feed_forward(grid)))
 
     def _feed_forward(self, grid: Tensor) -> Tensor:
-        if self.recompute == "ffn" and self.training:
-            return checkpoint(self._ffn_of_norm, grid, use_reentrant=False, preserve_rng_state=False)
-        return self._ffn_of_norm(grid)
-
-    def _ffn_of_norm(self, grid: Tensor) -> Tensor:
-        return self.ffn(self.norm2(grid))
+        if self.recomputed == "ffn" and self.training:
+            return recompute(lambda x: self.ffn.plain(x, self.norm2), grid)
+        return self.ffn(grid, self.norm2)

@@ -1,4 +1,8 @@
-"""The feed-forward networks: each in its plain form, and in the fast form for inference on CPU that equals it."""
+"""The feed-forward networks, each with the norm before it.
+
+Three forms that equal each other: ``plain``; ``lean``, for training, which keeps the hidden map once instead of two or
+three times; and ``in_bands``, for inference on CPU, which never holds a whole hidden map.
+"""
 
 from __future__ import annotations
 
@@ -8,36 +12,44 @@ from torch import Tensor, nn
 
 from mm_vitbackbones.layers import fused
 from mm_vitbackbones.layers.conv import ChannelsLastConv2d
+from mm_vitbackbones.layers.recompute import recompute_cheap
 
 BAND_BYTES = 4 * 2**20
 """The size of a band's hidden map on CPU: about two cores' second-level caches."""
 
 
 class FeedForward(nn.Module):
-    """fc1, GELU, fc2 over grids (B, H, W, C)."""
+    """fc2(GELU(fc1(norm(x)))) over grids (B, H, W, C)."""
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden_dim)
         self.fc2 = nn.Linear(hidden_dim, dim)
 
-    def forward(self, grid: Tensor) -> Tensor:
-        return self.in_bands(grid) if fused.usable(grid) else self.plain(grid)
+    def forward(self, grid: Tensor, norm: nn.Module) -> Tensor:
+        return self.in_bands(grid, norm) if fused.usable(grid) else self.lean(grid, norm)
 
-    def plain(self, grid: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(grid)))
+    def plain(self, grid: Tensor, norm: nn.Module) -> Tensor:
+        return self._contract(self.fc1(norm(grid)))
 
-    def in_bands(self, grid: Tensor) -> Tensor:
+    def lean(self, grid: Tensor, norm: nn.Module) -> Tensor:
+        """Equal to ``plain``; keeps ``grid`` and fc1's result for the backward pass."""
+        return recompute_cheap(self._contract, recompute_cheap(lambda x: self.fc1(norm(x)), grid))
+
+    def in_bands(self, grid: Tensor, norm: nn.Module) -> Tensor:
         """Equal to ``plain``, some tokens at a time, so that the hidden map never leaves the cache."""
         out = torch.empty_like(grid)
         size = max(1, BAND_BYTES // (self.fc1.out_features * grid.element_size()))
         for tokens, result in zip(grid.flatten(0, 2).split(size), out.flatten(0, 2).split(size), strict=True):
-            result.copy_(fused.linear(fused.linear_gelu(tokens, self.fc1), self.fc2))
+            result.copy_(fused.linear(fused.linear_gelu(norm(tokens), self.fc1), self.fc2))
         return out
+
+    def _contract(self, hidden: Tensor) -> Tensor:
+        return self.fc2(F.gelu(hidden))
 
 
 class MixFeedForward(nn.Module):
-    """fc1, depthwise 3x3 convolution, GELU, fc2 over grids (B, H, W, C) (PVTv2, section 3.3; SegFormer, equation 3).
+    """fc2(GELU(dwconv3x3(fc1(norm(x))))) over grids (B, H, W, C) (PVTv2, section 3.3; SegFormer, equation 3).
 
     The zero padding of the convolution tells the network where it is: no position embedding is needed.
     ``relu`` adds a ReLU after fc1 (PVTv2-b2-li).
@@ -50,16 +62,17 @@ class MixFeedForward(nn.Module):
         self.dwconv = ChannelsLastConv2d(hidden_dim, hidden_dim, 3, padding=1, groups=hidden_dim)
         self.fc2 = nn.Linear(hidden_dim, dim)
 
-    def forward(self, grid: Tensor) -> Tensor:
-        return self.in_bands(grid) if fused.usable(grid) else self.plain(grid)
+    def forward(self, grid: Tensor, norm: nn.Module) -> Tensor:
+        return self.in_bands(grid, norm) if fused.usable(grid) else self.lean(grid, norm)
 
-    def plain(self, grid: Tensor) -> Tensor:
-        hidden = self.fc1(grid)
-        if self.relu:
-            hidden = F.relu(hidden)
-        return self.fc2(F.gelu(self.dwconv(hidden)))
+    def plain(self, grid: Tensor, norm: nn.Module) -> Tensor:
+        return self._contract(self.fc1(norm(grid)))
 
-    def in_bands(self, grid: Tensor) -> Tensor:
+    def lean(self, grid: Tensor, norm: nn.Module) -> Tensor:
+        """Equal to ``plain``; keeps ``grid`` and fc1's result for the backward pass."""
+        return recompute_cheap(self._contract, recompute_cheap(lambda x: self.fc1(norm(x)), grid))
+
+    def in_bands(self, grid: Tensor, norm: nn.Module) -> Tensor:
         """Equal to ``plain``, some rows at a time, so that the hidden map never leaves the cache.
 
         A band carries one more row on each side for the convolution. At the border of the grid there is none: there
@@ -72,9 +85,14 @@ class MixFeedForward(nn.Module):
             for top in range(0, height, size):
                 bottom = min(top + size, height)
                 first, last = max(top - 1, 0), min(bottom + 1, height)
-                hidden = fused.linear(image[:, first:last], self.fc1)
+                hidden = fused.linear(norm(image[:, first:last]), self.fc1)
                 if self.relu:
                     hidden = hidden.relu_()
                 hidden = fused.conv_gelu(hidden, self.dwconv)[:, top - first : bottom - first]
                 result[:, top:bottom] = fused.linear(hidden, self.fc2)
         return out
+
+    def _contract(self, hidden: Tensor) -> Tensor:
+        if self.relu:
+            hidden = F.relu(hidden)
+        return self.fc2(F.gelu(self.dwconv(hidden)))

@@ -1,0 +1,54 @@
+# Aerial photographs with the boxes of tree crowns (`python tools/prepare_data.py trees`), tiles of 400x400. A view from
+# above has no up or down, so flips go every way. No benchmark.data_root = "data/trees/"
+metainfo = dict(classes=("tree",))
+
+train_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(type="LoadAnnotations", with_bbox=True),
+    dict(type="Resize", scale=(400, 400), keep_ratio=True),
+    dict(type="RandomFlip", prob=[0.25, 0.25, 0.25], direction=["horizontal", "vertical", "diagonal"]),
+    dict(type="PackDetInputs"),
+]
+test_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(type="Resize", scale=(400, 400), keep_ratio=True),
+    dict(type="LoadAnnotations", with_bbox=True),
+    dict(type="PackDetInputs", meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")),
+]
+
+train_dataloader = dict(
+    batch_size=4,
+    num_workers=1,
+    persistent_workers=True,
+    sampler=dict(type="DefaultSampler", shuffle=True),
+    batch_sampler=dict(type="AspectRatioBatchSampler"),
+    dataset=dict(
+        type="CocoDataset",
+        data_root=data_root,
+        metainfo=metainfo,
+        ann_file="annotations/instances_training.json",
+        data_prefix=dict(img="images/training/"),
+        filter_cfg=dict(filter_empty_gt=True),
+        pipeline=train_pipeline,
+    ),
+)
+val_dataloader = dict(
+    batch_size=1,
+    num_workers=1,
+    persistent_workers=True,
+    drop_last=False,
+    sampler=dict(type="DefaultSampler", shuffle=False),
+    dataset=dict(
+        type="CocoDataset",
+        data_root=data_root,
+        metainfo=metainfo,
+        ann_file="annotations/instances_validation.json",
+        data_prefix=dict(img="images/validation/"),
+        test_mode=True,
+        pipeline=test_pipeline,
+    ),
+)
+test_dataloader = val_dataloader
+
+val_evaluator = dict(type="CocoMetric", ann_file=data_root + "annotations/instances_validation.json", metric="bbox")
+test_evaluator = val_evaluator

@@ -1,0 +1,20 @@
+# RetinaNet with PVTv2-B5 on COCO 2017, 1x schedule: 12 epochs, 8 GPUs with 1 image each.
+#   tools/dist_train.sh configs/retinanet_pvt_v2_b5_coco.py 8
+# Published (PVTv2 paper, not measured here): box AP 46.2; AP50 67.1, AP75 49.5, small 28.5, medium 50.0, large 62.5.
+_base_ = [
+    "_base_/models/retinanet_pvt.py",
+    "_base_/datasets/coco_detection.py",
+    "_base_/schedules/adamw_1x.py",
+    "_base_/default_runtime.py",
+]
+
+model = dict(
+    backbone=dict(
+        type="mm_vitbackbones.PVTv2",
+        arch="b5",
+        init_cfg=dict(checkpoint="https://github.com/whai362/PVT/releases/download/v2/pvt_v2_b5.pth"),
+    ),
+)
+train_dataloader = dict(batch_size=1)
+optim_wrapper = dict(optimizer=dict(lr=1e-4 / 1.4))
+auto_scale_lr = dict(base_batch_size=8)

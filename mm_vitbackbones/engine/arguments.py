@@ -1,0 +1,98 @@
+"""The command lines of tools/train.py and tools/test.py."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import DictAction
+
+from mm_vitbackbones.engine.errors import Parser, UserError
+
+LATEST = "latest"
+"""What a bare ``--resume`` stands for."""
+
+
+class _Options(DictAction):
+    """MMEngine's ``key=value`` options, with an error that can be read."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        for option in values:
+            if not option.partition("=")[0] or "=" not in option:
+                raise UserError(f"--cfg-options takes key=value, such as train_cfg.max_epochs=6, and not {option!r}")
+            if option.count("(") != option.count(")") or option.count("[") != option.count("]"):
+                raise UserError(f"--cfg-options {option!r}: the brackets do not match")
+        super().__call__(parser, namespace, values, option_string)
+
+
+def train_arguments(argv: list[str]) -> argparse.Namespace:
+    parser = Parser(prog="train.py", description="Train a detector or a segmenter from an mmdet or mmseg config.")
+    _add_common(parser)
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const=LATEST,
+        metavar="CHECKPOINT",
+        help="go on from this checkpoint; without a value, from the latest one in the work dir",
+    )
+    parser.add_argument(
+        "--amp",
+        nargs="?",
+        const="auto",
+        choices=("auto", "bf16", "fp16"),
+        metavar="bf16|fp16",
+        help="mixed precision; without a value, bf16 where the device computes in it, else fp16",
+    )
+    parser.add_argument(
+        "--auto-scale-lr", action="store_true", help="scale the learning rate by this run's batch over the recipe's"
+    )
+    parser.add_argument(
+        "--seed", type=int, help="seed of all random numbers; without it, a random one, which is logged"
+    )
+    return parser.parse_args(argv)
+
+
+def test_arguments(argv: list[str]) -> argparse.Namespace:
+    parser = Parser(prog="test.py", description="Evaluate a checkpoint on the test set of an mmdet or mmseg config.")
+    _add_common(parser)
+    parser.add_argument("checkpoint", type=Path, help="a .pth file, as training writes them")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="write the predictions; FILE.json: a list in COCO's results format, boxes as [x, y, width, height] in "
+        "pixels of the image (detection only; masks, if any, go to FILE.segm.json); FILE.pkl: a pickled list with one "
+        "dict per image, of boxes, labels and scores, or of the label map. An existing file is never overwritten",
+    )
+    parser.add_argument(
+        "--show-dir",
+        type=Path,
+        metavar="DIR",
+        help="draw ground truth (left) beside predictions (right), one <image>_gt_pred.png per image",
+    )
+    parser.add_argument(
+        "--show-score", type=float, default=0.3, metavar="SCORE", help="draw boxes from this score on (0.3)"
+    )
+    return parser.parse_args(argv)
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", type=Path, help="a config file, such as configs/retinanet_pvt_s_coco.py")
+    parser.add_argument(
+        "--work-dir", type=Path, metavar="DIR", help="where logs and checkpoints go (work_dirs/<config name>)"
+    )
+    parser.add_argument(
+        "--launcher",
+        choices=("none", "pytorch", "slurm", "mpi"),
+        default="none",
+        help="how the processes of a distributed run were started; torchrun is recognised by itself",
+    )
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=_Options,
+        default={},
+        metavar="KEY=VALUE",
+        help="change entries of the config: train_cfg.max_epochs=6 model.backbone.arch=tiny",
+    )

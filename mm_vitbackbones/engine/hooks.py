@@ -1,0 +1,174 @@
+"""Hooks of training and testing. In a config: ``custom_hooks = [dict(type='mm_vitbackbones.CurvesHook')]``."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import mmengine.fileio
+import numpy as np
+import torch
+from mmengine.dist import master_only
+from mmengine.hooks import Hook
+from mmengine.runner import EpochBasedTrainLoop, Runner
+
+from mm_vitbackbones.engine.pictures import draw_curves, draw_pair, read_image, write_png
+from mm_vitbackbones.registry import HOOKS
+
+
+@HOOKS.register_module()
+class EpochSeedHook(Hook):
+    """Makes the random numbers of an epoch a function of (seed, rank, epoch) alone.
+
+    A run that was stopped between epochs and resumed with its seed is then the run that was never stopped: the same
+    order of images (MMEngine's samplers see to that), the same augmentations, the same dropped paths. Loops by
+    iteration are seeded before each iteration instead; there, augmentations repeat only if workers make them.
+    """
+
+    priority = "VERY_HIGH"
+
+    def before_train(self, runner: Runner) -> None:
+        loader = runner.train_dataloader
+        if loader.num_workers and loader.persistent_workers and self._by_epoch(runner):
+            runner.logger.warning(
+                "train_dataloader.persistent_workers=True: the workers' random state cannot be saved, and a resumed "
+                "run will draw other augmentations; set it to False for resuming exactly"
+            )
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        seeds = (runner.seed, runner.rank, runner.epoch)
+        seed_all(*seeds)
+        if self._by_epoch(runner):
+            runner.train_dataloader.worker_init_fn = partial(_seed_worker, seeds=seeds)
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        if not self._by_epoch(runner):
+            seed_all(runner.seed, runner.rank, runner.iter)
+
+    @staticmethod
+    def _by_epoch(runner: Runner) -> bool:
+        return isinstance(runner.train_loop, EpochBasedTrainLoop)
+
+
+@HOOKS.register_module()
+class CurvesHook(Hook):
+    """Keeps ``curves.png`` in the work dir: losses, and the metrics of each validation, against iterations.
+
+    The numbers behind it are in ``curves.json`` beside it. A resumed run goes on from there.
+
+    Args:
+        points: about how many points a loss curve has in the end.
+    """
+
+    priority = "LOW"
+
+    def __init__(self, points: int = 200) -> None:
+        self.points = points
+        self.record: dict[str, list[dict[str, float]]] = {"losses": [], "metrics": []}
+        self._can_draw = True
+
+    def before_train(self, runner: Runner) -> None:
+        self._path = Path(runner.work_dir, "curves.json")
+        self._every = max(1, runner.max_iters // self.points)
+        if runner.iter > 0 and self._path.is_file():
+            past = json.loads(self._path.read_text())
+            self.record = {
+                kind: [point for point in past.get(kind, []) if point["iter"] <= runner.iter] for kind in self.record
+            }
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        done = runner.iter + 1
+        if done % self._every == 0 or done == runner.max_iters:
+            losses = {
+                key.removeprefix("train/"): float(history.mean(self._every))
+                for key, history in runner.message_hub.log_scalars.items()
+                if key.startswith("train/") and "loss" in key
+            }
+            self.record["losses"].append({"iter": done, **losses})
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        self._update(runner)
+
+    def after_val_epoch(self, runner: Runner, metrics: Mapping[str, Any] | None = None) -> None:
+        if not hasattr(self, "_path"):
+            return  # validation alone, outside of training
+        numbers = {key: float(value) for key, value in (metrics or {}).items() if isinstance(value, (int, float))}
+        self.record["metrics"].append({"iter": runner.iter, **numbers})
+        self._update(runner)
+
+    @master_only
+    def _update(self, runner: Runner) -> None:
+        write_whole(self._path, json.dumps(self.record).encode())
+        if not self._can_draw:
+            return
+        try:
+            picture = draw_curves(self.record["losses"], self.record["metrics"], title=Path(runner.work_dir).name)
+        except ImportError as error:
+            self._can_draw = False
+            runner.logger.warning(f"no curves.png, for lack of matplotlib ({error}); the numbers are in {self._path}")
+        else:
+            write_whole(self._path.with_suffix(".png"), picture)
+
+
+@HOOKS.register_module()
+class PicturesHook(Hook):
+    """Draws ground truth (left) beside predictions (right) of every test image, as ``<image>_gt_pred.png``.
+
+    Args:
+        out_dir: where to. Pictures of earlier tests in it are replaced, nothing else is.
+        score_thr: boxes of lower scores are left out.
+    """
+
+    priority = "LOW"
+
+    def __init__(self, out_dir: str, score_thr: float = 0.3) -> None:
+        self.out_dir = Path(out_dir)
+        self.score_thr = score_thr
+        self._names: set[str] = set()
+
+    def after_test_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Sequence[Any] | None = None
+    ) -> None:
+        meta = runner.test_dataloader.dataset.metainfo
+        classes, palette = meta.get("classes"), meta.get("palette")
+        if classes is None or palette is None or len(palette) != len(classes):
+            palette = None  # a COCO-format set of other classes inherits the colours of COCO's
+        for sample in outputs or ():
+            image = read_image(mmengine.fileio.get(sample.img_path))
+            picture = draw_pair(image, sample, classes, palette, self.score_thr)
+            self.out_dir.mkdir(parents=True, exist_ok=True)
+            write_whole(self.out_dir / f"{self._name(Path(sample.img_path))}_gt_pred.png", write_png(picture))
+
+    def _name(self, path: Path) -> str:
+        """The image's own name, with as many of its folders in front as tell it from the images before."""
+        parts = [path.stem]
+        for parent in path.parents:
+            if (name := "_".join(parts)) not in self._names:
+                break
+            parts.insert(0, parent.name)
+        self._names.add(name)
+        return name
+
+
+def seed_all(*seeds: int) -> None:
+    """Seed Python, NumPy and torch by all of these numbers together."""
+    words = np.random.SeedSequence(seeds).generate_state(3)
+    random.seed(int(words[0]))
+    np.random.seed(words[1])
+    torch.manual_seed(int(words[2]))
+
+
+def _seed_worker(worker_id: int, seeds: tuple[int, ...]) -> None:
+    seed_all(*seeds, 1 + worker_id)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write beside the file and rename, so that a run that is stopped leaves no half of it."""
+    partial_path = path.with_name(f"{path.name}.partial")
+    partial_path.write_bytes(content)
+    os.replace(partial_path, path)

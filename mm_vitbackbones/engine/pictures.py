@@ -1,0 +1,160 @@
+"""Pictures of a run: its curves, and ground truth beside predictions. Images are (H, W, 3) uint8 arrays, BGR."""
+
+from __future__ import annotations
+
+import colorsys
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+
+HEADLINES = ("mAP", "mAP_50", "mAP_75", "mIoU", "mAcc", "aAcc")
+"""The metrics worth a curve where there are many, by the end of their names (coco/bbox_mAP_50)."""
+
+SHORT_SIDE = 600
+"""Images smaller than this are enlarged before drawing, so that the labels can be read."""
+
+CAPTION = 26
+"""Height in pixels of the line above a picture."""
+
+
+def draw_curves(losses: Sequence[dict[str, float]], metrics: Sequence[dict[str, float]], title: str) -> bytes:
+    """A PNG with losses on the left and metrics on the right. A point is a dict of ``iter`` and named values.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    from matplotlib.figure import Figure  # no pyplot: it would set up a global backend
+
+    figure = Figure(figsize=(12, 4.5), layout="constrained")
+    figure.suptitle(title)
+    left, right = figure.subplots(1, 2)
+    for axes, points, label in ((left, losses, "loss"), (right, metrics, "metric on the validation set")):
+        axes.set(xlabel="iteration", ylabel=label)
+        axes.grid(alpha=0.3)
+        names = list(dict.fromkeys(name for point in points for name in point if name != "iter"))
+        if points is metrics:
+            names = [name for name in names if name.endswith(HEADLINES)] or names
+        for name in names:
+            drawn = [(point["iter"], point[name]) for point in points if name in point]
+            bold = name == "loss" or name == names[0]
+            axes.plot(
+                *zip(*drawn, strict=True),
+                label=name,
+                linewidth=2 if bold else 1,
+                marker="o" if points is metrics else None,
+                markersize=3,
+            )
+        if names:
+            axes.legend()
+        axes.set_xlim(left=0)
+        axes.set_ylim(bottom=0)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    return buffer.getvalue()
+
+
+def draw_pair(
+    image: np.ndarray, sample: Any, classes: Sequence[str] | None, palette: Any, score_thr: float
+) -> np.ndarray:
+    """Ground truth (left) beside predictions (right) of a data sample of mmdet's or mmseg's, in the image's own pixels.
+
+    What a sample does not carry is not drawn; a side without anything is the image itself.
+    """
+    scale = max(1, round(SHORT_SIDE / min(image.shape[:2])))
+    large = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
+    sides = []
+    for kind, caption in (("gt", "ground truth"), ("pred", f"predictions, score >= {score_thr:g}")):
+        side = large.copy()
+        if f"{kind}_sem_seg" in sample:
+            caption = caption.partition(",")[0]
+            labels = _array(getattr(sample, f"{kind}_sem_seg").data)[0]
+            draw_labels(side, labels, classes, palette)
+        if f"{kind}_instances" in sample:
+            instances = getattr(sample, f"{kind}_instances")
+            boxes = _array(getattr(instances.bboxes, "tensor", instances.bboxes)).reshape(-1, 4)
+            labels = _array(instances.labels)
+            scores = _array(instances.scores) if "scores" in instances else None
+            if scores is not None:
+                order = [i for i in np.argsort(scores, kind="stable") if scores[i] >= score_thr]  # the best on top
+                boxes, labels, scores = boxes[order], labels[order], scores[order]
+            draw_boxes(side, boxes * scale, labels, scores, classes, palette)
+            caption = f"{caption}: {len(boxes)}"
+        sides.append(_under_caption(side, caption))
+    gap = np.full((sides[0].shape[0], 4, 3), 255, np.uint8)
+    return np.hstack([sides[0], gap, sides[1]])
+
+
+def draw_boxes(
+    image: np.ndarray,
+    boxes: np.ndarray,
+    labels: np.ndarray,
+    scores: np.ndarray | None,
+    classes: Sequence[str] | None,
+    palette: Any,
+) -> None:
+    """Draw boxes (n, 4), corners x1 y1 x2 y2 in pixels, with class names and scores, onto the image."""
+    for index, (box, label) in enumerate(zip(boxes, labels, strict=True)):
+        color = _color(int(label), palette)
+        x1, y1, x2, y2 = (round(float(corner)) for corner in box)
+        cv2.rectangle(image, (x1, y1), (x2, y2), color, 2, cv2.LINE_AA)
+        text = classes[label] if classes is not None and label < len(classes) else f"class {label}"
+        _tag(image, text if scores is None else f"{text} {scores[index]:.2f}", x1, y1, color)
+
+
+def draw_labels(image: np.ndarray, labels: np.ndarray, classes: Sequence[str] | None, palette: Any) -> None:
+    """Blend a label map (h, w), 255 for none, over the image (H, W, 3), and name each class where it is largest."""
+    labels = cv2.resize(labels.astype(np.uint8), image.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+    present = [int(label) for label in np.unique(labels) if label != 255]
+    for label in present:
+        region = labels == label
+        image[region] = (0.5 * image[region] + 0.5 * np.array(_color(label, palette))).astype(np.uint8)
+    for label in present:
+        _, _, stats, centers = cv2.connectedComponentsWithStats((labels == label).astype(np.uint8))
+        x, y = centers[1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))]
+        text = classes[label] if classes is not None and label < len(classes) else f"class {label}"
+        _tag(image, text, round(x), round(y), _color(label, palette))
+
+
+def read_image(content: bytes) -> np.ndarray:
+    """Any picture file as (H, W, 3), BGR, as mmdet's and mmseg's loaders see it."""
+    image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    if image is None:
+        raise ValueError("not a picture that OpenCV can read")
+    return image
+
+
+def write_png(image: np.ndarray) -> bytes:
+    return cv2.imencode(".png", image)[1].tobytes()
+
+
+def _tag(image: np.ndarray, text: str, x: int, y: int, color: tuple[int, int, int]) -> None:
+    """Small text on a patch of the class's colour, above the point (x, y) and inside the image."""
+    (width, height), base = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.4, 1)
+    x = max(0, min(x, image.shape[1] - width - 4))
+    y = max(height + base + 2, y)
+    cv2.rectangle(image, (x, y - height - base - 2), (x + width + 4, y), color, cv2.FILLED)
+    dark = np.dot(color, (0.114, 0.587, 0.299)) < 140
+    ink = (255, 255, 255) if dark else (0, 0, 0)
+    cv2.putText(image, text, (x + 2, y - base), cv2.FONT_HERSHEY_SIMPLEX, 0.4, ink, 1, cv2.LINE_AA)
+
+
+def _under_caption(image: np.ndarray, caption: str) -> np.ndarray:
+    line = np.full((CAPTION, image.shape[1], 3), 255, np.uint8)
+    cv2.putText(line, caption, (6, CAPTION - 8), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
+    return np.vstack([line, image])
+
+
+def _color(label: int, palette: Any) -> tuple[int, int, int]:
+    """The data set's own colour (RGB there, BGR here), else hues a golden angle apart, which never come near."""
+    if palette is not None and label < len(palette):
+        red, green, blue = palette[label]
+    else:
+        red, green, blue = (round(255 * part) for part in colorsys.hsv_to_rgb(label * 0.381966 % 1.0, 0.75, 0.95))
+    return int(blue), int(green), int(red)
+
+
+def _array(values: Any) -> np.ndarray:
+    return values.detach().cpu().numpy() if hasattr(values, "detach") else np.asarray(values)

@@ -1,0 +1,262 @@
+"""What can be known to be wrong before a run begins, told in one line each (``UserError``)."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import mmengine.registry
+import torch
+from mmengine.config import Config
+from mmengine.registry import DATASETS, MODELS, OPTIMIZERS, Registry, init_default_scope
+
+from mm_vitbackbones.backbones.base import Backbone
+from mm_vitbackbones.engine.errors import UserError, did_you_mean
+
+OURS = "mm_vitbackbones"
+"""The scope of this package's registries."""
+
+LAYOUTS = {
+    "coco": "annotations/instances_{train,val}2017.json, train2017/, val2017/, from https://cocodataset.org/#download",
+    "ADEChallengeData2016": "images/{training,validation}/ and annotations/{training,validation}/, "
+    "from http://sceneparsing.csail.mit.edu (ADEChallengeData2016.zip)",
+    "trees": "what `python tools/prepare_data.py trees` puts there: run it first",
+    "mini": "what `python tools/prepare_data.py mini` puts there: run it first",
+}
+"""What a known data root holds, by the root's name, as the end of "expected there: ..."."""
+
+LARGE = 64 * 2**20
+"""Bytes from which on an annotation file is not read twice: COCO's takes tens of seconds, and is not empty."""
+
+
+def check(cfg: Config, splits: Sequence[str]) -> None:
+    """Check a config against this machine: libraries, data of these splits (train, val, test), model.
+
+    Raises:
+        UserError: for the first thing found wrong.
+    """
+    check_libraries(cfg)
+    for split in splits:
+        for dataset in datasets_of(cfg.get(f"{split}_dataloader")):
+            where = f"{split}_dataloader"
+            check_data_exists(dataset, where)
+            classes = classes_of(dataset)
+            if classes is not None:
+                check_annotations(dataset, classes, where)
+                check_num_classes(cfg.model, len(classes), where)
+        check_evaluators(cfg, split)
+    check_backbone(cfg.model)
+    if "train" in splits:
+        check_optimizer(cfg)
+        check_pretrained(cfg.model)
+        if isinstance(cfg.get("load_from"), str):
+            check_local_file(cfg.load_from, "load_from")
+
+
+def check_libraries(cfg: Config) -> None:
+    """Import the library whose scope the config is in, and make it the default one for short type names."""
+    scope = cfg.get("default_scope") or "mmengine"
+    try:
+        importlib.import_module(scope)
+    except (ImportError, AssertionError) as error:  # mmdet and mmseg assert the version of mmcv
+        raise UserError(
+            f"this config needs {scope}, which cannot be imported ({error}): "
+            "`python -m mm_vitbackbones doctor` says what to install"
+        ) from None
+    init_default_scope(scope)
+
+
+def datasets_of(loader: Any) -> Iterator[Mapping[str, Any]]:
+    """The innermost dataset configs of a dataloader config, out of wrappers such as RepeatDataset."""
+    pending = [loader.get("dataset")] if isinstance(loader, Mapping) else []
+    while pending:
+        dataset = pending.pop(0)
+        if not isinstance(dataset, Mapping):
+            continue
+        inner = [dataset[key] for key in ("dataset", "datasets") if key in dataset]
+        if inner:
+            pending += [each for item in inner for each in (item if isinstance(item, (list, tuple)) else [item])]
+        else:
+            yield dataset
+
+
+def check_data_exists(dataset: Mapping[str, Any], where: str) -> None:
+    """The annotation file and the folders of pictures are on this disk, where the config says."""
+    for path, is_folder in paths_of(dataset):
+        if path.is_dir() if is_folder else path.is_file():
+            continue
+        root = Path(dataset.get("data_root") or path.parent)
+        layout = LAYOUTS.get(root.name)
+        expected = f"; expected in {root}: {layout}" if layout else "; put it there, or set data_root in the config"
+        relative = "" if path.is_absolute() else f" (looked from {Path.cwd()})"
+        raise UserError(f"{where}: no {'folder' if is_folder else 'file'} {path}{relative}{expected}")
+
+
+def paths_of(dataset: Mapping[str, Any]) -> Iterator[tuple[Path, bool]]:
+    """The local paths that a dataset reads, as MMEngine joins them, and whether each is a folder."""
+    if (dataset.get("backend_args") or {}).get("backend", "local") != "local":
+        return
+    root = dataset.get("data_root") or ""
+    named = [
+        (dataset.get("ann_file"), False),
+        *((value, True) for value in (dataset.get("data_prefix") or {}).values()),
+    ]
+    for name, is_folder in named:
+        if isinstance(name, str) and (name or (is_folder and root)) and "://" not in f"{root}{name}":
+            yield Path(root, name), is_folder
+
+
+def annotation_file(dataset: Mapping[str, Any]) -> Path | None:
+    """The COCO-format file of a dataset, if it has one on this disk."""
+    files = [path for path, is_folder in paths_of(dataset) if not is_folder and path.suffix == ".json"]
+    return files[0] if files else None
+
+
+def classes_of(dataset: Mapping[str, Any]) -> Sequence[str] | None:
+    """The class names by the rule of MMEngine's datasets: the config's, else those of the dataset's class."""
+    classes = (dataset.get("metainfo") or {}).get("classes")
+    if classes is None:
+        dataset_class = look_up(DATASETS, dataset.get("type"))
+        classes = getattr(dataset_class, "METAINFO", {}).get("classes")
+    elif isinstance(classes, str) and not Path(classes).is_file():
+        raise UserError(f"metainfo: classes={classes!r} is a string; write a tuple of names: classes=({classes!r},)")
+    elif isinstance(classes, str):
+        classes = Path(classes).read_text(encoding="utf-8").splitlines()
+    return classes
+
+
+def check_annotations(dataset: Mapping[str, Any], classes: Sequence[str], where: str) -> None:
+    """A COCO-format file can be read, has images and boxes, and knows every class of the config.
+
+    mmdet itself drops what it does not know without a word, and would train on nothing.
+    """
+    path = annotation_file(dataset)
+    if path is None or path.stat().st_size >= LARGE:
+        return
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        images, annotations = content["images"], content["annotations"]
+        categories = [category["name"] for category in content["categories"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{where}: {path} is not in COCO's format ({type(error).__name__}: {error}); "
+            "it needs images, annotations and categories"
+        ) from None
+    if not images:
+        raise UserError(f"{where}: {path} lists no images")
+    if unknown := [name for name in classes if name not in categories]:
+        raise UserError(
+            f"{where}: the classes {_some(unknown)} are not among the categories of {path}, {_some(categories)}; "
+            "set metainfo=dict(classes=(...)) of the dataset to names out of these"
+        )
+    if not annotations:
+        raise UserError(f"{where}: {path} holds no annotations, so there is nothing to learn or to measure")
+
+
+def check_num_classes(model: Any, count: int, where: str) -> None:
+    """Every head predicts as many classes as the dataset has."""
+    for path, head in _heads(model):
+        if head["num_classes"] != count:
+            raise UserError(
+                f"{path}.num_classes={head['num_classes']}, but the data set of {where} has {count} classes; "
+                f"set {path}.num_classes={count}, or metainfo=dict(classes=(...)) of the dataset"
+            )
+
+
+def check_evaluators(cfg: Config, split: str) -> None:
+    """Annotation files that evaluators read."""
+    evaluators = cfg.get(f"{split}_evaluator") or []
+    for evaluator in evaluators if isinstance(evaluators, (list, tuple)) else [evaluators]:
+        path = evaluator.get("ann_file") if isinstance(evaluator, Mapping) else None
+        if isinstance(path, str) and "://" not in path and not Path(path).is_file():
+            raise UserError(f"{split}_evaluator: no file {path}; set its ann_file to the dataset's annotation file")
+
+
+def check_backbone(model: Any) -> None:
+    """One of our backbones can be built, and the neck expects the channels that it gives."""
+    config = (model.get("backbone") if isinstance(model, Mapping) else None) or {}
+    backbone_class = look_up(MODELS, config.get("type"))
+    if not (isinstance(backbone_class, type) and issubclass(backbone_class, Backbone)):
+        return
+    try:
+        with torch.device("meta"):  # no memory, no time
+            backbone = backbone_class(**{key: value for key, value in config.items() if key != "type"})
+    except (TypeError, ValueError) as error:
+        raise UserError(f"model.backbone: {error}") from None
+    neck = model.get("neck")
+    expected = neck.get("in_channels") if isinstance(neck, Mapping) else None
+    if isinstance(expected, (list, tuple)) and tuple(expected) != backbone.channels:
+        raise UserError(
+            f"model.neck.in_channels={[*expected]}, but the backbone gives {[*backbone.channels]}; "
+            f"set model.neck.in_channels={[*backbone.channels]}"
+        )
+
+
+def check_optimizer(cfg: Config) -> None:
+    """The optimizer is a known one. MMEngine looks it up in a way that hides the name."""
+    name = (cfg.get("optim_wrapper") or {}).get("optimizer", {}).get("type")
+    if isinstance(name, str) and look_up(OPTIMIZERS, name) is None:
+        raise UserError(f"optim_wrapper: {unknown_type(name, OPTIMIZERS.name, cfg.get('default_scope'))}")
+
+
+def check_pretrained(model: Any) -> None:
+    """Local files named by ``init_cfg=dict(type='Pretrained', ...)`` exist. URLs are the loader's business."""
+    for path, node in _nodes(model, "model"):
+        if isinstance(node, Mapping) and node.get("type") == "Pretrained" and isinstance(node.get("checkpoint"), str):
+            check_local_file(node["checkpoint"], f"{path}.checkpoint")
+
+
+def check_local_file(name: str, where: str) -> None:
+    if "://" not in name and not Path(name).expanduser().is_file():
+        siblings = [str(path) for path in Path(name).parent.glob("*") if path.is_file()]
+        raise UserError(f"{where}: no file {name}{did_you_mean(name, siblings)}")
+
+
+def look_up(registry: Registry, name: Any) -> Any:
+    """The class of a type name in the default scope; a class is returned as it is, an unknown name gives None."""
+    if not isinstance(name, str):
+        return name
+    with registry.switch_scope_and_registry(None) as scoped:
+        return scoped.get(name)
+
+
+def unknown_type(name: str, kind: str, scope: str | None) -> str:
+    """What to say about a type that no registry of a kind (model, hook, ...) has, with the nearest ones."""
+    known = []
+    for root in vars(mmengine.registry).values():
+        if isinstance(root, Registry) and root.name == kind:
+            known += root.module_dict
+            for child in {scope, OURS} & root.children.keys():
+                prefix = f"{OURS}." if child == OURS else ""
+                known += [f"{prefix}{each}" for each in root.children[child].module_dict]
+    return f"type={name!r} is not a known {kind}{did_you_mean(name.removeprefix(f'{scope}.'), known)}"
+
+
+def _heads(model: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for path, node in _nodes(model, "model"):
+        parts = {part.partition("[")[0] for part in path.split(".")}
+        # A proposal head tells objects from background, a semantic head beside a detector has classes of its own.
+        in_head = any(part.endswith("head") for part in parts - {"roi_head"}) and not parts & {
+            "rpn_head",
+            "semantic_head",
+        }
+        if in_head and isinstance(node, Mapping) and isinstance(node.get("num_classes"), int):
+            yield path, node
+
+
+def _nodes(node: Any, path: str) -> Iterator[tuple[str, Any]]:
+    yield path, node
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            yield from _nodes(value, f"{path}.{key}")
+    elif isinstance(node, (list, tuple)):
+        for index, value in enumerate(node):
+            yield from _nodes(value, f"{path}[{index}]")
+
+
+def _some(names: Sequence[str], limit: int = 5) -> str:
+    listed = ", ".join(map(repr, names[:limit]))
+    return listed if len(names) <= limit else f"{listed} and {len(names) - limit} more"

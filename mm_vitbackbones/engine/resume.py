@@ -1,0 +1,93 @@
+"""Checkpoints of training runs: finding them, and reading them without running any code of theirs."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.logging import HistoryBuffer
+from mmengine.utils import digit_version
+
+from mm_vitbackbones.checkpoints.errors import CheckpointError
+from mm_vitbackbones.checkpoints.reading import read_checkpoint
+from mm_vitbackbones.engine.errors import UserError
+
+_STATISTICS = ("min", "max", "current", "mean")
+
+
+def _history_statistic(owner: Any, name: str) -> Any:
+    """Stands in for ``getattr``, by which a pickled ``HistoryBuffer`` names its four statistics, and does only that."""
+    if owner is HistoryBuffer and name in _STATISTICS:
+        return getattr(owner, name)
+    raise pickle.UnpicklingError(f"the checkpoint asks for the attribute {name!r} of {owner!r}")
+
+
+def allow_mmengine_checkpoints() -> None:
+    """Let ``torch.load(weights_only=True)``, the default since torch 2.6, read what MMEngine keeps beside weights.
+
+    These are histories of scalars, with NumPy arrays in them; none of it can run code.
+
+    Raises:
+        UserError: this torch is older than 2.6, where the default is to run what the file says.
+    """
+    if digit_version(torch.__version__) < digit_version("2.6"):
+        raise UserError(
+            f"torch {torch.__version__} reads MMEngine's checkpoints only by running code from them; "
+            "to resume, or to start from load_from, install torch 2.6 or newer"
+        )
+    functions: list[Any] = [np.ndarray(()).__reduce__()[0], np.float64(0).__reduce__()[0]]  # _reconstruct, scalar
+    names: list[Any] = [HistoryBuffer, np.ndarray, np.dtype, (_history_statistic, "builtins.getattr")]
+    names += [type(np.dtype(code)) for code in "?bBiIlLqQefd"]
+    for module in ("numpy.core.multiarray", "numpy._core.multiarray"):  # NumPy 2 renamed it; files have either name
+        names += [(function, f"{module}.{function.__name__}") for function in functions]
+    torch.serialization.add_safe_globals(names)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A checkpoint as plain data: what is neither a tensor nor plain data is replaced by something inert.
+
+    Raises:
+        UserError: the file is not there, is damaged, or is no checkpoint that holds data alone.
+    """
+    try:
+        checkpoint = read_checkpoint(path)
+    except CheckpointError as error:
+        raise UserError(str(error)) from None
+    if not isinstance(checkpoint, dict):
+        raise UserError(f"{path} is no checkpoint of a model: it holds a {type(checkpoint).__name__}")
+    return checkpoint
+
+
+def weights(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The model's part, by MMEngine's rule: under ``state_dict`` if there is one, without ``module.`` prefixes."""
+    return {re.sub(r"^module\.", "", key): value for key, value in checkpoint.get("state_dict", checkpoint).items()}
+
+
+def checkpoints_in(work_dir: Path) -> list[Path]:
+    """The checkpoints of a training run, oldest first."""
+    found = [
+        path for path in work_dir.glob("*.pth") if re.fullmatch(r"((.+_)?(epoch|iter)_\d+|latest)\.pth", path.name)
+    ]
+    return sorted(found, key=lambda path: path.stat().st_mtime)
+
+
+def latest_checkpoint(work_dir: Path) -> Path:
+    """Where a bare ``--resume`` goes on.
+
+    Raises:
+        UserError: there is no checkpoint in the work dir.
+    """
+    note = work_dir / "last_checkpoint"
+    if note.is_file():
+        # The note holds an absolute path; by the name alone it still serves after the folder was moved.
+        path = work_dir / Path(note.read_text().strip()).name
+        if path.is_file():
+            return path
+    periodic = [path for path in checkpoints_in(work_dir) if re.fullmatch(r"(epoch|iter)_\d+\.pth", path.name)]
+    if not periodic:
+        raise UserError(f"--resume: there is no checkpoint in {work_dir} to resume from; train without --resume first")
+    return max(periodic, key=lambda path: int(path.stem.rpartition("_")[2]))

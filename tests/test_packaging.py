@@ -1,0 +1,143 @@
+"""The package alone: pure Python, built without torch, and usable with torch and mmengine and nothing else."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from email.message import Message
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+
+import mm_vitbackbones
+
+ROOT = Path(__file__).parents[1]
+
+BLOCK = """
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {names}:
+            raise ModuleNotFoundError(f"No module named {{name!r}} (blocked)", name=name)
+
+sys.meta_path.insert(0, Blocked())
+"""
+
+
+def run(program: str, *blocked: str) -> subprocess.CompletedProcess[str]:
+    """Run a program in a fresh interpreter in which some packages cannot be imported."""
+    source = BLOCK.format(names=set(blocked)) + program
+    return subprocess.run(
+        [sys.executable, "-c", source], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+
+
+def test_importing_the_package_imports_nothing_else():
+    outcome = run(
+        "import mm_vitbackbones\n"
+        "heavy = {'torch', 'numpy', 'mmengine', 'mmcv', 'mmdet', 'mmseg', 'cv2', 'matplotlib'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
+    assert outcome.returncode == 0, outcome.stderr
+
+
+EXTRAS = ("cv2", "mmcv", "mmdet", "mmseg", "timm", "transformers", "torchvision", "safetensors", "pycocotools", "scipy")
+
+
+@pytest.mark.parametrize(
+    "module", ["mm_vitbackbones.backbones", "mm_vitbackbones.layers", "mm_vitbackbones.checkpoints"]
+)
+def test_backbones_need_torch_and_mmengine_alone(module):
+    outcome = run(f"import {module}", *EXTRAS)
+    assert outcome.returncode == 0, outcome.stderr
+
+
+def test_a_backbone_runs_with_torch_and_mmengine_alone():
+    program = (
+        "import torch\n"
+        "from mmengine.registry import MODELS\n"
+        "backbone = MODELS.build(dict(type='mm_vitbackbones.PVTv2', arch='b0')).eval()\n"
+        "with torch.no_grad():\n"
+        "    levels = backbone(torch.zeros(1, 3, 32, 32))\n"
+        "assert [level.shape[1] for level in levels] == list(backbone.channels)\n"
+    )
+    outcome = run(program, *EXTRAS)
+    assert outcome.returncode == 0, outcome.stderr
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel that was built from a copy of the project, offline, where neither torch nor numpy can be imported."""
+    project = tmp_path_factory.mktemp("build") / "project"
+    skipped = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    shutil.copytree(ROOT / "mm_vitbackbones", project / "mm_vitbackbones", ignore=skipped)
+    shutil.copytree(ROOT / "configs", project / "configs", ignore=skipped)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, project)
+    program = (
+        "import os, warnings; warnings.simplefilter('ignore')\n"
+        "from setuptools import build_meta\n"
+        f"os.chdir({str(project)!r}); print(build_meta.build_wheel({str(project.parent)!r}))"
+    )
+    outcome = run(program, "torch", "numpy", "mmengine")
+    assert outcome.returncode == 0, outcome.stderr
+    return next(project.parent.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def metadata(wheel: Path) -> Message:
+    with zipfile.ZipFile(wheel) as archive:
+        name = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        return Parser().parsestr(archive.read(name).decode())
+
+
+def test_wheel_is_pure_python(wheel):
+    assert wheel.name == f"mm_vitbackbones-{mm_vitbackbones.__version__}-py3-none-any.whl"
+
+
+def test_wheel_holds_the_package_and_its_licence_alone(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = [name for name in archive.namelist() if not name.endswith("/")]
+    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "mm_vitbackbones").rglob("*.py")}
+    assert {name for name in names if ".dist-info/" not in name} == modules
+    assert any(name.endswith("LICENSE") for name in names)
+
+
+def test_wheel_depends_on_torch_and_mmengine_alone(metadata):
+    always = [line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line]
+    assert {re.match(r"[\w-]+", line)[0] for line in always} == {"torch", "mmengine"}
+
+
+def test_wheel_states_licence_and_python(metadata):
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert metadata["Requires-Python"] == ">=3.10"
+    assert set(metadata.get_all("Provides-Extra")) == {"det", "seg", "peers", "test", "dev"}
+
+
+def pins(text: str) -> set[str]:
+    return {line.partition("==")[0] for line in text.splitlines() if "==" in line and not line.startswith("#")}
+
+
+def test_constraints_pin_everything_exactly():
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
+    loose = [line for line in lines if not re.fullmatch(r'[a-z0-9-]+==[\w.]+(; python_version (<|>=) "3\.11")?', line)]
+    assert loose == []
+
+
+def test_constraints_cover_every_extra(metadata):
+    """The Makefile installs constraints.txt without asking for dependencies, so nothing may be left out of it."""
+    wanted = {re.match(r"[\w-]+", line)[0].lower() for line in metadata.get_all("Requires-Dist")}
+    assert wanted - pins((ROOT / "constraints.txt").read_text()) == set()
+
+
+def test_peers_are_kept_apart():
+    """With timm beside it, mmsegmentation imports torchvision, and fails if that belongs to another torch."""
+    ours, _, peers = (ROOT / "constraints.txt").read_text().partition("# peers")
+    assert {"timm", "transformers", "torchvision"} <= pins(peers)
+    assert pins(ours).isdisjoint(pins(peers))

@@ -1,0 +1,117 @@
+"""Install mmcv with its compiled ops, built from source, into the environment of the Python that runs this.
+
+    python tools/setup/build_mmcv.py mmcv==2.1.0 LOG [--no-cache]
+
+pip keeps the wheel that it built, so the next environment gets it in seconds. --no-cache builds anew: pip does not
+know for which torch a wheel was built.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+FLAGS = {"MMCV_WITH_OPS": "1", "CFLAGS": "-g0 -w", "NO_COLOR": "1"}  # without debug information: half the time
+
+
+def steps(lines: Iterator[str]) -> Iterator[tuple[int, int]]:
+    """Pairs (done, all) of ninja's compile steps, each time that another one is done."""
+    for line in lines:
+        if match := re.match(r"\s*\[(\d+)/(\d+)\]", line):
+            yield int(match[1]), int(match[2])
+
+
+def show_progress(progress: Iterator[tuple[int, int]]) -> None:
+    """One line that is rewritten on a terminal, and a line for every tenth of the way elsewhere."""
+    begin, shown = time.monotonic(), -1
+    for done, total in progress:
+        minutes = (time.monotonic() - begin) / 60
+        text = f"  mmcv: {done}/{total} compiled, {100 * done // total} %, {minutes:.1f} min"
+        if done < total:
+            text += f", about {minutes / done * (total - done):.0f} min left"
+        if sys.stdout.isatty():
+            print(f"\r{text:<72}", end="\n" if done == total else "", flush=True)
+        elif 10 * done // total > shown:
+            shown = 10 * done // total
+            print(text, flush=True)
+
+
+def pip_install(requirement: str, log: Path, use_cache: bool) -> bool:
+    """Run pip, its output in the log file. Whether it succeeded."""
+    command = [sys.executable, "-m", "pip", "install", "--verbose", "--disable-pip-version-check"]
+    command += ["--no-build-isolation", "--no-deps", requirement]
+    command += [] if use_cache else ["--no-cache-dir", "--force-reinstall"]
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, **FLAGS}
+        )
+        assert process.stdout is not None
+
+        def logged(lines: Iterator[str]) -> Iterator[str]:
+            for line in lines:
+                file.write(line)
+                yield line
+
+        show_progress(steps(logged(iter(process.stdout))))
+        return process.wait() == 0
+
+
+def ops_work() -> bool:
+    """Whether the installed ops load with this torch and, where there is a GPU, were compiled for it."""
+    program = (
+        "import torch, mmcv.ops as ops;"
+        "raise SystemExit(torch.cuda.is_available() and ops.get_compiling_cuda_version() == 'not available')"
+    )
+    return subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == 0
+
+
+def cuda_problem() -> str | None:
+    """mmcv compiles for CUDA where torch sees a GPU, and then needs the CUDA compiler."""
+    program = (
+        "import torch; from torch.utils.cpp_extension import CUDA_HOME;"
+        "raise SystemExit(torch.cuda.is_available() and CUDA_HOME is None)"
+    )
+    if subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == 0:
+        return None
+    return (
+        "torch sees a GPU, but there is no CUDA compiler to build mmcv's ops for it: install the CUDA toolkit of "
+        "torch's version and set CUDA_HOME, or build for the CPU alone: CUDA_VISIBLE_DEVICES= make setup"
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("requirement")
+    parser.add_argument("log", type=Path)
+    parser.add_argument("--no-cache", action="store_true")
+    arguments = parser.parse_args()
+    if problem := cuda_problem():
+        print(f"error: {problem}", file=sys.stderr)
+        return 1
+    print(
+        f"Installing {arguments.requirement} with its compiled ops. Building them takes about 10 minutes on 2 cores,\n"
+        f"only once: pip caches the wheel. The log is {arguments.log}.",
+        flush=True,
+    )
+    installed = pip_install(arguments.requirement, arguments.log, use_cache=not arguments.no_cache)
+    if installed and not arguments.no_cache and not ops_work():
+        print("The wheel in pip's cache was built for another torch: building it anew.", flush=True)
+        installed = pip_install(arguments.requirement, arguments.log, use_cache=False)
+    if installed and ops_work():
+        return 0
+    print(*arguments.log.read_text(errors="replace").splitlines()[-20:], sep="\n", file=sys.stderr)
+    print(f"error: mmcv's ops could not be built; the whole log is {arguments.log}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("\ninterrupted: the next run builds mmcv anew")
