@@ -172,3 +172,20 @@ def test_cached_wheel_of_another_torch_is_built_anew(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["build_mmcv.py", "mmcv==2.1.0", str(tmp_path / "log")])
     assert build_mmcv.main() == 0
     assert built == [True, False]
+
+
+def test_built_ops_are_judged_before_the_rest_is_installed(monkeypatch, tmp_path):
+    """While mmcv is built, what `import mmcv` needs is not there yet; that must not pass for a broken build."""
+    pytest.importorskip("mmcv._ext")
+    (tmp_path / "mmengine").mkdir()
+    (tmp_path / "mmengine" / "__init__.py").write_text("raise ModuleNotFoundError('not installed yet')\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert build_mmcv.ops_work()
+
+
+def test_ops_that_do_not_load_are_found_out(monkeypatch, tmp_path):
+    (tmp_path / "mmcv").mkdir()
+    (tmp_path / "mmcv" / "__init__.py").touch()
+    (tmp_path / "mmcv" / "_ext.cpython-0.so").write_text("no library")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert not build_mmcv.ops_work()

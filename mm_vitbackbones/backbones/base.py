@@ -145,6 +145,17 @@ class Backbone(BaseModule):
             raise TypeError(f"expected a floating-point image, got {image.dtype}: normalise it first")
 
 
+def check_stages(spec: Any) -> None:
+    """For a spec of four stages: tuples of equal length, whole heads. ValueError names the field that does not fit."""
+    for field in dataclasses.fields(spec):
+        value = getattr(spec, field.name)
+        if isinstance(value, tuple) and (len(value) != len(STRIDES) or min(value) < 1):
+            raise ValueError(f"{field.name}={value}: give positive numbers for the {len(STRIDES)} stages")
+    for dim, heads in zip(spec.dims, spec.num_heads, strict=True):
+        if dim % heads:
+            raise ValueError(f"dims={spec.dims} and num_heads={spec.num_heads}: {dim} is not divisible by {heads}")
+
+
 def recompute_mode(with_cp: bool | str) -> str | None:
     """``with_cp`` in the words of ``layers.Block``."""
     return "block" if with_cp is True else with_cp or None

@@ -20,7 +20,7 @@ from typing import Any, final
 
 from torch import Tensor, nn
 
-from mm_vitbackbones.backbones.base import Backbone, recompute_mode
+from mm_vitbackbones.backbones.base import Backbone, check_stages, recompute_mode
 from mm_vitbackbones.layers import (
     Block,
     ConvReduction,
@@ -45,6 +45,9 @@ class Arch:
     mlp_ratios: tuple[int, ...] = (8, 8, 4, 4)
     pretrain_grid: int = 56
     """Side of the first position table: 224 pixels at stride 4."""
+
+    def __post_init__(self) -> None:
+        check_stages(self)
 
 
 ARCHS = {

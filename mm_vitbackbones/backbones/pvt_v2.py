@@ -23,7 +23,7 @@ from typing import Any, final
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mm_vitbackbones.backbones.base import Backbone, recompute_mode
+from mm_vitbackbones.backbones.base import Backbone, check_stages, recompute_mode
 from mm_vitbackbones.layers import (
     Block,
     ChannelsLastConv2d,
@@ -49,6 +49,9 @@ class Arch:
     mlp_ratios: tuple[int, ...] = (8, 8, 4, 4)
     linear: bool = False
     """Linear spatial-reduction attention: keys and values pooled to 7x7, and a ReLU in the feed-forward network."""
+
+    def __post_init__(self) -> None:
+        check_stages(self)
 
 
 ARCHS = {

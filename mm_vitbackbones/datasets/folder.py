@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
+
+from mm_vitbackbones.engine.errors import UserError
+
 MARKER = ".made_by_mm_vitbackbones.json"
-
-
-class DataError(Exception):
-    """Data cannot be prepared. The message is one line that says what is wrong and what to do."""
 
 
 class OwnedFolder:
@@ -29,7 +30,7 @@ class OwnedFolder:
         version: changes when the files have to be made anew.
 
     Raises:
-        DataError: the folder holds anything that this package did not make.
+        UserError: the folder holds anything that this package did not make.
     """
 
     def __init__(self, root: str | os.PathLike[str], dataset: str, version: int) -> None:
@@ -39,28 +40,29 @@ class OwnedFolder:
         self._known: dict[str, str | None] = {}
         self._same_version = False
         if self.root.exists() and not self.root.is_dir():
-            raise DataError(f"{self.root} is not a folder: choose another one with --out")
+            raise UserError(f"{self.root} is not a folder: choose another one with --out")
         if self._marker.is_file():
             self._read_marker(dataset)
         elif self.root.is_dir() and any(self.root.iterdir()):
-            raise DataError(
+            raise UserError(
                 f"{self.root} was not made by this tool, and is left as it is: "
                 "move it away, or choose another folder with --out"
             )
 
-    def is_current(self, files: Iterable[str]) -> bool:
-        """Whether all these files are here, complete, of this version, and unchanged."""
-        return self._same_version and all(self._is_ours(name) is True for name in files)
+    def is_current(self, files: Collection[str] = ()) -> bool:
+        """Whether these files (all that the marker lists, if none are named) are here, of this version, unchanged."""
+        files = files or self._known
+        return self._same_version and bool(files) and all(self._is_ours(name) is True for name in files)
 
-    def claim(self, files: Sequence[str]) -> None:
+    def claim(self, files: Collection[str]) -> None:
         """Write the marker for these files, which may then be written. Files of an older version are deleted.
 
         Raises:
-            DataError: one of the files exists and is not ours, or was changed since; nothing has been written then.
+            UserError: one of the files exists and is not ours, or was changed since; nothing has been written then.
         """
         kept = [name for name in {*self._known, *files} if self._is_ours(name) is False]
         if kept:
-            raise DataError(
+            raise UserError(
                 f"{self.root / min(kept)} is not as this tool wrote it, and is left as it is: "
                 "move it away, or choose another folder with --out"
             )
@@ -101,12 +103,13 @@ class OwnedFolder:
             found, self._known = marker["dataset"], dict(marker["files"])
             self._same_version = marker["version"] == self._claim["version"]
         except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{self._marker} cannot be read ({error!r}): move {self.root} away and run again") from None
+            raise UserError(f"{self._marker} cannot be read ({error!r}): move {self.root} away and run again") from None
         if found != dataset:
-            raise DataError(f"{self.root} holds the data set {found!r}: choose another folder with --out")
+            raise UserError(f"{self.root} holds the data set {found!r}: choose another folder with --out")
 
     def _write_marker(self) -> None:
-        _write_whole(self._marker, json.dumps({**self._claim, "files": self._known}, indent=0).encode())
+        marker = {**self._claim, "files": dict(sorted(self._known.items()))}
+        _write_whole(self._marker, json.dumps(marker, indent=0).encode())
 
 
 def _write_whole(path: Path, content: bytes) -> None:
@@ -123,3 +126,8 @@ def sha256(path: Path) -> str:
 def to_json(content: Any) -> bytes:
     """JSON, the same bytes for the same content on every machine."""
     return (json.dumps(content, separators=(",", ":")) + "\n").encode()
+
+
+def to_png(image: np.ndarray) -> bytes:
+    """A PNG file of an image in OpenCV's order: (H, W) gray, (H, W, 3) BGR or (H, W, 4) BGRA, uint8."""
+    return cv2.imencode(".png", image)[1].tobytes()

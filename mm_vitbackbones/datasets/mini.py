@@ -1,6 +1,6 @@
 """`mini`: procedural scenes with boxes, instance masks and semantic labels, drawn here, never downloaded.
 
-A scene is a ground of two or three kinds of stuff with objects lying on it, textured, shaded, turned and partly hidden:
+A scene is a ground of one to three kinds of stuff with objects lying on it, textured, shaded, turned and partly hidden:
 
     class     outline   marking          class     outline   marking
     ball      round     stripes          starfish  star      dots
@@ -36,9 +36,11 @@ from typing import Any
 
 import cv2
 import numpy as np
+from mmengine.utils import track_iter_progress
 from numpy.random import RandomState
 
-from mm_vitbackbones.datasets.folder import DataError, OwnedFolder, to_json
+from mm_vitbackbones.datasets.folder import OwnedFolder, to_json, to_png
+from mm_vitbackbones.engine.errors import UserError
 
 VERSION = 1
 SPLITS = {"training": 400, "validation": 100, "smoke": 16}
@@ -59,7 +61,7 @@ UNIT = 1024
 SAMPLES = 2
 """Samples per pixel side when an object is drawn."""
 
-# Any two of one pair differ in brightness, so that markings survive in grayscale.
+# An object has one of each. They differ in brightness, so that markings survive in grayscale.
 DARK = ((142, 32, 38), (30, 62, 122), (70, 36, 92), (38, 84, 56), (104, 60, 28), (44, 44, 50), (20, 92, 104))
 LIGHT = (
     (242, 232, 208), (244, 206, 74), (240, 148, 80), (168, 214, 120), (142, 208, 226), (244, 170, 188), (206, 186, 240),
@@ -184,7 +186,7 @@ PAINTERS: tuple[Callable[[RandomState, int, int], Array], ...] = (paint_grass, p
 
 
 def paint_ground(rng: RandomState, height: int, width: int) -> tuple[Array, Array]:
-    """Two or three kinds of stuff that meet along winding borders: colours (H, W, 3), labels (H, W)."""
+    """One to three kinds of stuff that meet along winding borders: colours (H, W, 3), labels (H, W)."""
     kinds = rng.permutation(len(STUFF))[: rng.randint(1, 4)]
     y, x = np.indices((height, width), dtype=np.int64)
     cos, sin = direction(rng.randint(360))
@@ -202,13 +204,13 @@ def paint_ground(rng: RandomState, height: int, width: int) -> tuple[Array, Arra
 
 # ----------------------------------------------------------------------------------------------------------- objects
 #
-# An outline takes the coordinates u, v of the samples, in `UNIT`s of the object's half size, and gives
-# (inside: bool, normal_u, normal_v): the slope of the surface there, for shading. A marking is the share, 0..UNIT, of
-# the object's second colour.
+# A class is a function of the coordinates u, v of samples, where the object's half size is `UNIT`.
 
 
 @dataclass(frozen=True)
 class Surface:
+    """An object at its samples: whether it is there, its normal (for shading), and the share of its second colour."""
+
     inside: Array
     normal_u: Array
     normal_v: Array
@@ -319,7 +321,8 @@ def render(
     """
     cos, sin = direction(rng.randint(360))
     reach = size * 3 // 4 + 1
-    steps = np.arange(-reach * SAMPLES, reach * SAMPLES, dtype=np.int64) * 2 + 1  # sample centres, in 1 / (2 SAMPLES) px
+    # The samples' centres, in units of 1 / (2 SAMPLES) px.
+    steps = np.arange(-reach * SAMPLES, reach * SAMPLES, dtype=np.int64) * 2 + 1
     x, y = steps[None, :], steps[:, None]
     u, v = (x * cos + y * sin) // (SAMPLES * size), (y * cos - x * sin) // (SAMPLES * size)
     surface = make(u, v, rng)
@@ -335,7 +338,7 @@ def render(
 
     base, second = np.array(palette or pick_colours(rng), dtype=np.int64)
     colours = mix(base, second, surface.marking[..., None])
-    grain = noise(rng, *u.shape, 3 * SAMPLES)[..., None] - 128
+    grain = noise(rng, u.shape[0], u.shape[1], 3 * SAMPLES)[..., None] - 128
     colours = colours * brightness[..., None] // UNIT + grain // 9 + shine[..., None] * surface.gloss // UNIT
     colours = np.clip(colours, 0, 255) * surface.inside[..., None]
 
@@ -365,7 +368,7 @@ class Canvas:
 
     def __init__(self, image: Array, labels: Array, light: tuple[int, int, int]) -> None:
         self.image, self.labels, self.light = image, labels, light
-        self.owner = np.zeros(labels.shape, dtype=np.int64)
+        self.owner: Array = np.zeros(labels.shape, dtype=np.int64)
 
     def clip(self, sprite: Sprite) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
         """Where a sprite falls: its window in the picture, and the part of the sprite in that window."""
@@ -442,12 +445,11 @@ def place_objects(rng: RandomState, canvas: Canvas, index: int, crowd: bool) -> 
             centre = (y + rng.randint(-34, 35), x + rng.randint(-40, 41))
             sprite = render(rng, MAKERS[things[0][0]], rng.randint(18, 31), centre, canvas.light)
             canvas.draw(sprite, 1, len(STUFF) + 1 + things[0][0])
-
         area[1] = int((canvas.owner == 1).sum())
 
     centres: list[tuple[int, int, int]] = []
     wanted = len(things) + int(rng.randint(2, 8))
-    for attempt in range(40):
+    for _ in range(40):
         if len(things) == wanted:
             break
         thing = (index * 3 + len(things)) % len(THINGS)  # in turn, so that the classes are balanced
@@ -513,7 +515,8 @@ def to_box(mask: Array) -> list[int]:
 def to_coco(scenes: Sequence[tuple[str, Scene]]) -> dict[str, Any]:
     """COCO's annotations of scenes with their file names. A category's id is its label in the semantic masks."""
     first = len(STUFF) + 1
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for image_id, (file_name, scene) in enumerate(scenes, start=1):
         height, width = scene.labels.shape
         images.append({"id": image_id, "file_name": file_name, "width": width, "height": height})
@@ -541,38 +544,36 @@ def digest(scenes: Sequence[Scene]) -> str:
     """SHA-256 over the arrays of scenes and their COCO annotations, before any picture is encoded."""
     total = hashlib.sha256(to_json(to_coco([(str(i), scene) for i, scene in enumerate(scenes)])))
     for scene in scenes:
-        total.update(np.ascontiguousarray(scene.image))
-        total.update(np.ascontiguousarray(scene.labels))
+        total.update(scene.image.tobytes())
+        total.update(scene.labels.tobytes())
     return total.hexdigest()
 
 
 def prepare(root: str | Path, splits: Sequence[str] = tuple(SPLITS)) -> bool:
-    """Draw the data set into the folder `root`, with a progress bar. Takes about half a minute.
+    """Draw the data set, or some splits of it, into the folder `root`, with a progress bar. Takes half a minute.
 
     Returns:
         False if everything was there already, and nothing had to be done.
 
     Raises:
-        DataError: `root` holds files that were not made here; or this machine draws other scenes than the pinned ones.
+        UserError: `root` holds files that were not made here; or this machine draws other scenes than the pinned ones.
     """
     folder = OwnedFolder(root, "mini", VERSION)
     files = [name for split in splits for name in files_of(split)]
     if folder.is_current(files):
         return False
     folder.claim(files)
-
-    from mmengine.utils import ProgressBar
-
-    bar = ProgressBar(sum(SPLITS[split] for split in splits))
-    for split in splits:
-        scenes = []
-        for index in range(SPLITS[split]):
-            scenes.append(draw_scene(split, index))
-            for name, content in encode(split, index, scenes[-1]).items():
-                folder.write(name, content)
-            bar.update()
+    drawn: dict[str, list[Scene]] = {split: [] for split in splits}
+    for split, index in track_iter_progress([(name, index) for name in splits for index in range(SPLITS[name])]):
+        drawn[split].append(draw_scene(split, index))
+        for name, content in encode(split, index, drawn[split][-1]).items():
+            folder.write(name, content)
+    for split, scenes in drawn.items():
         if digest(scenes) != DIGESTS[split]:
-            raise DataError(f"the scenes of {split!r} are not the pinned ones: please report this with your versions of NumPy and OpenCV")
+            raise UserError(
+                f"the scenes of {split!r} came out other than they should (version {VERSION}, NumPy {np.__version__}): "
+                "please report this, and use another version of NumPy meanwhile"
+            )
         named = [(picture_name(split, index), scene) for index, scene in enumerate(scenes)]
         folder.write(annotation_file(split), to_json(to_coco(named)))
     folder.finish()
@@ -590,13 +591,13 @@ def annotation_file(split: str) -> str:
 
 def files_of(split: str) -> list[str]:
     """Every file of a split, relative to the data set's folder."""
-    files = [annotation_file(split)]
-    for index in range(SPLITS[split]):
-        stem = f"{split}_{index:04}"
-        files += sorted(
-            {f"images/{split}/{picture_name(split, index)}", f"images/{split}/{stem}.png", f"annotations/{split}/{stem}.png"}
-        )
-    return files
+    stems = [f"{split}_{index:04}" for index in range(SPLITS[split])]
+    pictures = {f"{stem}.png" for stem in stems} | {picture_name(split, index) for index in range(SPLITS[split])}
+    return [
+        annotation_file(split),
+        *(f"images/{split}/{name}" for name in sorted(pictures)),
+        *(f"annotations/{split}/{stem}.png" for stem in stems),
+    ]
 
 
 def encode(split: str, index: int, scene: Scene) -> dict[str, bytes]:
@@ -609,7 +610,3 @@ def encode(split: str, index: int, scene: Scene) -> dict[str, bytes]:
     if index % 50 in GRAY:
         files[f"images/{split}/{stem}.jpg"] = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
     return files
-
-
-def to_png(image: Array) -> bytes:
-    return cv2.imencode(".png", image)[1].tobytes()

@@ -5,10 +5,12 @@ B batch, N = H*W query tokens, M key tokens, C channels.
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mm_vitbackbones.layers.conv import ChannelsLastConv2d
+from mm_vitbackbones.layers.recompute import recompute_cheap
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> Tensor:
@@ -31,7 +33,7 @@ class ConvReduction(nn.Module):
 
 
 class SpatialReductionAttention(nn.Module):
-    """Attention of every token over a reduced grid of keys and values (PVT, equations 1 to 4).
+    """Attention of every token of norm(x) over a reduced grid of keys and values (PVT, equations 1 to 4).
 
     ``reduction`` maps a grid to the grid of the keys; None leaves it as it is.
     """
@@ -42,10 +44,21 @@ class SpatialReductionAttention(nn.Module):
         self.q = nn.Linear(dim, dim)
         self.kv = nn.Linear(dim, 2 * dim)
         self.proj = nn.Linear(dim, dim)
-        self.reduction = reduction
+        self.reduction = nn.Identity() if reduction is None else reduction
 
-    def forward(self, grid: Tensor) -> Tensor:
-        reduced = grid if self.reduction is None else self.reduction(grid)
-        tokens, keys = grid.flatten(1, 2), reduced.flatten(1, 2)
-        key, value = self.kv(keys).chunk(2, dim=-1)
-        return self.proj(attend(self.q(tokens), key, value, self.num_heads)).view_as(grid)
+    def forward(self, grid: Tensor, norm: nn.Module) -> Tensor:
+        return self.lean(grid, norm) if torch.is_grad_enabled() else self.plain(grid, norm)
+
+    def plain(self, grid: Tensor, norm: nn.Module) -> Tensor:
+        normed = norm(grid)
+        return self._attend(self.q(normed), self.kv(self.reduction(normed)))
+
+    def lean(self, grid: Tensor, norm: nn.Module) -> Tensor:
+        """Equal to ``plain``; the norm's result is computed again in the backward pass instead of kept."""
+        query = recompute_cheap(lambda x: self.q(norm(x)), grid)
+        key_value = recompute_cheap(lambda x: self.kv(self.reduction(norm(x))), grid)
+        return self._attend(query, key_value)
+
+    def _attend(self, query: Tensor, key_value: Tensor) -> Tensor:
+        key, value = key_value.flatten(1, 2).chunk(2, dim=-1)
+        return self.proj(attend(query.flatten(1, 2), key, value, self.num_heads)).view_as(query)

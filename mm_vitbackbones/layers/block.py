@@ -9,6 +9,8 @@ from mm_vitbackbones.layers.residual import DropPath, add_residual
 class Block(nn.Module):
     """The pre-norm transformer block over grids (B, H, W, C): x + attn(norm1(x)), then x + ffn(norm2(x)).
 
+    ``attn`` and ``ffn`` are called with the grid and with its norm, so that they decide what training keeps of it.
+
     ``recomputed`` trades time for memory in training: ``"ffn"`` computes the feed-forward network, whose hidden map
     is the largest tensor of all, again in the backward pass; ``"block"`` the whole block; ``None`` nothing but what
     is nearly free.
@@ -31,7 +33,7 @@ class Block(nn.Module):
         return self._residuals(grid)
 
     def _residuals(self, grid: Tensor) -> Tensor:
-        grid = add_residual(grid, self.drop_path(self.attn(self.norm1(grid))))
+        grid = add_residual(grid, self.drop_path(self.attn(grid, self.norm1)))
         return add_residual(grid, self.drop_path(self._feed_forward(grid)))
 
     def _feed_forward(self, grid: Tensor) -> Tensor:

@@ -24,6 +24,8 @@ class DropPath(nn.Module):
 
 def drop_path_rates(rate: float, depths: tuple[int, ...]) -> list[list[float]]:
     """The linear schedule 0..``rate`` over all blocks, as one list per stage (PVT, PVTv2, Swin, MiT)."""
+    if not 0.0 <= rate < 1.0:
+        raise ValueError(f"drop_path_rate={rate!r}: give a probability of at least 0 and below 1")
     total = sum(depths)
     flat = iter(rate * i / max(total - 1, 1) for i in range(total))
     return [[next(flat) for _ in range(depth)] for depth in depths]

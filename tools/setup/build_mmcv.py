@@ -62,13 +62,22 @@ def pip_install(requirement: str, log: Path, use_cache: bool) -> bool:
         return process.wait() == 0
 
 
+LOAD_OPS = """
+import importlib.util, pathlib, torch
+folder = pathlib.Path(importlib.util.find_spec("mmcv").submodule_search_locations[0])
+spec = importlib.util.spec_from_file_location("_ext", next(folder.glob("_ext.*")))
+ops = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(ops)
+raise SystemExit(torch.cuda.is_available() and ops.get_compiling_cuda_version() == "not available")
+"""
+
+
 def ops_work() -> bool:
-    """Whether the installed ops load with this torch and, where there is a GPU, were compiled for it."""
-    program = (
-        "import torch, mmcv.ops as ops;"
-        "raise SystemExit(torch.cuda.is_available() and ops.get_compiling_cuda_version() == 'not available')"
-    )
-    return subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == 0
+    """Whether the installed ops load with this torch and, where there is a GPU, were compiled for it.
+
+    The extension alone is loaded: what mmcv itself imports is not installed yet.
+    """
+    return subprocess.run([sys.executable, "-c", LOAD_OPS], capture_output=True).returncode == 0
 
 
 def cuda_problem() -> str | None:

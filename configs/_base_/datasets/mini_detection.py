@@ -1,5 +1,5 @@
-# The drawn scenes of `mini` (`python tools/prepare_data.py mini`), boxes. They are small: two cores train on them, with
-# one of them to load. No benchmark.data_root = "data/mini/"
+# Boxes of the drawn scenes of `mini` (`python tools/prepare_data.py mini`), at about their own size. No benchmark.
+data_root = "data/mini/"
 metainfo = dict(classes=("ball", "beetle", "crate", "starfish", "ring"))
 
 train_pipeline = [

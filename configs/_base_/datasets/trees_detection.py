@@ -1,11 +1,12 @@
-# Aerial photographs with the boxes of tree crowns (`python tools/prepare_data.py trees`), tiles of 400x400. A view from
-# above has no up or down, so flips go every way. No benchmark.data_root = "data/trees/"
+# Boxes of tree crowns on aerial photographs (`python tools/prepare_data.py trees`), in tiles of 400x400. No benchmark.
+data_root = "data/trees/"
 metainfo = dict(classes=("tree",))
 
 train_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="LoadAnnotations", with_bbox=True),
     dict(type="Resize", scale=(400, 400), keep_ratio=True),
+    # A view from above has no up or down.
     dict(type="RandomFlip", prob=[0.25, 0.25, 0.25], direction=["horizontal", "vertical", "diagonal"]),
     dict(type="PackDetInputs"),
 ]

@@ -1,0 +1,101 @@
+# What there is to make: `make help`. Everything is installed in .venv, nothing outside of it.
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check --quiet
+DONE := $(VENV)/done
+hash = $(shell printf '%s' '$(1)' | cksum | cut -d' ' -f1)
+pin = $(shell sed -n 's/^\($(1)==[^; ]*\).*/\1/p' constraints.txt)
+
+# TORCH is any requirement that pip takes, options too. One that is given once holds for later runs.
+TORCH_PIN := $(call pin,torch)
+ifeq ($(origin TORCH),undefined)
+TORCH := $(or $(shell cat $(VENV)/torch-requirement 2>/dev/null),$(TORCH_PIN))
+endif
+MMCV := $(call pin,mmcv)
+
+# One empty file for each step that is done. Those whose names hold a hash belong to these very requirements.
+TORCH_DONE := $(DONE)/torch-$(call hash,$(TORCH))
+MMCV_DONE := $(DONE)/mmcv-$(call hash,$(MMCV) $(TORCH))
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test test-all lint benchmark clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
+	@echo '  PYTHON=python3.12  another Python for .venv;  TORCH="torch==... --index-url ..."  another torch'
+
+setup: $(DONE)/checked ## make .venv: torch, mmcv with its compiled ops, mmdet, mmsegmentation, this package
+
+$(DONE)/venv:
+	@command -v $(PYTHON) >/dev/null || { echo 'error: there is no $(PYTHON): apt-get install python3 python3-venv' >&2; exit 1; }
+	@$(PYTHON) tools/setup/check_host.py
+	$(PYTHON) -m venv $(VENV)
+	@mkdir -p $(DONE) && touch $@
+
+$(TORCH_DONE): | $(DONE)/venv
+	@! ls $(DONE)/torch-* >/dev/null 2>&1 || $(PIP) uninstall --yes torch # or another build of one version would stay
+	$(PY) -m pip --disable-pip-version-check install $(TORCH)
+	@if [ '$(TORCH)' = '$(TORCH_PIN)' ]; then rm -f $(VENV)/torch-requirement; \
+	 else echo '$(TORCH)' > $(VENV)/torch-requirement; fi
+	@rm -f $(DONE)/torch-* $(DONE)/mmcv-* && touch $@
+
+# What mmcv's build imports, at the pinned versions.
+BUILD_NEEDS := numpy setuptools ninja wheel
+
+$(MMCV_DONE): | $(TORCH_DONE)
+	@$(PY) tools/setup/check_host.py
+	@grep -E '^($(subst $() ,|,$(BUILD_NEEDS)))==' constraints.txt > $(VENV)/build-needs.txt
+	$(PIP) install --no-deps -r $(VENV)/build-needs.txt
+	@$(PY) tools/setup/build_mmcv.py '$(MMCV)' $(VENV)/mmcv-build.log $(if $(filter-out $(TORCH_PIN),$(TORCH)),--no-cache)
+	@rm -f $(DONE)/mmcv-* && touch $@
+
+# The rest of constraints.txt, up to the peers. The file is complete: nothing is asked for its own dependencies.
+$(DONE)/requirements: constraints.txt $(TORCH_DONE) $(MMCV_DONE)
+	@echo 'Installing the rest of constraints.txt'
+	@sed -e '/^# peers/,$$d' -e '/^torch==/d' -e '/^mmcv==/d' constraints.txt > $(VENV)/requirements.txt
+	$(PIP) install --no-deps -r $(VENV)/requirements.txt
+	@touch $@
+
+$(DONE)/package: pyproject.toml $(DONE)/requirements
+	$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(DONE)/checked: $(DONE)/package
+	@$(PY) -m mm_vitbackbones doctor
+	@touch $@
+
+$(DONE)/peers: constraints.txt $(DONE)/package
+	@echo 'Installing timm and transformers, to compare with, into $(VENV)/peers'
+	@sed -n '/^# peers/,$$p' constraints.txt > $(VENV)/peers.txt
+	$(PIP) install --no-deps --upgrade --target $(VENV)/peers -r $(VENV)/peers.txt
+	@touch $@
+
+demo: setup ## train RetinaNet with PVTv2-B0 on photographs of trees, evaluate it and draw what it finds
+	$(PY) tools/prepare_data.py trees
+	@set -eu; out=work_dirs/demo-$$(date +%Y%m%d-%H%M%S); config=configs/retinanet_pvt_v2_b0_trees.py; set -x; \
+	$(PY) tools/train.py $$config --work-dir $$out; \
+	$(PY) tools/test.py $$config "$$(cat $$out/last_checkpoint)" --work-dir $$out/test --show-dir $$out/pictures; \
+	set +x; echo; echo "Pictures, ground truth beside detections: $$out/pictures"; \
+	echo "Curves of loss and AP: $$out/curves.png"
+
+test: setup ## run the tests, except those that take long or need a GPU
+	$(PY) -m pytest
+
+test-all: setup $(DONE)/peers lint ## run all tests, the linter and the type checker
+	$(PY) -m pytest -m ''
+
+lint: setup ## ruff, mypy and codespell
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(PY) -m codespell_lib
+
+benchmark: setup $(DONE)/peers ## time and memory against the PVT and PVTv2 of mmdet, timm and transformers
+	PYTHONPATH=$(VENV)/peers $(PY) tools/benchmark.py
+
+clean: ## remove caches and builds; .venv, data and work_dirs stay
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find mm_vitbackbones configs tools tests -name __pycache__ -type d -prune -exec rm -rf {} +

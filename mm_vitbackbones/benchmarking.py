@@ -1,0 +1,179 @@
+"""Our backbones beside other implementations of the same networks: time and memory, in one process.
+
+The contenders take turns, so that a busy machine slows all of them alike; a ratio is the median over the turns of
+theirs to ours. Weights are random: all compute the same function up to norm epsilons.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mm_vitbackbones.backbones import PVT, PVTv2
+from mm_vitbackbones.measuring import peak_bytes
+
+DEPTHS_OF_B2 = (3, 4, 6, 3)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One implementation of one network. ``build`` raises ImportError where its package is not installed."""
+
+    name: str
+    build: Callable[[], nn.Module]
+
+
+def declare_torchvision_operators() -> None:
+    """timm imports torchvision for the sake of two operators that a backbone never calls. Where torchvision has no
+    compiled part, declaring them lets it import."""
+    for name in ("nms", "qnms"):
+        try:
+            torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        except RuntimeError:  # declared already
+            return
+
+
+def mmdet_pvt() -> nn.Module:
+    from mmdet.models.backbones import PyramidVisionTransformer
+
+    return PyramidVisionTransformer(num_layers=list(DEPTHS_OF_B2))
+
+
+def mmdet_pvt_v2() -> nn.Module:
+    from mmdet.models.backbones import PyramidVisionTransformerV2
+
+    return PyramidVisionTransformerV2(embed_dims=64, num_layers=list(DEPTHS_OF_B2))
+
+
+def timm_pvt_v2() -> nn.Module:
+    declare_torchvision_operators()
+    import timm
+
+    return timm.create_model("pvt_v2_b2", features_only=True, drop_path_rate=0.1)
+
+
+CONTENDERS: dict[str, tuple[Contender, ...]] = {
+    "pvt_s": (
+        Contender("ours", lambda: PVT(arch="small")),
+        Contender("mmdet", mmdet_pvt),
+    ),
+    "pvt_v2_b2": (
+        Contender("ours", lambda: PVTv2(arch="b2")),
+        Contender("mmdet", mmdet_pvt_v2),
+        Contender("timm", timm_pvt_v2),
+    ),
+}
+"""Per network: ours first."""
+
+MODES: dict[str, Callable[[nn.Module, Tensor], Any]] = {}
+"""What to measure, by name: a function that runs a model on an image."""
+
+
+def mode(function: Callable[[nn.Module, Tensor], Any]) -> Callable[[nn.Module, Tensor], Any]:
+    MODES[function.__name__.replace("_", "+")] = function
+    return function
+
+
+@mode
+def forward(model: nn.Module, image: Tensor) -> Any:
+    with torch.no_grad():
+        return model.eval()(image)
+
+
+@mode
+def forward_backward(model: nn.Module, image: Tensor) -> Any:
+    model.train().zero_grad(set_to_none=True)
+    sum(level.mean() for level in model(image)).backward()
+
+
+@dataclass(frozen=True)
+class Row:
+    """Measured of one contender. ``ratio`` is its time over ours: the median over the turns, with its quartiles."""
+
+    network: str
+    name: str
+    mode: str
+    size: tuple[int, int]
+    milliseconds: float
+    ratio: tuple[float, float, float]
+    peak_mib: float
+    peak_ratio: float
+
+    def __str__(self) -> str:
+        low, middle, high = self.ratio
+        return (
+            f"{self.network:<10} {self.size[0]:>4}x{self.size[1]:<4} {self.mode:<16} {self.name:<6} "
+            f"{self.milliseconds:>8.0f} ms  x{middle:.2f} ({low:.2f}-{high:.2f})  "
+            f"{self.peak_mib:>6.0f} MiB  x{self.peak_ratio:.2f}"
+        )
+
+
+def machine() -> str:
+    """One line: what the figures depend on."""
+    allocator = {name: os.environ.get(name, "unset") for name in ("THP_MEM_ALLOC_ENABLE", "MALLOC_MMAP_THRESHOLD_")}
+    settings = ", ".join(f"{name}={value}" for name, value in allocator.items())
+    return (
+        f"torch {torch.__version__}, {cpu_name()}, {torch.get_num_threads()} thread(s) on {os.cpu_count()} cores, "
+        f"fp32, eager, {torch.backends.cpu.get_cpu_capability()}, {settings}"
+    )
+
+
+def cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo") as info:
+            return next(line.split(":", 1)[1].strip() for line in info if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or "unknown CPU"
+
+
+def measure(network: str, mode: str, size: tuple[int, int], turns: int, clock: str = "wall") -> Iterator[Row]:
+    """Measure all contenders whose packages are installed; yields rows, ours first.
+
+    ``clock``: ``wall``, or ``cpu``, the time of this thread on its CPU, which is steadier on a busy machine and right
+    with one thread only.
+
+    Raises:
+        ValueError: for the ``cpu`` clock with several threads.
+    """
+    if clock == "cpu" and torch.get_num_threads() != 1:
+        raise ValueError("the clock 'cpu' counts one thread: use it with --threads 1")
+    now = time.thread_time if clock == "cpu" else time.perf_counter
+    run = MODES[mode]
+    image = torch.randn(1, 3, *size)
+    models: dict[str, nn.Module] = {}
+    for contender in CONTENDERS[network]:
+        try:
+            models[contender.name] = contender.build()
+        except ImportError as error:
+            print(f"{network}: {contender.name} is left out ({error})")
+    times: dict[str, list[float]] = {name: [] for name in models}
+    for turn in range(turns + 1):
+        for name, model in models.items():
+            start = now()
+            run(model, image)
+            if turn > 0:  # the first one warms up
+                times[name].append(now() - start)
+    # In training the gradients, one per parameter, count for all alike; the activations differ.
+    peaks = {name: peak_bytes(lambda model=model: run(model, image)) for name, model in models.items()}
+    ours = times["ours"]
+    for name, values in times.items():
+        ratios = sorted(theirs / own for theirs, own in zip(values, ours, strict=True))
+        low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+        yield Row(
+            network,
+            name,
+            mode,
+            size,
+            statistics.median(values) * 1e3,
+            (low, statistics.median(ratios), high),
+            peaks[name] / 2**20,
+            peaks[name] / peaks["ours"],
+        )

@@ -1,0 +1,76 @@
+"""The official networks' recorded numbers, and names for weights: what parity tests compare with."""
+
+from __future__ import annotations
+
+import json
+import math
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mm_vitbackbones.backbones import PVT, Backbone, PVTv2
+
+DATA = Path(__file__).parent / "data"
+
+
+@dataclass(frozen=True)
+class Fixture:
+    """A toy-size official network at random weights, its inputs and its features."""
+
+    arch: dict
+    state: dict[str, Tensor]
+    inputs: list[Tensor]
+    features: list[list[Tensor]]
+
+
+def load_fixture(name: str) -> Fixture:
+    with np.load(DATA / f"{name}.npz") as file:
+        arrays = {key: torch.from_numpy(file[key]) for key in file.files if key != "arch"}
+        arch = json.loads(str(file["arch"]))
+    runs = range(sum(key.startswith("input") for key in arrays))
+    return Fixture(
+        arch,
+        {key.removeprefix("state/"): value for key, value in arrays.items() if key.startswith("state/")},
+        [arrays[f"input{i}"] for i in runs],
+        [[arrays[f"feature{i}_{level}"] for level in range(4)] for i in runs],
+    )
+
+
+def build_toy(fixture: Fixture) -> Backbone:
+    """Our network of the fixture's size."""
+    ours = {"embed_dims": "dims", "num_heads": "num_heads", "depths": "depths", "mlp_ratios": "mlp_ratios"}
+    spec = {ours[key]: fixture.arch[key] for key in ours} | {"reductions": fixture.arch["sr_ratios"]}
+    if "pretrain_img_size" in fixture.arch:
+        return PVT(arch=spec | {"pretrain_grid": fixture.arch["pretrain_img_size"] // 4}, drop_path_rate=0.0)
+    return PVTv2(arch=spec | {"linear": fixture.arch["linear"]}, drop_path_rate=0.0)
+
+
+def pseudo_random(name: str, count: int) -> np.ndarray:
+    """``count`` numbers in [0, 1) that depend on the name alone: the golden values were made with these."""
+    phase = zlib.crc32(name.encode()) % 10007
+    return np.modf(np.abs(np.sin(12.9898 * np.arange(count, dtype=np.float64) + phase)) * 43758.5453)[0]
+
+
+def golden_weight(name: str, shape: tuple[int, ...]) -> Tensor:
+    """The weight that the golden values take for an official parameter."""
+    r = 2 * pseudo_random(name, math.prod(shape)) - 1
+    if name.rstrip("0123456789").endswith(("pos_embed", "cls_token")):
+        value = 0.5 * r
+    elif len(shape) >= 2:
+        value = r * math.sqrt(3 / math.prod(shape[1:]))
+    else:
+        value = 1 + 0.1 * r if name.endswith("weight") else 0.1 * r
+    return torch.from_numpy(value.reshape(shape).astype(np.float32))
+
+
+def golden_image(height: int, width: int) -> Tensor:
+    values = 2 * pseudo_random("input", 3 * height * width) - 1
+    return torch.from_numpy(values.reshape(1, 3, height, width).astype(np.float32))
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    return float((actual.detach() - expected).abs().max() / expected.abs().max())

@@ -1,0 +1,291 @@
+"""The contract that every registered family keeps, over all published variants or, where it costs, toy sizes."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from mm_vitbackbones import backbones
+from mm_vitbackbones.backbones import PVT, Backbone, PVTv2
+from mm_vitbackbones.registry import BACKBONES, MODELS
+
+FAMILIES = [
+    family
+    for family in vars(backbones).values()
+    if isinstance(family, type) and issubclass(family, Backbone) and family is not Backbone
+]
+VARIANTS = [(family, arch) for family in FAMILIES for arch in family.archs]
+TINY = dict(depths=(2, 1, 1, 2), dims=(8, 16, 20, 32), num_heads=(1, 2, 5, 8))
+"""Real networks at toy size: every stage and every kind of block, in milliseconds."""
+TOYS = {
+    "pvt": lambda **kw: PVT(arch=dict(TINY, pretrain_grid=16), **kw),
+    "pvt_v2": lambda **kw: PVTv2(arch=TINY, **kw),
+    "pvt_v2_linear": lambda **kw: PVTv2(arch=dict(TINY, linear=True), **kw),
+}
+toys = pytest.mark.parametrize("toy", TOYS.values(), ids=TOYS.keys())
+SUBSETS = [subset for n in (1, 2, 3, 4) for subset in itertools.combinations(range(4), n)]
+
+PARAMETERS = {  # of the dense forms, as the authors' own code counts them
+    "PVT tiny": 12_714_240,
+    "PVT small": 23_970_816,
+    "PVT medium": 43_693_056,
+    "PVT large": 60_854_272,
+    "PVTv2 b0": 3_409_760,
+    "PVTv2 b1": 13_496_000,
+    "PVTv2 b2_li": 22_040_512,
+    "PVTv2 b2": 24_849_856,
+    "PVTv2 b3": 44_725_696,
+    "PVTv2 b4": 62_043_072,
+    "PVTv2 b5": 81_443_008,
+}
+
+
+def total(outputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """A loss that reaches every output, and every element of it differently."""
+    return sum((o * torch.linspace(-1, 1, o.numel()).view_as(o)).sum() for o in outputs)
+
+
+@pytest.mark.parametrize(("family", "arch"), VARIANTS, ids=lambda v: getattr(v, "__name__", v))
+def test_parameter_counts(family, arch):
+    with torch.device("meta"):
+        backbone = family(arch=arch)
+    assert sum(p.numel() for p in backbone.parameters()) == PARAMETERS[f"{family.__name__} {arch}"]
+
+
+@pytest.mark.parametrize(("family", "arch"), VARIANTS, ids=lambda v: getattr(v, "__name__", v))
+def test_declared_sizes_of_every_variant(family, arch):
+    with torch.device("meta"):
+        backbone = family(arch=arch)
+        outputs = backbone(torch.empty(1, 3, 230, 33))
+    expected = [(1, c, math.ceil(230 / s), math.ceil(33 / s)) for c, s in zip(backbone.channels, backbone.strides)]
+    assert [tuple(o.shape) for o in outputs] == expected
+
+
+@toys
+@pytest.mark.parametrize("size", [(32, 32), (33, 63), (64, 96), (65, 130), (127, 45), (448, 448)], ids=str)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_any_size(toy, size, batch):
+    backbone = toy().eval()
+    image = torch.randn(batch, 3, *size)
+    with torch.no_grad():
+        outputs = backbone(image)
+    expected = [(batch, c, *(math.ceil(n / s) for n in size)) for c, s in zip(backbone.channels, backbone.strides)]
+    assert [tuple(o.shape) for o in outputs] == expected
+    for output in outputs:
+        assert output.is_contiguous()
+        assert torch.isfinite(output).all()
+
+
+@toys
+def test_images_of_a_batch_do_not_meet(toy):
+    backbone = toy().eval()
+    images = torch.randn(3, 3, 70, 90)
+    with torch.no_grad():
+        together = backbone(images)
+        apart = [backbone(image[None]) for image in images]
+    for level, batched in enumerate(together):
+        torch.testing.assert_close(batched, torch.cat([outputs[level] for outputs in apart]), rtol=1e-4, atol=1e-5)
+
+
+@toys
+@pytest.mark.parametrize("out_indices", SUBSETS, ids=str)
+def test_subsets_use_every_parameter(toy, out_indices):
+    torch.manual_seed(0)
+    backbone = toy(out_indices=out_indices, drop_path_rate=0.0)
+    outputs = backbone(torch.randn(2, 3, 64, 64))
+    assert len(outputs) == len(out_indices) == len(backbone.channels) == len(backbone.strides)
+    assert [o.shape[1] for o in outputs] == [*backbone.channels]
+    total(outputs).backward()
+    assert [name for name, p in backbone.named_parameters() if p.grad is None] == []
+    assert all(torch.isfinite(p.grad).all() for p in backbone.parameters())
+
+
+@toys
+def test_subset_equals_the_levels_of_all(toy):
+    torch.manual_seed(1)
+    full, part = toy().eval(), toy(out_indices=(0, 2)).eval()
+    part.load_state_dict({k: v for k, v in full.state_dict().items() if k in part.state_dict()})
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        for a, b in zip(part(image), [full(image)[i] for i in (0, 2)]):
+            assert torch.equal(a, b)
+
+
+@toys
+@pytest.mark.parametrize("frozen_stages", range(-1, 5))
+def test_freezing(toy, frozen_stages):
+    backbone = toy(frozen_stages=frozen_stages)
+    for _ in range(2):
+        frozen = {name for name, p in backbone.named_parameters() if not p.requires_grad}
+        stem = {n for n, _ in backbone.named_parameters() if n.startswith(("stages.0.patch_embed", "stages.0.position"))}
+        stages = {n for n, _ in backbone.named_parameters() if int(n.split(".")[1]) < frozen_stages}
+        assert frozen == (set() if frozen_stages == -1 else stem | stages)
+        assert backbone.train() is backbone
+        for i, stage in enumerate(backbone.stages):
+            assert stage.blocks[0].training == (i >= frozen_stages)
+    image = torch.randn(1, 3, 64, 64)
+    if frozen_stages < 4:
+        total(backbone(image)).backward()
+        assert all((p.grad is None) != p.requires_grad for p in backbone.parameters())
+
+
+def test_norm_eval_keeps_batch_norms_in_eval():
+    class WithBatchNorm(Backbone):
+        def __init__(self, norm_eval):
+            super().__init__((4,), 3, (0,), -1, norm_eval, False, None)
+            self.norm = nn.BatchNorm2d(3)
+
+        def levels(self, image):
+            yield self.norm(image).permute(0, 2, 3, 1)
+
+        def freezable(self):
+            return [[], []]
+
+    assert not WithBatchNorm(norm_eval=True).train().norm.training
+    assert WithBatchNorm(norm_eval=False).train().norm.training
+
+
+@toys
+@pytest.mark.parametrize("with_cp", ["ffn", "block", True])
+def test_checkpointing_changes_neither_output_nor_gradient(toy, with_cp):
+    torch.manual_seed(2)
+    plain = toy(drop_path_rate=0.3).train()
+    saving = toy(drop_path_rate=0.3, with_cp=with_cp).train()
+    saving.load_state_dict(plain.state_dict())
+    image = torch.randn(2, 3, 70, 64)
+    results = []
+    for backbone in (plain, saving):
+        torch.manual_seed(3)  # of drop path
+        outputs = backbone(image)
+        total(outputs).backward()
+        results.append((outputs, [p.grad for p in backbone.parameters()]))
+    for a, b in zip(results[0][0], results[1][0]):
+        assert torch.equal(a, b)
+    for (name, _), a, b in zip(plain.named_parameters(), results[0][1], results[1][1]):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, msg=name)
+
+
+@toys
+def test_drop_path_drops_whole_samples_in_training_only(toy):
+    torch.manual_seed(4)
+    backbone = toy(drop_path_rate=0.5)
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(backbone.eval()(image)[-1], backbone(image)[-1])
+        backbone.train()
+        outputs = {float(backbone(image)[-1].sum()) for _ in range(20)}
+    # Five of the six blocks drop (the first has rate 0), two branches each: few of 2**10 outcomes repeat in 20 draws.
+    assert len(outputs) > 5
+    rates = [block.drop_path.rate for stage in backbone.stages for block in stage.blocks]
+    assert rates == pytest.approx([0.5 * i / 5 for i in range(6)])
+
+
+@toys
+def test_bf16_autocast_is_finite_and_close(toy):
+    torch.manual_seed(5)
+    backbone = toy(drop_path_rate=0.0)
+    image = torch.randn(1, 3, 96, 64)
+    with torch.no_grad():
+        exact = backbone.eval()(image)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            rough = backbone(image)
+    for a, b in zip(exact, rough):
+        assert torch.isfinite(b).all()
+        assert (a - b.float()).abs().max() < 0.15 * a.abs().max()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = total(backbone.train()(image))
+    loss.backward()
+    assert all(torch.isfinite(p.grad).all() for p in backbone.parameters())
+
+
+@toys
+def test_state_dict_round_trip_deep_copy_and_pickle(toy):
+    torch.manual_seed(6)
+    backbone, image = toy().eval(), torch.randn(1, 3, 64, 64)
+    other = toy().eval()
+    other.load_state_dict(backbone.state_dict())
+    with torch.no_grad():
+        expected = backbone(image)
+        for twin in (other, copy.deepcopy(backbone), pickle.loads(pickle.dumps(backbone))):
+            assert all(torch.equal(a, b) for a, b in zip(expected, twin(image)))
+
+
+@toys
+@pytest.mark.parametrize("in_channels", [1, 4])
+def test_images_of_other_channels(toy, in_channels):
+    backbone = toy(in_channels=in_channels).eval()
+    with torch.no_grad():
+        assert len(backbone(torch.randn(1, in_channels, 32, 32))) == 4
+    with pytest.raises(ValueError, match=f"{in_channels}, H, W"):
+        backbone(torch.randn(1, 3, 32, 32))
+
+
+@toys
+def test_torch_compile_of_a_block_and_of_the_backbone(toy):
+    torch.manual_seed(7)
+    backbone = toy().eval()
+    block, grid = backbone.stages[0].blocks[0], torch.randn(1, 16, 24, 8)
+    image = torch.randn(1, 3, 64, 96)
+    # The graph is what can break; code generation is the compiler's business and takes minutes.
+    with torch.no_grad():
+        compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(grid.clone()), block(grid.clone()), rtol=1e-5, atol=1e-5)
+        whole = torch.compile(backbone, fullgraph=True, backend="aot_eager")
+        for a, b in zip(whole(image), backbone(image)):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    backbone.train()
+    trained = torch.compile(backbone.stages[0].blocks[0], fullgraph=True, backend="aot_eager")
+    trained(grid).sum().backward()
+
+
+def test_registered_under_the_scope():
+    assert MODELS is BACKBONES
+    backbone = MODELS.build(dict(type="PVT", arch="tiny"))
+    assert isinstance(backbone, PVT)
+    assert backbone.channels == (64, 128, 320, 512)
+    assert backbone.strides == (4, 8, 16, 32)
+    from mmengine.registry import MODELS as root
+
+    assert isinstance(root.build(dict(type="mm_vitbackbones.PVTv2", arch="b0", out_indices=(1, 3))), PVTv2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(arch="smal"), "did you mean 'small'"),
+        (dict(arch=dict(depths=(1, 1, 1, 1), depth=3)), "no field \\['depth'\\]"),
+        (dict(arch=dict(depths=(1, 1, 1))), "4 stages"),
+        (dict(arch=dict(depths=(1, 1, 1, 1), dims=(10, 20, 30, 33))), "num_heads"),
+        (dict(out_indices=(0, 4)), "out_indices"),
+        (dict(out_indices=()), "out_indices"),
+        (dict(out_indices=(2, 1)), "ascending"),
+        (dict(frozen_stages=5), "frozen_stages"),
+        (dict(with_cp="blocks"), "with_cp"),
+        (dict(in_channels=0), "in_channels"),
+        (dict(drop_path_rate=1.0), "drop_path_rate"),
+    ],
+    ids=str,
+)
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        PVT(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("image", "error", "message"),
+    [
+        (torch.zeros(1, 3, 31, 64), ValueError, "at least 32"),
+        (torch.zeros(3, 64, 64), ValueError, "B, 3, H, W"),
+        (torch.zeros(1, 3, 64, 64, dtype=torch.uint8), TypeError, "uint8"),
+    ],
+    ids=["small", "3d", "uint8"],
+)
+def test_bad_images_are_named(image, error, message):
+    with pytest.raises(error, match=message):
+        TOYS["pvt"]()(image)

@@ -1,0 +1,268 @@
+"""Every fast form equals its plain form, and the counts that make it fast hold."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from mm_vitbackbones.backbones import PVT, PVTv2
+from mm_vitbackbones.layers import (
+    Block,
+    ChannelsLastConv2d,
+    ConvReduction,
+    DropPath,
+    FeedForward,
+    LearnedPosition,
+    MixFeedForward,
+    PatchEmbed,
+    SpatialReductionAttention,
+    add_residual,
+    attend,
+    feed_forward,
+    fused,
+)
+from mm_vitbackbones.measuring import OperatorCount, copies, held_bytes, peak_bytes
+
+FEED_FORWARD = {
+    "plain": lambda: FeedForward(16, 64),
+    "mix": lambda: MixFeedForward(16, 64),
+    "mix_relu": lambda: MixFeedForward(16, 64, relu=True),
+}
+
+
+def gradients(function, module, grid):
+    module.zero_grad()
+    grid = grid.clone().requires_grad_()
+    out = function(grid)
+    (out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
+    return [out.detach(), grid.grad, *(p.grad.clone() for p in module.parameters())]
+
+
+def naive_attention(query, key, value, heads):
+    out = []
+    for q, k, v in zip(query.chunk(heads, -1), key.chunk(heads, -1), value.chunk(heads, -1), strict=True):
+        weights = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1)
+        out.append(weights @ v)
+    return torch.cat(out, -1)
+
+
+def test_attend_is_attention():
+    torch.manual_seed(0)
+    query, key, value = torch.randn(2, 30, 24), torch.randn(2, 7, 24), torch.randn(2, 7, 24)
+    for heads in (1, 3):
+        expected = naive_attention(query, key, value, heads)
+        torch.testing.assert_close(attend(query, key, value, heads), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("ratio", [1, 2, 4])
+@pytest.mark.parametrize("heads", [1, 2])
+def test_lean_attention_equals_plain(ratio, heads):
+    torch.manual_seed(1)
+    attention = SpatialReductionAttention(16, heads, ConvReduction(16, ratio) if ratio > 1 else None)
+    both = nn.ModuleList([attention, norm := nn.LayerNorm(16)])
+    grid = torch.randn(2, 9, 13, 16)
+    for a, b in zip(
+        gradients(lambda x: attention.lean(x, norm), both, grid),
+        gradients(lambda x: attention.plain(x, norm), both, grid),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("make", FEED_FORWARD.values(), ids=FEED_FORWARD.keys())
+def test_lean_feed_forward_equals_plain(make):
+    torch.manual_seed(2)
+    ffn, norm = make(), nn.LayerNorm(16)
+    both, grid = nn.ModuleList([ffn, norm]), torch.randn(2, 6, 7, 16)
+    for a, b in zip(
+        gradients(lambda x: ffn.lean(x, norm), both, grid), gradients(lambda x: ffn.plain(x, norm), both, grid), strict=True
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("make", FEED_FORWARD.values(), ids=FEED_FORWARD.keys())
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (2, 5), (7, 5), (8, 8), (33, 3)], ids=str)
+@pytest.mark.parametrize("rows", [1, 2, 3, 8, 100])
+def test_bands_equal_the_whole(make, size, rows, monkeypatch):
+    torch.manual_seed(3)
+    monkeypatch.setattr(feed_forward, "BAND_BYTES", rows * size[1] * 64 * 4)
+    ffn, norm = make().eval(), nn.LayerNorm(16)
+    grid = torch.randn(2, *size, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(ffn.in_bands(grid, norm), ffn.plain(grid, norm), rtol=1e-5, atol=1e-6)
+
+
+def test_bands_run_in_inference_on_cpu_in_fp32_only(monkeypatch):
+    ffn, norm, grid = FeedForward(8, 16), nn.LayerNorm(8), torch.randn(1, 4, 4, 8)
+    calls = []
+    monkeypatch.setattr(FeedForward, "in_bands", lambda self, x, norm: calls.append(x.dtype) or x)
+    ffn(grid, norm)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        ffn(grid, norm)
+    with torch.no_grad():
+        ffn.double()(grid.double(), norm.double())
+    assert calls == []
+    with torch.no_grad():
+        ffn.float()(grid, norm.float())
+    assert calls == [torch.float32]
+
+
+def test_networks_equal_without_the_fused_operators(monkeypatch):
+    torch.manual_seed(4)
+    backbone = PVTv2(arch=dict(depths=(1, 1, 1, 1), dims=(8, 16, 20, 32), linear=True)).eval()
+    image = torch.randn(1, 3, 64, 80)
+    with torch.no_grad():
+        with_them = backbone(image)
+        monkeypatch.setattr(fused, "_operators_work", lambda: False)
+        for a, b in zip(with_them, backbone(image), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_fused_operators_are_given_up_when_they_fail(monkeypatch):
+    assert fused._operators_work()
+    fused._operators_work.cache_clear()
+    monkeypatch.setattr(fused, "linear_gelu", lambda grid, layer: layer(grid))  # another function of that name
+    assert not fused._operators_work()
+    fused._operators_work.cache_clear()
+
+    def gone(grid, conv):
+        raise AttributeError("no such operator")
+
+    monkeypatch.undo()
+    monkeypatch.setattr(fused, "conv_gelu", gone)
+    assert not fused._operators_work()
+    monkeypatch.undo()
+    fused._operators_work.cache_clear()
+    assert fused._operators_work()
+
+
+def test_channels_last_conv_is_the_conv_without_copies():
+    torch.manual_seed(5)
+    conv = ChannelsLastConv2d(8, 12, 3, stride=2, padding=1)
+    plain = nn.Conv2d(8, 12, 3, stride=2, padding=1)
+    plain.load_state_dict(conv.state_dict())
+    grid = torch.randn(2, 9, 7, 8)
+    out = conv(grid)
+    torch.testing.assert_close(out.permute(0, 3, 1, 2), plain(grid.permute(0, 3, 1, 2).contiguous()))
+    assert out.is_contiguous()
+
+
+def test_tiling_patches_pad_at_the_bottom_and_right():
+    torch.manual_seed(6)
+    embed = PatchEmbed(4, 8, kernel_size=2, stride=2)
+    grid = torch.randn(1, 5, 6, 4)
+    padded = F.pad(grid, (0, 0, 0, 0, 0, 1))
+    assert torch.equal(embed(grid), embed(padded))
+    assert embed(grid).shape == (1, 3, 3, 8)
+
+
+def test_position_is_resized_by_its_own_grid():
+    torch.manual_seed(7)
+    position = LearnedPosition(4, 14, 14)
+    grid = torch.zeros(1, 14, 14, 4)
+    assert torch.equal(position(grid), position.table)
+    # As many tokens as the table has, but another grid: the official code leaves this one as it is.
+    wide = position(torch.zeros(1, 7, 28, 4))
+    expected = F.interpolate(position.table.permute(0, 3, 1, 2), (7, 28), mode="bilinear").permute(0, 2, 3, 1)
+    torch.testing.assert_close(wide, expected)
+
+
+def test_residual_is_written_into_the_branch_without_autograd():
+    grid, branch = torch.randn(3, 4), torch.randn(3, 4)
+    expected = grid + branch
+    with torch.no_grad():
+        kept = grid.clone()
+        out = add_residual(grid, branch)
+    assert out is branch
+    assert torch.equal(out, expected)
+    assert torch.equal(grid, kept)
+    with torch.no_grad():
+        half = torch.randn(3, 4, dtype=torch.bfloat16)
+        assert torch.equal(add_residual(grid, half), grid + half)
+
+
+def test_drop_path_keeps_the_mean():
+    torch.manual_seed(8)
+    drop = DropPath(0.25).train()
+    out = drop(torch.ones(4000, 2, 2, 1))
+    assert set(out.unique().tolist()) == {0.0, pytest.approx(1 / 0.75)}
+    assert torch.equal(out.amin((1, 2, 3)), out.amax((1, 2, 3)))
+    assert float(out.mean()) == pytest.approx(1, abs=0.05)
+
+
+def make_block(mix: bool) -> Block:
+    ffn = MixFeedForward(64, 512) if mix else FeedForward(64, 512)
+    return Block(64, SpatialReductionAttention(64, 1, ConvReduction(64, 8)), ffn, 1e-6, drop_path=0.0, recomputed=None)
+
+
+@pytest.mark.parametrize("mix", [False, True], ids=["pvt", "pvt_v2"])
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+def test_no_map_is_copied_inside_a_block(mix, training):
+    block, grid = make_block(mix).train(training), torch.randn(2, 64, 64, 64)
+
+    def run():
+        with torch.set_grad_enabled(training):
+            out = block(grid)
+            if training:
+                out.sum().backward()
+
+    run()
+    found = copies(run, at_least=grid.numel())
+    if training:
+        # F.linear expands its bias into the result by a copy; it is no layout copy, and only linears do it.
+        assert set(found) <= {"aten::copy_"}
+        assert found["aten::copy_"] <= 8
+    else:
+        assert found["aten::clone"] == 0
+        assert found["aten::copy_"] <= 2  # the biases of q and of proj
+
+
+@pytest.mark.parametrize("backbone", [PVT("tiny").eval(), PVTv2("b1").eval()], ids=["pvt", "pvt_v2"])
+def test_the_only_clones_are_the_four_outputs(backbone):
+    image = torch.randn(1, 3, 128, 192)
+
+    def run():
+        with torch.no_grad():
+            backbone(image)
+
+    run()
+    smallest_map = 512 * 4 * 6
+    assert copies(run, at_least=smallest_map)["aten::clone"] == 4
+
+
+@pytest.mark.parametrize(("mix", "limit"), [(False, 21), (True, 24)], ids=["pvt", "pvt_v2"])
+def test_operators_of_a_block(mix, limit):
+    block, grid = make_block(mix).eval(), torch.randn(1, 8, 8, 64)
+    with torch.no_grad():
+        block(grid)
+        with OperatorCount() as count:
+            block(grid)
+    assert count.total <= limit, count.by_name
+
+
+@pytest.mark.parametrize("mix", [False, True], ids=["pvt", "pvt_v2"])
+def test_no_query_by_key_matrix_and_no_hidden_map_in_eval(mix):
+    block, grid = make_block(mix).eval(), torch.randn(1, 128, 128, 64)
+
+    def run():
+        with torch.no_grad():
+            return block(grid)
+
+    run()
+    map_bytes = grid.numel() * 4
+    # The hidden map alone would be 8 maps, the attention matrix 4.
+    assert peak_bytes(run) < 6 * map_bytes
+
+
+@pytest.mark.parametrize("mix", [False, True], ids=["pvt", "pvt_v2"])
+def test_training_keeps_the_hidden_map_once(mix):
+    block, grid = make_block(mix).train(), torch.randn(1, 64, 64, 64, requires_grad=True)
+    hidden_bytes = 8 * grid.numel() * 4
+    kept = held_bytes(lambda: block(grid))
+    assert hidden_bytes < kept < 1.75 * hidden_bytes
+    block.recomputed = "ffn"
+    assert held_bytes(lambda: block(grid)) < 0.75 * hidden_bytes
+    block.recomputed = "block"
+    assert held_bytes(lambda: block(grid)) < 0.25 * hidden_bytes
