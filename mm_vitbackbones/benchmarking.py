@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -162,7 +163,7 @@ def measure(network: str, mode: str, size: tuple[int, int], turns: int, clock: s
             if turn > 0:  # the first one warms up
                 times[name].append(now() - start)
     # In training the gradients, one per parameter, count for all alike; the activations differ.
-    peaks = {name: peak_bytes(lambda model=model: run(model, image)) for name, model in models.items()}
+    peaks = {name: peak_bytes(partial(run, model, image)) for name, model in models.items()}
     ours = times["ours"]
     for name, values in times.items():
         ratios = sorted(theirs / own for theirs, own in zip(values, ours, strict=True))

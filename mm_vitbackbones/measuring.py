@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -37,8 +36,8 @@ def held_bytes(run: Callable[[], Any]) -> int:
 def _memory_events(run: Callable[[], Any]) -> list[int]:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
         result = run()
-    assert prof.profiler is not None and prof.profiler.kineto_results is not None
-    events = [e for e in prof.profiler.kineto_results.events() if e.name() == "[memory]" and e.device_type().value == 0]
+    recorded: Any = prof.profiler
+    events = [e for e in recorded.kineto_results.events() if e.name() == "[memory]" and e.device_type().value == 0]
     del result
     return [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]
 

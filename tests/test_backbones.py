@@ -63,7 +63,9 @@ def test_declared_sizes_of_every_variant(family, arch):
     with torch.device("meta"):
         backbone = family(arch=arch)
         outputs = backbone(torch.empty(1, 3, 230, 33))
-    expected = [(1, c, math.ceil(230 / s), math.ceil(33 / s)) for c, s in zip(backbone.channels, backbone.strides)]
+    expected = [
+        (1, c, math.ceil(230 / s), math.ceil(33 / s)) for c, s in zip(backbone.channels, backbone.strides, strict=True)
+    ]
     assert [tuple(o.shape) for o in outputs] == expected
 
 
@@ -75,7 +77,9 @@ def test_any_size(toy, size, batch):
     image = torch.randn(batch, 3, *size)
     with torch.no_grad():
         outputs = backbone(image)
-    expected = [(batch, c, *(math.ceil(n / s) for n in size)) for c, s in zip(backbone.channels, backbone.strides)]
+    expected = [
+        (batch, c, *(math.ceil(n / s) for n in size)) for c, s in zip(backbone.channels, backbone.strides, strict=True)
+    ]
     assert [tuple(o.shape) for o in outputs] == expected
     for output in outputs:
         assert output.is_contiguous()
@@ -113,7 +117,7 @@ def test_subset_equals_the_levels_of_all(toy):
     part.load_state_dict({k: v for k, v in full.state_dict().items() if k in part.state_dict()})
     image = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
-        for a, b in zip(part(image), [full(image)[i] for i in (0, 2)]):
+        for a, b in zip(part(image), [full(image)[i] for i in (0, 2)], strict=True):
             assert torch.equal(a, b)
 
 
@@ -123,7 +127,9 @@ def test_freezing(toy, frozen_stages):
     backbone = toy(frozen_stages=frozen_stages)
     for _ in range(2):
         frozen = {name for name, p in backbone.named_parameters() if not p.requires_grad}
-        stem = {n for n, _ in backbone.named_parameters() if n.startswith(("stages.0.patch_embed", "stages.0.position"))}
+        stem = {
+            n for n, _ in backbone.named_parameters() if n.startswith(("stages.0.patch_embed", "stages.0.position"))
+        }
         stages = {n for n, _ in backbone.named_parameters() if int(n.split(".")[1]) < frozen_stages}
         assert frozen == (set() if frozen_stages == -1 else stem | stages)
         assert backbone.train() is backbone
@@ -165,9 +171,9 @@ def test_checkpointing_changes_neither_output_nor_gradient(toy, with_cp):
         outputs = backbone(image)
         total(outputs).backward()
         results.append((outputs, [p.grad for p in backbone.parameters()]))
-    for a, b in zip(results[0][0], results[1][0]):
+    for a, b in zip(results[0][0], results[1][0], strict=True):
         assert torch.equal(a, b)
-    for (name, _), a, b in zip(plain.named_parameters(), results[0][1], results[1][1]):
+    for (name, _), a, b in zip(plain.named_parameters(), results[0][1], results[1][1], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, msg=name)
 
 
@@ -195,7 +201,7 @@ def test_bf16_autocast_is_finite_and_close(toy):
         exact = backbone.eval()(image)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             rough = backbone(image)
-    for a, b in zip(exact, rough):
+    for a, b in zip(exact, rough, strict=True):
         assert torch.isfinite(b).all()
         assert (a - b.float()).abs().max() < 0.15 * a.abs().max()
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -213,7 +219,7 @@ def test_state_dict_round_trip_deep_copy_and_pickle(toy):
     with torch.no_grad():
         expected = backbone(image)
         for twin in (other, copy.deepcopy(backbone), pickle.loads(pickle.dumps(backbone))):
-            assert all(torch.equal(a, b) for a, b in zip(expected, twin(image)))
+            assert all(torch.equal(a, b) for a, b in zip(expected, twin(image), strict=True))
 
 
 @toys
@@ -237,7 +243,7 @@ def test_torch_compile_of_a_block_and_of_the_backbone(toy):
         compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
         torch.testing.assert_close(compiled(grid.clone()), block(grid.clone()), rtol=1e-5, atol=1e-5)
         whole = torch.compile(backbone, fullgraph=True, backend="aot_eager")
-        for a, b in zip(whole(image), backbone(image)):
+        for a, b in zip(whole(image), backbone(image), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
     backbone.train()
     trained = torch.compile(backbone.stages[0].blocks[0], fullgraph=True, backend="aot_eager")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from official import relative_error
 from torch import nn
 
 from mm_vitbackbones.backbones import PVT, PVTv2
@@ -61,25 +62,27 @@ def test_attend_is_attention():
 def test_lean_attention_equals_plain(ratio, heads):
     torch.manual_seed(1)
     attention = SpatialReductionAttention(16, heads, ConvReduction(16, ratio) if ratio > 1 else None)
-    both = nn.ModuleList([attention, norm := nn.LayerNorm(16)])
-    grid = torch.randn(2, 9, 13, 16)
+    both = nn.ModuleList([attention, norm := nn.LayerNorm(16)]).double()  # sums that cancel: fp32 would blur them
+    grid = torch.randn(2, 9, 13, 16, dtype=torch.float64)
     for a, b in zip(
         gradients(lambda x: attention.lean(x, norm), both, grid),
         gradients(lambda x: attention.plain(x, norm), both, grid),
         strict=True,
     ):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+        assert relative_error(a, b) <= 1e-12
 
 
 @pytest.mark.parametrize("make", FEED_FORWARD.values(), ids=FEED_FORWARD.keys())
 def test_lean_feed_forward_equals_plain(make):
     torch.manual_seed(2)
     ffn, norm = make(), nn.LayerNorm(16)
-    both, grid = nn.ModuleList([ffn, norm]), torch.randn(2, 6, 7, 16)
+    both, grid = nn.ModuleList([ffn, norm]).double(), torch.randn(2, 6, 7, 16, dtype=torch.float64)
     for a, b in zip(
-        gradients(lambda x: ffn.lean(x, norm), both, grid), gradients(lambda x: ffn.plain(x, norm), both, grid), strict=True
+        gradients(lambda x: ffn.lean(x, norm), both, grid),
+        gradients(lambda x: ffn.plain(x, norm), both, grid),
+        strict=True,
     ):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+        assert relative_error(a, b) <= 1e-12
 
 
 @pytest.mark.parametrize("make", FEED_FORWARD.values(), ids=FEED_FORWARD.keys())
@@ -187,7 +190,7 @@ def test_drop_path_keeps_the_mean():
     torch.manual_seed(8)
     drop = DropPath(0.25).train()
     out = drop(torch.ones(4000, 2, 2, 1))
-    assert set(out.unique().tolist()) == {0.0, pytest.approx(1 / 0.75)}
+    assert out.unique().tolist() == pytest.approx([0, 1 / 0.75])
     assert torch.equal(out.amin((1, 2, 3)), out.amax((1, 2, 3)))
     assert float(out.mean()) == pytest.approx(1, abs=0.05)
 
@@ -206,21 +209,21 @@ def test_no_map_is_copied_inside_a_block(mix, training):
         with torch.set_grad_enabled(training):
             out = block(grid)
             if training:
-                out.sum().backward()
+                out.backward(torch.ones_like(out))
 
     run()
     found = copies(run, at_least=grid.numel())
     if training:
-        # F.linear expands its bias into the result by a copy; it is no layout copy, and only linears do it.
-        assert set(found) <= {"aten::copy_"}
-        assert found["aten::copy_"] <= 8
+        # F.linear writes its bias into the result by a copy, which is none of layout. The linears are q, proj, fc1 and
+        # fc2; recomputation stops before it would run one again.
+        assert found == {"aten::copy_": 4}
     else:
         assert found["aten::clone"] == 0
         assert found["aten::copy_"] <= 2  # the biases of q and of proj
 
 
 @pytest.mark.parametrize("backbone", [PVT("tiny").eval(), PVTv2("b1").eval()], ids=["pvt", "pvt_v2"])
-def test_the_only_clones_are_the_four_outputs(backbone):
+def test_the_image_and_the_four_outputs_are_the_only_clones(backbone):
     image = torch.randn(1, 3, 128, 192)
 
     def run():
@@ -229,7 +232,7 @@ def test_the_only_clones_are_the_four_outputs(backbone):
 
     run()
     smallest_map = 512 * 4 * 6
-    assert copies(run, at_least=smallest_map)["aten::clone"] == 4
+    assert copies(run, at_least=smallest_map)["aten::clone"] == 1 + 4
 
 
 @pytest.mark.parametrize(("mix", "limit"), [(False, 21), (True, 24)], ids=["pvt", "pvt_v2"])

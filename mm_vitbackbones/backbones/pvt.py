@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, cast, final
 
 from torch import Tensor, nn
 
@@ -61,7 +61,9 @@ ARCHS = {
 class Stage(nn.Module):
     """Patch embedding, position, blocks: (B, H, W, Cin) -> (B, ceil(H/patch), ceil(W/patch), C)."""
 
-    def __init__(self, in_channels: int, arch: Arch, index: int, drop_paths: list[float], recomputed: str | None) -> None:
+    def __init__(
+        self, in_channels: int, arch: Arch, index: int, drop_paths: list[float], recomputed: str | None
+    ) -> None:
         super().__init__()
         dim, heads, ratio = arch.dims[index], arch.num_heads[index], arch.reductions[index]
         patch, side = (4 if index == 0 else 2), arch.pretrain_grid // 2**index
@@ -123,4 +125,5 @@ class PVT(Backbone):
             yield grid
 
     def freezable(self) -> list[list[nn.Module]]:
-        return [[self.stages[0].patch_embed, self.stages[0].position], *([stage] for stage in self.stages)]
+        first = cast(Stage, self.stages[0])
+        return [[first.patch_embed, first.position], *([stage] for stage in self.stages)]

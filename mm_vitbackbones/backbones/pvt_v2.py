@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, cast, final
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -81,7 +81,9 @@ class PoolReduction(nn.Module):
 class Stage(nn.Module):
     """Overlapping patch embedding, blocks, norm: (B, H, W, Cin) -> (B, ceil(H/stride), ceil(W/stride), C)."""
 
-    def __init__(self, in_channels: int, arch: Arch, index: int, drop_paths: list[float], recomputed: str | None) -> None:
+    def __init__(
+        self, in_channels: int, arch: Arch, index: int, drop_paths: list[float], recomputed: str | None
+    ) -> None:
         super().__init__()
         dim, heads, ratio = arch.dims[index], arch.num_heads[index], arch.reductions[index]
         kernel_size, stride = (7, 4) if index == 0 else (3, 2)
@@ -149,4 +151,4 @@ class PVTv2(Backbone):
             yield grid
 
     def freezable(self) -> list[list[nn.Module]]:
-        return [[self.stages[0].patch_embed], *([stage] for stage in self.stages)]
+        return [[cast(Stage, self.stages[0]).patch_embed], *([stage] for stage in self.stages)]

@@ -1,4 +1,4 @@
-"""What two or more families use. Plain ``nn.Module`` parts over grids ``(B, H, W, C)``; they know nothing of MMEngine."""
+"""What two or more families use: plain ``nn.Module`` parts over grids (B, H, W, C) that know nothing of MMEngine."""
 
 from mm_vitbackbones.layers.attention import ConvReduction, SpatialReductionAttention, attend
 from mm_vitbackbones.layers.block import Block

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from mm_vitbackbones.layers.feed_forward import FeedForward, MixFeedForward
 from mm_vitbackbones.layers.recompute import recompute
 from mm_vitbackbones.layers.residual import DropPath, add_residual
 
@@ -17,7 +18,13 @@ class Block(nn.Module):
     """
 
     def __init__(
-        self, dim: int, attn: nn.Module, ffn: nn.Module, norm_eps: float, drop_path: float, recomputed: str | None
+        self,
+        dim: int,
+        attn: nn.Module,
+        ffn: FeedForward | MixFeedForward,
+        norm_eps: float,
+        drop_path: float,
+        recomputed: str | None,
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
