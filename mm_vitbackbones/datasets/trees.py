@@ -169,8 +169,8 @@ def fetch(scratch: Path) -> Path:
         if result.returncode or not wheel.exists():
             said = result.stderr.strip().splitlines() or ["no word from pip"]
             raise UserError(
-                f"pip could not fetch {REQUIREMENT} ({said[-1]}): get {WHEEL} from https://pypi.org/project/deepforest "
-                f"on another machine, put it in {DOWNLOADS.absolute()}, and run this again"
+                f"pip could not fetch {REQUIREMENT} ({said[-1]}): get {WHEEL} from the Python package "
+                f"index on another machine, put it in {DOWNLOADS.absolute()}, and run this again"
             )
     found = sha256(wheel)
     if found != WHEEL_SHA256:
