@@ -6,6 +6,8 @@ three times; and ``in_bands``, for inference on CPU, which never holds a whole h
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,8 +20,8 @@ BAND_BYTES = 4 * 2**20
 """The size of a band's hidden map on CPU: about two cores' second-level caches."""
 
 
-class FeedForward(nn.Module):
-    """fc2(GELU(fc1(norm(x)))) over grids (B, H, W, C)."""
+class _FeedForward(nn.Module, ABC):
+    """What both share: two linears, the norm that they are called with, and the choice of the form."""
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
@@ -30,25 +32,36 @@ class FeedForward(nn.Module):
         return self.in_bands(grid, norm) if fused.usable(grid) else self.lean(grid, norm)
 
     def plain(self, grid: Tensor, norm: nn.Module) -> Tensor:
-        return self._contract(self.fc1(norm(grid)))
+        return self.contract(self.fc1(norm(grid)))
 
     def lean(self, grid: Tensor, norm: nn.Module) -> Tensor:
         """Equal to ``plain``; keeps ``grid`` and fc1's result for the backward pass."""
-        return recompute_cheap(self._contract, recompute_cheap(lambda x: self.fc1(norm(x)), grid))
+        return recompute_cheap(self.contract, recompute_cheap(lambda x: self.fc1(norm(x)), grid))
+
+    @abstractmethod
+    def contract(self, hidden: Tensor) -> Tensor:
+        """From fc1's result to the end: (B, H, W, rC) -> (B, H, W, C)."""
+
+    @abstractmethod
+    def in_bands(self, grid: Tensor, norm: nn.Module) -> Tensor:
+        """Equal to ``plain``, a band at a time, so that the hidden map never leaves the cache."""
+
+
+class FeedForward(_FeedForward):
+    """fc2(GELU(fc1(norm(x)))) over grids (B, H, W, C)."""
+
+    def contract(self, hidden: Tensor) -> Tensor:
+        return self.fc2(F.gelu(hidden))
 
     def in_bands(self, grid: Tensor, norm: nn.Module) -> Tensor:
-        """Equal to ``plain``, some tokens at a time, so that the hidden map never leaves the cache."""
         out = torch.empty_like(grid)
         size = max(1, BAND_BYTES // (self.fc1.out_features * grid.element_size()))
         for tokens, result in zip(grid.flatten(0, 2).split(size), out.flatten(0, 2).split(size), strict=True):
             result.copy_(fused.linear(fused.linear_gelu(norm(tokens), self.fc1), self.fc2))
         return out
 
-    def _contract(self, hidden: Tensor) -> Tensor:
-        return self.fc2(F.gelu(hidden))
 
-
-class MixFeedForward(nn.Module):
+class MixFeedForward(_FeedForward):
     """fc2(GELU(dwconv3x3(fc1(norm(x))))) over grids (B, H, W, C) (PVTv2, section 3.3; SegFormer, equation 3).
 
     The zero padding of the convolution tells the network where it is: no position embedding is needed.
@@ -56,28 +69,18 @@ class MixFeedForward(nn.Module):
     """
 
     def __init__(self, dim: int, hidden_dim: int, relu: bool = False) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(dim, hidden_dim)
+        super().__init__(dim, hidden_dim)
         self.relu = relu
         self.dwconv = ChannelsLastConv2d(hidden_dim, hidden_dim, 3, padding=1, groups=hidden_dim)
-        self.fc2 = nn.Linear(hidden_dim, dim)
 
-    def forward(self, grid: Tensor, norm: nn.Module) -> Tensor:
-        return self.in_bands(grid, norm) if fused.usable(grid) else self.lean(grid, norm)
-
-    def plain(self, grid: Tensor, norm: nn.Module) -> Tensor:
-        return self._contract(self.fc1(norm(grid)))
-
-    def lean(self, grid: Tensor, norm: nn.Module) -> Tensor:
-        """Equal to ``plain``; keeps ``grid`` and fc1's result for the backward pass."""
-        return recompute_cheap(self._contract, recompute_cheap(lambda x: self.fc1(norm(x)), grid))
+    def contract(self, hidden: Tensor) -> Tensor:
+        if self.relu:
+            hidden = F.relu(hidden)
+        return self.fc2(F.gelu(self.dwconv(hidden)))
 
     def in_bands(self, grid: Tensor, norm: nn.Module) -> Tensor:
-        """Equal to ``plain``, some rows at a time, so that the hidden map never leaves the cache.
-
-        A band carries one more row on each side for the convolution. At the border of the grid there is none: there
-        the convolution pads with zeros, as it does in the plain form.
-        """
+        # A band carries one more row on each side for the convolution. At the border of the grid there is none: there
+        # the convolution pads with zeros, as it does in the plain form.
         _, height, width, _ = grid.shape
         out = torch.empty_like(grid)
         size = max(1, BAND_BYTES // (width * self.fc1.out_features * grid.element_size()))
@@ -91,8 +94,3 @@ class MixFeedForward(nn.Module):
                 hidden = fused.conv_gelu(hidden, self.dwconv)[:, top - first : bottom - first]
                 result[:, top:bottom] = fused.linear(hidden, self.fc2)
         return out
-
-    def _contract(self, hidden: Tensor) -> Tensor:
-        if self.relu:
-            hidden = F.relu(hidden)
-        return self.fc2(F.gelu(self.dwconv(hidden)))

@@ -5,9 +5,16 @@ metainfo = dict(classes=("tree",))
 train_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="LoadAnnotations", with_bbox=True),
-    dict(type="Resize", scale=(400, 400), keep_ratio=True),
+    dict(type="RandomChoiceResize", scales=[(side, side) for side in (352, 384, 416, 448)], keep_ratio=True),
     # A view from above has no up or down.
     dict(type="RandomFlip", prob=[0.25, 0.25, 0.25], direction=["horizontal", "vertical", "diagonal"]),
+    dict(
+        type="PhotoMetricDistortion",
+        brightness_delta=24,
+        contrast_range=(0.8, 1.2),
+        saturation_range=(0.8, 1.2),
+        hue_delta=9,
+    ),
     dict(type="PackDetInputs"),
 ]
 test_pipeline = [
@@ -18,19 +25,24 @@ test_pipeline = [
 ]
 
 train_dataloader = dict(
-    batch_size=4,
+    batch_size=2,
     num_workers=1,
-    persistent_workers=True,
+    persistent_workers=False,
     sampler=dict(type="DefaultSampler", shuffle=True),
     batch_sampler=dict(type="AspectRatioBatchSampler"),
+    # An epoch sees each tile four times: 42 are few to validate after.
     dataset=dict(
-        type="CocoDataset",
-        data_root=data_root,
-        metainfo=metainfo,
-        ann_file="annotations/instances_training.json",
-        data_prefix=dict(img="images/training/"),
-        filter_cfg=dict(filter_empty_gt=True),
-        pipeline=train_pipeline,
+        type="RepeatDataset",
+        times=4,
+        dataset=dict(
+            type="CocoDataset",
+            data_root=data_root,
+            metainfo=metainfo,
+            ann_file="annotations/instances_training.json",
+            data_prefix=dict(img="images/training/"),
+            filter_cfg=dict(filter_empty_gt=True),
+            pipeline=train_pipeline,
+        ),
     ),
 )
 val_dataloader = dict(
