@@ -146,3 +146,12 @@ def test_type_is_found_without_custom_imports(library: str, kind: str) -> None:
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert result.stdout.strip().startswith("mm_vitbackbones.backbones."), result.stderr
+
+
+def test_the_peer_of_the_mini_config_differs_in_the_backbone_alone() -> None:
+    ours = load("retinanet_pvt_t_mini")
+    theirs = Config.fromfile(Path(__file__).parent / "configs" / "retinanet_mmdet_pvt_t_mini.py")
+    sizes = {sum(p.numel() for p in build(cfg).backbone.parameters()) for cfg in (ours, theirs)}
+    assert len(sizes) == 1
+    del ours.model["backbone"], theirs.model["backbone"]
+    assert ours.to_dict() == theirs.to_dict()
