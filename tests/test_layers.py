@@ -72,6 +72,20 @@ def test_lean_attention_equals_plain(ratio, heads):
         assert relative_error(a, b) <= 1e-12
 
 
+@pytest.mark.parametrize("ratio", [1, 2, 4])
+@pytest.mark.parametrize("heads", [1, 2])
+def test_fast_attention_equals_plain(ratio, heads):
+    torch.manual_seed(1)
+    attention = SpatialReductionAttention(16, heads, ConvReduction(16, ratio) if ratio > 1 else None)
+    for parameter in attention.parameters():
+        nn.init.normal_(parameter, std=0.5)  # biases too: one of them becomes the mask
+    norm, grid = nn.LayerNorm(16), torch.randn(2, 9, 13, 16)
+    with torch.no_grad():
+        expected = attention.plain(grid, norm)
+        assert relative_error(attention.fast(grid, norm), expected) <= 1e-5
+        assert torch.equal(attention(grid, norm), attention.fast(grid, norm))
+
+
 @pytest.mark.parametrize("make", FEED_FORWARD.values(), ids=FEED_FORWARD.keys())
 def test_lean_feed_forward_equals_plain(make):
     torch.manual_seed(2)
@@ -218,8 +232,7 @@ def test_no_map_is_copied_inside_a_block(mix, training):
         # fc2; recomputation stops before it would run one again.
         assert found == {"aten::copy_": 4}
     else:
-        assert found["aten::clone"] == 0
-        assert found["aten::copy_"] <= 2  # the biases of q and of proj
+        assert not found
 
 
 @pytest.mark.parametrize("backbone", [PVT("tiny").eval(), PVTv2("b1").eval()], ids=["pvt", "pvt_v2"])
@@ -247,7 +260,7 @@ def test_operators_of_a_block(mix, limit):
 
 @pytest.mark.parametrize("mix", [False, True], ids=["pvt", "pvt_v2"])
 def test_no_query_by_key_matrix_and_no_hidden_map_in_eval(mix):
-    block, grid = make_block(mix).eval(), torch.randn(1, 128, 128, 64)
+    block, grid = make_block(mix).eval(), torch.randn(1, 256, 256, 64)
 
     def run():
         with torch.no_grad():
@@ -255,7 +268,7 @@ def test_no_query_by_key_matrix_and_no_hidden_map_in_eval(mix):
 
     run()
     map_bytes = grid.numel() * 4
-    # The hidden map alone would be 8 maps, the attention matrix 4.
+    # The hidden map alone would be 8 maps, the attention matrix 16.
     assert peak_bytes(run) < 6 * map_bytes
 
 

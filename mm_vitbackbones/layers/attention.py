@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mm_vitbackbones.layers import fused
 from mm_vitbackbones.layers.conv import ChannelsLastConv2d
 from mm_vitbackbones.layers.recompute import recompute_cheap
 
@@ -47,7 +48,9 @@ class SpatialReductionAttention(nn.Module):
         self.reduction = nn.Identity() if reduction is None else reduction
 
     def forward(self, grid: Tensor, norm: nn.Module) -> Tensor:
-        return self.lean(grid, norm) if torch.is_grad_enabled() else self.plain(grid, norm)
+        if torch.is_grad_enabled():
+            return self.lean(grid, norm)
+        return self.fast(grid, norm) if fused.usable(grid) else self.plain(grid, norm)
 
     def plain(self, grid: Tensor, norm: nn.Module) -> Tensor:
         normed = norm(grid)
@@ -58,6 +61,26 @@ class SpatialReductionAttention(nn.Module):
         query = recompute_cheap(lambda x: self.q(norm(x)), grid)
         key_value = recompute_cheap(lambda x: self.kv(self.reduction(norm(x))), grid)
         return self._attend(query, key_value)
+
+    def fast(self, grid: Tensor, norm: nn.Module) -> Tensor:
+        """Equal to ``plain``, for inference on CPU: fewer passes over memory."""
+        normed = norm(grid)
+        key, value = self.kv(self.reduction(normed)).flatten(1, 2).chunk(2, dim=-1)
+        if self.num_heads == 1:
+            return self._attend_one_head(normed.flatten(1, 2), key, value).view_as(grid)
+        query = fused.linear(normed, self.q).flatten(1, 2)
+        return fused.linear(attend(query, key, value, self.num_heads), self.proj).view_as(grid)
+
+    def _attend_one_head(self, tokens: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """``proj(attend(q(tokens), key, value))`` of one head, with both linear maps done on the few keys instead.
+
+        The rows of the softmax P sum to one, so proj(P V) = P proj(V). And q(x) . k = x . (Wq' k) + bq . k, whose
+        last term is one number per key, which the mask adds.
+        """
+        scale = tokens.shape[-1] ** -0.5
+        mask = (key @ self.q.bias * scale)[:, None, None, :]
+        query, key, value = (t.unsqueeze(1) for t in (tokens, key @ self.q.weight, self.proj(value)))
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale).squeeze(1)
 
     def _attend(self, query: Tensor, key_value: Tensor) -> Tensor:
         key, value = key_value.flatten(1, 2).chunk(2, dim=-1)

@@ -16,8 +16,8 @@ from mm_vitbackbones.layers import fused
 from mm_vitbackbones.layers.conv import ChannelsLastConv2d
 from mm_vitbackbones.layers.recompute import recompute_cheap
 
-BAND_BYTES = 4 * 2**20
-"""The size of a band's hidden map on CPU: about two cores' second-level caches."""
+BAND_BYTES = 8 * 2**20
+"""The size of a band's hidden map on CPU: small enough for the caches, large enough for halo rows not to matter."""
 
 
 class _FeedForward(nn.Module, ABC):
