@@ -20,14 +20,14 @@ model = dict(
     ),
 )
 
-max_epochs = 14
-train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=max_epochs, val_interval=2)
+max_epochs = 18
+train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=max_epochs, val_interval=3)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
 
 optim_wrapper = dict(
     type="OptimWrapper",
-    optimizer=dict(type="AdamW", lr=3e-4, weight_decay=0.05),
+    optimizer=dict(type="AdamW", lr=2.5e-4, weight_decay=0.05),
     paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
     clip_grad=dict(max_norm=10.0),
 )

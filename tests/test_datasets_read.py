@@ -156,7 +156,7 @@ def test_mini_config_feeds_a_detector(root: Path, scope: None) -> None:
     assert len(built) == 14  # of 16: two are without objects
     for sample in built:
         height, width = sample["inputs"].shape[1:]
-        assert max(height, width) == 256
+        assert max(height, width) == 224
         assert len(sample["data_samples"].gt_instances) > 0
 
 

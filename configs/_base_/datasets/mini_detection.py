@@ -5,13 +5,13 @@ metainfo = dict(classes=("ball", "beetle", "crate", "starfish", "ring"))
 train_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="LoadAnnotations", with_bbox=True),
-    dict(type="Resize", scale=(256, 256), keep_ratio=True),
+    dict(type="Resize", scale=(224, 224), keep_ratio=True),
     dict(type="RandomFlip", prob=0.5),
     dict(type="PackDetInputs"),
 ]
 test_pipeline = [
     dict(type="LoadImageFromFile"),
-    dict(type="Resize", scale=(256, 256), keep_ratio=True),
+    dict(type="Resize", scale=(224, 224), keep_ratio=True),
     dict(type="LoadAnnotations", with_bbox=True),
     dict(type="PackDetInputs", meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")),
 ]
