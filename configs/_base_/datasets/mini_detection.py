@@ -6,7 +6,7 @@ train_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="LoadAnnotations", with_bbox=True),
     dict(type="Resize", scale=(224, 224), keep_ratio=True),
-    dict(type="RandomFlip", prob=0.5),
+    dict(type="RandomFlip", prob=0.5, direction=["horizontal", "vertical"]),  # seen from above
     dict(type="PackDetInputs"),
 ]
 test_pipeline = [
