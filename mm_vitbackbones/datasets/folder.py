@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 
 from mm_vitbackbones.engine.errors import UserError
+from mm_vitbackbones.engine.files import write_whole
 
 MARKER = ".made_by_mm_vitbackbones.json"
 
@@ -80,7 +81,7 @@ class OwnedFolder:
             raise ValueError(f"{name} was not claimed")
         path = self.root / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write_whole(path, content)
+        write_whole(path, content)
         self._known[name] = hashlib.sha256(content).hexdigest()
 
     def finish(self) -> None:
@@ -109,14 +110,7 @@ class OwnedFolder:
 
     def _write_marker(self) -> None:
         marker = {**self._claim, "files": dict(sorted(self._known.items()))}
-        _write_whole(self._marker, json.dumps(marker, indent=0).encode())
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    """Write beside the file and rename, so that nobody ever sees half of it."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
+        write_whole(self._marker, json.dumps(marker, indent=0).encode())
 
 
 def sha256(path: Path) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -17,6 +16,7 @@ from mmengine.dist import master_only
 from mmengine.hooks import Hook
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
+from mm_vitbackbones.engine.files import write_whole
 from mm_vitbackbones.engine.pictures import draw_curves, draw_pair, read_image, write_png
 from mm_vitbackbones.registry import HOOKS
 
@@ -165,10 +165,3 @@ def seed_all(*seeds: int) -> None:
 
 def _seed_worker(worker_id: int, seeds: tuple[int, ...]) -> None:
     seed_all(*seeds, 1 + worker_id)
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write beside the file and rename, so that a run that is stopped leaves no half of it."""
-    partial_path = path.with_name(f"{path.name}.partial")
-    partial_path.write_bytes(content)
-    os.replace(partial_path, path)
