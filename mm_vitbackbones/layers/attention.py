@@ -53,14 +53,11 @@ class SpatialReductionAttention(nn.Module):
         return self.fast(grid, norm) if fused.usable(grid) else self.plain(grid, norm)
 
     def plain(self, grid: Tensor, norm: nn.Module) -> Tensor:
-        normed = norm(grid)
-        return self._attend(self.q(normed), self.kv(self.reduction(normed)))
+        return self._attend(*self._project(norm(grid)))
 
     def lean(self, grid: Tensor, norm: nn.Module) -> Tensor:
         """Equal to ``plain``; the norm's result is computed again in the backward pass instead of kept."""
-        query = recompute_cheap(lambda x: self.q(norm(x)), grid)
-        key_value = recompute_cheap(lambda x: self.kv(self.reduction(norm(x))), grid)
-        return self._attend(query, key_value)
+        return self._attend(*recompute_cheap(lambda x: self._project(norm(x)), grid))
 
     def fast(self, grid: Tensor, norm: nn.Module) -> Tensor:
         """Equal to ``plain``, for inference on CPU: fewer passes over memory."""
@@ -81,6 +78,11 @@ class SpatialReductionAttention(nn.Module):
         mask = (key @ self.q.bias * scale)[:, None, None, :]
         query, key, value = (t.unsqueeze(1) for t in (tokens, key @ self.q.weight, self.proj(value)))
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale).squeeze(1)
+
+    def _project(self, normed: Tensor) -> tuple[Tensor, Tensor]:
+        # The queries come last: `lean` computes again what stands before them, and the keys and values are few.
+        key_value = self.kv(self.reduction(normed))
+        return self.q(normed), key_value
 
     def _attend(self, query: Tensor, key_value: Tensor) -> Tensor:
         key, value = key_value.flatten(1, 2).chunk(2, dim=-1)
