@@ -4,6 +4,7 @@
 _base_ = [
     "_base_/models/retinanet_pvt.py",
     "_base_/datasets/trees_detection.py",
+    "_base_/schedules/adamw_cosine_small.py",
     "_base_/default_runtime.py",
 ]
 
@@ -22,22 +23,13 @@ model = dict(
     test_cfg=dict(max_per_img=200),
 )
 
-max_epochs = 16  # of 42 tiles, four times each
-train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=max_epochs, val_interval=4)
-val_cfg = dict(type="ValLoop")
-test_cfg = dict(type="TestLoop")
-
-optim_wrapper = dict(
-    type="OptimWrapper",
-    optimizer=dict(type="AdamW", lr=4e-4, weight_decay=0.05),
-    paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
-    clip_grad=dict(max_norm=10.0),
-)
+# 10 epochs of 42 tiles, four times each.
+train_cfg = dict(max_epochs=10)
+optim_wrapper = dict(paramwise_cfg=dict(custom_keys=dict(backbone=dict(lr_mult=0.25))))
 param_scheduler = [
-    dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=100),
-    dict(type="CosineAnnealingLR", T_max=max_epochs, eta_min=1e-6, by_epoch=True, convert_to_iter_based=True),
+    dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=200),
+    dict(type="CosineAnnealingLR", T_max=10, eta_min=1e-6, by_epoch=True, convert_to_iter_based=True),
 ]
-auto_scale_lr = dict(enable=False, base_batch_size=2)
 
 default_hooks = dict(logger=dict(interval=20))
 log_processor = dict(window_size=20)
