@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mm_vitbackbones.backbones import PVT, PVTv2
+from mm_vitbackbones.backbones import PVT, MiT, PVTv2
 from mm_vitbackbones.checkpoints import CheckpointError, CheckpointMismatch, load_pretrained
 from mm_vitbackbones.checkpoints.families import FAMILIES, looks_like
 from mm_vitbackbones.checkpoints.surgery import adapt_in_channels
@@ -25,6 +25,7 @@ TOYS = {
     "pvt": (PVT, SPEC | {"pretrain_grid": 16}),
     "pvt_v2": (PVTv2, SPEC),
     "pvt_v2_linear": (PVTv2, SPEC | {"linear": True}),
+    "mit": (MiT, SPEC | {"mlp_ratios": (4, 4, 4, 4)}),
 }
 CASES = [(toy, layout.name) for toy, (cls, _) in TOYS.items() for layout in FAMILIES[cls.__name__].layouts]
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from mm_vitbackbones.backbones import PVT, PVTv2
+from mm_vitbackbones.backbones import PVT, MiT, PVTv2
 from mm_vitbackbones.checkpoints import CheckpointError, convert_checkpoint, load_pretrained, read_checkpoint
 from mm_vitbackbones.checkpoints.families import FAMILIES
 
@@ -24,6 +24,7 @@ TOYS = {
     "pvt": (PVT, SPEC | {"pretrain_grid": 16}),
     "pvt_v2": (PVTv2, SPEC),
     "pvt_v2_linear": (PVTv2, SPEC | {"linear": True}),
+    "mit": (MiT, SPEC | {"mlp_ratios": (4, 4, 4, 4)}),
 }
 
 

@@ -9,7 +9,7 @@ from mm_vitbackbones.checkpoints.families import FAMILIES, find_layout
 from mm_vitbackbones.checkpoints.key_map import KeyMap, under
 
 DATA = Path(__file__).parent / "data"
-TOYS = {"pvt": "PVT", "pvt_v2": "PVTv2", "pvt_v2_linear": "PVTv2"}
+TOYS = {"pvt": "PVT", "pvt_v2": "PVTv2", "pvt_v2_linear": "PVTv2", "mit": "MiT"}
 CASES = [(toy, layout.name) for toy, family in TOYS.items() for layout in FAMILIES[family].layouts]
 
 
@@ -113,7 +113,7 @@ def test_each_layout_holds_the_whole_network_and_gives_it_back(toy, name):
 def test_each_layout_is_recognised_and_no_other(toy, name, prefix):
     family = FAMILIES[TOYS[toy]]
     theirs, _ = family.layout(name).to_theirs(family.layout("official").to_ours(official(toy))[0])
-    found = find_layout([prefix + key for key in theirs])
+    found = find_layout({prefix + key: tensor for key, tensor in theirs.items()})
     assert (found.family.name, found.layout.name, found.prefix) == (family.name, name, prefix)
 
 
