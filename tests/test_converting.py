@@ -126,6 +126,15 @@ def test_the_published_archs_are_recognised(tmp_path):
         assert ("no linear attention" in str(result)) == (arch == "b2_li")
 
 
+def test_twins_are_noted(tmp_path):
+    for source, other in ((MiT, "huggingface"), (PVTv2, "timm")):
+        weights, layouts = source("b5", out_indices=(0,)).state_dict(), FAMILIES[source.__name__]
+        for layout in ("official", other):
+            torch.save(layouts.layout(layout).to_theirs(weights)[0], tmp_path / "in.pth")
+            text = str(convert_checkpoint(tmp_path / "in.pth", tmp_path / "out.pth", arch="b5", force=True))
+            assert ("may as well be of PVTv2 b5" in text) == (layout == "official")
+
+
 def test_a_table_that_is_not_square_stays_in_our_layout(tmp_path):
     state = PVT("tiny").state_dict()
     state["stages.0.position.table"] = state["stages.0.position.table"][:, :28]
