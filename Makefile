@@ -93,7 +93,7 @@ lint: setup ## ruff, mypy and codespell
 	$(PY) -m mypy
 	$(PY) -m codespell_lib
 
-benchmark: setup $(DONE)/peers ## time and memory against the PVT and PVTv2 of mmdet, timm and transformers
+benchmark: setup $(DONE)/peers ## time and memory against the same networks of mmdet, mmseg, timm and transformers
 	PYTHONPATH=$(VENV)/peers $(PY) tools/benchmark.py
 
 clean: ## remove caches and builds; .venv, data and work_dirs stay

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mm_vitbackbones.backbones import PVT, PVTv2
+from mm_vitbackbones.backbones import PVT, MiT, PVTv2
 from mm_vitbackbones.measuring import peak_bytes
 
 DEPTHS_OF_B2 = (3, 4, 6, 3)
@@ -61,6 +61,29 @@ def timm_pvt_v2() -> nn.Module:
     return timm.create_model("pvt_v2_b2", features_only=True, drop_path_rate=0.1)
 
 
+def mmseg_mit() -> nn.Module:
+    declare_torchvision_operators()  # mmseg imports timm where it finds it
+    from mmseg.models.backbones import MixVisionTransformer
+
+    return MixVisionTransformer(embed_dims=64, num_layers=list(DEPTHS_OF_B2), num_heads=[1, 2, 5, 8])
+
+
+def transformers_mit() -> nn.Module:
+    declare_torchvision_operators()
+    from transformers import SegformerConfig, SegformerModel
+
+    class Levels(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            config = SegformerConfig(depths=list(DEPTHS_OF_B2), hidden_sizes=[64, 128, 320, 512])
+            self.encoder = SegformerModel(config)
+
+        def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+            return self.encoder(image, output_hidden_states=True).hidden_states
+
+    return Levels()
+
+
 CONTENDERS: dict[str, tuple[Contender, ...]] = {
     "pvt_s": (
         Contender("ours", lambda: PVT(arch="small")),
@@ -70,6 +93,11 @@ CONTENDERS: dict[str, tuple[Contender, ...]] = {
         Contender("ours", lambda: PVTv2(arch="b2")),
         Contender("mmdet", mmdet_pvt_v2),
         Contender("timm", timm_pvt_v2),
+    ),
+    "mit_b2": (
+        Contender("ours", lambda: MiT(arch="b2")),
+        Contender("mmseg", mmseg_mit),
+        Contender("transformers", transformers_mit),
     ),
 }
 """Per network: ours first."""
@@ -112,7 +140,7 @@ class Row:
     def __str__(self) -> str:
         low, middle, high = self.ratio
         return (
-            f"{self.network:<10} {self.size[0]:>4}x{self.size[1]:<4} {self.mode:<16} {self.name:<6} "
+            f"{self.network:<10} {self.size[0]:>4}x{self.size[1]:<4} {self.mode:<16} {self.name:<12} "
             f"{self.milliseconds:>8.0f} ms  x{middle:.2f} ({low:.2f}-{high:.2f})  "
             f"{self.peak_mib:>6.0f} MiB  x{self.peak_ratio:.2f}"
         )

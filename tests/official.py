@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mm_vitbackbones.backbones import PVT, Backbone, PVTv2
+from mm_vitbackbones.backbones import PVT, Backbone, MiT, PVTv2
 
 DATA = Path(__file__).parent / "data"
 
@@ -46,7 +47,25 @@ def build_toy(fixture: Fixture) -> Backbone:
     spec = {ours[key]: fixture.arch[key] for key in ours} | {"reductions": fixture.arch["sr_ratios"]}
     if "pretrain_img_size" in fixture.arch:
         return PVT(arch=spec | {"pretrain_grid": fixture.arch["pretrain_img_size"] // 4}, drop_path_rate=0.0)
-    return PVTv2(arch=spec | {"linear": fixture.arch["linear"]}, drop_path_rate=0.0)
+    if "linear" in fixture.arch:
+        return PVTv2(arch=spec | {"linear": fixture.arch["linear"]}, drop_path_rate=0.0)
+    return MiT(arch=spec, drop_path_rate=0.0)
+
+
+def published_names(family: str) -> dict[tuple[str, str], dict[str, Tensor]]:
+    """By arch and layout, the names of a family's published weights, with tensors that have a shape and no values."""
+    lists: dict[tuple[str, str], dict[str, Tensor]] = {}
+    for line in (DATA / f"{family}_names.txt").read_text().splitlines():
+        if line.startswith("["):
+            arch, layout = line.strip("[]").split()
+            tensors = lists[arch, layout] = {}
+        elif line and not line.startswith("#"):
+            name, _, size = line.partition(" ")
+            blocks = re.search(r"\{(\d+)\}", name)
+            for number in range(int(blocks[1]) if blocks else 1):
+                whole = name.replace(blocks[0], str(number)) if blocks else name
+                tensors[whole] = torch.empty([int(side) for side in size.split("x")], device="meta")
+    return lists
 
 
 def pseudo_random(name: str, count: int) -> np.ndarray:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from mm_vitbackbones import backbones
-from mm_vitbackbones.backbones import PVT, Backbone, PVTv2
+from mm_vitbackbones.backbones import PVT, Backbone, MiT, PVTv2
 from mm_vitbackbones.registry import BACKBONES, MODELS
 
 FAMILIES = [
@@ -27,6 +27,7 @@ TOYS = {
     "pvt": lambda **kw: PVT(arch=dict(TINY, pretrain_grid=16), **kw),
     "pvt_v2": lambda **kw: PVTv2(arch=TINY, **kw),
     "pvt_v2_linear": lambda **kw: PVTv2(arch=dict(TINY, linear=True), **kw),
+    "mit": lambda **kw: MiT(arch=TINY, **kw),
 }
 toys = pytest.mark.parametrize("toy", TOYS.values(), ids=TOYS.keys())
 SUBSETS = [subset for n in (1, 2, 3, 4) for subset in itertools.combinations(range(4), n)]
@@ -43,6 +44,12 @@ PARAMETERS = {  # of the dense forms, as the authors' own code counts them
     "PVTv2 b3": 44_725_696,
     "PVTv2 b4": 62_043_072,
     "PVTv2 b5": 81_443_008,
+    "MiT b0": 3_319_392,
+    "MiT b1": 13_151_424,
+    "MiT b2": 24_196_288,
+    "MiT b3": 44_072_128,
+    "MiT b4": 60_842_688,
+    "MiT b5": 81_443_008,
 }
 
 

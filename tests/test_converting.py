@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from mm_vitbackbones.backbones import PVT, PVTv2
+from mm_vitbackbones.backbones import PVT, MiT, PVTv2
 from mm_vitbackbones.checkpoints import CheckpointError, convert_checkpoint, load_pretrained, read_checkpoint
 from mm_vitbackbones.checkpoints.families import FAMILIES
 
@@ -24,6 +24,7 @@ TOYS = {
     "pvt": (PVT, SPEC | {"pretrain_grid": 16}),
     "pvt_v2": (PVTv2, SPEC),
     "pvt_v2_linear": (PVTv2, SPEC | {"linear": True}),
+    "mit": (MiT, SPEC | {"mlp_ratios": (4, 4, 4, 4)}),
 }
 
 
@@ -123,6 +124,15 @@ def test_the_published_archs_are_recognised(tmp_path):
         result = convert_checkpoint(tmp_path / "in.pth", tmp_path / "out.pth", "openmmlab", force=True)
         assert result.arch == arch
         assert ("no linear attention" in str(result)) == (arch == "b2_li")
+
+
+def test_twins_are_noted(tmp_path):
+    for source, other in ((MiT, "huggingface"), (PVTv2, "timm")):
+        weights, layouts = source("b5", out_indices=(0,)).state_dict(), FAMILIES[source.__name__]
+        for layout in ("official", other):
+            torch.save(layouts.layout(layout).to_theirs(weights)[0], tmp_path / "in.pth")
+            text = str(convert_checkpoint(tmp_path / "in.pth", tmp_path / "out.pth", arch="b5", force=True))
+            assert ("may as well be of PVTv2 b5" in text) == (layout == "official")
 
 
 def test_a_table_that_is_not_square_stays_in_our_layout(tmp_path):

@@ -1,15 +1,18 @@
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from official import published_names
 
-from mm_vitbackbones.checkpoints.families import FAMILIES, find_layout
+from mm_vitbackbones.checkpoints.families import FAMILIES, find_layout, looks_like, shapes_of
 from mm_vitbackbones.checkpoints.key_map import KeyMap, under
 
 DATA = Path(__file__).parent / "data"
-TOYS = {"pvt": "PVT", "pvt_v2": "PVTv2", "pvt_v2_linear": "PVTv2"}
+TOYS = {"pvt": "PVT", "pvt_v2": "PVTv2", "pvt_v2_linear": "PVTv2", "mit": "MiT"}
+PUBLISHED = [(family, *case) for family in ("mit",) for case in published_names(family)]
 CASES = [(toy, layout.name) for toy, family in TOYS.items() for layout in FAMILIES[family].layouts]
 
 
@@ -113,8 +116,24 @@ def test_each_layout_holds_the_whole_network_and_gives_it_back(toy, name):
 def test_each_layout_is_recognised_and_no_other(toy, name, prefix):
     family = FAMILIES[TOYS[toy]]
     theirs, _ = family.layout(name).to_theirs(family.layout("official").to_ours(official(toy))[0])
-    found = find_layout([prefix + key for key in theirs])
+    found = find_layout({prefix + key: tensor for key, tensor in theirs.items()})
     assert (found.family.name, found.layout.name, found.prefix) == (family.name, name, prefix)
+
+
+@pytest.mark.parametrize(("family", "arch", "name"), PUBLISHED)
+def test_published_names_and_shapes_are_those_of_the_network(family, arch, name):
+    published = published_names(family)[arch, name]
+    found = find_layout(published)
+    assert found.layout.name == name
+    inside, outside = found.split(published)
+    ours, unknown = found.layout.to_ours(inside)
+    assert not outside + unknown
+    backbone = {key: tensor.shape for key, tensor in ours.items() if not key.startswith("classifier.")}
+    assert backbone == shapes_of(found.family, arch)
+    theirs, nameless = found.layout.to_theirs(ours)
+    assert not nameless
+    assert {key: t.shape for key, t in theirs.items()} == {key: t.shape for key, t in inside.items()}
+    assert re.match(rf"{found.family.name} {arch}\b", looks_like(published))
 
 
 def test_surgery_splits_by_rows_q_k_v():

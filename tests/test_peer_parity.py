@@ -11,7 +11,7 @@ import torch
 from official import relative_error
 from torch import nn
 
-from mm_vitbackbones.backbones import PVT, PVTv2
+from mm_vitbackbones.backbones import PVT, MiT, PVTv2
 from mm_vitbackbones.checkpoints import load_pretrained
 
 pytestmark = pytest.mark.parity
@@ -30,6 +30,20 @@ def test_mmdet(version):
         theirs, ours = PyramidVisionTransformer(embed_dims=8, num_layers=[2, 1, 1, 1]), PVT(arch=SIZES)
     else:
         theirs, ours = PyramidVisionTransformerV2(embed_dims=8, num_layers=[2, 1, 1, 1]), PVTv2(arch=SIZES)
+    check_openmmlab(ours, theirs)
+
+
+@pytest.mark.mmseg
+def test_mmseg():
+    pytest.importorskip("mmseg")
+    from mmseg.models.backbones import MixVisionTransformer
+
+    torch.manual_seed(0)
+    theirs = MixVisionTransformer(embed_dims=8, num_layers=[2, 1, 1, 1], num_heads=[1, 2, 5, 8])
+    check_openmmlab(MiT(arch=SIZES), theirs)
+
+
+def check_openmmlab(ours, theirs):
     for parameter in theirs.parameters():
         nn.init.normal_(parameter, std=0.1)
     load_pretrained(ours, theirs.state_dict())
@@ -46,21 +60,21 @@ LIVE = """
 import sys
 sys.path.append(sys.argv[1])
 import torch
-from mm_vitbackbones.backbones import PVT, PVTv2
+from mm_vitbackbones.backbones import PVT, MiT, PVTv2
 from mm_vitbackbones.benchmarking import declare_torchvision_operators
-from mm_vitbackbones.checkpoints import load_pretrained
+from mm_vitbackbones.checkpoints import load_pretrained, read_checkpoint
 
 declare_torchvision_operators()
 torch.manual_seed(0)
 image = torch.randn(1, 3, 224, 224)
 
 
-def check(name, ours, theirs, levels):
+def check(name, ours, theirs, levels, weights=torch.nn.Module.state_dict):
     theirs.eval()
     with torch.no_grad():
         for parameter in theirs.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.02)
-        load_pretrained(ours, theirs.state_dict())
+        load_pretrained(ours, weights(theirs))
         for a, b in zip(ours.eval()(image), levels(theirs), strict=True):
             error = float((a - b).abs().max() / b.abs().max())
             assert a.shape == b.shape and error <= 1e-5, (name, error)
@@ -85,6 +99,25 @@ for name, module in ours.named_modules():
     if isinstance(module, torch.nn.LayerNorm):
         module.eps = 1e-6
 check("transformers b0", ours, model, lambda m: m(image, output_hidden_states=True).hidden_states)
+
+import tempfile
+
+
+def saved(model):  # files have other names than the model has
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        return read_checkpoint(f"{folder}/model.safetensors")
+
+
+for arch, weights in (("b0", torch.nn.Module.state_dict), ("b2", saved)):
+    ours = MiT(arch=arch)
+    config = transformers.SegformerConfig(depths=[*ours.arch.depths], hidden_sizes=[*ours.arch.dims])
+    model = transformers.SegformerForSemanticSegmentation(config)
+    for module in (*model.modules(), *ours.modules()):
+        if isinstance(module, torch.nn.LayerNorm):
+            module.eps = 1e-6
+    levels = lambda m: m.segformer(image, output_hidden_states=True).hidden_states
+    check(f"transformers mit {arch}", ours, model, levels, weights)
 """
 
 
@@ -96,4 +129,5 @@ def test_timm_and_transformers_at_full_size():
     run = subprocess.run([sys.executable, "-c", LIVE, str(peers)], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
     said = [line for line in run.stdout.splitlines() if line.endswith(" ok")]
-    assert said == ["timm b0 ok", "timm b2 ok", "timm b2_li ok", "transformers b0 ok"]
+    timm = ["timm b0 ok", "timm b2 ok", "timm b2_li ok"]
+    assert said == [*timm, "transformers b0 ok", "transformers mit b0 ok", "transformers mit b2 ok"]

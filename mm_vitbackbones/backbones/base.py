@@ -25,7 +25,7 @@ class Backbone(BaseModule):
 
     Level i of an image (B, in_channels, H, W), H and W at least 32 and of any parity, is a contiguous map
     (B, channels[i], ceil(H / strides[i]), ceil(W / strides[i])). Families are final: they derive from this class
-    and from nothing else.
+    (PVT and its successors from ``StagedBackbone``) and from nothing else.
 
     Args:
         arch: a name out of ``archs``, a spec (``spec_type``), or a dict of the spec's fields.

@@ -14,13 +14,13 @@ the dense form.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast, final
+from typing import cast, final
 
 from torch import Tensor, nn
 
-from mm_vitbackbones.backbones.base import Backbone, check_stages, recompute_mode
+from mm_vitbackbones.backbones.base import check_stages
+from mm_vitbackbones.backbones.staged import StagedBackbone
 from mm_vitbackbones.layers import (
     Block,
     ConvReduction,
@@ -28,7 +28,6 @@ from mm_vitbackbones.layers import (
     LearnedPosition,
     PatchEmbed,
     SpatialReductionAttention,
-    drop_path_rates,
     init_linears_and_norms,
 )
 from mm_vitbackbones.registry import BACKBONES
@@ -89,41 +88,20 @@ class Stage(nn.Module):
 
 @final
 @BACKBONES.register_module()
-class PVT(Backbone):
-    """PVT as an encoder of four levels; the arguments are those of ``Backbone``, and ``drop_path_rate``, the rate of
-    stochastic depth at the last block (it grows linearly from 0; the detection recipes take 0.1 for tiny and small,
-    0 for medium and large)."""
+class PVT(StagedBackbone):
+    """PVT as an encoder of four levels; the arguments are those of ``StagedBackbone`` (of drop path, the detection
+    recipes take 0.1 for tiny and small, 0 for medium and large)."""
 
     archs = ARCHS
     spec_type = Arch
+    default_arch = "small"
 
-    def __init__(
-        self,
-        arch: str | Arch | dict[str, Any] = "small",
-        in_channels: int = 3,
-        out_indices: Sequence[int] = (0, 1, 2, 3),
-        frozen_stages: int = -1,
-        norm_eval: bool = False,
-        with_cp: bool | str = False,
-        drop_path_rate: float = 0.1,
-        init_cfg: Any = None,
-    ) -> None:
-        self.arch: Arch = self.resolve_arch(arch)
-        super().__init__(self.arch.dims, in_channels, out_indices, frozen_stages, norm_eval, with_cp, init_cfg)
-        rates = drop_path_rates(drop_path_rate, self.arch.depths)
-        widths = (in_channels, *self.arch.dims)
-        self.stages = nn.ModuleList(
-            Stage(widths[i], self.arch, i, rates[i], recompute_mode(with_cp)) for i in range(out_indices[-1] + 1)
-        )
+    def make_stage(self, in_channels: int, index: int, drop_paths: list[float], recomputed: str | None) -> Stage:
+        return Stage(in_channels, self.arch, index, drop_paths, recomputed)
+
+    def init_parameters(self) -> None:
         init_linears_and_norms(self)
-        self.freeze()
 
-    def levels(self, image: Tensor) -> Iterator[Tensor]:
-        grid = image.permute(0, 2, 3, 1)
-        for stage in self.stages:
-            grid = stage(grid)
-            yield grid
-
-    def freezable(self) -> list[list[nn.Module]]:
+    def stem(self) -> list[nn.Module]:
         first = cast(Stage, self.stages[0])
-        return [[first.patch_embed, first.position], *([stage] for stage in self.stages)]
+        return [first.patch_embed, first.position]

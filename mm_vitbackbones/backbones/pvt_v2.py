@@ -16,22 +16,21 @@ and what the next stage takes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast, final
+from typing import cast, final
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mm_vitbackbones.backbones.base import Backbone, check_stages, recompute_mode
+from mm_vitbackbones.backbones.base import check_stages
+from mm_vitbackbones.backbones.staged import StagedBackbone
 from mm_vitbackbones.layers import (
     Block,
     ChannelsLastConv2d,
     ConvReduction,
     MixFeedForward,
-    PatchEmbed,
+    OverlapStage,
     SpatialReductionAttention,
-    drop_path_rates,
     init_convs_fan_out,
     init_linears_and_norms,
 )
@@ -78,77 +77,41 @@ class PoolReduction(nn.Module):
         return F.gelu(self.norm(self.conv(pooled)))
 
 
-class Stage(nn.Module):
-    """Overlapping patch embedding, blocks, norm: (B, H, W, Cin) -> (B, ceil(H/stride), ceil(W/stride), C)."""
+@final
+@BACKBONES.register_module()
+class PVTv2(StagedBackbone):
+    """PVTv2 as an encoder of four levels; the arguments are those of ``StagedBackbone`` (the dense recipes take the
+    default drop path)."""
 
-    def __init__(
-        self, in_channels: int, arch: Arch, index: int, drop_paths: list[float], recomputed: str | None
-    ) -> None:
-        super().__init__()
+    archs = ARCHS
+    spec_type = Arch
+    default_arch = "b2"
+
+    def make_stage(self, in_channels: int, index: int, drop_paths: list[float], recomputed: str | None) -> nn.Module:
+        arch: Arch = self.arch
         dim, heads, ratio = arch.dims[index], arch.num_heads[index], arch.reductions[index]
-        kernel_size, stride = (7, 4) if index == 0 else (3, 2)
 
         def reduction() -> nn.Module | None:
             if arch.linear:
                 return PoolReduction(dim)
             return ConvReduction(dim, ratio) if ratio > 1 else None
 
-        self.patch_embed = PatchEmbed(in_channels, dim, kernel_size, stride)
-        self.blocks = nn.Sequential(
-            *(
-                Block(
-                    dim,
-                    attn=SpatialReductionAttention(dim, heads, reduction()),
-                    ffn=MixFeedForward(dim, arch.mlp_ratios[index] * dim, relu=arch.linear),
-                    norm_eps=1e-6,
-                    drop_path=drop_path,
-                    recomputed=recomputed,
-                )
-                for drop_path in drop_paths
+        blocks = (
+            Block(
+                dim,
+                attn=SpatialReductionAttention(dim, heads, reduction()),
+                ffn=MixFeedForward(dim, arch.mlp_ratios[index] * dim, relu=arch.linear),
+                norm_eps=1e-6,
+                drop_path=drop_path,
+                recomputed=recomputed,
             )
+            for drop_path in drop_paths
         )
-        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        return OverlapStage(in_channels, dim, index == 0, blocks)
 
-    def forward(self, grid: Tensor) -> Tensor:
-        return self.norm(self.blocks(self.patch_embed(grid)))
-
-
-@final
-@BACKBONES.register_module()
-class PVTv2(Backbone):
-    """PVTv2 as an encoder of four levels; the arguments are those of ``Backbone``, and ``drop_path_rate``, the rate
-    of stochastic depth at the last block (it grows linearly from 0; the dense recipes take 0.1)."""
-
-    archs = ARCHS
-    spec_type = Arch
-
-    def __init__(
-        self,
-        arch: str | Arch | dict[str, Any] = "b2",
-        in_channels: int = 3,
-        out_indices: Sequence[int] = (0, 1, 2, 3),
-        frozen_stages: int = -1,
-        norm_eval: bool = False,
-        with_cp: bool | str = False,
-        drop_path_rate: float = 0.1,
-        init_cfg: Any = None,
-    ) -> None:
-        self.arch: Arch = self.resolve_arch(arch)
-        super().__init__(self.arch.dims, in_channels, out_indices, frozen_stages, norm_eval, with_cp, init_cfg)
-        rates = drop_path_rates(drop_path_rate, self.arch.depths)
-        widths = (in_channels, *self.arch.dims)
-        self.stages = nn.ModuleList(
-            Stage(widths[i], self.arch, i, rates[i], recompute_mode(with_cp)) for i in range(out_indices[-1] + 1)
-        )
+    def init_parameters(self) -> None:
         init_linears_and_norms(self)
         init_convs_fan_out(self)
-        self.freeze()
 
-    def levels(self, image: Tensor) -> Iterator[Tensor]:
-        grid = image.permute(0, 2, 3, 1)
-        for stage in self.stages:
-            grid = stage(grid)
-            yield grid
-
-    def freezable(self) -> list[list[nn.Module]]:
-        return [[cast(Stage, self.stages[0]).patch_embed], *([stage] for stage in self.stages)]
+    def stem(self) -> list[nn.Module]:
+        return [cast(OverlapStage, self.stages[0]).patch_embed]

@@ -10,7 +10,15 @@ from typing import Any
 import torch
 
 from mm_vitbackbones.checkpoints.errors import CheckpointError, CheckpointMismatch, shorten
-from mm_vitbackbones.checkpoints.families import Found, differences, find_archs, find_layout, looks_like, shapes_of
+from mm_vitbackbones.checkpoints.families import (
+    Found,
+    differences,
+    find_archs,
+    find_layout,
+    looks_like,
+    shapes_of,
+    twin_of,
+)
 from mm_vitbackbones.checkpoints.layout import CLASSIFIER, State
 from mm_vitbackbones.checkpoints.loading import unwrap
 from mm_vitbackbones.checkpoints.reading import read_checkpoint
@@ -79,11 +87,13 @@ def convert_checkpoint(
     _write(_wrap(theirs, {key: ours[key] for key in nameless}, found, arch_name, to, flat), path, force)
 
     beside = [key for key in beside if not aside or key not in (ASIDE, "meta")]
+    twin = twin_of(found, arch_name)
     lost = nameless if flat and to == "openmmlab" else []
     notes = [
         *([f"left behind, as not of the backbone: {shorten([*outside, *beside])}"] if outside or beside else []),
         *([f"left behind, as this form has no room for it: {shorten(lost)}"] if lost else []),
         *([] if any(map(_is_aside, ours)) else ["the source holds no classifier, and so the result holds none"]),
+        *([f"the weights may as well be of {twin}, which has the same names and shapes"] if twin else []),
         *(text for layout, name, text in found.family.cautions if (layout, name) == (to, arch_name)),
     ]
     return Conversion(found.family.name, arch_name, found.layout.name, to, len(theirs), tuple(notes))

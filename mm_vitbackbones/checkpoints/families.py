@@ -9,18 +9,17 @@ from dataclasses import dataclass
 
 import torch
 
-from mm_vitbackbones.checkpoints import pvt, pvt_v2
+from mm_vitbackbones.checkpoints import mit, pvt, pvt_v2
 from mm_vitbackbones.checkpoints.errors import CheckpointError
 from mm_vitbackbones.checkpoints.layout import CLASSIFIER, Family, Layout, State
 from mm_vitbackbones.registry import BACKBONES
 
-FAMILIES = {family.name: family for family in (pvt.FAMILY, pvt_v2.FAMILY)}
+FAMILIES = {family.name: family for family in (pvt.FAMILY, pvt_v2.FAMILY, mit.FAMILY)}
 
 # Files of other networks, by keys that all of them hold. A family that gets a table leaves this list.
 OTHERS = (
     ("a Swin Transformer", r"(layers|stages)\.0\.blocks\.0\.attn\.(w_msa\.)?relative_position_bias_table"),
     ("a Swin Transformer in Hugging Face naming", r"encoder\.layers\.0\.blocks\.0\.attention\.self\.query\.weight"),
-    ("a SegFormer (MiT) in Hugging Face naming", r"encoder\.block\.0\.0\.attention\.self\.sr\.weight"),
     ("a CoaT", r"serial_blocks1\.0\.factoratt_crpe\.qkv\.weight"),
     ("a PiT", r"(pools\.0|transformers\.1\.pool)\.conv\.weight"),
     ("a CaiT", r"blocks_token_only\.0\.attn\.q\.weight"),
@@ -30,16 +29,6 @@ OTHERS = (
     ("a ResNet", r"layer1\.0\.conv1\.weight"),
     ("a ConvNeXt", r"(stages|downsample_layers)\.0\.0\.(dwconv|0)\.weight"),
 )
-
-MIT_DEPTHS: dict[tuple[int, tuple[int, ...]], str] = {
-    (32, (2, 2, 2, 2)): "b0",
-    (64, (2, 2, 2, 2)): "b1",
-    (64, (3, 4, 6, 3)): "b2",
-    (64, (3, 4, 18, 3)): "b3",
-    (64, (3, 8, 27, 3)): "b4",
-}
-"""MiT by its first width and its depths; its files have PVTv2's names, and a feed-forward ratio of 4 throughout."""
-
 
 Shapes = Mapping[str, torch.Size]
 
@@ -55,16 +44,19 @@ class Found:
     def split(self, state: State) -> tuple[State, list[str]]:
         """The backbone's part (and its classifier's) under the layout's names, and the keys of everything else."""
         outer = self.prefix.removesuffix(self.layout.own_prefix)
+        beside = tuple(outer + start for start in self.layout.beside)
+        outside = [key for key in state if not key.startswith(outer) or key.startswith(beside)]
         inside = {
             key.removeprefix(outer).removeprefix(self.layout.own_prefix): tensor
             for key, tensor in state.items()
-            if key.startswith(outer)
+            if key.startswith(outer) and not key.startswith(beside)
         }
-        return inside, [key for key in state if not key.startswith(outer)]
+        return inside, outside
 
 
-def find_layout(keys: Collection[str], families: Iterable[Family] = FAMILIES.values()) -> Found | None:
-    """The layout whose marks are among the keys, under any prefix; None if there is none.
+def find_layout(state: State, families: Iterable[Family] = FAMILIES.values()) -> Found | None:
+    """The layout whose marks are among the keys, under any prefix; None if there is none. Where it is that of two
+    families, the one that claims the weights.
 
     Raises:
         CheckpointError: if there are several, such as a student and a teacher.
@@ -73,8 +65,10 @@ def find_layout(keys: Collection[str], families: Iterable[Family] = FAMILIES.val
         Found(family, layout, prefix)
         for family in families
         for layout in family.layouts
-        for prefix in _prefixes(keys, layout.marks)
+        for prefix in _prefixes(state, layout.marks)
     ]
+    if len(found) > 1:
+        found = [x for x in found if x.family.claims(x.layout.to_ours(x.split(state)[0])[0])]
     if len(found) > 1:
         where = ", ".join(repr(x.prefix) for x in found)
         raise CheckpointError(f"holds {len(found)} backbones, under the prefixes {where}: save the one that you mean")
@@ -126,29 +120,23 @@ def _shapes(name: str) -> dict[str, Shapes]:
     return {arch: shapes_of(FAMILIES[name], arch) for arch in BACKBONES.get(name).archs}
 
 
+def twin_of(found: Found, arch: str | None) -> str | None:
+    """The other network, such as 'MiT b5', whose files of this layout have the names and shapes of this arch's."""
+    shared = any(found.layout in family.layouts for family in FAMILIES.values() if family is not found.family)
+    return dict(found.family.twins).get(arch or "") if shared else None
+
+
 def looks_like(state: State) -> str:
     """What network a state dict seems to be of, for messages."""
     if found := find_layout(state):
         family, layout = found.family, found.layout
         ours, _ = layout.to_ours(found.split(state)[0])
         if archs := find_archs(family, ours):
-            twin = dict(family.twins).get(archs[0])
+            twin = next(filter(None, (twin_of(found, arch) for arch in archs)), None)
             name = f"{family.name} {' or '.join(archs)}"
             return name + (f" (or {twin}, which has the same names and shapes)" if twin else "")
-        return _mit(ours) or f"a {family.name} of no published arch"
+        return f"a {family.name} of no published arch"
     for name, pattern in OTHERS:
         if any(re.search(rf"(^|\.){pattern}$", key) for key in state):
             return name
     return "no network that is known here"
-
-
-def _mit(ours: State) -> str | None:
-    """MiT's files have the names of PVTv2's; other ratios of the feed-forward networks tell them apart."""
-    embed, fc1 = ours.get("stages.0.patch_embed.norm.weight"), ours.get("stages.0.blocks.0.ffn.fc1.weight")
-    depths = tuple(
-        len({key.split(".")[3] for key in ours if key.startswith(f"stages.{stage}.blocks.")}) for stage in range(4)
-    )
-    if embed is None or fc1 is None or fc1.shape[0] != 4 * embed.shape[0]:
-        return None
-    size = MIT_DEPTHS.get((embed.shape[0], depths))
-    return f"MiT {size}" if size else None

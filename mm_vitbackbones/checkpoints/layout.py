@@ -39,6 +39,7 @@ class Layout:
         keys: the table.
         surgery: steps from their tensors to ours, in this order.
         own_prefix: a prefix that a published file has before the backbone's keys and not before the classifier's.
+        beside: beginnings of the keys that such a file has beside the backbone's and the classifier's.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Layout:
     keys: KeyMap
     surgery: tuple[Surgery, ...] = ()
     own_prefix: str = ""
+    beside: tuple[str, ...] = ()
 
     def to_ours(self, theirs: State) -> tuple[State, list[str]]:
         """The state under our names, and the keys that the table does not know."""
@@ -85,7 +87,9 @@ class Family:
         layouts: each layout that its weights come in.
         adapters: the shapes that may differ.
         may_be_fresh: patterns of our names that published files lack by design.
-        twins: for an arch, another network that its weights cannot be told from.
+        claims: whether weights under our names are of this family, asked where a file has the names of two; exactly
+            one of them has to claim it.
+        twins: for an arch, another network that its weights cannot be told from in the layouts that both have.
         cautions: (layout, arch, text): what to know of weights that are converted to that layout.
     """
 
@@ -93,6 +97,7 @@ class Family:
     layouts: tuple[Layout, ...]
     adapters: tuple[Adapter, ...] = ()
     may_be_fresh: tuple[str, ...] = ()
+    claims: Callable[[State], bool] = lambda ours: True
     twins: tuple[tuple[str, str], ...] = ()
     cautions: tuple[tuple[str, str, str], ...] = ()
 

@@ -14,7 +14,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from mm_vitbackbones.checkpoints.errors import CheckpointError, CheckpointMismatch, shorten
-from mm_vitbackbones.checkpoints.families import FAMILIES, Found, find_archs, find_layout, looks_like, stage_of
+from mm_vitbackbones.checkpoints.families import FAMILIES, Found, find_archs, find_layout, looks_like, stage_of, twin_of
 from mm_vitbackbones.checkpoints.layout import CLASSIFIER, Family, State
 from mm_vitbackbones.checkpoints.reading import read_checkpoint
 
@@ -159,7 +159,7 @@ def _load(backbone: nn.Module, content: Any, source: str) -> LoadReport:
 
     renamed = {key: found.layout.keys.to_ours(key) or "" for key in inside}
     split_off = set(ours) - set(renamed.values())
-    twin = dict(family.twins).get(_arch_name(backbone) or "")
+    twin = twin_of(found, _arch_name(backbone))
     return LoadReport(
         source=source,
         layout=found.layout.name,

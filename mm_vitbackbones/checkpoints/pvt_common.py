@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from mm_vitbackbones.checkpoints.key_map import KeyMap, under
+from mm_vitbackbones.checkpoints.layout import Layout, State
 from mm_vitbackbones.checkpoints.surgery import inverse, pointwise, rows
 
 OFFICIAL_BLOCK = [
@@ -35,3 +37,53 @@ JOIN_KV = inverse(rows("kv", (("k", 1), ("v", 1))))
 
 SQUEEZE_FFN = pointwise(r"stages\.\d+\.blocks\.\d+\.ffn\.fc[12]\.weight")
 """OpenMMLab: the feed-forward network's linear layers are 1x1 convolutions."""
+
+# PVTv2 and MiT: the same modules under the same names.
+
+OVERLAP_OFFICIAL = Layout(
+    "official",
+    marks=("block1.0.mlp.dwconv.dwconv.weight", "patch_embed1.proj.weight"),
+    keys=KeyMap(
+        [
+            ("patch_embed{stage+1}.", "stages.{stage}.patch_embed."),
+            *under(
+                "block{stage+1}.{block}.",
+                "stages.{stage}.blocks.{block}.",
+                [*OFFICIAL_BLOCK, ("mlp.dwconv.dwconv.", "ffn.dwconv.")],
+            ),
+            ("norm{stage+1}.", "stages.{stage}.norm."),
+            ("head.", "classifier.head."),
+        ]
+    ),
+)
+
+OVERLAP_OPENMMLAB = Layout(
+    "openmmlab",
+    marks=("layers.0.1.0.attn.attn.in_proj_weight", "layers.0.0.projection.weight"),
+    keys=KeyMap(
+        [
+            ("layers.{stage}.0.projection.", "stages.{stage}.patch_embed.proj."),
+            ("layers.{stage}.0.norm.", "stages.{stage}.patch_embed.norm."),
+            *under(
+                "layers.{stage}.1.{block}.",
+                "stages.{stage}.blocks.{block}.",
+                [*OPENMMLAB_BLOCK, ("ffn.layers.1.", "ffn.dwconv."), ("ffn.layers.4.", "ffn.fc2.")],
+            ),
+            ("layers.{stage}.2.", "stages.{stage}.norm."),
+        ]
+    ),
+    surgery=(SPLIT_QKV, SQUEEZE_FFN),
+)
+
+OVERLAP_OURS = Layout(
+    "ours",
+    marks=("stages.0.blocks.0.ffn.dwconv.weight", "stages.0.patch_embed.proj.weight"),
+    keys=KeyMap([("stages.{stage}.", "stages.{stage}."), ("classifier.", "classifier.")]),
+)
+
+
+def has_mit_ratio(ours: State) -> bool:
+    """Whether the first feed-forward network is four times as wide as its grid, as in MiT; in PVTv2 it is eight times
+    as wide, but for b5."""
+    fc1 = ours.get("stages.0.blocks.0.ffn.fc1.weight")
+    return fc1 is not None and fc1.dim() == 2 and fc1.shape[0] == 4 * fc1.shape[1]

@@ -1,46 +1,21 @@
-"""PVTv2: its weights as published by the authors, OpenMMLab, Hugging Face and timm."""
+"""PVTv2: its weights as published by the authors, OpenMMLab, Hugging Face and timm.
+
+The first two and ours have the names of MiT's, and are told from those by the ratio of the feed-forward networks.
+"""
 
 from __future__ import annotations
 
 from mm_vitbackbones.checkpoints.key_map import KeyMap, under
 from mm_vitbackbones.checkpoints.layout import Family, Layout
-from mm_vitbackbones.checkpoints.pvt_common import JOIN_KV, OFFICIAL_BLOCK, OPENMMLAB_BLOCK, SPLIT_QKV, SQUEEZE_FFN
+from mm_vitbackbones.checkpoints.pvt_common import (
+    JOIN_KV,
+    OFFICIAL_BLOCK,
+    OVERLAP_OFFICIAL,
+    OVERLAP_OPENMMLAB,
+    OVERLAP_OURS,
+    has_mit_ratio,
+)
 from mm_vitbackbones.checkpoints.surgery import STEM
-
-OFFICIAL = Layout(
-    "official",
-    marks=("block1.0.mlp.dwconv.dwconv.weight", "patch_embed1.proj.weight"),
-    keys=KeyMap(
-        [
-            ("patch_embed{stage+1}.", "stages.{stage}.patch_embed."),
-            *under(
-                "block{stage+1}.{block}.",
-                "stages.{stage}.blocks.{block}.",
-                [*OFFICIAL_BLOCK, ("mlp.dwconv.dwconv.", "ffn.dwconv.")],
-            ),
-            ("norm{stage+1}.", "stages.{stage}.norm."),
-            ("head.", "classifier.head."),
-        ]
-    ),
-)
-
-OPENMMLAB = Layout(
-    "openmmlab",
-    marks=("layers.0.1.0.attn.attn.in_proj_weight", "layers.0.0.projection.weight"),
-    keys=KeyMap(
-        [
-            ("layers.{stage}.0.projection.", "stages.{stage}.patch_embed.proj."),
-            ("layers.{stage}.0.norm.", "stages.{stage}.patch_embed.norm."),
-            *under(
-                "layers.{stage}.1.{block}.",
-                "stages.{stage}.blocks.{block}.",
-                [*OPENMMLAB_BLOCK, ("ffn.layers.1.", "ffn.dwconv."), ("ffn.layers.4.", "ffn.fc2.")],
-            ),
-            ("layers.{stage}.2.", "stages.{stage}.norm."),
-        ]
-    ),
-    surgery=(SPLIT_QKV, SQUEEZE_FFN),
-)
 
 HUGGINGFACE = Layout(
     "huggingface",
@@ -99,15 +74,10 @@ TIMM = Layout(
     ),
 )
 
-OURS = Layout(
-    "ours",
-    marks=("stages.0.blocks.0.ffn.dwconv.weight", "stages.0.patch_embed.proj.weight"),
-    keys=KeyMap([("stages.{stage}.", "stages.{stage}."), ("classifier.", "classifier.")]),
-)
-
 FAMILY = Family(
     "PVTv2",
-    layouts=(OFFICIAL, OPENMMLAB, HUGGINGFACE, TIMM, OURS),
+    layouts=(OVERLAP_OFFICIAL, OVERLAP_OPENMMLAB, HUGGINGFACE, TIMM, OVERLAP_OURS),
+    claims=lambda ours: not has_mit_ratio(ours),
     adapters=(STEM,),
     twins=(("b5", "MiT b5"),),
     cautions=(

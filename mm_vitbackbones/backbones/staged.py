@@ -1,0 +1,74 @@
+"""What PVT and its successors have in common: stages in a row, whose grids are the levels."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, final
+
+from torch import Tensor, nn
+
+from mm_vitbackbones.backbones.base import Backbone, recompute_mode
+from mm_vitbackbones.layers import drop_path_rates
+
+
+class StagedBackbone(Backbone):
+    """Each stage turns the grid of the level before into that of its own. A family gives its stages and how their
+    parameters begin; its spec has ``depths`` and ``dims``.
+
+    Args, besides those of ``Backbone``:
+        arch: see ``Backbone``; ``default_arch`` if it is left out.
+        drop_path_rate: the rate of stochastic depth at the last block (it grows linearly from 0).
+    """
+
+    default_arch: ClassVar[str]
+
+    @final
+    def __init__(
+        self,
+        arch: Any = None,
+        in_channels: int = 3,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        with_cp: bool | str = False,
+        drop_path_rate: float = 0.1,
+        init_cfg: Any = None,
+    ) -> None:
+        self.arch = self.resolve_arch(self.default_arch if arch is None else arch)
+        super().__init__(self.arch.dims, in_channels, out_indices, frozen_stages, norm_eval, with_cp, init_cfg)
+        rates = drop_path_rates(drop_path_rate, self.arch.depths)
+        widths = (in_channels, *self.arch.dims)
+        self.stages = nn.ModuleList(
+            self.make_stage(widths[i], i, rates[i], recompute_mode(with_cp)) for i in range(out_indices[-1] + 1)
+        )
+        self.init_parameters()
+        self.freeze()
+
+    @abstractmethod
+    def make_stage(self, in_channels: int, index: int, drop_paths: list[float], recomputed: str | None) -> nn.Module:
+        """Stage ``index`` of ``self.arch``: (B, H, W, in_channels) -> (B, ceil(H/stride), ceil(W/stride), C).
+
+        Args:
+            drop_paths: the rate of each of its blocks.
+            recomputed: see ``layers.Block``.
+        """
+
+    @abstractmethod
+    def init_parameters(self) -> None:
+        """The official initialisation, once all stages are there."""
+
+    @abstractmethod
+    def stem(self) -> list[nn.Module]:
+        """The modules before the first block, which ``frozen_stages=0`` freezes."""
+
+    @final
+    def levels(self, image: Tensor) -> Iterator[Tensor]:
+        grid = image.permute(0, 2, 3, 1)
+        for stage in self.stages:
+            grid = stage(grid)
+            yield grid
+
+    @final
+    def freezable(self) -> list[list[nn.Module]]:
+        return [self.stem(), *([stage] for stage in self.stages)]
