@@ -48,7 +48,7 @@ class _FeedForward(nn.Module, ABC):
 
 
 class FeedForward(_FeedForward):
-    """fc2(GELU(fc1(norm(x)))) over grids (B, H, W, C)."""
+    """fc2(GELU(fc1(norm(x)))) over grids (B, H, W, C) or tokens (B, N, C)."""
 
     def contract(self, hidden: Tensor) -> Tensor:
         return self.fc2(F.gelu(hidden))
@@ -56,7 +56,7 @@ class FeedForward(_FeedForward):
     def in_bands(self, grid: Tensor, norm: nn.Module) -> Tensor:
         out = torch.empty_like(grid)
         size = max(1, BAND_BYTES // (self.fc1.out_features * grid.element_size()))
-        for tokens, result in zip(grid.flatten(0, 2).split(size), out.flatten(0, 2).split(size), strict=True):
+        for tokens, result in zip(grid.flatten(0, -2).split(size), out.flatten(0, -2).split(size), strict=True):
             result.copy_(fused.linear(fused.linear_gelu(norm(tokens), self.fc1), self.fc2))
         return out
 
