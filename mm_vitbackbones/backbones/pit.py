@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast, final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -135,7 +135,8 @@ class SelfAttention(nn.Module):
         return self.proj(self._attend(recompute_cheap(lambda x: self.qkv(norm(x)), tokens)))
 
     def _attend(self, query_key_value: Tensor) -> Tensor:
-        return attend(*query_key_value.chunk(3, dim=-1), self.num_heads)
+        query, key, value = query_key_value.chunk(3, dim=-1)
+        return attend(query, key, value, self.num_heads)
 
 
 class Stage(nn.Module):
@@ -245,5 +246,5 @@ class PiT(Backbone):
             yield grid
 
     def freezable(self) -> list[list[nn.Module]]:
-        stages: list[list[nn.Module]] = [[cast(nn.Module, s) for s in self.stages[i : i + 1]] for i in range(STAGES)]
+        stages = ([*self.stages[i : i + 1]] for i in range(STAGES))  # none where a stage is not built
         return [[self.stem], *stages, [self.upsample]]
