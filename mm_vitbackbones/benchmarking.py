@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mm_vitbackbones.backbones import PVT, MiT, PVTv2
+from mm_vitbackbones.backbones import PVT, MiT, PiT, PVTv2
 from mm_vitbackbones.measuring import peak_bytes
 
 DEPTHS_OF_B2 = (3, 4, 6, 3)
@@ -84,6 +84,13 @@ def transformers_mit() -> nn.Module:
     return Levels()
 
 
+def timm_pit() -> nn.Module:
+    declare_torchvision_operators()
+    import timm
+
+    return timm.create_model("pit_s_224", features_only=True, drop_path_rate=0.1)
+
+
 CONTENDERS: dict[str, tuple[Contender, ...]] = {
     "pvt_s": (
         Contender("ours", lambda: PVT(arch="small")),
@@ -99,8 +106,18 @@ CONTENDERS: dict[str, tuple[Contender, ...]] = {
         Contender("mmseg", mmseg_mit),
         Contender("transformers", transformers_mit),
     ),
+    "pit_s": (
+        Contender("ours", lambda: PiT(arch="s", stem="published", out_indices=(1, 2, 3))),
+        Contender("timm", timm_pit),
+    ),
 }
 """Per network: ours first."""
+
+CASES = (("forward", (512, 512)), ("forward", (800, 1344)), ("forward+backward", (512, 512)))
+"""What is measured: mode and size of the image."""
+
+CASES_OF = {"pit_s": (("forward", (224, 224)), ("forward+backward", (224, 224)))}
+"""The same for networks whose peers take images of one size only."""
 
 MODES: dict[str, Callable[[nn.Module, Tensor], Any]] = {}
 """What to measure, by name: a function that runs a model on an image."""

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mm_vitbackbones.backbones import PVT, Backbone, MiT, PVTv2
+from mm_vitbackbones.backbones import PVT, Backbone, MiT, PiT, PVTv2
 
 DATA = Path(__file__).parent / "data"
 
@@ -33,16 +33,19 @@ def load_fixture(name: str) -> Fixture:
         arrays = {key: torch.from_numpy(file[key]) for key in file.files if key != "arch"}
         arch = json.loads(str(file["arch"]))
     runs = range(sum(key.startswith("input") for key in arrays))
+    levels = range(sum(key.startswith("feature0_") for key in arrays))
     return Fixture(
         arch,
         {key.removeprefix("state/"): value for key, value in arrays.items() if key.startswith("state/")},
         [arrays[f"input{i}"] for i in runs],
-        [[arrays[f"feature{i}_{level}"] for level in range(4)] for i in runs],
+        [[arrays[f"feature{i}_{level}"] for level in levels] for i in runs],
     )
 
 
 def build_toy(fixture: Fixture) -> Backbone:
     """Our network of the fixture's size."""
+    if "base_dims" in fixture.arch:
+        return build_toy_pit(fixture)
     ours = {"embed_dims": "dims", "num_heads": "num_heads", "depths": "depths", "mlp_ratios": "mlp_ratios"}
     spec = {ours[key]: fixture.arch[key] for key in ours} | {"reductions": fixture.arch["sr_ratios"]}
     if "pretrain_img_size" in fixture.arch:
@@ -66,6 +69,20 @@ def published_names(family: str) -> dict[tuple[str, str], dict[str, Tensor]]:
                 whole = name.replace(blocks[0], str(number)) if blocks else name
                 tensors[whole] = torch.empty([int(side) for side in size.split("x")], device="meta")
     return lists
+
+
+def build_toy_pit(fixture: Fixture, **kwargs) -> PiT:
+    """PiT of the fixture's size, in the published geometry unless told otherwise."""
+    arch = fixture.arch
+    spec = dict(
+        dims=tuple(dim * heads for dim, heads in zip(arch["base_dims"], arch["heads"], strict=True)),
+        num_heads=arch["heads"],
+        depths=arch["depth"],
+        patch_size=arch["patch_size"],
+        patch_stride=arch["stride"],
+        pretrain_grid=(arch["image_size"] - arch["patch_size"]) // arch["stride"] + 1,
+    )
+    return PiT(**dict(arch=spec, stem="published", out_indices=(1, 2, 3), drop_path_rate=0.0) | kwargs)
 
 
 def pseudo_random(name: str, count: int) -> np.ndarray:

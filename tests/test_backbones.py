@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from mm_vitbackbones import backbones
-from mm_vitbackbones.backbones import PVT, Backbone, MiT, PVTv2
+from mm_vitbackbones.backbones import PVT, Backbone, MiT, PiT, PVTv2
 from mm_vitbackbones.registry import BACKBONES, MODELS
 
 FAMILIES = [
@@ -23,11 +23,13 @@ FAMILIES = [
 VARIANTS = [(family, arch) for family in FAMILIES for arch in family.archs]
 TINY = dict(depths=(2, 1, 1, 2), dims=(8, 16, 20, 32), num_heads=(1, 2, 5, 8))
 """Real networks at toy size: every stage and every kind of block, in milliseconds."""
+TINY_PIT = dict(depths=(2, 2, 2), dims=(8, 16, 32), num_heads=(1, 2, 4), pretrain_grid=7, num_tokens=2)
 TOYS = {
     "pvt": lambda **kw: PVT(arch=dict(TINY, pretrain_grid=16), **kw),
     "pvt_v2": lambda **kw: PVTv2(arch=TINY, **kw),
     "pvt_v2_linear": lambda **kw: PVTv2(arch=dict(TINY, linear=True), **kw),
     "mit": lambda **kw: MiT(arch=TINY, **kw),
+    "pit": lambda **kw: PiT(arch=TINY_PIT, **kw),
 }
 toys = pytest.mark.parametrize("toy", TOYS.values(), ids=TOYS.keys())
 SUBSETS = [subset for n in (1, 2, 3, 4) for subset in itertools.combinations(range(4), n)]
@@ -50,6 +52,15 @@ PARAMETERS = {  # of the dense forms, as the authors' own code counts them
     "MiT b3": 44_072_128,
     "MiT b4": 60_842_688,
     "MiT b5": 81_443_008,
+    # PiT: as published without the final norm and the heads, and its upsampling to level 0, of 4 C^2 + C.
+    "PiT ti": 4_589_760 + 16_448,
+    "PiT xs": 10_233_120 + 36_960,
+    "PiT s": 22_883_760 + 83_088,
+    "PiT b": 72_737_792 + 262_400,
+    "PiT ti_distilled": 4_589_760 + 64 + 16_448,
+    "PiT xs_distilled": 10_233_120 + 96 + 36_960,
+    "PiT s_distilled": 22_883_760 + 144 + 83_088,
+    "PiT b_distilled": 72_737_792 + 256 + 262_400,
 }
 
 
@@ -134,11 +145,11 @@ def test_freezing(toy, frozen_stages):
     backbone = toy(frozen_stages=frozen_stages)
     for _ in range(2):
         frozen = {name for name, p in backbone.named_parameters() if not p.requires_grad}
-        stem = {
-            n for n, _ in backbone.named_parameters() if n.startswith(("stages.0.patch_embed", "stages.0.position"))
-        }
-        stages = {n for n, _ in backbone.named_parameters() if int(n.split(".")[1]) < frozen_stages}
-        assert frozen == (set() if frozen_stages == -1 else stem | stages)
+        names = [name for name, _ in backbone.named_parameters()]
+        stem = {n for n in names if n.startswith(("stages.0.patch_embed", "stages.0.position", "stem."))}
+        stages = {n for n in names if n.startswith("stages.") and int(n.split(".")[1]) < frozen_stages}
+        last = {n for n in names if n.startswith("upsample.") and frozen_stages == 4}
+        assert frozen == (set() if frozen_stages == -1 else stem | stages | last)
         assert backbone.train() is backbone
         for i, stage in enumerate(backbone.stages):
             assert stage.blocks[0].training == (i >= frozen_stages)
@@ -244,6 +255,8 @@ def test_torch_compile_of_a_block_and_of_the_backbone(toy):
     torch.manual_seed(7)
     backbone = toy().eval()
     block, grid = backbone.stages[0].blocks[0], torch.randn(1, 16, 24, 8)
+    if isinstance(backbone, PiT):
+        grid = grid.flatten(1, 2)
     image = torch.randn(1, 3, 64, 96)
     # The graph is what can break; code generation is the compiler's business and takes minutes.
     with torch.no_grad():
@@ -288,6 +301,34 @@ def test_registered_under_the_scope():
 def test_bad_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         PVT(**arguments)
+
+
+@pytest.mark.parametrize(("arch", "strides"), [("ti", (8, 16, 32)), ("b_distilled", (7, 14, 28))])
+def test_the_published_geometry_of_pit(arch, strides):
+    with torch.device("meta"):
+        backbone = PiT(arch, stem="published", out_indices=(1, 2, 3))
+        outputs = backbone(torch.empty(2, 3, 800, 1344))
+    assert backbone.strides == strides
+    grids = {8: [(99, 167), (50, 84), (25, 42)], 7: [(113, 191), (57, 96), (29, 48)]}
+    assert [tuple(o.shape[2:]) for o in outputs] == grids[strides[0]]
+    assert not any(name.startswith("upsample") for name, _ in backbone.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(stem="published"), "no 0"),
+        (dict(stem="official"), "'aligned' or 'published'"),
+        (dict(arch="s_distiled"), "did you mean 's_distilled'"),
+        (dict(arch=dict(TINY_PIT, dims=(8, 12, 32))), "multiples of the stage before"),
+        (dict(arch=dict(TINY_PIT, patch_size=7)), "even number of at least 8"),
+        (dict(arch=TINY), "3 stages"),
+    ],
+    ids=str,
+)
+def test_bad_arguments_of_pit_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        PiT(**arguments)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mm_vitbackbones.backbones import PVT, MiT, PVTv2
+from mm_vitbackbones.backbones import PVT, MiT, PiT, PVTv2
 from mm_vitbackbones.checkpoints import CheckpointError, CheckpointMismatch, load_pretrained
 from mm_vitbackbones.checkpoints.families import FAMILIES, looks_like
 from mm_vitbackbones.checkpoints.surgery import adapt_in_channels
@@ -26,13 +26,16 @@ TOYS = {
     "pvt_v2": (PVTv2, SPEC),
     "pvt_v2_linear": (PVTv2, SPEC | {"linear": True}),
     "mit": (MiT, SPEC | {"mlp_ratios": (4, 4, 4, 4)}),
+    "pit": (PiT, {"depths": (1, 2, 1), "dims": (8, 16, 32), "num_heads": (2, 4, 8), "pretrain_grid": 7}),
 }
+PUBLISHED_FORM = {"pit": {"stem": "published", "out_indices": (1, 2, 3)}}
+"""Arguments that give a network the form of the recorded features, where it has several."""
 CASES = [(toy, layout.name) for toy, (cls, _) in TOYS.items() for layout in FAMILIES[cls.__name__].layouts]
 
 
 def build(toy, **kwargs):
     cls, spec = TOYS[toy]
-    return cls(**{"arch": spec} | kwargs)
+    return cls(**{"arch": spec} | PUBLISHED_FORM.get(toy, {}) | kwargs)
 
 
 def official(toy):
@@ -54,7 +57,9 @@ def check_loaded(backbone, toy):
     with np.load(DATA / f"{toy}.npz") as arrays, torch.no_grad():
         maps = backbone.eval()(torch.from_numpy(arrays["input0"]))
         for i, level in zip(backbone.out_indices, maps, strict=True):
-            torch.testing.assert_close(level, torch.from_numpy(arrays[f"feature0_{i}"]), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(
+                level, torch.from_numpy(arrays[f"feature0_{i - (toy == 'pit')}"]), rtol=1e-4, atol=1e-5
+            )
 
 
 @pytest.fixture
@@ -199,6 +204,14 @@ def test_a_position_table_of_another_grid_is_resized():
     torch.testing.assert_close(backbone.stages[0].position.table.data, expected)
 
 
+def test_pits_table_is_resized_bicubically():
+    backbone, state = build("pit", arch=TOYS["pit"][1] | {"pretrain_grid": 12}), official("pit")
+    report = load_pretrained(backbone, state)
+    assert report.adapted == ("stem.position.table resized from 7x7 to 12x12",)
+    expected = F.interpolate(state["pos_embed"], size=(12, 12), mode="bicubic", align_corners=False)
+    torch.testing.assert_close(backbone.stem.position.table.data, expected.permute(0, 2, 3, 1))
+
+
 def test_a_table_that_is_not_square_comes_in_our_layout_only(unchanged):
     state = build("pvt").state_dict()
     state["stages.0.position.table"] = state["stages.0.position.table"][:, :8]
@@ -226,7 +239,8 @@ def test_a_stem_answers_equal_channels_as_before(channels):
 def test_a_backbone_of_other_channels_loads(toy):
     backbone = build(toy, in_channels=5)
     report = load_pretrained(backbone, official(toy))
-    assert report.adapted == ("stages.0.patch_embed.proj.weight adapted from 3 to 5 input channels",)
+    stem = "stem.proj" if toy == "pit" else "stages.0.patch_embed.proj"
+    assert report.adapted == (f"{stem}.weight adapted from 3 to 5 input channels",)
 
 
 def test_only_an_rgb_stem_is_adapted(unchanged):
@@ -249,6 +263,21 @@ def test_stages_that_are_not_built_are_left_out():
     report = load_pretrained(backbone, official("pvt_v2"))
     check_loaded(backbone, "pvt_v2")
     assert {key.split(".")[1] for key in report.unbuilt} == {"2", "3"}
+
+
+def test_an_upsampling_that_no_published_file_holds_stays_fresh():
+    backbone = build("pit", stem="aligned", out_indices=(0, 1, 2, 3))
+    before = {key: tensor.clone() for key, tensor in backbone.upsample.state_dict().items()}
+    report = load_pretrained(backbone, official("pit"))
+    assert report.fresh == ("upsample.weight", "upsample.bias")
+    assert all(torch.equal(before[key], tensor) for key, tensor in backbone.upsample.state_dict().items())
+    # Files of ours hold it; a backbone without level 0 does not build it.
+    state = {key: tensor + 1 for key, tensor in backbone.state_dict().items()}
+    assert not load_pretrained(backbone, state).fresh
+    assert torch.equal(backbone.upsample.bias, before["bias"] + 1)
+    report = load_pretrained(build("pit"), state)
+    assert report.unbuilt == ("upsample.weight", "upsample.bias")
+    assert "left out, as not built: upsample.weight, upsample.bias" in str(report)
 
 
 def test_frozen_parameters_are_loaded_and_stay_frozen():
@@ -310,6 +339,12 @@ def test_half_of_a_joined_pair(unchanged):
             r"looks like PVTv2 b1 .*not PVTv2 b0.*of another shape",
         ),
         (lambda: PVTv2("b0"), lambda: PVT("tiny").state_dict(), "looks like PVT tiny, and the backbone is PVTv2 b0"),
+        (
+            lambda: PiT("ti", out_indices=(0,)),
+            lambda: PiT("ti_distilled", out_indices=(0,)).state_dict(),
+            r"looks like PiT ti_distilled .*not PiT ti: .*class_tokens \(1, 2, 64\).*Give arch='ti_distilled'",
+        ),
+        (lambda: PVT("tiny"), lambda: PiT("xs", out_indices=(1, 2)).state_dict(), "looks like PiT xs, and"),
         (lambda: PVT("tiny"), lambda: {"layer1.0.conv1.weight": torch.ones(1)}, "looks like a ResNet"),
         (lambda: PVT("tiny"), lambda: {"blocks.0.attn.qkv.weight": torch.ones(1)}, "looks like a ViT"),
         (

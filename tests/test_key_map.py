@@ -7,11 +7,11 @@ import pytest
 import torch
 from official import published_names
 
-from mm_vitbackbones.checkpoints.families import FAMILIES, find_layout, looks_like, shapes_of
+from mm_vitbackbones.checkpoints.families import FAMILIES, find_archs, find_layout, looks_like, shapes_of
 from mm_vitbackbones.checkpoints.key_map import KeyMap, under
 
 DATA = Path(__file__).parent / "data"
-TOYS = {"pvt": "PVT", "pvt_v2": "PVTv2", "pvt_v2_linear": "PVTv2", "mit": "MiT"}
+TOYS = {"pvt": "PVT", "pvt_v2": "PVTv2", "pvt_v2_linear": "PVTv2", "mit": "MiT", "pit": "PiT"}
 PUBLISHED = [(family, *case) for family in ("mit",) for case in published_names(family)]
 CASES = [(toy, layout.name) for toy, family in TOYS.items() for layout in FAMILIES[family].layouts]
 
@@ -19,7 +19,9 @@ CASES = [(toy, layout.name) for toy, family in TOYS.items() for layout in FAMILI
 def official(toy):
     with np.load(DATA / f"{toy}.npz") as arrays:
         state = {k.removeprefix("state/"): torch.from_numpy(arrays[k]) for k in arrays if k.startswith("state/")}
-        width = json.loads(str(arrays["arch"]))["embed_dims"][-1]
+        width = json.loads(str(arrays["arch"])).get("embed_dims", [32])[-1]
+    if toy == "pit":
+        return state | {"head_dist.weight": torch.randn(10, width), "head_dist.bias": torch.randn(10)}
     state |= {"head.weight": torch.randn(10, width), "head.bias": torch.randn(10)}
     if toy == "pvt":
         state |= {
@@ -157,3 +159,37 @@ def test_the_class_row_is_split_from_the_last_table_only():
     assert torch.equal(ours["stages.0.position.table"][0, 1, 2], source["pos_embed1"][0, 18])
     assert torch.equal(ours["stages.3.position.table"].flatten(1, 2), source["pos_embed4"][:, 1:])
     assert torch.equal(ours["classifier.token_position"], source["pos_embed4"][:, :1])
+
+
+PIT_CLASSIFIERS = {  # parameters, as published
+    "ti": 4_847_272,
+    "xs": 10_618_888,
+    "s": 23_461_912,
+    "b": 73_764_840,
+    "ti_distilled": 5_104_336,
+    "xs_distilled": 11_003_984,
+    "s_distilled": 24_039_056,
+    "b_distilled": 74_790_096,
+}
+
+
+@pytest.mark.parametrize("arch", PIT_CLASSIFIERS)
+def test_the_official_names_and_shapes_of_pit(arch):
+    """tests/data/pit_official_names.json lists the names and shapes of the four published files; those of the
+    distilled ones differ in the second token and the second head."""
+    shapes = json.loads((DATA / "pit_official_names.json").read_text())[arch.removesuffix("_distilled")]
+    if arch.endswith("_distilled"):
+        shapes["cls_token"] = [1, 2, shapes["cls_token"][2]]
+        shapes |= {"head_dist.weight": shapes["head.weight"], "head_dist.bias": shapes["head.bias"]}
+    state = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
+    assert sum(tensor.numel() for tensor in state.values()) == PIT_CLASSIFIERS[arch]
+
+    official = FAMILIES["PiT"].layout("official")
+    ours, unknown = official.to_ours(state)
+    assert not unknown
+    assert find_archs(FAMILIES["PiT"], ours) == (arch,)
+    expected = {key: s for key, s in shapes_of(FAMILIES["PiT"], arch).items() if not key.startswith("upsample.")}
+    assert {key: t.shape for key, t in ours.items() if not key.startswith("classifier.")} == expected
+    theirs, nameless = official.to_theirs(ours)
+    assert not nameless
+    assert {key: [*tensor.shape] for key, tensor in theirs.items()} == shapes

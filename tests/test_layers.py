@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from official import relative_error
 from torch import nn
 
-from mm_vitbackbones.backbones import PVT, MiT, PVTv2
+from mm_vitbackbones.backbones import PVT, MiT, PiT, PVTv2
+from mm_vitbackbones.backbones.pit import SelfAttention, Upsample
 from mm_vitbackbones.layers import (
     Block,
     ChannelsLastConv2d,
@@ -86,6 +87,41 @@ def test_fast_attention_equals_plain(ratio, heads):
         assert torch.equal(attention(grid, norm), attention.fast(grid, norm))
 
 
+@pytest.mark.parametrize("form", ["eval", "eval_without_fused_operators", "train"])
+def test_self_attention_is_attention(form, monkeypatch):
+    torch.manual_seed(1)
+    attention, norm = SelfAttention(16, 2), nn.LayerNorm(16)
+    for parameter in attention.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    both, tokens = nn.ModuleList([attention, norm]), torch.randn(2, 30, 16)
+
+    def plain(x):
+        query, key, value = attention.qkv(norm(x)).chunk(3, dim=-1)
+        return attention.proj(naive_attention(query, key, value, 2))
+
+    if form == "train":
+        both.double()
+        actual = gradients(lambda x: attention(x, norm), both, tokens.double())
+        for a, b in zip(actual, gradients(plain, both, tokens.double()), strict=True):
+            assert relative_error(a, b) <= 1e-12
+        return
+    if form != "eval":
+        monkeypatch.setattr(fused, "_operators_work", lambda: False)
+    with torch.no_grad():
+        assert relative_error(attention(tokens, norm), plain(tokens)) <= 1e-5
+
+
+def test_upsampling_makes_four_cells_of_each():
+    torch.manual_seed(1)
+    upsample, grid = Upsample(4), torch.randn(2, 3, 5, 4)
+    out = upsample(grid)
+    assert out.shape == (2, 6, 10, 4)
+    for i in (0, 1):
+        for j in (0, 1):
+            cells = grid @ upsample.weight[:, :, i, j] + upsample.bias
+            torch.testing.assert_close(out[:, i::2, j::2], cells, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("make", FEED_FORWARD.values(), ids=FEED_FORWARD.keys())
 def test_lean_feed_forward_equals_plain(make):
     torch.manual_seed(2)
@@ -109,6 +145,15 @@ def test_bands_equal_the_whole(make, size, rows, monkeypatch):
     grid = torch.randn(2, *size, 16)
     with torch.no_grad():
         torch.testing.assert_close(ffn.in_bands(grid, norm), ffn.plain(grid, norm), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 29, 100])
+def test_bands_of_tokens_equal_the_whole(rows, monkeypatch):
+    torch.manual_seed(3)
+    monkeypatch.setattr(feed_forward, "BAND_BYTES", rows * 64 * 4)
+    ffn, norm, tokens = FeedForward(16, 64).eval(), nn.LayerNorm(16), torch.randn(2, 29, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(ffn.in_bands(tokens, norm), ffn.plain(tokens, norm), rtol=1e-5, atol=1e-6)
 
 
 def test_bands_run_in_inference_on_cpu_in_fp32_only(monkeypatch):
@@ -184,6 +229,9 @@ def test_position_is_resized_by_its_own_grid():
     wide = position(torch.zeros(1, 7, 28, 4))
     expected = F.interpolate(position.table.permute(0, 3, 1, 2), (7, 28), mode="bilinear").permute(0, 2, 3, 1)
     torch.testing.assert_close(wide, expected)
+    position.mode = "bicubic"
+    expected = F.interpolate(position.table.permute(0, 3, 1, 2), (7, 28), mode="bicubic").permute(0, 2, 3, 1)
+    torch.testing.assert_close(position(torch.zeros(1, 7, 28, 4)), expected)
 
 
 def test_residual_is_written_into_the_branch_without_autograd():
@@ -293,3 +341,80 @@ def test_training_keeps_the_hidden_map_once(family):
     assert held_bytes(lambda: block(grid)) < 6 * map_bytes
     block.recomputed = "block"
     assert held_bytes(lambda: block(grid)) < 2 * map_bytes
+
+
+# ---- PiT: class tokens and cells of the grid in one tensor (B, N, C)
+
+
+def make_token_block() -> Block:
+    return Block(64, SelfAttention(64, 2), FeedForward(64, 256), 1e-6, drop_path=0.0, recomputed=None)
+
+
+def test_a_block_of_tokens_copies_nothing_and_takes_nine_operators():
+    block, tokens = make_token_block().eval(), torch.randn(2, 1025, 64)
+    with torch.no_grad():
+        block(tokens)
+        assert not copies(lambda: block(tokens), at_least=tokens.numel())
+        with OperatorCount() as count:
+            block(tokens)
+    # Two norms, four linear maps with their bias (one with its GELU, too), attention, two sums.
+    assert count.total <= 9, count.by_name
+
+
+def test_training_a_block_of_tokens_copies_biases_only():
+    block, tokens = make_token_block().train(), torch.randn(2, 1025, 64)
+
+    def run():
+        out = block(tokens)
+        out.backward(torch.ones_like(out))
+
+    run()
+    assert copies(run, at_least=tokens.numel()) == {"aten::copy_": 4}  # F.linear's, one each
+
+
+def test_a_block_of_tokens_holds_no_scores_and_no_hidden_map(monkeypatch):
+    monkeypatch.setattr(feed_forward, "BAND_BYTES", 2**16)
+    block, tokens = make_token_block().eval(), torch.randn(1, 4097, 64)
+
+    def run():
+        with torch.no_grad():
+            return block(tokens)
+
+    run()
+    # The scores would be 128 maps, the hidden map 4, which with the norm and the sums are more than 6.
+    assert peak_bytes(run) < 6 * tokens.numel() * 4
+    block.train()
+    lived = held_bytes(lambda: block(tokens))
+    assert lived < 11 * tokens.numel() * 4
+    block.recomputed = "ffn"
+    assert held_bytes(lambda: block(tokens)) < lived - 3.5 * tokens.numel() * 4
+    block.recomputed = "block"
+    assert held_bytes(lambda: block(tokens)) < 1.5 * tokens.numel() * 4
+
+
+def test_pits_memory_grows_with_the_pixels_and_not_with_their_square():
+    spec = dict(depths=(1, 1, 1), dims=(8, 16, 32), num_heads=(1, 2, 4), pretrain_grid=7)
+    backbone = PiT(spec).eval()
+
+    def peak(side):
+        image = torch.randn(1, 3, side, side)
+        with torch.no_grad():
+            backbone(image)
+            return peak_bytes(lambda: backbone(image))
+
+    assert peak(768) < 4.5 * peak(384)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_pit_copies_the_image_its_outputs_and_what_the_class_tokens_part(batch):
+    backbone, image = PiT("ti", out_indices=(1, 2, 3)).eval(), torch.randn(batch, 3, 128, 192)
+
+    def run():
+        with torch.no_grad():
+            backbone(image)
+
+    run()
+    # The cells of one image lie together behind its class token. Those of several do not: the convolutions of both
+    # poolings copy them.
+    expected = 1 + 3 + (2 if batch > 1 else 0)
+    assert copies(run, at_least=batch * 256 * 4 * 6)["aten::clone"] == expected

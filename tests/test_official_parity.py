@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
-from official import build_toy, golden_image, golden_weight, load_fixture, relative_error
+import torch.nn.functional as F
+from official import build_toy, build_toy_pit, golden_image, golden_weight, load_fixture, relative_error
 
-from mm_vitbackbones.backbones import PVT, MiT, PVTv2
+from mm_vitbackbones.backbones import PVT, MiT, PiT, PVTv2
 from mm_vitbackbones.checkpoints import load_pretrained
 from mm_vitbackbones.checkpoints.families import FAMILIES
 
-FIXTURES = ["pvt", "pvt_v2", "pvt_v2_linear", "mit"]
+FIXTURES = ["pvt", "pvt_v2", "pvt_v2_linear", "mit", "pit"]
 
 # mean, population standard deviation, and the elements [0, 0, 0, 0], [0, C//2, H//2, W//2], [0, -1, -1, -1] of each
-# level, as the authors' dense code gives them for an image of this size.
+# level, as the authors' code (for PiT) and their dense code (for the others) give them for an image of this size.
 GOLDEN = {
     (PVT, "tiny", (128, 160)): [
         (0.101043, 1.48045, -0.41218, -1.81596, 0.682162),
@@ -45,6 +46,11 @@ GOLDEN = {
         (0.00268683, 0.98972, 0.404306, -0.693525, -0.336041),
         (-0.00227916, 1.00749, 0.00506519, 0.534394, -0.466935),
     ],
+    (PiT, "ti", (224, 224)): [
+        (-0.189082, 1.16201, -0.0257937, 0.903083, 2.01985),
+        (-0.232227, 2.75705, -4.64876, -4.32033, -2.82999),
+        (-0.0784641, 3.19918, 3.25482, -2.5738, -3.74628),
+    ],
 }
 
 
@@ -67,8 +73,8 @@ def test_training_gives_the_same_features_and_finite_gradients(name):
     fixture = load_fixture(name)
     backbone = build_toy(fixture).train()
     load_pretrained(backbone, fixture.state)
-    outputs = backbone(fixture.inputs[1])
-    for output, feature in zip(outputs, fixture.features[1], strict=True):
+    outputs = backbone(fixture.inputs[-1])
+    for output, feature in zip(outputs, fixture.features[-1], strict=True):
         assert relative_error(output, feature) <= 1e-5
     sum(output.square().sum() for output in outputs).backward()
     assert all(torch.isfinite(p.grad).all() and p.grad.abs().sum() > 0 for p in backbone.parameters())
@@ -76,7 +82,8 @@ def test_training_gives_the_same_features_and_finite_gradients(name):
 
 @pytest.mark.parametrize(("family", "arch", "size"), GOLDEN, ids=lambda v: getattr(v, "__name__", str(v)))
 def test_golden_values(family, arch, size):
-    backbone = family(arch=arch).eval()
+    published = dict(stem="published", out_indices=(1, 2, 3)) if family is PiT else {}
+    backbone = family(arch=arch, **published).eval()
     layout = next(layout for layout in FAMILIES[family.__name__].layouts if layout.name == "official")
     names, unknown = layout.to_theirs(backbone.state_dict())
     assert not unknown
@@ -92,3 +99,19 @@ def test_golden_values(family, arch, size):
         assert float(output.std(correction=0)) == pytest.approx(std, abs=2e-5)
         actual = [output[0, 0, 0, 0], output[0, channels // 2, height // 2, width // 2], output[0, -1, -1, -1]]
         assert [float(value) for value in actual] == pytest.approx(elements, abs=1e-4)
+
+
+def test_the_aligned_pit_is_the_published_one_on_the_padded_image():
+    """With 4 pixels of zeros on all sides, 28x28 published patches have their centres at 8i + 4."""
+    fixture = load_fixture("pit")
+    aligned, published = build_toy_pit(fixture, stem="aligned").eval(), build_toy(fixture).eval()
+    load_pretrained(aligned, fixture.state)
+    load_pretrained(published, fixture.state)
+    image = torch.randn(2, 3, 92, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        outputs = aligned(image)
+        # Up to a multiple of 8 pixels at the bottom, then half of what a patch is larger than its step.
+        expected = published(F.pad(image, (4, 4, 4, 4 + 4)))
+    for output, feature in zip(outputs, expected, strict=True):
+        assert output.shape == feature.shape
+        assert relative_error(output, feature) <= 1e-5

@@ -60,7 +60,7 @@ LIVE = """
 import sys
 sys.path.append(sys.argv[1])
 import torch
-from mm_vitbackbones.backbones import PVT, MiT, PVTv2
+from mm_vitbackbones.backbones import PVT, MiT, PiT, PVTv2
 from mm_vitbackbones.benchmarking import declare_torchvision_operators
 from mm_vitbackbones.checkpoints import load_pretrained, read_checkpoint
 
@@ -86,6 +86,15 @@ import timm
 for arch in ("b0", "b2", "b2_li"):
     model = timm.create_model(f"pvt_v2_{arch}")
     check(f"timm {arch}", PVTv2(arch=arch), model, lambda m: m.forward_intermediates(image, intermediates_only=True))
+
+for arch in ("ti", "s", "b", "s_distilled"):
+    model = timm.create_model(f"pit_{arch}_224")
+    check(
+        f"timm pit {arch}",
+        PiT(arch, stem="published", out_indices=(1, 2, 3)),
+        model,
+        lambda m: m.forward_intermediates(image, intermediates_only=True),
+    )
 
 import transformers
 
@@ -129,5 +138,8 @@ def test_timm_and_transformers_at_full_size():
     run = subprocess.run([sys.executable, "-c", LIVE, str(peers)], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
     said = [line for line in run.stdout.splitlines() if line.endswith(" ok")]
-    timm = ["timm b0 ok", "timm b2 ok", "timm b2_li ok"]
-    assert said == [*timm, "transformers b0 ok", "transformers mit b0 ok", "transformers mit b2 ok"]
+    assert said == [
+        *(f"timm {arch} ok" for arch in ("b0", "b2", "b2_li")),
+        *(f"timm pit {arch} ok" for arch in ("ti", "s", "b", "s_distilled")),
+        *(f"transformers {arch} ok" for arch in ("b0", "mit b0", "mit b2")),
+    ]

@@ -12,9 +12,7 @@ import os
 
 import torch
 
-from mm_vitbackbones.benchmarking import CONTENDERS, MODES, machine, measure
-
-CASES = (("forward", (512, 512)), ("forward", (800, 1344)), ("forward+backward", (512, 512)))
+from mm_vitbackbones.benchmarking import CASES, CASES_OF, CONTENDERS, MODES, machine, measure
 
 
 def main() -> None:
@@ -28,7 +26,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     print(machine(), flush=True)
     for network in args.networks:
-        for mode, size in CASES:
+        for mode, size in CASES_OF.get(network, CASES):
             if mode in args.modes:
                 for row in measure(network, mode, size, args.turns, args.clock):
                     print(row, flush=True)

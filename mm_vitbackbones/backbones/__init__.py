@@ -2,7 +2,8 @@
 
 from mm_vitbackbones.backbones.base import Backbone
 from mm_vitbackbones.backbones.mit import MiT
+from mm_vitbackbones.backbones.pit import PiT
 from mm_vitbackbones.backbones.pvt import PVT
 from mm_vitbackbones.backbones.pvt_v2 import PVTv2
 
-__all__ = ["PVT", "Backbone", "MiT", "PVTv2"]
+__all__ = ["PVT", "Backbone", "MiT", "PVTv2", "PiT"]

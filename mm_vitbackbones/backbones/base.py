@@ -39,6 +39,7 @@ class Backbone(BaseModule):
             networks), or 'block' or True (whole blocks).
         init_cfg: MMEngine's. ``dict(type='Pretrained', checkpoint=PATH_OR_URL)`` takes any known layout of the
             family's published files (see ``mm_vitbackbones.checkpoints``).
+        strides: of all levels, in a family that offers others.
 
     Raises:
         ValueError: for an argument out of its range; for an image of the wrong shape or smaller than 32 pixels.
@@ -62,6 +63,7 @@ class Backbone(BaseModule):
         norm_eval: bool,
         with_cp: bool | str,
         init_cfg: Any,
+        strides: Sequence[int] = STRIDES,
     ) -> None:
         super().__init__(init_cfg)
         levels = range(len(dims))
@@ -78,7 +80,7 @@ class Backbone(BaseModule):
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
         self.channels = tuple(dims[i] for i in out_indices)
-        self.strides = tuple(STRIDES[i] for i in out_indices)
+        self.strides = tuple(strides[i] for i in out_indices)
 
     @abstractmethod
     def levels(self, image: Tensor) -> Iterator[Tensor]:
@@ -147,12 +149,12 @@ class Backbone(BaseModule):
             raise TypeError(f"expected a floating-point image, got {image.dtype}: normalise it first")
 
 
-def check_stages(spec: Any) -> None:
-    """For a spec of four stages: tuples of equal length, whole heads. ValueError names the field that does not fit."""
+def check_stages(spec: Any, stages: int = len(STRIDES)) -> None:
+    """Of a spec: tuples with one entry per stage, whole heads. ValueError names the field that does not fit."""
     for field in dataclasses.fields(spec):
         value = getattr(spec, field.name)
-        if isinstance(value, tuple) and (len(value) != len(STRIDES) or min(value) < 1):
-            raise ValueError(f"{field.name}={value}: give positive numbers for the {len(STRIDES)} stages")
+        if isinstance(value, tuple) and (len(value) != stages or min(value) < 1):
+            raise ValueError(f"{field.name}={value}: give positive numbers for the {stages} stages")
     for dim, heads in zip(spec.dims, spec.num_heads, strict=True):
         if dim % heads:
             raise ValueError(f"dims={spec.dims} and num_heads={spec.num_heads}: {dim} is not divisible by {heads}")

@@ -84,11 +84,12 @@ def convert_checkpoint(
     except CheckpointError as error:
         raise type(error)(f"{source}: {error}") from None
     flat = path.suffix == ".safetensors"
-    _write(_wrap(theirs, {key: ours[key] for key in nameless}, found, arch_name, to, flat), path, force)
+    kept = {key: ours[key] for key in nameless if _is_aside(key)}
+    _write(_wrap(theirs, kept, found, arch_name, to, flat), path, force)
 
     beside = [key for key in beside if not aside or key not in (ASIDE, "meta")]
     twin = twin_of(found, arch_name)
-    lost = nameless if flat and to == "openmmlab" else []
+    lost = [key for key in nameless if not _is_aside(key) or (flat and to == "openmmlab")]
     notes = [
         *([f"left behind, as not of the backbone: {shorten([*outside, *beside])}"] if outside or beside else []),
         *([f"left behind, as this form has no room for it: {shorten(lost)}"] if lost else []),
@@ -147,7 +148,7 @@ def _check_arch(found: Found, state: State, ours: State, arch: str | dict[str, A
 
 
 def _to_layout(found: Found, ours: State, to: str) -> tuple[State, list[str]]:
-    """The tensors by their names in a layout, and our names of the classifier's tensors that it has no names for."""
+    """The tensors by their names in a layout, and our names of those that it has no names for."""
     layout = found.family.layout(to)
     theirs, nameless = layout.to_theirs(ours)
     if to == "ours":

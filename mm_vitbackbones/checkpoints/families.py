@@ -9,19 +9,18 @@ from dataclasses import dataclass
 
 import torch
 
-from mm_vitbackbones.checkpoints import mit, pvt, pvt_v2
+from mm_vitbackbones.checkpoints import mit, pit, pvt, pvt_v2
 from mm_vitbackbones.checkpoints.errors import CheckpointError
 from mm_vitbackbones.checkpoints.layout import CLASSIFIER, Family, Layout, State
 from mm_vitbackbones.registry import BACKBONES
 
-FAMILIES = {family.name: family for family in (pvt.FAMILY, pvt_v2.FAMILY, mit.FAMILY)}
+FAMILIES = {family.name: family for family in (pvt.FAMILY, pvt_v2.FAMILY, mit.FAMILY, pit.FAMILY)}
 
 # Files of other networks, by keys that all of them hold. A family that gets a table leaves this list.
 OTHERS = (
     ("a Swin Transformer", r"(layers|stages)\.0\.blocks\.0\.attn\.(w_msa\.)?relative_position_bias_table"),
     ("a Swin Transformer in Hugging Face naming", r"encoder\.layers\.0\.blocks\.0\.attention\.self\.query\.weight"),
     ("a CoaT", r"serial_blocks1\.0\.factoratt_crpe\.qkv\.weight"),
-    ("a PiT", r"(pools\.0|transformers\.1\.pool)\.conv\.weight"),
     ("a CaiT", r"blocks_token_only\.0\.attn\.q\.weight"),
     ("an XCiT", r"pos_embed(er)?\.token_projection\.weight"),
     ("a ViT or DeiT", r"blocks\.0\.attn\.qkv\.weight"),
@@ -90,7 +89,8 @@ def find_archs(family: Family, ours: State) -> tuple[str, ...]:
 def differences(family: Family, expected: Shapes, ours: State) -> list[str]:
     """The names that are only in one of them, or there in another shape; what adapters mend may differ.
 
-    Stages that the state does not reach are not compared: a detector may have been trained without them.
+    Stages that the state does not reach are not compared: a detector may have been trained without them. Nor are
+    optional parts that only one of them has.
     """
     given = {key: tensor.shape for key, tensor in ours.items() if not key.startswith(CLASSIFIER)}
     last = max(map(stage_of, given), default=0)
@@ -98,7 +98,8 @@ def differences(family: Family, expected: Shapes, ours: State) -> list[str]:
     return sorted(
         key
         for key in given.keys() | expected.keys()
-        if given.get(key) != expected.get(key) and not (key in given and key in expected and family.adapter(key))
+        if given.get(key) != expected.get(key)
+        and not (family.adapter(key) if key in given and key in expected else family.is_optional(key))
     )
 
 

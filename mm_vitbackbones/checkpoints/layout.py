@@ -102,11 +102,15 @@ class Family:
     cautions: tuple[tuple[str, str, str], ...] = ()
 
     def layout(self, name: str) -> Layout:
-        """The layout of this name; ValueError if the family has none."""
+        """The layout of this name; CheckpointError if the family has none."""
         for layout in self.layouts:
             if layout.name == name:
                 return layout
-        raise ValueError(f"{self.name} has no layout {name!r}; it has {', '.join(x.name for x in self.layouts)}")
+        raise CheckpointError(f"{self.name} has no layout {name!r}; it has {', '.join(x.name for x in self.layouts)}")
+
+    def is_optional(self, key: str) -> bool:
+        """Whether files, and backbones, may lack the tensor of this name."""
+        return any(re.fullmatch(pattern, key) for pattern in self.may_be_fresh)
 
     def adapter(self, key: str) -> Adapter | None:
         """What may be done to the tensor of this name, if anything."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -41,7 +40,7 @@ class LoadReport:
     left_out: tuple[str, ...] = ()
     """The file's keys that belong to a classifier."""
     unbuilt: tuple[str, ...] = ()
-    """The file's parameters of stages that the backbone does not have, under our names."""
+    """The file's parameters of stages and parts that the backbone does not have, under our names."""
     outside: tuple[str, ...] = ()
     """The file's keys that are not part of a backbone, such as a detector's neck and head."""
     beside: tuple[str, ...] = ()
@@ -51,7 +50,8 @@ class LoadReport:
     def __str__(self) -> str:
         part = "all" if not self.fresh else f"{len(self.loaded)} of {len(self.loaded) + len(self.fresh)}"
         groups = Counter(key.removeprefix("module.").split(".")[0] for key in self.outside)
-        stages = sorted({str(stage_of(key)) for key in self.unbuilt})
+        stages = sorted({str(stage_of(key)) for key in self.unbuilt if key.startswith("stages.")})
+        parts = [key for key in self.unbuilt if not key.startswith("stages.")]
         return "; ".join(
             [
                 f"{self.source} ({self.layout} layout): {part} tensors of the backbone come from the file, "
@@ -61,6 +61,7 @@ class LoadReport:
                 *self.cast,
                 *([f"left out, of the classifier: {shorten(self.left_out)}"] if self.left_out else []),
                 *([f"left out, of stages that are not built: {', '.join(stages)}"] if stages else []),
+                *([f"left out, as not built: {shorten(parts)}"] if parts else []),
                 *([f"not of the backbone: {', '.join(f'{k} ({n})' for k, n in groups.items())}"] if groups else []),
                 *([f"beside the weights: {shorten(self.beside)}"] if self.beside else []),
                 *self.notes,
@@ -136,9 +137,9 @@ def _load(backbone: nn.Module, content: Any, source: str) -> LoadReport:
     target = backbone.state_dict()
 
     built = max(map(stage_of, target))
-    unbuilt = [key for key in ours if stage_of(key) > built]
-    given = {key: t for key, t in ours.items() if not key.startswith(CLASSIFIER) and stage_of(key) <= built}
-    fresh = [key for key in target if key not in given and _matches(family.may_be_fresh, key)]
+    unbuilt = [k for k in ours if stage_of(k) > built or (k not in target and family.is_optional(k))]
+    given = {key: t for key, t in ours.items() if not key.startswith(CLASSIFIER) and key not in unbuilt}
+    fresh = [key for key in target if key not in given and family.is_optional(key)]
     prepared, adapted, misfits = _fit(given, target, family)
     missing = [key for key in target if key not in given and key not in fresh]
     unexpected = [key for key in given if key not in target]
@@ -192,10 +193,6 @@ def _arch_name(backbone: Any) -> str | None:
 
 def _describe(backbone: Any) -> str:
     return f"{type(backbone).__name__} {_arch_name(backbone) or backbone.arch}"
-
-
-def _matches(patterns: tuple[str, ...], key: str) -> bool:
-    return any(re.fullmatch(pattern, key) for pattern in patterns)
 
 
 def _fit(given: State, target: State, family: Family) -> tuple[State, list[str], list[str]]:

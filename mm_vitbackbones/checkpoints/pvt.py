@@ -5,27 +5,14 @@ from __future__ import annotations
 import re
 
 import torch
-from torch import Tensor
 
 from mm_vitbackbones.checkpoints.errors import CheckpointError
 from mm_vitbackbones.checkpoints.key_map import KeyMap, under
 from mm_vitbackbones.checkpoints.layout import Adapter, Family, Layout, State, Surgery
 from mm_vitbackbones.checkpoints.pvt_common import JOIN_KV, OFFICIAL_BLOCK, OPENMMLAB_BLOCK, SPLIT_QKV, SQUEEZE_FFN
-from mm_vitbackbones.checkpoints.surgery import STEM, square_side
-from mm_vitbackbones.layers.position import resize_grid
+from mm_vitbackbones.checkpoints.surgery import STEM, resize_table, square_side
 
 CLASS_POSITION = "classifier.token_position"
-
-
-def resize_table(table: Tensor, shape: torch.Size) -> Tensor:
-    """A position table (1, H, W, C) for another grid, bilinearly (half-pixel centres).
-
-    Raises:
-        ValueError: if more than the grid differs.
-    """
-    if table.dim() != 4 or (table.shape[0], table.shape[3]) != (shape[0], shape[3]):
-        raise ValueError(f"a position table {tuple(table.shape)} cannot be resized to {tuple(shape)}")
-    return resize_grid(table.float(), shape[1], shape[2]).contiguous().to(table.dtype)
 
 
 POSITION = Adapter(

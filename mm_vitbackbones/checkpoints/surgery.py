@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mm_vitbackbones.checkpoints.layout import Adapter, State, Surgery
+from mm_vitbackbones.layers.position import resize_grid
 
 
 def rows(whole: str, parts: tuple[tuple[str, int], ...]) -> Surgery:
@@ -70,6 +71,17 @@ def square_side(rows: int) -> int | None:
     """The side of a square grid of so many rows, or None if it is not square."""
     side = math.isqrt(rows)
     return side if side * side == rows else None
+
+
+def resize_table(table: Tensor, shape: torch.Size, mode: str = "bilinear") -> Tensor:
+    """A position table (1, H, W, C) for another grid (half-pixel centres).
+
+    Raises:
+        ValueError: if more than the grid differs.
+    """
+    if table.dim() != 4 or (table.shape[0], table.shape[3]) != (shape[0], shape[3]):
+        raise ValueError(f"a position table {tuple(table.shape)} cannot be resized to {tuple(shape)}")
+    return resize_grid(table.float(), shape[1], shape[2], mode).contiguous().to(table.dtype)
 
 
 def adapt_in_channels(weight: Tensor, shape: torch.Size) -> Tensor:

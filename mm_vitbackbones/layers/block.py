@@ -8,7 +8,8 @@ from mm_vitbackbones.layers.residual import DropPath, add_residual
 
 
 class Block(nn.Module):
-    """The pre-norm transformer block over grids (B, H, W, C): x + attn(norm1(x)), then x + ffn(norm2(x)).
+    """The pre-norm transformer block over grids (B, H, W, C), or tokens (B, N, C) where ``attn`` takes
+    these: x + attn(norm1(x)), then x + ffn(norm2(x)).
 
     ``attn`` and ``ffn`` are called with the grid and with its norm, so that they decide what training keeps of it.
 

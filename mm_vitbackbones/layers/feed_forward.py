@@ -48,17 +48,22 @@ class _FeedForward(nn.Module, ABC):
 
 
 class FeedForward(_FeedForward):
-    """fc2(GELU(fc1(norm(x)))) over grids (B, H, W, C)."""
+    """fc2(GELU(fc1(norm(x)))) over grids (B, H, W, C) or tokens (B, N, C)."""
 
     def contract(self, hidden: Tensor) -> Tensor:
         return self.fc2(F.gelu(hidden))
 
     def in_bands(self, grid: Tensor, norm: nn.Module) -> Tensor:
-        out = torch.empty_like(grid)
         size = max(1, BAND_BYTES // (self.fc1.out_features * grid.element_size()))
-        for tokens, result in zip(grid.flatten(0, 2).split(size), out.flatten(0, 2).split(size), strict=True):
-            result.copy_(fused.linear(fused.linear_gelu(norm(tokens), self.fc1), self.fc2))
+        if grid.numel() <= size * grid.shape[-1]:
+            return self._band(grid, norm)
+        out = torch.empty_like(grid)
+        for tokens, result in zip(grid.flatten(0, -2).split(size), out.flatten(0, -2).split(size), strict=True):
+            result.copy_(self._band(tokens, norm))
         return out
+
+    def _band(self, tokens: Tensor, norm: nn.Module) -> Tensor:
+        return fused.linear(fused.linear_gelu(norm(tokens), self.fc1), self.fc2)
 
 
 class MixFeedForward(_FeedForward):

@@ -6,19 +6,21 @@ from torch import Tensor, nn
 
 
 class LearnedPosition(nn.Module):
-    """Adds a learned absolute embedding to a grid (B, H, W, C), resized bilinearly from its own grid.
+    """Adds a learned absolute embedding to a grid (B, H, W, C), resized from its own grid (``mode``: bilinear or
+    bicubic).
 
     Each table is compared with its own grid. (The official PVT code compares every stage with the first one's
     token count and so fails at 448x448.)
     """
 
-    def __init__(self, dim: int, height: int, width: int) -> None:
+    def __init__(self, dim: int, height: int, width: int, mode: str = "bilinear") -> None:
         super().__init__()
+        self.mode = mode
         self.table = nn.Parameter(torch.empty(1, height, width, dim))
         nn.init.trunc_normal_(self.table, std=0.02)
 
     def forward(self, grid: Tensor) -> Tensor:
-        return grid + resize_grid(self.table, grid.shape[1], grid.shape[2]).to(grid.dtype)
+        return grid + resize_grid(self.table, grid.shape[1], grid.shape[2], self.mode).to(grid.dtype)
 
 
 def resize_grid(grid: Tensor, height: int, width: int, mode: str = "bilinear") -> Tensor:

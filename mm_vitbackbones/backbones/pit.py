@@ -1,0 +1,250 @@
+"""Rethinking Spatial Dimensions of Vision Transformers (PiT: pooling-based vision transformer).
+
+Heo et al., ICCV 2021, arXiv:2103.16302. Official code and weights: github.com/naver-ai/pit (Apache-2.0).
+
+    level  stride  what happens
+      0       4    level 1, upsampled by a learned transposed convolution: no part of the published network
+      1       8    overlapping patches, + position, blocks with full attention
+      2      16    depthwise pooling to twice the width, blocks with full attention
+      3      32    depthwise pooling to twice the width, blocks with full attention
+
+A class token (two in the distilled variants) takes part in all attention, and a linear map of its own takes it past
+each pooling. Neither it nor the classifier's final norm is part of a level.
+
+Nobody has published a dense form. The official patches are not padded: 224 pixels give 27x27 cells of 8 pixels, with
+centres at 8i + 8 (PiT-B: 31x31 of 7). Here the image is padded such that level 1 has ceil(H/8) x ceil(W/8) cells of 8
+pixels, with centres at 8i + 4, in every variant; ``stem="published"`` keeps the official geometry, of three levels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from mm_vitbackbones.backbones.base import STRIDES, Backbone, check_stages, recompute_mode
+from mm_vitbackbones.layers import (
+    Block,
+    ChannelsLastConv2d,
+    FeedForward,
+    LearnedPosition,
+    attend,
+    drop_path_rates,
+    fused,
+    init_linears_and_norms,
+)
+from mm_vitbackbones.layers.patch_embed import pad_to_multiple
+from mm_vitbackbones.layers.recompute import recompute_cheap
+from mm_vitbackbones.registry import BACKBONES
+
+STAGES = 3
+CELL = 8
+"""Side of a cell of level 1 in pixels."""
+
+
+@dataclass(frozen=True)
+class Arch:
+    """Table 2 of the paper. Tuples have one entry per stage."""
+
+    dims: tuple[int, ...]
+    num_heads: tuple[int, ...]
+    depths: tuple[int, ...] = (2, 6, 4)
+    patch_size: int = 16
+    patch_stride: int = 8
+    """As published; the aligned stem steps by 8 pixels."""
+    pretrain_grid: int = 27
+    """Side of the position table: 224 pixels in published patches."""
+    num_tokens: int = 1
+    """1: the class token; 2: and the distillation token."""
+
+    def __post_init__(self) -> None:
+        check_stages(self, STAGES)
+        if any(after % before for before, after in zip(self.dims, self.dims[1:], strict=False)):
+            raise ValueError(f"dims={self.dims}: give multiples of the stage before, as the pooling is depthwise")
+        if self.patch_size < CELL or self.patch_size % 2:
+            raise ValueError(f"patch_size={self.patch_size}: give an even number of at least {CELL} pixels")
+
+
+ARCHS = {
+    "ti": Arch(dims=(64, 128, 256), num_heads=(2, 4, 8)),
+    "xs": Arch(dims=(96, 192, 384), num_heads=(2, 4, 8)),
+    "s": Arch(dims=(144, 288, 576), num_heads=(3, 6, 12)),
+    "b": Arch(
+        dims=(256, 512, 1024),
+        num_heads=(4, 8, 16),
+        depths=(3, 6, 4),
+        patch_size=14,
+        patch_stride=7,
+        pretrain_grid=31,
+    ),
+}
+ARCHS |= {f"{name}_distilled": replace(arch, num_tokens=2) for name, arch in ARCHS.items()}
+
+
+class Stem(nn.Module):
+    """Patches with their position, and the class tokens: (B, H, W, Cin) -> (B, T, C) and (B, H', W', C).
+
+    H' is ceil(H/8); in the published form floor((H - patch_size) / patch_stride) + 1.
+    """
+
+    def __init__(self, in_channels: int, arch: Arch, published: bool) -> None:
+        super().__init__()
+        dim, side = arch.dims[0], arch.pretrain_grid
+        self.multiple, stride, padding = CELL, CELL, (arch.patch_size - CELL) // 2
+        if published:
+            self.multiple, stride, padding = 1, arch.patch_stride, 0
+        self.proj = ChannelsLastConv2d(in_channels, dim, arch.patch_size, stride, padding)
+        self.position = LearnedPosition(dim, side, side, mode="bicubic")
+        self.class_tokens = nn.Parameter(torch.empty(1, arch.num_tokens, dim))
+        nn.init.trunc_normal_(self.class_tokens, std=0.02)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        grid = self.position(self.proj(pad_to_multiple(image, self.multiple)))
+        return self.class_tokens.to(grid.dtype).expand(len(grid), -1, -1), grid
+
+
+class Pool(nn.Module):
+    """Half the sides: (B, T, C) and (B, H, W, C) -> (B, T, C') and (B, ceil(H/2), ceil(W/2), C') (section 3.1)."""
+
+    def __init__(self, dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.conv = ChannelsLastConv2d(dim, out_dim, kernel_size=3, stride=2, padding=1, groups=dim)
+        self.fc = nn.Linear(dim, out_dim)
+
+    def forward(self, class_tokens: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
+        return self.fc(class_tokens), self.conv(grid)
+
+
+class SelfAttention(nn.Module):
+    """Attention of every token of norm(x) over all of them: (B, N, C) -> (B, N, C)."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, tokens: Tensor, norm: nn.Module) -> Tensor:
+        if fused.usable(tokens):
+            query_key_value = fused.linear(norm(tokens), self.qkv)
+            return fused.linear(self._attend(query_key_value), self.proj)
+        # The norm's result is computed again in the backward pass instead of kept.
+        return self.proj(self._attend(recompute_cheap(lambda x: self.qkv(norm(x)), tokens)))
+
+    def _attend(self, query_key_value: Tensor) -> Tensor:
+        query, key, value = query_key_value.chunk(3, dim=-1)
+        return attend(query, key, value, self.num_heads)
+
+
+class Stage(nn.Module):
+    """Pooling (but in the first), blocks: class tokens (B, T, C) and a grid (B, H, W, C) -> both, of this stage."""
+
+    def __init__(self, arch: Arch, index: int, drop_paths: list[float], recomputed: str | None) -> None:
+        super().__init__()
+        dim, heads = arch.dims[index], arch.num_heads[index]
+        self.pool = Pool(arch.dims[index - 1], dim) if index > 0 else None
+        self.blocks = nn.Sequential(
+            *(
+                Block(
+                    dim,
+                    attn=SelfAttention(dim, heads),
+                    ffn=FeedForward(dim, 4 * dim),
+                    norm_eps=1e-6,
+                    drop_path=drop_path,
+                    recomputed=recomputed,
+                )
+                for drop_path in drop_paths
+            )
+        )
+
+    def forward(self, class_tokens: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
+        if self.pool is not None:
+            class_tokens, grid = self.pool(class_tokens, grid)
+        count, sides = class_tokens.shape[1], grid.shape[1:3]
+        tokens = self.blocks(torch.cat((class_tokens, grid.flatten(1, 2)), dim=1))
+        return tokens[:, :count], tokens[:, count:].unflatten(1, sides)
+
+
+class Upsample(nn.ConvTranspose2d):
+    """(B, H, W, C) -> (B, 2H, 2W, C). Each cell becomes 2x2 cells by a linear map of its own."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim, dim, kernel_size=2, stride=2)
+
+    def forward(self, grid: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(grid.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+@final
+@BACKBONES.register_module()
+class PiT(Backbone):
+    """PiT as an encoder of four levels; the arguments are those of ``Backbone``, and
+
+    stem: ``"aligned"``: strides 4, 8, 16 and 32, as the contract says. ``"published"``: the official geometry, whose
+        levels 1 to 3 have strides 8, 16 and 32 (PiT-B: 7, 14 and 28), fewer cells than ceil(H/stride), and equal the
+        official features; there is no level 0.
+    drop_path_rate: the rate of stochastic depth at the last block; it grows linearly from 0.
+
+    Stages are counted as in the paper: level 0 needs the first only, and ``frozen_stages=4`` freezes its upsampling
+    as well, which no published file holds.
+
+    Raises:
+        ValueError: beside what ``Backbone`` raises, for an unknown stem and for level 0 of the published one.
+    """
+
+    archs = ARCHS
+    spec_type = Arch
+
+    def __init__(
+        self,
+        arch: str | Arch | dict[str, Any] = "s",
+        in_channels: int = 3,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        with_cp: bool | str = False,
+        drop_path_rate: float = 0.1,
+        stem: str = "aligned",
+        init_cfg: Any = None,
+    ) -> None:
+        self.arch: Arch = self.resolve_arch(arch)
+        if stem not in ("aligned", "published"):
+            raise ValueError(f"stem={stem!r}: give 'aligned' or 'published'")
+        published = stem == "published"
+        if published and 0 in out_indices:
+            raise ValueError(f"out_indices={out_indices!r}: the published geometry has levels 1, 2 and 3, and no 0")
+        dims, stride = self.arch.dims, self.arch.patch_stride
+        super().__init__(
+            (dims[0], *dims),
+            in_channels,
+            out_indices,
+            frozen_stages,
+            norm_eval,
+            with_cp,
+            init_cfg,
+            strides=(0, stride, 2 * stride, 4 * stride) if published else STRIDES,
+        )
+        rates = drop_path_rates(drop_path_rate, self.arch.depths)
+        self.stem = Stem(in_channels, self.arch, published)
+        self.stages = nn.ModuleList(
+            Stage(self.arch, i, rates[i], recompute_mode(with_cp)) for i in range(max(out_indices[-1], 1))
+        )
+        self.upsample = Upsample(dims[0]) if 0 in out_indices else nn.Identity()
+        init_linears_and_norms(self)
+        self.freeze()
+
+    def levels(self, image: Tensor) -> Iterator[Tensor]:
+        class_tokens, grid = self.stem(image.permute(0, 2, 3, 1))
+        for i, stage in enumerate(self.stages):
+            class_tokens, grid = stage(class_tokens, grid)
+            if i == 0:
+                height, width = (-(-side // 4) for side in image.shape[2:])
+                yield self.upsample(grid)[:, :height, :width]
+            yield grid
+
+    def freezable(self) -> list[list[nn.Module]]:
+        stages = ([*self.stages[i : i + 1]] for i in range(STAGES))  # none where a stage is not built
+        return [[self.stem], *stages, [self.upsample]]
