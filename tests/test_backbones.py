@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from mm_vitbackbones import backbones
-from mm_vitbackbones.backbones import PVT, Backbone, PVTv2
+from mm_vitbackbones.backbones import PVT, Backbone, PVTv2, Swin
 from mm_vitbackbones.registry import BACKBONES, MODELS
 
 FAMILIES = [
@@ -27,6 +27,7 @@ TOYS = {
     "pvt": lambda **kw: PVT(arch=dict(TINY, pretrain_grid=16), **kw),
     "pvt_v2": lambda **kw: PVTv2(arch=TINY, **kw),
     "pvt_v2_linear": lambda **kw: PVTv2(arch=dict(TINY, linear=True), **kw),
+    "swin": lambda **kw: Swin(arch=dict(TINY, window_size=5), **kw),
 }
 toys = pytest.mark.parametrize("toy", TOYS.values(), ids=TOYS.keys())
 SUBSETS = [subset for n in (1, 2, 3, 4) for subset in itertools.combinations(range(4), n)]
@@ -43,6 +44,12 @@ PARAMETERS = {  # of the dense forms, as the authors' own code counts them
     "PVTv2 b3": 44_725_696,
     "PVTv2 b4": 62_043_072,
     "PVTv2 b5": 81_443_008,
+    "Swin tiny": 27_520_698,
+    "Swin small": 48_838_602,
+    "Swin base": 86_745_016,
+    "Swin large": 194_998_164,
+    "Swin base_w12": 86_880_376,
+    "Swin large_w12": 195_201_204,
 }
 
 

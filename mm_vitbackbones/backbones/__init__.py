@@ -3,5 +3,6 @@
 from mm_vitbackbones.backbones.base import Backbone
 from mm_vitbackbones.backbones.pvt import PVT
 from mm_vitbackbones.backbones.pvt_v2 import PVTv2
+from mm_vitbackbones.backbones.swin import Swin
 
-__all__ = ["PVT", "Backbone", "PVTv2"]
+__all__ = ["PVT", "Backbone", "PVTv2", "Swin"]
