@@ -6,32 +6,44 @@ import pytest
 import torch
 from official import build_toy, golden_image, golden_weight, load_fixture, relative_error
 
-from mm_vitbackbones.backbones import PVT, PVTv2
+from mm_vitbackbones.backbones import PVT, PVTv2, Swin
 from mm_vitbackbones.checkpoints import load_pretrained
 from mm_vitbackbones.checkpoints.families import FAMILIES
 
-FIXTURES = ["pvt", "pvt_v2", "pvt_v2_linear"]
+FIXTURES = ["pvt", "pvt_v2", "pvt_v2_linear", "swin"]
 
 # mean, population standard deviation, and the elements [0, 0, 0, 0], [0, C//2, H//2, W//2], [0, -1, -1, -1] of each
-# level, as the authors' dense code gives them for an image of 128x160.
+# level, as the authors' dense code gives them for an image of this size.
 GOLDEN = {
-    (PVT, "tiny"): [
+    (PVT, "tiny", (128, 160)): [
         (0.101043, 1.48045, -0.41218, -1.81596, 0.682162),
         (-0.0525269, 1.61555, -1.2355, -0.391113, 0.0537295),
         (-0.0399286, 1.93097, -1.71993, -0.314054, 0.00780907),
         (-0.00502605, 1.95473, -2.43295, 0.75816, -0.422008),
     ],
-    (PVTv2, "b0"): [
+    (PVTv2, "b0", (128, 160)): [
         (0.00582407, 1.00504, -1.36106, 0.0664353, 0.714336),
         (0.00182212, 1.00294, -0.68079, -2.5308, 1.21581),
         (0.000739462, 0.998176, -0.198225, 0.856686, 1.30078),
         (-0.00510559, 1.00769, -0.462036, 0.963351, -1.24606),
     ],
-    (PVTv2, "b2_li"): [
+    (PVTv2, "b2_li", (128, 160)): [
         (0.0056865, 1.01047, -1.54222, -0.799049, -0.524179),
         (0.00060587, 1.00487, -0.237401, -2.32414, 1.11691),
         (-0.00330482, 0.994193, -0.455284, -0.0735156, 0.880428),
         (0.000803479, 1.00479, 0.458459, -1.03644, -0.636448),
+    ],
+    (Swin, "tiny", (128, 160)): [
+        (0.00836523, 0.99433, 0.00594268, -0.967311, 1.02365),
+        (0.00559938, 1.00487, 0.409309, -0.717527, -0.00149185),
+        (-0.00249709, 1.00876, -0.868779, 1.36329, -0.409074),
+        (0.00208088, 1.00043, 1.54167, 0.0270249, 0.855238),
+    ],
+    (Swin, "tiny", (130, 165)): [
+        (0.00861164, 0.994313, -0.0665889, -1.57951, 1.08936),
+        (0.00640199, 1.00551, -0.66939, -1.38361, -0.756622),
+        (-0.00292475, 1.00736, -0.0775049, 0.801413, -0.154375),
+        (0.000917597, 1.00104, 1.41733, 0.612394, -0.21362),
     ],
 }
 
@@ -62,19 +74,19 @@ def test_training_gives_the_same_features_and_finite_gradients(name):
     assert all(torch.isfinite(p.grad).all() and p.grad.abs().sum() > 0 for p in backbone.parameters())
 
 
-@pytest.mark.parametrize(("family", "arch"), GOLDEN, ids=lambda v: getattr(v, "__name__", v))
-def test_golden_values(family, arch):
+@pytest.mark.parametrize(("family", "arch", "size"), GOLDEN, ids=lambda v: getattr(v, "__name__", str(v)))
+def test_golden_values(family, arch, size):
     backbone = family(arch=arch).eval()
     layout = next(layout for layout in FAMILIES[family.__name__].layouts if layout.name == "official")
     names, unknown = layout.to_theirs(backbone.state_dict())
     assert not unknown
-    shapes = {name: tuple(value.shape) for name, value in names.items()}
+    shapes = {name: tuple(value.shape) for name, value in names.items() if value.is_floating_point()}
     if family is PVT:
         shapes["pos_embed4"] = (1, 50, 512)  # with the class token's row, as published
     load_pretrained(backbone, {name: golden_weight(name, shape) for name, shape in shapes.items()})
     with torch.no_grad():
-        outputs = backbone(golden_image(128, 160))
-    for output, (mean, std, *elements) in zip(outputs, GOLDEN[family, arch], strict=True):
+        outputs = backbone(golden_image(*size))
+    for output, (mean, std, *elements) in zip(outputs, GOLDEN[family, arch, size], strict=True):
         _, channels, height, width = output.shape
         assert float(output.mean()) == pytest.approx(mean, abs=2e-5)
         assert float(output.std(correction=0)) == pytest.approx(std, abs=2e-5)

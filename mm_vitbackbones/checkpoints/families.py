@@ -9,17 +9,15 @@ from dataclasses import dataclass
 
 import torch
 
-from mm_vitbackbones.checkpoints import pvt, pvt_v2
+from mm_vitbackbones.checkpoints import pvt, pvt_v2, swin
 from mm_vitbackbones.checkpoints.errors import CheckpointError
 from mm_vitbackbones.checkpoints.layout import CLASSIFIER, Family, Layout, State
 from mm_vitbackbones.registry import BACKBONES
 
-FAMILIES = {family.name: family for family in (pvt.FAMILY, pvt_v2.FAMILY)}
+FAMILIES = {family.name: family for family in (pvt.FAMILY, pvt_v2.FAMILY, swin.FAMILY)}
 
 # Files of other networks, by keys that all of them hold. A family that gets a table leaves this list.
 OTHERS = (
-    ("a Swin Transformer", r"(layers|stages)\.0\.blocks\.0\.attn\.(w_msa\.)?relative_position_bias_table"),
-    ("a Swin Transformer in Hugging Face naming", r"encoder\.layers\.0\.blocks\.0\.attention\.self\.query\.weight"),
     ("a SegFormer (MiT) in Hugging Face naming", r"encoder\.block\.0\.0\.attention\.self\.sr\.weight"),
     ("a CoaT", r"serial_blocks1\.0\.factoratt_crpe\.qkv\.weight"),
     ("a PiT", r"(pools\.0|transformers\.1\.pool)\.conv\.weight"),
@@ -89,18 +87,28 @@ def _prefixes(keys: Collection[str], marks: tuple[str, ...]) -> list[str]:
 
 
 def find_archs(family: Family, ours: State) -> tuple[str, ...]:
-    """The published archs that a state has the names and shapes of: one, or several if it lacks the later stages."""
-    return tuple(arch for arch, shapes in _shapes(family.name).items() if not differences(family, shapes, ours))
+    """The published archs that a state has the names and shapes of: one, or several if it lacks the later stages.
+
+    Of archs that differ only in what can be adapted, those are meant that need the least of it.
+    """
+    archs = {arch: shapes for arch, shapes in _shapes(family.name).items() if not differences(family, shapes, ours)}
+    adapted = {arch: sum(ours[k].shape != shapes[k] for k in ours if k in shapes) for arch, shapes in archs.items()}
+    return tuple(arch for arch in archs if adapted[arch] == min(adapted.values()))
 
 
 def differences(family: Family, expected: Shapes, ours: State) -> list[str]:
     """The names that are only in one of them, or there in another shape; what adapters mend may differ.
 
-    Stages that the state does not reach are not compared: a detector may have been trained without them.
+    Stages that the state does not reach are not compared: a detector may have been trained without them. Nor is what
+    published files may lack.
     """
     given = {key: tensor.shape for key, tensor in ours.items() if not key.startswith(CLASSIFIER)}
     last = max(map(stage_of, given), default=0)
-    expected = {key: shape for key, shape in expected.items() if stage_of(key) <= last}
+    expected = {
+        key: shape
+        for key, shape in expected.items()
+        if stage_of(key) <= last and (key in given or not family.may_lack(key))
+    }
     return sorted(
         key
         for key in given.keys() | expected.keys()

@@ -103,6 +103,10 @@ class Family:
                 return layout
         raise ValueError(f"{self.name} has no layout {name!r}; it has {', '.join(x.name for x in self.layouts)}")
 
+    def may_lack(self, key: str) -> bool:
+        """Whether published files lack the tensor of this name by design."""
+        return any(re.fullmatch(pattern, key) for pattern in self.may_be_fresh)
+
     def adapter(self, key: str) -> Adapter | None:
         """What may be done to the tensor of this name, if anything."""
         return next((adapter for adapter in self.adapters if adapter.key.fullmatch(key)), None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -138,7 +137,10 @@ def _load(backbone: nn.Module, content: Any, source: str) -> LoadReport:
     built = max(map(stage_of, target))
     unbuilt = [key for key in ours if stage_of(key) > built]
     given = {key: t for key, t in ours.items() if not key.startswith(CLASSIFIER) and stage_of(key) <= built}
-    fresh = [key for key in target if key not in given and _matches(family.may_be_fresh, key)]
+    fresh = [key for key in target if key not in given and family.may_lack(key)]
+    # What only some files have, only some backbones have: the norm of a level exists where the level is returned.
+    unneeded = [key for key in given if key not in target and family.may_lack(key)]
+    given = {key: tensor for key, tensor in given.items() if key not in unneeded}
     prepared, adapted, misfits = _fit(given, target, family)
     missing = [key for key in target if key not in given and key not in fresh]
     unexpected = [key for key in given if key not in target]
@@ -159,7 +161,9 @@ def _load(backbone: nn.Module, content: Any, source: str) -> LoadReport:
 
     renamed = {key: found.layout.keys.to_ours(key) or "" for key in inside}
     split_off = set(ours) - set(renamed.values())
-    twin = dict(family.twins).get(_arch_name(backbone) or "")
+    notes = [f"left out, as the backbone has no use for it: {shorten(unneeded)}"] if unneeded else []
+    if twin := dict(family.twins).get(_arch_name(backbone) or ""):
+        notes.append(f"the file may as well be of {twin}, which has the same names and shapes")
     return LoadReport(
         source=source,
         layout=found.layout.name,
@@ -175,7 +179,7 @@ def _load(backbone: nn.Module, content: Any, source: str) -> LoadReport:
         unbuilt=tuple(unbuilt),
         outside=tuple(outside),
         beside=tuple(beside),
-        notes=(f"the file may as well be of {twin}, which has the same names and shapes",) if twin else (),
+        notes=tuple(notes),
     )
 
 
@@ -192,10 +196,6 @@ def _arch_name(backbone: Any) -> str | None:
 
 def _describe(backbone: Any) -> str:
     return f"{type(backbone).__name__} {_arch_name(backbone) or backbone.arch}"
-
-
-def _matches(patterns: tuple[str, ...], key: str) -> bool:
-    return any(re.fullmatch(pattern, key) for pattern in patterns)
 
 
 def _fit(given: State, target: State, family: Family) -> tuple[State, list[str], list[str]]:
