@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mm_vitbackbones.backbones import PVT, PVTv2
+from mm_vitbackbones.backbones import PVT, PVTv2, Swin
 from mm_vitbackbones.measuring import peak_bytes
 
 DEPTHS_OF_B2 = (3, 4, 6, 3)
@@ -61,6 +61,20 @@ def timm_pvt_v2() -> nn.Module:
     return timm.create_model("pvt_v2_b2", features_only=True, drop_path_rate=0.1)
 
 
+def mmdet_swin() -> nn.Module:
+    from mmdet.models.backbones import SwinTransformer
+
+    return SwinTransformer(drop_path_rate=0.2)
+
+
+def timm_swin() -> nn.Module:
+    declare_torchvision_operators()
+    import timm
+
+    name = "swin_tiny_patch4_window7_224"
+    return timm.create_model(name, features_only=True, strict_img_size=False, drop_path_rate=0.2)
+
+
 CONTENDERS: dict[str, tuple[Contender, ...]] = {
     "pvt_s": (
         Contender("ours", lambda: PVT(arch="small")),
@@ -70,6 +84,11 @@ CONTENDERS: dict[str, tuple[Contender, ...]] = {
         Contender("ours", lambda: PVTv2(arch="b2")),
         Contender("mmdet", mmdet_pvt_v2),
         Contender("timm", timm_pvt_v2),
+    ),
+    "swin_t": (
+        Contender("ours", lambda: Swin(arch="tiny")),
+        Contender("mmdet", mmdet_swin),
+        Contender("timm", timm_swin),
     ),
 }
 """Per network: ours first."""
@@ -85,14 +104,16 @@ def mode(function: Callable[[nn.Module, Tensor], Any]) -> Callable[[nn.Module, T
 
 @mode
 def forward(model: nn.Module, image: Tensor) -> Any:
+    model.eval()  # mmdet's Swin returns nothing from it
     with torch.no_grad():
-        return model.eval()(image)
+        return model(image)
 
 
 @mode
 def forward_backward(model: nn.Module, image: Tensor) -> Any:
     # Zeroed in place, so that the parameters' gradients, which all have alike, do not count as activations.
-    model.train().zero_grad(set_to_none=False)
+    model.train()
+    model.zero_grad(set_to_none=False)
     sum(level.mean() for level in model(image)).backward()
 
 
