@@ -63,6 +63,8 @@ ARCHS = {
 
 BAND_BYTES = 4 * 2**20
 """The size of a band's queries, keys and values in inference on CPU, where a band is some of the windows."""
+CROWDED = 0.15
+"""The padding, as a share of the tokens, above which these are mapped before they are parted into windows."""
 
 
 class Windows:
@@ -79,63 +81,70 @@ class Windows:
         y = (torch.arange(rows * side, device=device) + shift) % (rows * side)
         x = (torch.arange(columns * side, device=device) + shift) % (columns * side)
         image = torch.arange(batch, device=device)[:, None, None]
-        # Places in the padding name a token of their own image, which `inside` turns to zeros.
+        # Places in the padding name a token of their own image, which `pad_` writes over.
         token = (image * height + y.clamp(max=height - 1)[:, None]) * width + x.clamp(max=width - 1)
-        inside = ((y < height)[:, None] & (x < width)).expand_as(token)
+        padding = ((y >= height)[:, None] | (x >= width)).expand_as(token)
         body, last, every = slice(None, -1), slice(-1, None), slice(None)
         groups = [(body, body), (body, last), (last, body), (last, last)] if shift else [(every, every)]
 
-        def ordered(plane: Tensor) -> tuple[Tensor, list[int]]:
+        def ordered(plane: Tensor) -> list[Tensor]:
             windows = plane.unflatten(1, (rows, side)).unflatten(3, (columns, side)).transpose(2, 3)
-            parts = [windows[:, i, j].flatten(3).flatten(0, 2) for i, j in groups]
-            return torch.cat(parts).flatten(), [len(part) for part in parts]
+            return [windows[:, i, j].flatten(3).flatten(0, 2) for i, j in groups]
 
-        self.tokens, self.sizes = ordered(token)
-        """The token of each place (K * n), and the number of windows in each group."""
-        is_token, _ = ordered(inside)
-        self.is_token = None if height == rows * side and width == columns * side else is_token[:, None].float()
-        """1 and 0 at places of tokens and of padding (K * n, 1); None if there is no padding."""
+        self.sizes = [len(group) for group in ordered(token)]
+        """The number of windows in each group."""
+        self.tokens = torch.cat(ordered(token)).flatten()
+        """The token of each place (K * n)."""
+        is_padding = torch.cat(ordered(padding)).flatten()
+        self.padding = is_padding.nonzero().flatten()
+        """The places that have no token."""
         self.places = torch.empty(batch * height * width, dtype=torch.long, device=device)
         """The place of each token (B * H * W)."""
-        self.places[self.tokens[is_token]] = is_token.nonzero().flatten()
+        self.places[self.tokens[~is_padding]] = (~is_padding).nonzero().flatten()
 
-    def gather(self, tokens: Tensor) -> Tensor:
-        """Tokens (B * H * W, C) -> their windows (K * n, C), with zeros in the padding."""
-        return self.pad_(tokens.index_select(0, self.tokens))
-
-    def pad_(self, windows: Tensor, places: slice = slice(None)) -> Tensor:
-        """Writes the zeros of the padding into windows (K * n, C), or into some of their places."""
-        return windows if self.is_token is None else windows.mul_(self.is_token[places])
+    def gather(self, tokens: Tensor, fill: Tensor) -> Tensor:
+        """Tokens (B * H * W, C) -> their windows (K * n, C), with ``fill`` (C,) in the padding."""
+        return self.pad_(tokens.index_select(0, self.tokens), fill)
 
     def scatter(self, windows: Tensor) -> Tensor:
         """Windows (K * n, C) -> their tokens (B * H * W, C)."""
         return windows.index_select(0, self.places)
+
+    def pad_(self, windows: Tensor, fill: Tensor, first: int = 0) -> Tensor:
+        """Writes ``fill`` into the padding of windows, or of a part of them that begins at the place ``first``."""
+        padding = self.padding
+        if len(padding) and len(windows) < len(self.tokens):
+            padding = padding[(padding >= first) & (padding < first + len(windows))] - first
+        if len(padding):
+            windows[padding] = fill.to(windows.dtype)
+        return windows
 
 
 class Gather(torch.autograd.Function):
     """``Windows.gather``, whose gradient is a gather too; PyTorch's own would add up row by row."""
 
     @staticmethod
-    def forward(ctx: Any, tokens: Tensor, windows: Windows) -> Tensor:
-        ctx.windows = windows
-        return windows.gather(tokens)
+    def forward(ctx: Any, tokens: Tensor, fill: Tensor, windows: Windows) -> Tensor:
+        ctx.windows, ctx.dtype = windows, fill.dtype
+        return windows.gather(tokens, fill)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        return Scatter.apply(grad, ctx.windows), None
+        fill = grad[ctx.windows.padding].sum(0).to(ctx.dtype) if ctx.needs_input_grad[1] else None
+        return Scatter.apply(grad, ctx.windows), fill, None
 
 
 class Scatter(torch.autograd.Function):
-    """``Windows.scatter``, the inverse."""
+    """``Windows.scatter``; its gradient has zeros in the padding."""
 
     @staticmethod
-    def forward(ctx: Any, windows: Tensor, plan: Windows) -> Tensor:
-        ctx.windows = plan
-        return plan.scatter(windows)
+    def forward(ctx: Any, tokens: Tensor, windows: Windows) -> Tensor:
+        ctx.windows = windows
+        return windows.scatter(tokens)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        return Gather.apply(grad, ctx.windows), None
+        return Gather.apply(grad, grad.new_zeros(grad.shape[1]), ctx.windows), None
 
 
 def relative_positions(side: int, device: torch.device) -> Tensor:
@@ -168,7 +177,7 @@ def constants_of(side: int, shift: int, device: torch.device) -> tuple[Tensor, T
 
 
 class WindowAttention(nn.Module):
-    """Self-attention of norm(x) in windows of w x w tokens, with a bias by relative position (sections 3.2 and 3.3).
+    """Self-attention of norm(x) in windows of w x w tokens, with a bias by relative position (section 3.2).
 
     With a shift, the windows begin ``shift`` rows and columns later, and those at the end take the first rows and
     columns in, behind a mask. Three forms that equal each other: ``plain``; ``gathered``; and ``in_bands``, for
@@ -214,10 +223,11 @@ class WindowAttention(nn.Module):
         windows, bias = self._windows(grid), self.bias()
 
         def project(x: Tensor) -> Tensor:
-            return self.qkv(Gather.apply(norm(x).flatten(0, 2), windows).unflatten(0, (-1, self.window_size**2)))
+            # What is zero before the linear map is its bias behind it. To map the tokens alone is less work.
+            return Gather.apply(self.qkv(norm(x)).flatten(0, 2), self.qkv.bias, windows)
 
         def attend(qkv: Tensor) -> Tensor:
-            groups = zip(qkv.split(windows.sizes), bias.split(1), strict=True)
+            groups = zip(qkv.unflatten(0, (-1, self.window_size**2)).split(windows.sizes), bias.split(1), strict=True)
             parts = [self._attend(group, mask) for group, mask in groups if len(group)]
             return parts[0] if len(parts) == 1 else torch.cat(parts)
 
@@ -230,14 +240,28 @@ class WindowAttention(nn.Module):
         tokens, dim = grid.flatten(0, 2), grid.shape[-1]
         out = grid.new_empty(len(windows.tokens) // places, places, dim)
         size = max(1, BAND_BYTES // (places * 3 * dim * grid.element_size()))
+        # In small grids the groups are too small for matrix products, and the padding is too much work.
+        at_once = len(out) <= size or len(windows.padding) > CROWDED * len(tokens)
+        if at_once:
+            qkv = windows.gather(fused.linear(norm(tokens), self.qkv), self.qkv.bias)
+
         first = 0
         for group, mask in zip(out.split(windows.sizes), bias.split(1), strict=True):
             for band in group.split(size) if len(group) else ():
-                here = slice(first, first := first + len(band) * places)
-                normed = windows.pad_(norm(tokens.index_select(0, windows.tokens[here])), here)
-                qkv = fused.linear(normed, self.qkv).view(-1, places, 3 * dim)
-                band.copy_(fused.linear(self._attend(qkv, mask), self.proj))
-        return windows.scatter(out.flatten(0, 1)).view_as(grid)
+                end = first + len(band) * places
+                if at_once:
+                    part = qkv[first:end]
+                else:
+                    normed = norm(tokens.index_select(0, windows.tokens[first:end]))
+                    part = fused.linear(windows.pad_(normed, normed.new_zeros(dim), first), self.qkv)
+                band.copy_(self._attend(part.unflatten(0, (-1, places)), mask))
+                first = end
+
+        result = torch.empty_like(grid)
+        size *= places
+        for band, here in zip(result.flatten(0, 2).split(size), windows.places.split(size), strict=True):
+            band.copy_(fused.linear(out.flatten(0, 1).index_select(0, here), self.proj))
+        return result
 
     def bias(self) -> Tensor:
         """The bias of relative positions, and of the mask, by group of windows: (1 or 4, h, n, n).
