@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mm_vitbackbones.backbones import PVT, MiT, PiT, PVTv2
+from mm_vitbackbones.backbones import PVT, MiT, PiT, PVTv2, Swin
 from mm_vitbackbones.measuring import peak_bytes
 
 DEPTHS_OF_B2 = (3, 4, 6, 3)
@@ -91,6 +91,20 @@ def timm_pit() -> nn.Module:
     return timm.create_model("pit_s_224", features_only=True, drop_path_rate=0.1)
 
 
+def mmdet_swin() -> nn.Module:
+    from mmdet.models.backbones import SwinTransformer
+
+    return SwinTransformer(drop_path_rate=0.2)
+
+
+def timm_swin() -> nn.Module:
+    declare_torchvision_operators()
+    import timm
+
+    name = "swin_tiny_patch4_window7_224"
+    return timm.create_model(name, features_only=True, strict_img_size=False, drop_path_rate=0.2)
+
+
 CONTENDERS: dict[str, tuple[Contender, ...]] = {
     "pvt_s": (
         Contender("ours", lambda: PVT(arch="small")),
@@ -109,6 +123,11 @@ CONTENDERS: dict[str, tuple[Contender, ...]] = {
     "pit_s": (
         Contender("ours", lambda: PiT(arch="s", stem="published", out_indices=(1, 2, 3))),
         Contender("timm", timm_pit),
+    ),
+    "swin_t": (
+        Contender("ours", lambda: Swin(arch="tiny")),
+        Contender("mmdet", mmdet_swin),
+        Contender("timm", timm_swin),
     ),
 }
 """Per network: ours first."""
@@ -130,14 +149,16 @@ def mode(function: Callable[[nn.Module, Tensor], Any]) -> Callable[[nn.Module, T
 
 @mode
 def forward(model: nn.Module, image: Tensor) -> Any:
+    model.eval()  # mmdet's Swin returns nothing from it
     with torch.no_grad():
-        return model.eval()(image)
+        return model(image)
 
 
 @mode
 def forward_backward(model: nn.Module, image: Tensor) -> Any:
     # Zeroed in place, so that the parameters' gradients, which all have alike, do not count as activations.
-    model.train().zero_grad(set_to_none=False)
+    model.train()
+    model.zero_grad(set_to_none=False)
     sum(level.mean() for level in model(image)).backward()
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mm_vitbackbones.backbones import PVT, Backbone, MiT, PiT, PVTv2
+from mm_vitbackbones.backbones import PVT, Backbone, MiT, PiT, PVTv2, Swin
 
 DATA = Path(__file__).parent / "data"
 
@@ -46,6 +46,9 @@ def build_toy(fixture: Fixture) -> Backbone:
     """Our network of the fixture's size."""
     if "base_dims" in fixture.arch:
         return build_toy_pit(fixture)
+    if "window_size" in fixture.arch:
+        spec = {key: fixture.arch[key] for key in ("depths", "num_heads", "window_size")}
+        return Swin(arch=spec | {"dims": [fixture.arch["embed_dim"] * 2**i for i in range(4)]}, drop_path_rate=0.0)
     ours = {"embed_dims": "dims", "num_heads": "num_heads", "depths": "depths", "mlp_ratios": "mlp_ratios"}
     spec = {ours[key]: fixture.arch[key] for key in ours} | {"reductions": fixture.arch["sr_ratios"]}
     if "pretrain_img_size" in fixture.arch:
@@ -96,6 +99,8 @@ def golden_weight(name: str, shape: tuple[int, ...]) -> Tensor:
     r = 2 * pseudo_random(name, math.prod(shape)) - 1
     if name.rstrip("0123456789").endswith(("pos_embed", "cls_token")):
         value = 0.5 * r
+    elif name.endswith("relative_position_bias_table"):
+        value = r
     elif len(shape) >= 2:
         value = r * math.sqrt(3 / math.prod(shape[1:]))
     else:

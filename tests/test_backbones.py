@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from mm_vitbackbones import backbones
-from mm_vitbackbones.backbones import PVT, Backbone, MiT, PiT, PVTv2
+from mm_vitbackbones.backbones import PVT, Backbone, MiT, PiT, PVTv2, Swin
 from mm_vitbackbones.registry import BACKBONES, MODELS
 
 FAMILIES = [
@@ -30,6 +30,7 @@ TOYS = {
     "pvt_v2_linear": lambda **kw: PVTv2(arch=dict(TINY, linear=True), **kw),
     "mit": lambda **kw: MiT(arch=TINY, **kw),
     "pit": lambda **kw: PiT(arch=TINY_PIT, **kw),
+    "swin": lambda **kw: Swin(arch=dict(TINY, window_size=5), **kw),
 }
 toys = pytest.mark.parametrize("toy", TOYS.values(), ids=TOYS.keys())
 SUBSETS = [subset for n in (1, 2, 3, 4) for subset in itertools.combinations(range(4), n)]
@@ -61,6 +62,12 @@ PARAMETERS = {  # of the dense forms, as the authors' own code counts them
     "PiT xs_distilled": 10_233_120 + 96 + 36_960,
     "PiT s_distilled": 22_883_760 + 144 + 83_088,
     "PiT b_distilled": 72_737_792 + 256 + 262_400,
+    "Swin tiny": 27_520_698,
+    "Swin small": 48_838_602,
+    "Swin base": 86_745_016,
+    "Swin large": 194_998_164,
+    "Swin base_w12": 86_880_376,
+    "Swin large_w12": 195_201_204,
 }
 
 

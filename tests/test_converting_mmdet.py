@@ -3,17 +3,19 @@ import torch
 
 pytest.importorskip("mmdet")
 
-from mmdet.models.backbones import PyramidVisionTransformer, PyramidVisionTransformerV2
+from mmdet.models.backbones import PyramidVisionTransformer, PyramidVisionTransformerV2, SwinTransformer
 
-from mm_vitbackbones.backbones import PVT, PVTv2
+from mm_vitbackbones.backbones import PVT, PVTv2, Swin
 from mm_vitbackbones.checkpoints import convert_checkpoint, load_pretrained
 
 pytestmark = pytest.mark.mmdet
 SPEC = {"depths": (2, 1, 1, 1), "dims": (8, 16, 40, 64)}  # mmdet's widths are multiples of the heads
+SWIN = {"depths": (2, 2, 2, 2), "dims": (8, 16, 32, 64), "num_heads": (1, 2, 2, 4), "window_size": 3}
 TOY = {"embed_dims": 8, "num_layers": [2, 1, 1, 1]}
 PAIRS = [
     (PVT, SPEC | {"pretrain_grid": 16}, PyramidVisionTransformer, TOY | {"pretrain_img_size": 64}),
     (PVTv2, SPEC, PyramidVisionTransformerV2, TOY),
+    (Swin, SWIN, SwinTransformer, {k: v for k, v in SWIN.items() if k != "dims"} | {"embed_dims": 8}),
 ]
 
 

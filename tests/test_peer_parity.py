@@ -11,7 +11,7 @@ import torch
 from official import relative_error
 from torch import nn
 
-from mm_vitbackbones.backbones import PVT, MiT, PVTv2
+from mm_vitbackbones.backbones import PVT, MiT, PVTv2, Swin
 from mm_vitbackbones.checkpoints import load_pretrained
 
 pytestmark = pytest.mark.parity
@@ -56,11 +56,30 @@ def check_openmmlab(ours, theirs):
             assert relative_error(a, b) <= 1e-5
 
 
+@pytest.mark.mmdet
+@pytest.mark.parametrize("size", [(64, 96), (93, 131)], ids=str)
+def test_mmdet_swin(size):
+    pytest.importorskip("mmdet")
+    from mmdet.models.backbones import SwinTransformer
+
+    torch.manual_seed(0)
+    sizes = dict(depths=(2, 2, 2, 2), num_heads=(1, 2, 2, 4), window_size=3)
+    theirs, ours = SwinTransformer(embed_dims=8, **sizes), Swin(arch=dict(sizes, dims=(8, 16, 32, 64)))
+    for parameter in theirs.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    load_pretrained(ours, theirs.state_dict())
+    image = torch.randn(2, 3, *size)
+    theirs.eval()  # which returns nothing here
+    with torch.no_grad():
+        for a, b in zip(ours.eval()(image), theirs(image), strict=True):
+            assert relative_error(a, b) <= 1e-5
+
+
 LIVE = """
 import sys
 sys.path.append(sys.argv[1])
 import torch
-from mm_vitbackbones.backbones import PVT, MiT, PiT, PVTv2
+from mm_vitbackbones.backbones import PVT, MiT, PiT, PVTv2, Swin
 from mm_vitbackbones.benchmarking import declare_torchvision_operators
 from mm_vitbackbones.checkpoints import load_pretrained, read_checkpoint
 
@@ -127,7 +146,24 @@ for arch, weights in (("b0", torch.nn.Module.state_dict), ("b2", saved)):
             module.eps = 1e-6
     levels = lambda m: m.segformer(image, output_hidden_states=True).hidden_states
     check(f"transformers mit {arch}", ours, model, levels, weights)
+
+# At 224 pixels the last grid is one window, which classifiers do not shift, and dense networks do.
+for arch, name in (("tiny", "tiny_patch4_window7_224"), ("base_w12", "base_patch4_window12_384")):
+    side = 64 * Swin.archs[arch].window_size
+    image = torch.randn(1, 3, side, side)
+    ours = Swin(arch=arch)
+    for stage in ours.stages:
+        stage.norm = torch.nn.Identity()  # timm's have no norms of levels
+    model = timm.create_model(f"swin_{name}", img_size=side)
+    check(f"timm {arch}", ours, model, lambda m: m.forward_intermediates(image, intermediates_only=True))
+
+image = torch.randn(1, 3, 448, 448)
+config = transformers.SwinConfig(image_size=448, out_features=["stage1", "stage2", "stage3", "stage4"])
+check("transformers swin", Swin(arch="tiny"), transformers.SwinBackbone(config), lambda m: m(image).feature_maps)
 """
+
+
+SWIN = ["timm tiny ok", "timm base_w12 ok", "transformers swin ok"]
 
 
 @pytest.mark.slow
@@ -142,4 +178,5 @@ def test_timm_and_transformers_at_full_size():
         *(f"timm {arch} ok" for arch in ("b0", "b2", "b2_li")),
         *(f"timm pit {arch} ok" for arch in ("ti", "s", "b", "s_distilled")),
         *(f"transformers {arch} ok" for arch in ("b0", "mit b0", "mit b2")),
+        *SWIN,
     ]

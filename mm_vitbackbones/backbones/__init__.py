@@ -5,5 +5,6 @@ from mm_vitbackbones.backbones.mit import MiT
 from mm_vitbackbones.backbones.pit import PiT
 from mm_vitbackbones.backbones.pvt import PVT
 from mm_vitbackbones.backbones.pvt_v2 import PVTv2
+from mm_vitbackbones.backbones.swin import Swin
 
-__all__ = ["PVT", "Backbone", "MiT", "PVTv2", "PiT"]
+__all__ = ["PVT", "Backbone", "MiT", "PVTv2", "PiT", "Swin"]

@@ -9,17 +9,15 @@ from dataclasses import dataclass
 
 import torch
 
-from mm_vitbackbones.checkpoints import mit, pit, pvt, pvt_v2
+from mm_vitbackbones.checkpoints import mit, pit, pvt, pvt_v2, swin
 from mm_vitbackbones.checkpoints.errors import CheckpointError
 from mm_vitbackbones.checkpoints.layout import CLASSIFIER, Family, Layout, State
 from mm_vitbackbones.registry import BACKBONES
 
-FAMILIES = {family.name: family for family in (pvt.FAMILY, pvt_v2.FAMILY, mit.FAMILY, pit.FAMILY)}
+FAMILIES = {family.name: family for family in (pvt.FAMILY, pvt_v2.FAMILY, mit.FAMILY, pit.FAMILY, swin.FAMILY)}
 
 # Files of other networks, by keys that all of them hold. A family that gets a table leaves this list.
 OTHERS = (
-    ("a Swin Transformer", r"(layers|stages)\.0\.blocks\.0\.attn\.(w_msa\.)?relative_position_bias_table"),
-    ("a Swin Transformer in Hugging Face naming", r"encoder\.layers\.0\.blocks\.0\.attention\.self\.query\.weight"),
     ("a CoaT", r"serial_blocks1\.0\.factoratt_crpe\.qkv\.weight"),
     ("a CaiT", r"blocks_token_only\.0\.attn\.q\.weight"),
     ("an XCiT", r"pos_embed(er)?\.token_projection\.weight"),
@@ -82,8 +80,13 @@ def _prefixes(keys: Collection[str], marks: tuple[str, ...]) -> list[str]:
 
 
 def find_archs(family: Family, ours: State) -> tuple[str, ...]:
-    """The published archs that a state has the names and shapes of: one, or several if it lacks the later stages."""
-    return tuple(arch for arch, shapes in _shapes(family.name).items() if not differences(family, shapes, ours))
+    """The published archs that a state has the names and shapes of: one, or several if it lacks the later stages.
+
+    Of archs that differ only in what can be adapted, those are meant that need the least of it.
+    """
+    archs = {arch: shapes for arch, shapes in _shapes(family.name).items() if not differences(family, shapes, ours)}
+    adapted = {arch: sum(ours[k].shape != shapes[k] for k in ours if k in shapes) for arch, shapes in archs.items()}
+    return tuple(arch for arch in archs if adapted[arch] == min(adapted.values()))
 
 
 def differences(family: Family, expected: Shapes, ours: State) -> list[str]:

@@ -50,8 +50,9 @@ class LoadReport:
     def __str__(self) -> str:
         part = "all" if not self.fresh else f"{len(self.loaded)} of {len(self.loaded) + len(self.fresh)}"
         groups = Counter(key.removeprefix("module.").split(".")[0] for key in self.outside)
-        stages = sorted({str(stage_of(key)) for key in self.unbuilt if key.startswith("stages.")})
-        parts = [key for key in self.unbuilt if not key.startswith("stages.")]
+        built = max(map(stage_of, self.loaded), default=0)
+        stages = sorted({str(stage_of(key)) for key in self.unbuilt if stage_of(key) > built})
+        parts = [key for key in self.unbuilt if stage_of(key) <= built]
         return "; ".join(
             [
                 f"{self.source} ({self.layout} layout): {part} tensors of the backbone come from the file, "
