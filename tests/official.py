@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mm_vitbackbones.backbones import PVT, Backbone, PVTv2
+from mm_vitbackbones.backbones import PVT, Backbone, CoaT, PVTv2
 
 DATA = Path(__file__).parent / "data"
 
@@ -42,6 +42,10 @@ def load_fixture(name: str) -> Fixture:
 
 def build_toy(fixture: Fixture) -> Backbone:
     """Our network of the fixture's size."""
+    if "serial_depths" in fixture.arch:
+        ours = {"embed_dims": "dims", "serial_depths": "depths", "mlp_ratios": "mlp_ratios"}
+        spec = {ours[key]: fixture.arch[key] for key in ours} | {"parallel_depth": fixture.arch["parallel_depth"]}
+        return CoaT(arch=spec)
     ours = {"embed_dims": "dims", "num_heads": "num_heads", "depths": "depths", "mlp_ratios": "mlp_ratios"}
     spec = {ours[key]: fixture.arch[key] for key in ours} | {"reductions": fixture.arch["sr_ratios"]}
     if "pretrain_img_size" in fixture.arch:

@@ -10,9 +10,11 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from mm_vitbackbones import backbones
-from mm_vitbackbones.backbones import PVT, Backbone, PVTv2
+from mm_vitbackbones.backbones import PVT, Backbone, CoaT, PVTv2
+from mm_vitbackbones.layers import DropPath
 from mm_vitbackbones.registry import BACKBONES, MODELS
 
 FAMILIES = [
@@ -23,7 +25,10 @@ FAMILIES = [
 VARIANTS = [(family, arch) for family in FAMILIES for arch in family.archs]
 TINY = dict(depths=(2, 1, 1, 2), dims=(8, 16, 20, 32), num_heads=(1, 2, 5, 8))
 """Real networks at toy size: every stage and every kind of block, in milliseconds."""
+COAT = dict(depths=(2, 1, 1, 2), mlp_ratios=(4, 4, 4, 4))
 TOYS = {
+    "coat": lambda **kw: CoaT(arch=dict(COAT, dims=(8, 24, 24, 24), parallel_depth=2), **kw),
+    "coat_lite": lambda **kw: CoaT(arch=dict(COAT, dims=(8, 16, 24, 32)), **kw),
     "pvt": lambda **kw: PVT(arch=dict(TINY, pretrain_grid=16), **kw),
     "pvt_v2": lambda **kw: PVTv2(arch=TINY, **kw),
     "pvt_v2_linear": lambda **kw: PVTv2(arch=dict(TINY, linear=True), **kw),
@@ -32,6 +37,13 @@ toys = pytest.mark.parametrize("toy", TOYS.values(), ids=TOYS.keys())
 SUBSETS = [subset for n in (1, 2, 3, 4) for subset in itertools.combinations(range(4), n)]
 
 PARAMETERS = {  # of the dense forms, as the authors' own code counts them
+    "CoaT tiny": 5_344_624,
+    "CoaT mini": 10_118_704,
+    "CoaT small": 21_370_984,
+    "CoaT lite_tiny": 5_400_320,
+    "CoaT lite_mini": 10_497_536,
+    "CoaT lite_small": 19_324_480,
+    "CoaT lite_medium": 44_057_024,
     "PVT tiny": 12_714_240,
     "PVT small": 23_970_816,
     "PVT medium": 43_693_056,
@@ -130,7 +142,12 @@ def test_freezing(toy, frozen_stages):
         stem = {
             n for n, _ in backbone.named_parameters() if n.startswith(("stages.0.patch_embed", "stages.0.position"))
         }
-        stages = {n for n, _ in backbone.named_parameters() if int(n.split(".")[1]) < frozen_stages}
+        # CoaT's parallel blocks follow the last stage, and are frozen with it.
+        stages = {
+            n
+            for n, _ in backbone.named_parameters()
+            if (3 if n.startswith("parallel_blocks") else int(n.split(".")[1])) < frozen_stages
+        }
         assert frozen == (set() if frozen_stages == -1 else stem | stages)
         assert backbone.train() is backbone
         for i, stage in enumerate(backbone.stages):
@@ -188,8 +205,11 @@ def test_drop_path_drops_whole_samples_in_training_only(toy):
         outputs = {float(backbone(image)[-1].sum()) for _ in range(20)}
     # Five of the six blocks drop (the first has rate 0), two branches each: few of 2**10 outcomes repeat in 20 draws.
     assert len(outputs) > 5
-    rates = [block.drop_path.rate for stage in backbone.stages for block in stage.blocks]
-    assert rates == pytest.approx([0.5 * i / 5 for i in range(6)])
+    rates = [module.rate for module in backbone.modules() if isinstance(module, DropPath)]
+    if isinstance(backbone, CoaT):  # constant, in the parallel blocks too
+        assert rates == [0.5] * (6 + backbone.arch.parallel_depth)
+    else:
+        assert rates == pytest.approx([0.5 * i / 5 for i in range(6)])
 
 
 @toys
@@ -235,19 +255,22 @@ def test_images_of_other_channels(toy, in_channels):
 @toys
 def test_torch_compile_of_a_block_and_of_the_backbone(toy):
     torch.manual_seed(7)
-    backbone = toy().eval()
-    block, grid = backbone.stages[0].blocks[0], torch.randn(1, 16, 24, 8)
-    image = torch.randn(1, 3, 64, 96)
+    backbone, image = toy().eval(), torch.randn(1, 3, 64, 96)
+    block, inputs = backbone.stages[0].blocks[0], []
+    hook = block.register_forward_pre_hook(lambda block, given: inputs.extend(given))
+    with torch.no_grad():
+        backbone(image)
+    hook.remove()
     # The graph is what can break; code generation is the compiler's business and takes minutes.
     with torch.no_grad():
         compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
-        torch.testing.assert_close(compiled(grid.clone()), block(grid.clone()), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(compiled(*inputs), block(*inputs), rtol=1e-5, atol=1e-5)
         whole = torch.compile(backbone, fullgraph=True, backend="aot_eager")
         for a, b in zip(whole(image), backbone(image), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
     backbone.train()
     trained = torch.compile(backbone.stages[0].blocks[0], fullgraph=True, backend="aot_eager")
-    trained(grid).sum().backward()
+    tree_leaves(trained(*inputs))[-1].sum().backward()
 
 
 def test_registered_under_the_scope():

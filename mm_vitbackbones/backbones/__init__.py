@@ -1,7 +1,8 @@
 """The families: one file each. They import torch and MMEngine only."""
 
 from mm_vitbackbones.backbones.base import Backbone
+from mm_vitbackbones.backbones.coat import CoaT
 from mm_vitbackbones.backbones.pvt import PVT
 from mm_vitbackbones.backbones.pvt_v2 import PVTv2
 
-__all__ = ["PVT", "Backbone", "PVTv2"]
+__all__ = ["PVT", "Backbone", "CoaT", "PVTv2"]

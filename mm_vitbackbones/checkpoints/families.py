@@ -9,19 +9,19 @@ from dataclasses import dataclass
 
 import torch
 
-from mm_vitbackbones.checkpoints import pvt, pvt_v2
+from mm_vitbackbones.backbones.base import STRIDES
+from mm_vitbackbones.checkpoints import coat, pvt, pvt_v2
 from mm_vitbackbones.checkpoints.errors import CheckpointError
 from mm_vitbackbones.checkpoints.layout import CLASSIFIER, Family, Layout, State
 from mm_vitbackbones.registry import BACKBONES
 
-FAMILIES = {family.name: family for family in (pvt.FAMILY, pvt_v2.FAMILY)}
+FAMILIES = {family.name: family for family in (coat.FAMILY, pvt.FAMILY, pvt_v2.FAMILY)}
 
 # Files of other networks, by keys that all of them hold. A family that gets a table leaves this list.
 OTHERS = (
     ("a Swin Transformer", r"(layers|stages)\.0\.blocks\.0\.attn\.(w_msa\.)?relative_position_bias_table"),
     ("a Swin Transformer in Hugging Face naming", r"encoder\.layers\.0\.blocks\.0\.attention\.self\.query\.weight"),
     ("a SegFormer (MiT) in Hugging Face naming", r"encoder\.block\.0\.0\.attention\.self\.sr\.weight"),
-    ("a CoaT", r"serial_blocks1\.0\.factoratt_crpe\.qkv\.weight"),
     ("a PiT", r"(pools\.0|transformers\.1\.pool)\.conv\.weight"),
     ("a CaiT", r"blocks_token_only\.0\.attn\.q\.weight"),
     ("an XCiT", r"pos_embed(er)?\.token_projection\.weight"),
@@ -100,7 +100,11 @@ def differences(family: Family, expected: Shapes, ours: State) -> list[str]:
     """
     given = {key: tensor.shape for key, tensor in ours.items() if not key.startswith(CLASSIFIER)}
     last = max(map(stage_of, given), default=0)
-    expected = {key: shape for key, shape in expected.items() if stage_of(key) <= last}
+    expected = {
+        key: shape
+        for key, shape in expected.items()
+        if stage_of(key) <= last and (key in given or not family.is_level_only(key))
+    }
     return sorted(
         key
         for key in given.keys() | expected.keys()
@@ -109,7 +113,9 @@ def differences(family: Family, expected: Shapes, ours: State) -> list[str]:
 
 
 def stage_of(key: str) -> int:
-    """The stage that one of our names belongs to."""
+    """The stage that one of our names belongs to; parallel blocks belong to the last, without which there are none."""
+    if key.startswith("parallel_blocks."):
+        return len(STRIDES) - 1
     found = re.match(r"stages\.(\d+)\.", key)
     return int(found[1]) if found else 0
 

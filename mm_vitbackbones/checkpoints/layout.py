@@ -85,6 +85,7 @@ class Family:
         layouts: each layout that its weights come in.
         adapters: the shapes that may differ.
         may_be_fresh: patterns of our names that published files lack by design.
+        level_only: patterns of our names that a backbone lacks where it does not return their level.
         twins: for an arch, another network that its weights cannot be told from.
         cautions: (layout, arch, text): what to know of weights that are converted to that layout.
     """
@@ -93,6 +94,7 @@ class Family:
     layouts: tuple[Layout, ...]
     adapters: tuple[Adapter, ...] = ()
     may_be_fresh: tuple[str, ...] = ()
+    level_only: tuple[str, ...] = ()
     twins: tuple[tuple[str, str], ...] = ()
     cautions: tuple[tuple[str, str, str], ...] = ()
 
@@ -102,6 +104,10 @@ class Family:
             if layout.name == name:
                 return layout
         raise ValueError(f"{self.name} has no layout {name!r}; it has {', '.join(x.name for x in self.layouts)}")
+
+    def is_level_only(self, key: str) -> bool:
+        """Whether a backbone may lack this name without lacking its stage."""
+        return any(re.fullmatch(pattern, key) for pattern in self.level_only)
 
     def adapter(self, key: str) -> Adapter | None:
         """What may be done to the tensor of this name, if anything."""

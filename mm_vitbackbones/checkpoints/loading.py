@@ -136,8 +136,8 @@ def _load(backbone: nn.Module, content: Any, source: str) -> LoadReport:
     target = backbone.state_dict()
 
     built = max(map(stage_of, target))
-    unbuilt = [key for key in ours if stage_of(key) > built]
-    given = {key: t for key, t in ours.items() if not key.startswith(CLASSIFIER) and stage_of(key) <= built}
+    unbuilt = [key for key in ours if stage_of(key) > built or (family.is_level_only(key) and key not in target)]
+    given = {key: t for key, t in ours.items() if not key.startswith(CLASSIFIER) and key not in unbuilt}
     fresh = [key for key in target if key not in given and _matches(family.may_be_fresh, key)]
     prepared, adapted, misfits = _fit(given, target, family)
     missing = [key for key in target if key not in given and key not in fresh]
