@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,30 @@ def build_toy(fixture: Fixture) -> Backbone:
     if "pretrain_img_size" in fixture.arch:
         return PVT(arch=spec | {"pretrain_grid": fixture.arch["pretrain_img_size"] // 4}, drop_path_rate=0.0)
     return PVTv2(arch=spec | {"linear": fixture.arch["linear"]}, drop_path_rate=0.0)
+
+
+def coat_classifier(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What a classifier's file holds beside a dense CoaT's tensors, and its head: norms, used or not, and with parallel
+    blocks the weights of their class tokens."""
+    norms = {f"norm{i}": torch.randn(2, state[f"cls_token{i}"].shape[-1]) for i in (1, 2, 3, 4)}
+    tensors = {f"{name}.{part}": norms[name][i] for name in norms for i, part in enumerate(("weight", "bias"))}
+    if "parallel_blocks.0.norm12.weight" in state:
+        tensors |= {"aggregate.weight": torch.randn(1, 3, 1), "aggregate.bias": torch.randn(1)}
+    return tensors
+
+
+def published_shapes(family: str) -> dict[str, dict[str, tuple[int, ...]]]:
+    """For each arch, the names and shapes of all tensors in its official file: ``data/<family>_keys.txt``."""
+    archs: dict[str, dict[str, tuple[int, ...]]] = {}
+    for line in (DATA / f"{family}_keys.txt").read_text().splitlines():
+        if line.startswith("["):
+            shapes = archs.setdefault(line[1:-1], {})
+        elif not line.startswith("#"):
+            name, shape = line.split()
+            before, last, after = re.fullmatch(r"(.*?)(?:\{0-(\d+)\}(.*))?", name).groups()
+            numbers = [""] if last is None else range(int(last) + 1)
+            shapes |= {f"{before}{i}{after or ''}": tuple(map(int, shape.split("x"))) for i in numbers}
+    return archs
 
 
 def pseudo_random(name: str, count: int) -> np.ndarray:

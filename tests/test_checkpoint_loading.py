@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from official import coat_classifier, relative_error
 from torch import nn
 
-from mm_vitbackbones.backbones import PVT, PVTv2
+from mm_vitbackbones.backbones import PVT, CoaT, PVTv2
 from mm_vitbackbones.checkpoints import CheckpointError, CheckpointMismatch, load_pretrained
 from mm_vitbackbones.checkpoints.families import FAMILIES, looks_like
 from mm_vitbackbones.checkpoints.surgery import adapt_in_channels
@@ -21,7 +22,11 @@ SPEC = {
     "reductions": (8, 4, 2, 1),
     "mlp_ratios": (8, 8, 4, 4),
 }
+COAT = {"depths": (1, 1, 1, 1), "dims": (16, 24, 24, 24), "mlp_ratios": (4, 4, 4, 4), "parallel_depth": 2}
+COAT_LITE = {"depths": (1, 2, 1, 1), "dims": (16, 16, 24, 32)}
 TOYS = {
+    "coat": (CoaT, COAT),
+    "coat_lite": (CoaT, COAT_LITE),
     "pvt": (PVT, SPEC | {"pretrain_grid": 16}),
     "pvt_v2": (PVTv2, SPEC),
     "pvt_v2_linear": (PVTv2, SPEC | {"linear": True}),
@@ -37,7 +42,10 @@ def build(toy, **kwargs):
 def official(toy):
     with np.load(DATA / f"{toy}.npz") as arrays:
         state = {k.removeprefix("state/"): torch.from_numpy(arrays[k]) for k in arrays if k.startswith("state/")}
-    state |= {"head.weight": torch.randn(10, 32), "head.bias": torch.randn(10)}
+    width = TOYS[toy][1]["dims"][-1]
+    state |= {"head.weight": torch.randn(10, width), "head.bias": torch.randn(10)}
+    if toy.startswith("coat"):
+        state |= coat_classifier(state)
     if toy == "pvt":
         state |= {"cls_token": torch.randn(1, 1, 32), "norm.weight": torch.randn(32), "norm.bias": torch.ones(32)}
     return state
@@ -53,7 +61,7 @@ def check_loaded(backbone, toy):
     with np.load(DATA / f"{toy}.npz") as arrays, torch.no_grad():
         maps = backbone.eval()(torch.from_numpy(arrays["input0"]))
         for i, level in zip(backbone.out_indices, maps, strict=True):
-            torch.testing.assert_close(level, torch.from_numpy(arrays[f"feature0_{i}"]), rtol=1e-4, atol=1e-5)
+            assert relative_error(level, torch.from_numpy(arrays[f"feature0_{i}"])) <= 1e-5
 
 
 @pytest.fixture
@@ -229,6 +237,18 @@ def test_stages_that_are_not_built_are_left_out():
     assert {key.split(".")[1] for key in report.unbuilt} == {"2", "3"}
 
 
+@pytest.mark.parametrize("out_indices", [(0,), (1,), (0, 2), (1, 2), (3,)])
+def test_levels_that_meet_in_parallel_blocks(out_indices):
+    backbone = build("coat", out_indices=out_indices)
+    report = load_pretrained(backbone, official("coat"))
+    check_loaded(backbone, "coat")
+    assert bool(report.unbuilt) == (out_indices != (0, 1, 2, 3))
+    again = build("coat", out_indices=out_indices)
+    assert not load_pretrained(again, backbone.state_dict()).unbuilt
+    with pytest.raises(CheckpointMismatch, match=r"missing: "):
+        load_pretrained(build("coat"), backbone.state_dict())
+
+
 def test_weights_of_twins_are_noted():
     report = load_pretrained(PVTv2("b5", out_indices=(0,)), PVTv2("b5", out_indices=(0,)).state_dict())
     assert "MiT b5" in str(report)
@@ -293,6 +313,11 @@ def test_half_of_a_joined_pair(unchanged):
             r"looks like PVTv2 b1 .*not PVTv2 b0.*of another shape",
         ),
         (lambda: PVTv2("b0"), lambda: PVT("tiny").state_dict(), "looks like PVT tiny, and the backbone is PVTv2 b0"),
+        (
+            lambda: CoaT("lite_tiny"),
+            lambda: CoaT("mini", out_indices=(1,)).state_dict(),
+            r"looks like CoaT mini .*not CoaT lite_tiny.*Give arch='mini'",
+        ),
         (lambda: PVT("tiny"), lambda: {"layer1.0.conv1.weight": torch.ones(1)}, "looks like a ResNet"),
         (lambda: PVT("tiny"), lambda: {"blocks.0.attn.qkv.weight": torch.ones(1)}, "looks like a ViT"),
         (

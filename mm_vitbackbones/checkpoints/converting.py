@@ -138,7 +138,10 @@ def _check_arch(found: Found, state: State, ours: State, arch: str | dict[str, A
 
 def _to_layout(found: Found, ours: State, to: str) -> tuple[State, list[str]]:
     """The tensors by their names in a layout, and our names of the classifier's tensors that it has no names for."""
-    layout = found.family.layout(to)
+    try:
+        layout = found.family.layout(to)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
     theirs, nameless = layout.to_theirs(ours)
     if to == "ours":
         nameless = [key for key in theirs if _is_aside(key)]
