@@ -195,18 +195,20 @@ class FactorizedAttention(nn.Module):
     def _fast(
         self, grid: Tensor, norm: nn.Module, shared: Shared, cls_key: Tensor, cls_value: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Equal to ``_lean``, for inference on CPU: in place, and image by image where a batch would be copied."""
+        """Equal to ``_lean``, for inference on CPU: in place, and head by head, which copies nothing."""
         normed = norm(grid)
         query, key = fused.linear(normed, self.qk).flatten(1, 2).chunk(2, dim=-1)
         value = fused.linear(normed, self.v)
+        del normed
         largest = torch.maximum(key.amax(1, keepdim=True), cls_key)
         weight, cls_weight = key.sub_(largest).exp_(), (cls_key - largest).exp_()
         total = weight.sum(1, keepdim=True).add_(cls_weight)
         context = torch.stack([heads(w).mT @ heads(v) for w, v in zip(weight, value.flatten(1, 2), strict=True)])
         context = context.add_(heads(cls_weight).mT @ heads(cls_value)).mul_(self.scale / heads(total).mT)
         out = shared.relative_position(value).flatten(1, 2).mul_(query)
-        for result, q, matrix in zip(out, query, context, strict=True):
-            heads(result).baddbmm_(heads(q), matrix)
+        for image, q, matrices in zip(out, query, context, strict=True):
+            for result, head, matrix in zip(heads(image), heads(q), matrices, strict=True):
+                result.addmm_(head, matrix)
         return fused.linear(out, self.proj).view_as(grid), context
 
 
