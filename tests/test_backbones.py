@@ -243,6 +243,24 @@ def test_state_dict_round_trip_deep_copy_and_pickle(toy):
 
 
 @toys
+def test_optimizer_rules_of_mmengine_take_each_parameter_once(toy):
+    from mmengine.optim import build_optim_wrapper
+
+    backbone = toy()
+    rules = dict(norm_decay_mult=0.0, bias_decay_mult=0.0, custom_keys=dict(patch_embed=dict(lr_mult=0.1)))
+    wrapper = build_optim_wrapper(
+        backbone, dict(type="OptimWrapper", optimizer=dict(type="AdamW", lr=1.0, weight_decay=1.0), paramwise_cfg=rules)
+    )
+    every = [(p, group["lr"], group["weight_decay"]) for group in wrapper.param_groups for p in group["params"]]
+    groups = [group for group in every if isinstance(group[0], nn.Parameter)]  # MMEngine adds a tensor of its own
+    assert [id(p) for p, *_ in groups] == [id(p) for p in backbone.parameters()]
+    for (name, p), (_, rate, decay) in zip(backbone.named_parameters(), groups, strict=True):
+        embeds = "patch_embed" in name
+        assert rate == (0.1 if embeds else 1.0)
+        assert decay == (1.0 if embeds or p.dim() > 1 else 0.0)
+
+
+@toys
 @pytest.mark.parametrize("in_channels", [1, 4])
 def test_images_of_other_channels(toy, in_channels):
     backbone = toy(in_channels=in_channels).eval()
