@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mm_vitbackbones.backbones import PVT, MiT, PiT, PVTv2, Swin
+from mm_vitbackbones.backbones import PVT, CoaT, MiT, PiT, PVTv2, Swin
 from mm_vitbackbones.measuring import peak_bytes
 
 DEPTHS_OF_B2 = (3, 4, 6, 3)
@@ -105,7 +105,33 @@ def timm_swin() -> nn.Module:
     return timm.create_model(name, features_only=True, strict_img_size=False, drop_path_rate=0.2)
 
 
+def timm_coat(name: str) -> nn.Module:
+    """timm's dense form, which is built for one size of image, freed from it; it takes sides divisible by 32."""
+    declare_torchvision_operators()
+    import timm
+
+    model = timm.create_model(name, return_interm_layers=True, out_features=[f"x{i}_nocls" for i in (1, 2, 3, 4)])
+
+    def set_size(model: Any, inputs: tuple[Tensor]) -> None:
+        height, width = inputs[0].shape[2:]
+        for i, stride in enumerate((4, 8, 16, 32), start=1):
+            embed = getattr(model, f"patch_embed{i}")
+            embed.img_size, embed.grid_size = None, (height // stride, width // stride)
+
+    model.register_forward_pre_hook(set_size)
+    model.register_forward_hook(lambda model, inputs, features: tuple(features.values()))
+    return model
+
+
 CONTENDERS: dict[str, tuple[Contender, ...]] = {
+    "coat_lite_s": (
+        Contender("ours", lambda: CoaT(arch="lite_small")),
+        Contender("timm", lambda: timm_coat("coat_lite_small")),
+    ),
+    "coat_mini": (
+        Contender("ours", lambda: CoaT(arch="mini")),
+        Contender("timm", lambda: timm_coat("coat_mini")),
+    ),
     "pvt_s": (
         Contender("ours", lambda: PVT(arch="small")),
         Contender("mmdet", mmdet_pvt),

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mm_vitbackbones.backbones import PVT, Backbone, MiT, PiT, PVTv2, Swin
+from mm_vitbackbones.backbones import PVT, Backbone, CoaT, MiT, PiT, PVTv2, Swin
 
 DATA = Path(__file__).parent / "data"
 
@@ -49,6 +49,10 @@ def build_toy(fixture: Fixture) -> Backbone:
     if "window_size" in fixture.arch:
         spec = {key: fixture.arch[key] for key in ("depths", "num_heads", "window_size")}
         return Swin(arch=spec | {"dims": [fixture.arch["embed_dim"] * 2**i for i in range(4)]}, drop_path_rate=0.0)
+    if "serial_depths" in fixture.arch:
+        ours = {"embed_dims": "dims", "serial_depths": "depths", "mlp_ratios": "mlp_ratios"}
+        spec = {ours[key]: fixture.arch[key] for key in ours} | {"parallel_depth": fixture.arch["parallel_depth"]}
+        return CoaT(arch=spec)
     ours = {"embed_dims": "dims", "num_heads": "num_heads", "depths": "depths", "mlp_ratios": "mlp_ratios"}
     spec = {ours[key]: fixture.arch[key] for key in ours} | {"reductions": fixture.arch["sr_ratios"]}
     if "pretrain_img_size" in fixture.arch:
@@ -86,6 +90,30 @@ def build_toy_pit(fixture: Fixture, **kwargs) -> PiT:
         pretrain_grid=(arch["image_size"] - arch["patch_size"]) // arch["stride"] + 1,
     )
     return PiT(**dict(arch=spec, stem="published", out_indices=(1, 2, 3), drop_path_rate=0.0) | kwargs)
+
+
+def coat_classifier(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What a classifier's file holds beside a dense CoaT's tensors, and its head: norms, used or not, and with parallel
+    blocks the weights of their class tokens."""
+    norms = {f"norm{i}": torch.randn(2, state[f"cls_token{i}"].shape[-1]) for i in (1, 2, 3, 4)}
+    tensors = {f"{name}.{part}": norms[name][i] for name in norms for i, part in enumerate(("weight", "bias"))}
+    if "parallel_blocks.0.norm12.weight" in state:
+        tensors |= {"aggregate.weight": torch.randn(1, 3, 1), "aggregate.bias": torch.randn(1)}
+    return tensors
+
+
+def published_shapes(family: str) -> dict[str, dict[str, tuple[int, ...]]]:
+    """For each arch, the names and shapes of all tensors in its official file: ``data/<family>_keys.txt``."""
+    archs: dict[str, dict[str, tuple[int, ...]]] = {}
+    for line in (DATA / f"{family}_keys.txt").read_text().splitlines():
+        if line.startswith("["):
+            shapes = archs.setdefault(line[1:-1], {})
+        elif not line.startswith("#"):
+            name, shape = line.split()
+            before, last, after = re.fullmatch(r"(.*?)(?:\{0-(\d+)\}(.*))?", name).groups()
+            numbers = [""] if last is None else range(int(last) + 1)
+            shapes |= {f"{before}{i}{after or ''}": tuple(map(int, shape.split("x"))) for i in numbers}
+    return archs
 
 
 def pseudo_random(name: str, count: int) -> np.ndarray:

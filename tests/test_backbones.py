@@ -10,9 +10,11 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from mm_vitbackbones import backbones
-from mm_vitbackbones.backbones import PVT, Backbone, MiT, PiT, PVTv2, Swin
+from mm_vitbackbones.backbones import PVT, Backbone, CoaT, MiT, PiT, PVTv2, Swin
+from mm_vitbackbones.layers import DropPath
 from mm_vitbackbones.registry import BACKBONES, MODELS
 
 FAMILIES = [
@@ -24,7 +26,10 @@ VARIANTS = [(family, arch) for family in FAMILIES for arch in family.archs]
 TINY = dict(depths=(2, 1, 1, 2), dims=(8, 16, 20, 32), num_heads=(1, 2, 5, 8))
 """Real networks at toy size: every stage and every kind of block, in milliseconds."""
 TINY_PIT = dict(depths=(2, 2, 2), dims=(8, 16, 32), num_heads=(1, 2, 4), pretrain_grid=7, num_tokens=2)
+COAT = dict(depths=(2, 1, 1, 2), mlp_ratios=(4, 4, 4, 4))
 TOYS = {
+    "coat": lambda **kw: CoaT(arch=dict(COAT, dims=(8, 24, 24, 24), parallel_depth=2), **kw),
+    "coat_lite": lambda **kw: CoaT(arch=dict(COAT, dims=(8, 16, 24, 32)), **kw),
     "pvt": lambda **kw: PVT(arch=dict(TINY, pretrain_grid=16), **kw),
     "pvt_v2": lambda **kw: PVTv2(arch=TINY, **kw),
     "pvt_v2_linear": lambda **kw: PVTv2(arch=dict(TINY, linear=True), **kw),
@@ -36,6 +41,13 @@ toys = pytest.mark.parametrize("toy", TOYS.values(), ids=TOYS.keys())
 SUBSETS = [subset for n in (1, 2, 3, 4) for subset in itertools.combinations(range(4), n)]
 
 PARAMETERS = {  # of the dense forms, as the authors' own code counts them
+    "CoaT tiny": 5_344_624,
+    "CoaT mini": 10_118_704,
+    "CoaT small": 21_370_984,
+    "CoaT lite_tiny": 5_400_320,
+    "CoaT lite_mini": 10_497_536,
+    "CoaT lite_small": 19_324_480,
+    "CoaT lite_medium": 44_057_024,
     "PVT tiny": 12_714_240,
     "PVT small": 23_970_816,
     "PVT medium": 43_693_056,
@@ -155,7 +167,8 @@ def test_freezing(toy, frozen_stages):
         names = [name for name, _ in backbone.named_parameters()]
         stem = {n for n in names if n.startswith(("stages.0.patch_embed", "stages.0.position", "stem."))}
         stages = {n for n in names if n.startswith("stages.") and int(n.split(".")[1]) < frozen_stages}
-        last = {n for n in names if n.startswith("upsample.") and frozen_stages == 4}
+        # What follows the last stage, PiT's upsampling and CoaT's parallel blocks, is frozen with it.
+        last = {n for n in names if n.startswith(("upsample.", "parallel_blocks.")) and frozen_stages == 4}
         assert frozen == (set() if frozen_stages == -1 else stem | stages | last)
         assert backbone.train() is backbone
         for i, stage in enumerate(backbone.stages):
@@ -213,8 +226,11 @@ def test_drop_path_drops_whole_samples_in_training_only(toy):
         outputs = {float(backbone(image)[-1].sum()) for _ in range(20)}
     # Five of the six blocks drop (the first has rate 0), two branches each: few of 2**10 outcomes repeat in 20 draws.
     assert len(outputs) > 5
-    rates = [block.drop_path.rate for stage in backbone.stages for block in stage.blocks]
-    assert rates == pytest.approx([0.5 * i / 5 for i in range(6)])
+    rates = [module.rate for module in backbone.modules() if isinstance(module, DropPath)]
+    if isinstance(backbone, CoaT):  # constant, in the parallel blocks too
+        assert rates == [0.5] * (6 + backbone.arch.parallel_depth)
+    else:
+        assert rates == pytest.approx([0.5 * i / 5 for i in range(6)])
 
 
 @toys
@@ -248,6 +264,24 @@ def test_state_dict_round_trip_deep_copy_and_pickle(toy):
 
 
 @toys
+def test_optimizer_rules_of_mmengine_take_each_parameter_once(toy):
+    from mmengine.optim import build_optim_wrapper
+
+    backbone = toy()
+    rules = dict(norm_decay_mult=0.0, bias_decay_mult=0.0, custom_keys=dict(patch_embed=dict(lr_mult=0.1)))
+    wrapper = build_optim_wrapper(
+        backbone, dict(type="OptimWrapper", optimizer=dict(type="AdamW", lr=1.0, weight_decay=1.0), paramwise_cfg=rules)
+    )
+    every = [(p, group["lr"], group["weight_decay"]) for group in wrapper.param_groups for p in group["params"]]
+    groups = [group for group in every if isinstance(group[0], nn.Parameter)]  # MMEngine adds a tensor of its own
+    assert [id(p) for p, *_ in groups] == [id(p) for p in backbone.parameters()]
+    for (name, p), (_, rate, decay) in zip(backbone.named_parameters(), groups, strict=True):
+        embeds = "patch_embed" in name
+        assert rate == (0.1 if embeds else 1.0)
+        assert decay == (1.0 if embeds or p.dim() > 1 else 0.0)
+
+
+@toys
 @pytest.mark.parametrize("in_channels", [1, 4])
 def test_images_of_other_channels(toy, in_channels):
     backbone = toy(in_channels=in_channels).eval()
@@ -260,21 +294,22 @@ def test_images_of_other_channels(toy, in_channels):
 @toys
 def test_torch_compile_of_a_block_and_of_the_backbone(toy):
     torch.manual_seed(7)
-    backbone = toy().eval()
-    block, grid = backbone.stages[0].blocks[0], torch.randn(1, 16, 24, 8)
-    if isinstance(backbone, PiT):
-        grid = grid.flatten(1, 2)
-    image = torch.randn(1, 3, 64, 96)
+    backbone, image = toy().eval(), torch.randn(1, 3, 64, 96)
+    block, inputs = backbone.stages[0].blocks[0], []
+    hook = block.register_forward_pre_hook(lambda block, given: inputs.extend(given))
+    with torch.no_grad():
+        backbone(image)
+    hook.remove()
     # The graph is what can break; code generation is the compiler's business and takes minutes.
     with torch.no_grad():
         compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
-        torch.testing.assert_close(compiled(grid.clone()), block(grid.clone()), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(compiled(*inputs), block(*inputs), rtol=1e-5, atol=1e-5)
         whole = torch.compile(backbone, fullgraph=True, backend="aot_eager")
         for a, b in zip(whole(image), backbone(image), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
     backbone.train()
     trained = torch.compile(backbone.stages[0].blocks[0], fullgraph=True, backend="aot_eager")
-    trained(grid).sum().backward()
+    tree_leaves(trained(*inputs))[-1].sum().backward()
 
 
 def test_registered_under_the_scope():

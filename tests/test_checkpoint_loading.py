@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from official import coat_classifier, relative_error
 from torch import nn
 
-from mm_vitbackbones.backbones import PVT, MiT, PiT, PVTv2, Swin
+from mm_vitbackbones.backbones import PVT, CoaT, MiT, PiT, PVTv2, Swin
 from mm_vitbackbones.checkpoints import CheckpointError, CheckpointMismatch, load_pretrained
 from mm_vitbackbones.checkpoints.families import FAMILIES, looks_like
 from mm_vitbackbones.checkpoints.surgery import adapt_in_channels
@@ -22,7 +23,11 @@ SPEC = {
     "mlp_ratios": (8, 8, 4, 4),
 }
 SWIN = {"depths": (2, 2, 2, 2), "dims": (8, 16, 32, 64), "num_heads": (1, 2, 2, 4)}
+COAT = {"depths": (1, 1, 1, 1), "dims": (16, 24, 24, 24), "mlp_ratios": (4, 4, 4, 4), "parallel_depth": 2}
+COAT_LITE = {"depths": (1, 2, 1, 1), "dims": (16, 16, 24, 32)}
 TOYS = {
+    "coat": (CoaT, COAT),
+    "coat_lite": (CoaT, COAT_LITE),
     "pvt": (PVT, SPEC | {"pretrain_grid": 16}),
     "pvt_v2": (PVTv2, SPEC),
     "pvt_v2_linear": (PVTv2, SPEC | {"linear": True}),
@@ -44,7 +49,10 @@ def build(toy, **kwargs):
 def official(toy):
     with np.load(DATA / f"{toy}.npz") as arrays:
         state = {k.removeprefix("state/"): torch.from_numpy(arrays[k]) for k in arrays if k.startswith("state/")}
-    state |= {"head.weight": torch.randn(10, 32), "head.bias": torch.randn(10)}
+    width = TOYS[toy][1]["dims"][-1]
+    state |= {"head.weight": torch.randn(10, width), "head.bias": torch.randn(10)}
+    if toy.startswith("coat"):
+        state |= coat_classifier(state)
     if toy == "pvt":
         state |= {"cls_token": torch.randn(1, 1, 32), "norm.weight": torch.randn(32), "norm.bias": torch.ones(32)}
     if toy == "swin":  # what only a classifier's file holds
@@ -63,9 +71,8 @@ def check_loaded(backbone, toy):
     with np.load(DATA / f"{toy}.npz") as arrays, torch.no_grad():
         maps = backbone.eval()(torch.from_numpy(arrays["input0"]))
         for i, level in zip(backbone.out_indices, maps, strict=True):
-            torch.testing.assert_close(
-                level, torch.from_numpy(arrays[f"feature0_{i - (toy == 'pit')}"]), rtol=1e-4, atol=1e-5
-            )
+            feature = torch.from_numpy(arrays[f"feature0_{i - (toy == 'pit')}"])
+            assert relative_error(level, feature) <= 1e-5
 
 
 @pytest.fixture
@@ -286,6 +293,18 @@ def test_an_upsampling_that_no_published_file_holds_stays_fresh():
     assert "left out, as not built: upsample.weight, upsample.bias" in str(report)
 
 
+@pytest.mark.parametrize("out_indices", [(0,), (1,), (0, 2), (1, 2), (3,)])
+def test_levels_that_meet_in_parallel_blocks(out_indices):
+    backbone = build("coat", out_indices=out_indices)
+    report = load_pretrained(backbone, official("coat"))
+    check_loaded(backbone, "coat")
+    assert bool(report.unbuilt) == (out_indices != (0, 1, 2, 3))
+    again = build("coat", out_indices=out_indices)
+    assert not load_pretrained(again, backbone.state_dict()).unbuilt
+    with pytest.raises(CheckpointMismatch, match=r"missing: "):
+        load_pretrained(build("coat"), backbone.state_dict())
+
+
 def test_frozen_parameters_are_loaded_and_stay_frozen():
     backbone = build("pvt", frozen_stages=2)
     load_pretrained(backbone, official("pvt"))
@@ -351,6 +370,11 @@ def test_half_of_a_joined_pair(unchanged):
             r"looks like PiT ti_distilled .*not PiT ti: .*class_tokens \(1, 2, 64\).*Give arch='ti_distilled'",
         ),
         (lambda: PVT("tiny"), lambda: PiT("xs", out_indices=(1, 2)).state_dict(), "looks like PiT xs, and"),
+        (
+            lambda: CoaT("lite_tiny"),
+            lambda: CoaT("mini", out_indices=(1,)).state_dict(),
+            r"looks like CoaT mini .*not CoaT lite_tiny.*Give arch='mini'",
+        ),
         (lambda: PVT("tiny"), lambda: {"layer1.0.conv1.weight": torch.ones(1)}, "looks like a ResNet"),
         (lambda: PVT("tiny"), lambda: {"blocks.0.attn.qkv.weight": torch.ones(1)}, "looks like a ViT"),
         (

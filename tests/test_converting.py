@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from official import coat_classifier
 
-from mm_vitbackbones.backbones import PVT, MiT, PiT, PVTv2, Swin
+from mm_vitbackbones.backbones import PVT, CoaT, MiT, PiT, PVTv2, Swin
 from mm_vitbackbones.checkpoints import CheckpointError, convert_checkpoint, load_pretrained, read_checkpoint
 from mm_vitbackbones.checkpoints.families import FAMILIES
 
@@ -21,7 +22,11 @@ SPEC = {
     "mlp_ratios": (8, 8, 4, 4),
 }
 SWIN = {"depths": (2, 2, 2, 2), "dims": (8, 16, 32, 64), "num_heads": (1, 2, 2, 4)}
+COAT = {"depths": (1, 1, 1, 1), "dims": (16, 24, 24, 24), "mlp_ratios": (4, 4, 4, 4), "parallel_depth": 2}
+COAT_LITE = {"depths": (1, 2, 1, 1), "dims": (16, 16, 24, 32)}
 TOYS = {
+    "coat": (CoaT, COAT),
+    "coat_lite": (CoaT, COAT_LITE),
     "pvt": (PVT, SPEC | {"pretrain_grid": 16}),
     "pvt_v2": (PVTv2, SPEC),
     "pvt_v2_linear": (PVTv2, SPEC | {"linear": True}),
@@ -45,7 +50,10 @@ def skip_without_layout(toy, *names):
 def official(toy):
     with np.load(DATA / f"{toy}.npz") as arrays:
         state = {k.removeprefix("state/"): torch.from_numpy(arrays[k]) for k in arrays if k.startswith("state/")}
-    state |= {"head.weight": torch.randn(10, 32), "head.bias": torch.randn(10)}
+    width = TOYS[toy][1]["dims"][-1]
+    state |= {"head.weight": torch.randn(10, width), "head.bias": torch.randn(10)}
+    if toy.startswith("coat"):
+        state |= coat_classifier(state)
     if toy == "pvt":
         state |= {"cls_token": torch.randn(1, 1, 32), "norm.weight": torch.randn(32), "norm.bias": torch.ones(32)}
     if toy == "swin":  # what only a classifier's file holds
@@ -212,6 +220,7 @@ def test_the_tool(tmp_path):
         (official("pvt") | {"extra.weight": torch.ones(1)}, {"arch": TOYS["pvt"][1]}, r"has no extra\.weight"),
         (official("pvt"), {"to": "jax"}, "no layout 'jax'"),
         (official("pit"), {"to": "openmmlab", "arch": TOYS["pit"][1]}, "PiT has no layout 'openmmlab'"),
+        (official("coat"), {"to": "openmmlab", "arch": TOYS["coat"][1]}, "CoaT has no layout 'openmmlab'"),
         ({"a": 1}, {}, "no state dict"),
     ],
 )

@@ -5,13 +5,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from official import published_names
+from official import coat_classifier, published_names, published_shapes
 
+from mm_vitbackbones.checkpoints import CheckpointError
 from mm_vitbackbones.checkpoints.families import FAMILIES, find_archs, find_layout, looks_like, shapes_of
 from mm_vitbackbones.checkpoints.key_map import KeyMap, under
 
 DATA = Path(__file__).parent / "data"
-TOYS = {"pvt": "PVT", "pvt_v2": "PVTv2", "pvt_v2_linear": "PVTv2", "mit": "MiT", "pit": "PiT", "swin": "Swin"}
+TOYS = {
+    "pvt": "PVT",
+    "pvt_v2": "PVTv2",
+    "pvt_v2_linear": "PVTv2",
+    "mit": "MiT",
+    "pit": "PiT",
+    "swin": "Swin",
+    "coat": "CoaT",
+    "coat_lite": "CoaT",
+}
 PUBLISHED = [(family, *case) for family in ("mit",) for case in published_names(family)]
 CASES = [(toy, layout.name) for toy, family in TOYS.items() for layout in FAMILIES[family].layouts]
 
@@ -22,6 +32,8 @@ def official(toy):
     if toy == "pit":
         return state | {"head_dist.weight": torch.randn(10, 32), "head_dist.bias": torch.randn(10)}
     state |= {"head.weight": torch.randn(10, 32), "head.bias": torch.randn(10)}
+    if toy.startswith("coat"):
+        state |= coat_classifier(state)
     if toy == "pvt":
         state |= {
             "cls_token": torch.randn(1, 1, 32),
@@ -104,7 +116,7 @@ def test_each_layout_holds_the_whole_network_and_gives_it_back(toy, name):
     ours, unknown = family.layout("official").to_ours(source)
     assert not unknown
     theirs, nameless = family.layout(name).to_theirs(ours)
-    assert all(key.startswith("classifier.") or family.is_optional(key) for key in nameless)
+    assert all(key.startswith("classifier.") or family.files_may_lack(key) for key in nameless)
     assert not nameless or name not in ("official", "ours")
     assert ("classifier.head.weight" in nameless) == (name == "openmmlab")
     back, unknown = family.layout(name).to_ours(theirs)
@@ -139,6 +151,51 @@ def test_published_names_and_shapes_are_those_of_the_network(family, arch, name)
     assert not nameless
     assert {key: t.shape for key, t in theirs.items()} == {key: t.shape for key, t in inside.items()}
     assert re.match(rf"{found.family.name} {arch}\b", looks_like(published))
+
+
+CLASSIFIERS = {  # values in the official ImageNet files, those that several blocks share counted once
+    ("CoaT", "tiny"): 5_498_844,
+    ("CoaT", "mini"): 10_337_308,
+    ("CoaT", "small"): 21_694_212,
+    ("CoaT", "lite_tiny"): 5_722_856,
+    ("CoaT", "lite_mini"): 11_012_584,
+    ("CoaT", "lite_small"): 19_839_528,
+    ("CoaT", "lite_medium"): 44_572_456,
+}
+
+
+@pytest.mark.parametrize(("name", "arch"), CLASSIFIERS)
+def test_the_official_files_of_every_variant_are_known_by_name_and_shape(name, arch):
+    family, published = FAMILIES[name], published_shapes(name.lower())[arch]
+    ours, unknown = family.layout("official").to_ours({k: torch.zeros(()).expand(s) for k, s in published.items()})
+    assert not unknown
+    assert sum(tensor.numel() for tensor in ours.values()) == CLASSIFIERS[name, arch]
+    backbone = {key: tensor.shape for key, tensor in ours.items() if not key.startswith("classifier.")}
+    assert backbone == shapes_of(family, arch)
+    assert find_archs(family, ours) == (arch,)
+    theirs, nameless = family.layout("official").to_theirs(ours)
+    assert not nameless
+    assert {key: tuple(tensor.shape) for key, tensor in theirs.items()} == published
+
+
+def test_names_that_share_a_tensor_stand_for_one():
+    layout = FAMILIES["CoaT"].layout("official")
+    source = official("coat")
+    ours, _ = layout.to_ours(source)
+    shared = [key for key in ours if ".cpe." in key or ".crpe." in key or "blocks.0.ffn." in key]
+    assert len(shared) == 4 * (2 + 6) + 4 * 4 + 4
+    again = {key for key in source if ".cpe." in key or ".crpe." in key or ".mlp3." in key or ".mlp4." in key}
+    assert len(again) == 4 * (2 + 6) + 2 * (3 * 6 + 2 * 4)
+    owned = {key: tensor for key, tensor in source.items() if key not in again}
+    without, _ = layout.to_ours(owned)
+    assert without.keys() == ours.keys()
+    # Some writers keep one name of a tensor, and not the stage's.
+    del owned["cpe2.proj.weight"]
+    kept, _ = layout.to_ours(owned | {k: source[k] for k in ["serial_blocks2.0.cpe.proj.weight"]})
+    assert torch.equal(kept["stages.1.cpe.conv.weight"], source["cpe2.proj.weight"])
+    other = source | {"parallel_blocks.1.mlp4.fc1.weight": source["parallel_blocks.1.mlp4.fc1.weight"] + 1}
+    with pytest.raises(CheckpointError, match=r"parallel_blocks\.1\.ffn\.fc1\.weight is shared"):
+        layout.to_ours(other)
 
 
 def test_surgery_splits_by_rows_q_k_v():

@@ -8,7 +8,15 @@ import torch.nn.functional as F
 from official import relative_error
 from torch import nn
 
-from mm_vitbackbones.backbones import PVT, MiT, PiT, PVTv2
+from mm_vitbackbones.backbones import PVT, CoaT, MiT, PiT, PVTv2
+from mm_vitbackbones.backbones.coat import (
+    ConvPosition,
+    ConvRelativePosition,
+    FactorizedAttention,
+    SerialBlock,
+    Shared,
+    resized_sum,
+)
 from mm_vitbackbones.backbones.pit import SelfAttention, Upsample
 from mm_vitbackbones.layers import (
     Block,
@@ -120,6 +128,80 @@ def test_upsampling_makes_four_cells_of_each():
         for j in (0, 1):
             cells = grid @ upsample.weight[:, :, i, j] + upsample.bias
             torch.testing.assert_close(out[:, i::2, j::2], cells, rtol=1e-5, atol=1e-6)
+
+
+def naive_factorized(attention, cls, grid, norm, crpe):
+    """As in the paper: all tokens in one tensor, head by head, a window for each head."""
+    _, height, width, dim = grid.shape
+    tokens = norm(torch.cat([cls.flatten(1, 2), grid.flatten(1, 2)], 1))
+    query, key = attention.qk(tokens).chunk(2, -1)
+    parts = [x.chunk(8, -1) for x in (query, key, attention.v(tokens))]
+    windows = [(i, conv) for conv in crpe.convs for i in range(conv.out_channels // (dim // 8))]
+    out = []
+    for q, k, v, (i, conv) in zip(*parts, windows, strict=True):
+        mine = slice(i * dim // 8, (i + 1) * dim // 8)
+        maps = v[:, 1:].transpose(1, 2).unflatten(2, (height, width))
+        seen = F.conv2d(maps, conv.weight[mine], conv.bias[mine], padding=conv.kernel_size[0] // 2, groups=dim // 8)
+        position = torch.cat([torch.zeros_like(v[:, :1]), seen.flatten(2).transpose(1, 2)], 1)
+        out.append(q @ (k.softmax(1).transpose(1, 2) @ v) * (dim // 8) ** -0.5 + q * position)
+    result = attention.proj(torch.cat(out, -1))
+    return result[:, :1].view_as(cls), result[:, 1:].view_as(grid)
+
+
+@pytest.mark.parametrize("grad", [True, False], ids=["lean", "fast"])
+def test_factorized_attention_is_that_of_the_paper(grad):
+    torch.manual_seed(12)
+    modules = nn.ModuleList([FactorizedAttention(24), nn.LayerNorm(24), ConvPosition(24), ConvRelativePosition(24)])
+    for parameter in modules.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    attention, norm, cpe, crpe = modules
+    cls, grid = torch.randn(2, 1, 1, 24), torch.randn(2, 9, 6, 24)
+    with torch.no_grad():
+        expected = naive_factorized(attention, cls, grid, norm, crpe)
+    with torch.set_grad_enabled(grad):
+        for a, b in zip(attention((cls, grid), norm, Shared(cpe, *crpe())), expected, strict=True):
+            assert relative_error(a, b) <= 1e-5
+
+
+def test_gradients_of_factorized_attention():
+    torch.manual_seed(13)
+    modules = nn.ModuleList([FactorizedAttention(16), nn.LayerNorm(16), ConvPosition(16), ConvRelativePosition(16)])
+    attention, norm, cpe, crpe = modules.double()
+    tokens = torch.randn(2, 31, 16, dtype=torch.float64)
+
+    def ours(x):
+        parts = x[:, :1].unsqueeze(1), x[:, 1:].unflatten(1, (5, 6))
+        return torch.cat([p.flatten(1, 2) for p in attention(parts, norm, Shared(cpe, *crpe()))], 1)
+
+    def naive(x):
+        parts = x[:, :1].unsqueeze(1), x[:, 1:].unflatten(1, (5, 6))
+        return torch.cat([p.flatten(1, 2) for p in naive_factorized(attention, *parts, norm, crpe)], 1)
+
+    used = nn.ModuleList([attention, norm, crpe])
+    for a, b in zip(gradients(ours, used, tokens), gradients(naive, used, tokens), strict=True):
+        assert relative_error(a, b) <= 1e-12
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_softmax_over_tokens_is_in_full_precision_under_autocast(dtype):
+    # 65536 equal keys: each weighs 2**-16. Their sum in a narrow type stops growing at 256 (bf16) or 2048 (fp16).
+    attention = FactorizedAttention(8)
+    key, value = torch.zeros(1, 2**16, 8, dtype=dtype), torch.ones(1, 2**16, 8, dtype=dtype)
+    with torch.autocast("cpu", dtype=dtype):
+        context = attention._context(key, value, key[:, :1], value[:, :1])
+    assert context.dtype == torch.float32
+    torch.testing.assert_close(context, torch.ones(1, 8, 1, 1))
+
+
+def test_levels_are_resized_to_each_other():
+    torch.manual_seed(14)
+    grids = [torch.randn(2, height, width, 8) for height, width in ((9, 13), (5, 7), (3, 4))]
+    before = [grid.clone() for grid in grids]
+    for height, width in ((9, 13), (5, 7), (3, 4)):
+        expected = sum(F.interpolate(g.permute(0, 3, 1, 2), (height, width), mode="bilinear") for g in grids)
+        with torch.no_grad():
+            torch.testing.assert_close(resized_sum(grids, height, width), expected.permute(0, 2, 3, 1))
+    assert all(torch.equal(a, b) for a, b in zip(grids, before, strict=True))
 
 
 @pytest.mark.parametrize("make", FEED_FORWARD.values(), ids=FEED_FORWARD.keys())
@@ -292,7 +374,9 @@ def test_no_map_is_copied_inside_a_block(family, training):
 
 
 @pytest.mark.parametrize(
-    "backbone", [PVT("tiny").eval(), PVTv2("b1").eval(), MiT("b1").eval()], ids=["pvt", "pvt_v2", "mit"]
+    "backbone",
+    [PVT("tiny").eval(), PVTv2("b1").eval(), MiT("b1").eval(), CoaT("lite_mini").eval()],
+    ids=["pvt", "pvt_v2", "mit", "coat_lite"],
 )
 def test_the_image_and_the_four_outputs_are_the_only_clones(backbone):
     image = torch.randn(1, 3, 128, 192)
@@ -418,3 +502,75 @@ def test_pit_copies_the_image_its_outputs_and_what_the_class_tokens_part(batch):
     # poolings copy them.
     expected = 1 + 3 + (2 if batch > 1 else 0)
     assert copies(run, at_least=batch * 256 * 4 * 6)["aten::clone"] == expected
+
+
+# ---- CoaT: class tokens beside grids
+
+
+class CoatBlock(nn.Module):
+    """A serial block of CoaT with what its stage owns: (B, H, W, 64) -> (B, H, W, 64)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = SerialBlock(64, 512, drop_path=0.0, recomputed=None)
+        self.cpe, self.crpe = ConvPosition(64), ConvRelativePosition(64)
+
+    def forward(self, grid):
+        return self.block((grid[:, :1, :1], grid), Shared(self.cpe, *self.crpe()))[1]
+
+
+def test_copies_of_maps_in_a_block_of_coat():
+    block, grid = CoatBlock().eval(), torch.randn(2, 64, 64, 64)
+
+    def infer():
+        with torch.no_grad():
+            block(grid)
+
+    def train():
+        out = block(grid[:1])
+        out.backward(torch.ones_like(out))
+
+    infer()
+    # The bands of the feed-forward network, one for each image, go into the result.
+    assert copies(infer, at_least=grid[0].numel()) == {"aten::copy_": 2}
+    block.train()
+    train()
+    # The linears' biases are copied into their results: qk, v, proj, fc1, fc2. The heads' results are joined by one
+    # copy, and two more come of taking them apart in the backward pass.
+    assert copies(train, at_least=grid[:1].numel()) == {"aten::copy_": 5 + 3, "aten::clone": 3}
+
+
+def test_operators_of_the_blocks_of_coat():
+    backbone = CoaT(arch=dict(depths=(1, 1, 1, 1), dims=(64,) * 4, parallel_depth=1, mlp_ratios=(4,) * 4)).eval()
+    calls = []
+    for block in (backbone.stages[1].blocks[0], backbone.parallel_blocks[0]):
+        block.register_forward_pre_hook(lambda block, inputs: calls.append((block, inputs)))
+    with torch.no_grad():
+        backbone(torch.randn(1, 3, 64, 64))
+        counts = []
+        for block, inputs in list(calls):
+            with OperatorCount() as count:
+                block.forward(*inputs)
+            counts.append(count.total)
+    assert counts[0] <= 52  # eight products of the heads, and what the class token takes
+    assert counts[1] <= 174
+
+
+def test_memory_of_a_block_of_coat():
+    block, grid = CoatBlock().eval(), torch.randn(1, 256, 256, 64)
+
+    def infer():
+        with torch.no_grad():
+            return block(grid)
+
+    infer()
+    # The hidden map alone would be 8 maps.
+    assert peak_bytes(infer) < 6.5 * grid.numel() * 4
+    grid = torch.randn(1, 64, 64, 64, requires_grad=True)
+    hidden_bytes = 8 * grid.numel() * 4
+    block.train()
+    assert hidden_bytes < held_bytes(lambda: block(grid)) < 2.1 * hidden_bytes
+    block.block.recomputed = "ffn"
+    assert held_bytes(lambda: block(grid)) < 1.1 * hidden_bytes
+    block.block.recomputed = "block"
+    assert held_bytes(lambda: block(grid)) < 0.25 * hidden_bytes

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
 from official import build_toy, build_toy_pit, golden_image, golden_weight, load_fixture, relative_error
 
-from mm_vitbackbones.backbones import PVT, MiT, PiT, PVTv2, Swin
+from mm_vitbackbones.backbones import PVT, CoaT, MiT, PiT, PVTv2, Swin
 from mm_vitbackbones.checkpoints import load_pretrained
 from mm_vitbackbones.checkpoints.families import FAMILIES
 
-FIXTURES = ["pvt", "pvt_v2", "pvt_v2_linear", "mit", "pit", "swin"]
+FIXTURES = ["pvt", "pvt_v2", "pvt_v2_linear", "mit", "pit", "swin", "coat", "coat_lite"]
 
 # mean, population standard deviation, and the elements [0, 0, 0, 0], [0, C//2, H//2, W//2], [0, -1, -1, -1] of each
 # level, as the authors' code (for PiT) and their dense code (for the others) give them for an image of this size.
 GOLDEN = {
+    (CoaT, "lite_tiny", (128, 160)): [
+        (-0.0268535, 3.52164, -2.43494, -2.26293, -2.17971),
+        (-0.0660351, 3.25601, -0.914822, -1.63297, 1.38761),
+        (-0.033502, 3.08721, -3.20051, -1.31836, 5.62177),
+        (-0.0359849, 2.88291, 0.129763, -6.49556, -3.79994),
+    ],
+    (CoaT, "tiny", (128, 160)): [
+        (-0.00677053, 3.3345, 0.829315, 1.56351, -0.362149),
+        (-286.602, 3840.72, 145.669, -45.0431, -14.131),
+        (5.42513, 829.994, 10.3015, -516.293, 26.8287),
+        (-4.68765, 450.413, 49.5765, -11.0696, 20.2518),
+    ],
     (PVT, "tiny", (128, 160)): [
         (0.101043, 1.48045, -0.41218, -1.81596, 0.682162),
         (-0.0525269, 1.61555, -1.2355, -0.391113, 0.0537295),
@@ -65,6 +79,8 @@ GOLDEN = {
     ],
 }
 
+SHARED_AGAIN = r"\.(cpe|crpe)\.|\.mlp[34]\."
+
 
 @pytest.mark.parametrize("name", FIXTURES)
 @pytest.mark.parametrize("grad", [True, False], ids=["grad", "no_grad"])
@@ -99,7 +115,12 @@ def test_golden_values(family, arch, size):
     layout = next(layout for layout in FAMILIES[family.__name__].layouts if layout.name == "official")
     names, unknown = layout.to_theirs(backbone.state_dict())
     assert not unknown
-    shapes = {name: tuple(value.shape) for name, value in names.items() if value.is_floating_point()}
+    # What blocks share has its value by the stage's name, without the names that each block has for it.
+    shapes = {
+        name: tuple(value.shape)
+        for name, value in names.items()
+        if value.is_floating_point() and not re.search(SHARED_AGAIN, name)
+    }
     if family is PVT:
         shapes["pos_embed4"] = (1, 50, 512)  # with the class token's row, as published
     load_pretrained(backbone, {name: golden_weight(name, shape) for name, shape in shapes.items()})
@@ -107,10 +128,11 @@ def test_golden_values(family, arch, size):
         outputs = backbone(golden_image(*size))
     for output, (mean, std, *elements) in zip(outputs, GOLDEN[family, arch, size], strict=True):
         _, channels, height, width = output.shape
-        assert float(output.mean()) == pytest.approx(mean, abs=2e-5)
-        assert float(output.std(correction=0)) == pytest.approx(std, abs=2e-5)
+        rel = 2e-5 if std > 100 else 0  # CoaT's parallel blocks amplify these weights; six digits are recorded
+        assert float(output.mean()) == pytest.approx(mean, abs=2e-5, rel=rel)
+        assert float(output.std(correction=0)) == pytest.approx(std, abs=2e-5, rel=rel)
         actual = [output[0, 0, 0, 0], output[0, channels // 2, height // 2, width // 2], output[0, -1, -1, -1]]
-        assert [float(value) for value in actual] == pytest.approx(elements, abs=1e-4)
+        assert [float(value) for value in actual] == pytest.approx(elements, abs=1e-4, rel=rel)
 
 
 def test_the_aligned_pit_is_the_published_one_on_the_padded_image():

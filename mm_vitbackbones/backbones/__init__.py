@@ -1,10 +1,11 @@
 """The families: one file each. They import torch and MMEngine only."""
 
 from mm_vitbackbones.backbones.base import Backbone
+from mm_vitbackbones.backbones.coat import CoaT
 from mm_vitbackbones.backbones.mit import MiT
 from mm_vitbackbones.backbones.pit import PiT
 from mm_vitbackbones.backbones.pvt import PVT
 from mm_vitbackbones.backbones.pvt_v2 import PVTv2
 from mm_vitbackbones.backbones.swin import Swin
 
-__all__ = ["PVT", "Backbone", "MiT", "PVTv2", "PiT", "Swin"]
+__all__ = ["PVT", "Backbone", "CoaT", "MiT", "PVTv2", "PiT", "Swin"]

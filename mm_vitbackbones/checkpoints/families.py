@@ -9,16 +9,16 @@ from dataclasses import dataclass
 
 import torch
 
-from mm_vitbackbones.checkpoints import mit, pit, pvt, pvt_v2, swin
+from mm_vitbackbones.backbones.base import STRIDES
+from mm_vitbackbones.checkpoints import coat, mit, pit, pvt, pvt_v2, swin
 from mm_vitbackbones.checkpoints.errors import CheckpointError
 from mm_vitbackbones.checkpoints.layout import CLASSIFIER, Family, Layout, State
 from mm_vitbackbones.registry import BACKBONES
 
-FAMILIES = {family.name: family for family in (pvt.FAMILY, pvt_v2.FAMILY, mit.FAMILY, pit.FAMILY, swin.FAMILY)}
+FAMILIES = {module.FAMILY.name: module.FAMILY for module in (pvt, pvt_v2, mit, pit, swin, coat)}
 
 # Files of other networks, by keys that all of them hold. A family that gets a table leaves this list.
 OTHERS = (
-    ("a CoaT", r"serial_blocks1\.0\.factoratt_crpe\.qkv\.weight"),
     ("a CaiT", r"blocks_token_only\.0\.attn\.q\.weight"),
     ("an XCiT", r"pos_embed(er)?\.token_projection\.weight"),
     ("a ViT or DeiT", r"blocks\.0\.attn\.qkv\.weight"),
@@ -107,7 +107,9 @@ def differences(family: Family, expected: Shapes, ours: State) -> list[str]:
 
 
 def stage_of(key: str) -> int:
-    """The stage that one of our names belongs to."""
+    """The stage that one of our names belongs to; parallel blocks belong to the last, without which there are none."""
+    if key.startswith("parallel_blocks."):
+        return len(STRIDES) - 1
     found = re.match(r"stages\.(\d+)\.", key)
     return int(found[1]) if found else 0
 

@@ -87,6 +87,7 @@ class Family:
         layouts: each layout that its weights come in.
         adapters: the shapes that may differ.
         may_be_fresh: patterns of our names that published files lack by design.
+        level_only: patterns of our names that a backbone lacks where it does not return their level.
         claims: whether weights under our names are of this family, asked where a file has the names of two; exactly
             one of them has to claim it.
         twins: for an arch, another network that its weights cannot be told from in the layouts that both have.
@@ -97,6 +98,7 @@ class Family:
     layouts: tuple[Layout, ...]
     adapters: tuple[Adapter, ...] = ()
     may_be_fresh: tuple[str, ...] = ()
+    level_only: tuple[str, ...] = ()
     claims: Callable[[State], bool] = lambda ours: True
     twins: tuple[tuple[str, str], ...] = ()
     cautions: tuple[tuple[str, str, str], ...] = ()
@@ -108,9 +110,13 @@ class Family:
                 return layout
         raise CheckpointError(f"{self.name} has no layout {name!r}; it has {', '.join(x.name for x in self.layouts)}")
 
-    def is_optional(self, key: str) -> bool:
-        """Whether files, and backbones, may lack the tensor of this name."""
+    def files_may_lack(self, key: str) -> bool:
+        """Whether published files lack the tensor of this name by design; backbones may, too."""
         return any(re.fullmatch(pattern, key) for pattern in self.may_be_fresh)
+
+    def is_optional(self, key: str) -> bool:
+        """Whether a backbone may lack the tensor of this name without lacking its stage."""
+        return any(re.fullmatch(pattern, key) for pattern in self.may_be_fresh + self.level_only)
 
     def adapter(self, key: str) -> Adapter | None:
         """What may be done to the tensor of this name, if anything."""

@@ -140,7 +140,7 @@ def _load(backbone: nn.Module, content: Any, source: str) -> LoadReport:
     built = max(map(stage_of, target))
     unbuilt = [k for k in ours if stage_of(k) > built or (k not in target and family.is_optional(k))]
     given = {key: t for key, t in ours.items() if not key.startswith(CLASSIFIER) and key not in unbuilt}
-    fresh = [key for key in target if key not in given and family.is_optional(key)]
+    fresh = [key for key in target if key not in given and family.files_may_lack(key)]
     prepared, adapted, misfits = _fit(given, target, family)
     missing = [key for key in target if key not in given and key not in fresh]
     unexpected = [key for key in given if key not in target]

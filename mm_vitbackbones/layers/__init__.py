@@ -8,7 +8,7 @@ from mm_vitbackbones.layers.initialise import init_convs_fan_out, init_linears_a
 from mm_vitbackbones.layers.overlap_stage import OverlapStage
 from mm_vitbackbones.layers.patch_embed import PatchEmbed
 from mm_vitbackbones.layers.position import LearnedPosition
-from mm_vitbackbones.layers.residual import DropPath, add_residual, drop_path_rates
+from mm_vitbackbones.layers.residual import DropPath, add_residual, check_drop_path_rate, drop_path_rates
 
 __all__ = [
     "Block",
@@ -23,6 +23,7 @@ __all__ = [
     "SpatialReductionAttention",
     "add_residual",
     "attend",
+    "check_drop_path_rate",
     "drop_path_rates",
     "init_convs_fan_out",
     "init_linears_and_norms",
