@@ -16,6 +16,25 @@ from torch import Tensor
 from mm_vitbackbones.backbones import PVT, Backbone, CoaT, MiT, PiT, PVTv2, Swin
 
 DATA = Path(__file__).parent / "data"
+SPEC = {
+    "depths": (2, 1, 1, 1),
+    "dims": (8, 16, 20, 32),
+    "num_heads": (1, 2, 5, 8),
+    "reductions": (8, 4, 2, 1),
+    "mlp_ratios": (8, 8, 4, 4),
+}
+COAT = {"depths": (1, 1, 1, 1), "dims": (16, 24, 24, 24), "mlp_ratios": (4, 4, 4, 4), "parallel_depth": 2}
+TOYS = {
+    "pvt": (PVT, SPEC | {"pretrain_grid": 16}),
+    "pvt_v2": (PVTv2, SPEC),
+    "pvt_v2_linear": (PVTv2, SPEC | {"linear": True}),
+    "mit": (MiT, SPEC | {"mlp_ratios": (4, 4, 4, 4)}),
+    "pit": (PiT, {"depths": (1, 2, 1), "dims": (8, 16, 32), "num_heads": (2, 4, 8), "pretrain_grid": 7}),
+    "swin": (Swin, {"depths": (2, 2, 2, 2), "dims": (8, 16, 32, 64), "num_heads": (1, 2, 2, 4)}),
+    "coat": (CoaT, COAT),
+    "coat_lite": (CoaT, {"depths": (1, 2, 1, 1), "dims": (16, 16, 24, 32)}),
+}
+"""The class and the spec of each recorded network."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +81,33 @@ def build_toy(fixture: Fixture) -> Backbone:
     return MiT(arch=spec, drop_path_rate=0.0)
 
 
+def official_state(toy: str) -> dict[str, Tensor]:
+    """The recorded network's weights, with what a classifier's file holds beside them."""
+    state, width = load_fixture(toy).state, TOYS[toy][1]["dims"][-1]
+    state |= {"head.weight": torch.randn(10, width), "head.bias": torch.randn(10)}
+    if toy == "pvt":
+        state |= {"cls_token": torch.randn(1, 1, width)}
+    if toy in ("pvt", "swin"):
+        state |= {"norm.weight": torch.randn(width), "norm.bias": torch.ones(width)}
+    if toy == "pit":
+        state |= {"head_dist.weight": torch.randn(10, width), "head_dist.bias": torch.randn(10)}
+    if toy == "swin":
+        state |= {"layers.0.blocks.1.attn_mask": torch.zeros(9, 49, 49)}
+    if toy.startswith("coat"):
+        state |= coat_classifier(state)
+    return state
+
+
+def coat_classifier(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What a classifier's file holds beside a dense CoaT's tensors, and its head: norms, used or not, and with parallel
+    blocks the weights of their class tokens."""
+    norms = {f"norm{i}": torch.randn(2, state[f"cls_token{i}"].shape[-1]) for i in (1, 2, 3, 4)}
+    tensors = {f"{name}.{part}": norms[name][i] for name in norms for i, part in enumerate(("weight", "bias"))}
+    if "parallel_blocks.0.norm12.weight" in state:
+        tensors |= {"aggregate.weight": torch.randn(1, 3, 1), "aggregate.bias": torch.randn(1)}
+    return tensors
+
+
 def published_names(family: str) -> dict[tuple[str, str], dict[str, Tensor]]:
     """By arch and layout, the names of a family's published weights, with tensors that have a shape and no values."""
     lists: dict[tuple[str, str], dict[str, Tensor]] = {}
@@ -90,16 +136,6 @@ def build_toy_pit(fixture: Fixture, **kwargs) -> PiT:
         pretrain_grid=(arch["image_size"] - arch["patch_size"]) // arch["stride"] + 1,
     )
     return PiT(**dict(arch=spec, stem="published", out_indices=(1, 2, 3), drop_path_rate=0.0) | kwargs)
-
-
-def coat_classifier(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What a classifier's file holds beside a dense CoaT's tensors, and its head: norms, used or not, and with parallel
-    blocks the weights of their class tokens."""
-    norms = {f"norm{i}": torch.randn(2, state[f"cls_token{i}"].shape[-1]) for i in (1, 2, 3, 4)}
-    tensors = {f"{name}.{part}": norms[name][i] for name in norms for i, part in enumerate(("weight", "bias"))}
-    if "parallel_blocks.0.norm12.weight" in state:
-        tensors |= {"aggregate.weight": torch.randn(1, 3, 1), "aggregate.bias": torch.randn(1)}
-    return tensors
 
 
 def published_shapes(family: str) -> dict[str, dict[str, tuple[int, ...]]]:

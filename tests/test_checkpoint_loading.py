@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from official import coat_classifier, relative_error
+from official import SPEC, TOYS, official_state, relative_error
 from torch import nn
 
 from mm_vitbackbones.backbones import PVT, CoaT, MiT, PiT, PVTv2, Swin
@@ -15,26 +15,6 @@ from mm_vitbackbones.checkpoints.families import FAMILIES, looks_like
 from mm_vitbackbones.checkpoints.surgery import adapt_in_channels
 
 DATA = Path(__file__).parent / "data"
-SPEC = {
-    "depths": (2, 1, 1, 1),
-    "dims": (8, 16, 20, 32),
-    "num_heads": (1, 2, 5, 8),
-    "reductions": (8, 4, 2, 1),
-    "mlp_ratios": (8, 8, 4, 4),
-}
-SWIN = {"depths": (2, 2, 2, 2), "dims": (8, 16, 32, 64), "num_heads": (1, 2, 2, 4)}
-COAT = {"depths": (1, 1, 1, 1), "dims": (16, 24, 24, 24), "mlp_ratios": (4, 4, 4, 4), "parallel_depth": 2}
-COAT_LITE = {"depths": (1, 2, 1, 1), "dims": (16, 16, 24, 32)}
-TOYS = {
-    "coat": (CoaT, COAT),
-    "coat_lite": (CoaT, COAT_LITE),
-    "pvt": (PVT, SPEC | {"pretrain_grid": 16}),
-    "pvt_v2": (PVTv2, SPEC),
-    "pvt_v2_linear": (PVTv2, SPEC | {"linear": True}),
-    "mit": (MiT, SPEC | {"mlp_ratios": (4, 4, 4, 4)}),
-    "pit": (PiT, {"depths": (1, 2, 1), "dims": (8, 16, 32), "num_heads": (2, 4, 8), "pretrain_grid": 7}),
-    "swin": (Swin, SWIN),
-}
 PUBLISHED_FORM = {"pit": {"stem": "published", "out_indices": (1, 2, 3)}}
 """Arguments that give a network the form of the recorded features, where it has several."""
 CASES = [(toy, layout.name) for toy, (cls, _) in TOYS.items() for layout in FAMILIES[cls.__name__].layouts]
@@ -46,24 +26,9 @@ def build(toy, **kwargs):
     return cls(**{"arch": spec} | PUBLISHED_FORM.get(toy, {}) | kwargs)
 
 
-def official(toy):
-    with np.load(DATA / f"{toy}.npz") as arrays:
-        state = {k.removeprefix("state/"): torch.from_numpy(arrays[k]) for k in arrays if k.startswith("state/")}
-    width = TOYS[toy][1]["dims"][-1]
-    state |= {"head.weight": torch.randn(10, width), "head.bias": torch.randn(10)}
-    if toy.startswith("coat"):
-        state |= coat_classifier(state)
-    if toy == "pvt":
-        state |= {"cls_token": torch.randn(1, 1, 32), "norm.weight": torch.randn(32), "norm.bias": torch.ones(32)}
-    if toy == "swin":  # what only a classifier's file holds
-        mask = torch.zeros(9, 49, 49)
-        state |= {"norm.weight": torch.randn(64), "norm.bias": torch.ones(64), "layers.0.blocks.1.attn_mask": mask}
-    return state
-
-
 def renamed(toy, layout):
     family = FAMILIES[TOYS[toy][0].__name__]
-    return family.layout(layout).to_theirs(family.layout("official").to_ours(official(toy))[0])[0]
+    return family.layout(layout).to_theirs(family.layout("official").to_ours(official_state(toy))[0])[0]
 
 
 def check_loaded(backbone, toy):
@@ -172,7 +137,7 @@ def test_safetensors(tmp_path):
 
 
 def test_init_cfg_loads(tmp_path):
-    torch.save(official("pvt_v2"), tmp_path / "file.pth")
+    torch.save(official_state("pvt_v2"), tmp_path / "file.pth")
     backbone = build("pvt_v2", init_cfg={"type": "Pretrained", "checkpoint": str(tmp_path / "file.pth")})
     backbone.init_weights()
     check_loaded(backbone, "pvt_v2")
@@ -185,7 +150,7 @@ def test_one_line_says_it_all(tmp_path, monkeypatch):
         lambda text, logger=None, level=logging.INFO: lines.append(text),
     )
     backbone = build("pvt", arch=SPEC | {"pretrain_grid": 24}, in_channels=1, out_indices=(0, 2))
-    torch.save({k: v.half() for k, v in official("pvt").items()}, tmp_path / "file.pth")
+    torch.save({k: v.half() for k, v in official_state("pvt").items()}, tmp_path / "file.pth")
     report = load_pretrained(backbone, tmp_path / "file.pth")
     (line,) = lines
     assert line == str(report)
@@ -209,7 +174,7 @@ def test_one_line_says_it_all(tmp_path, monkeypatch):
 
 def test_a_position_table_of_another_grid_is_resized():
     backbone = build("pvt", arch=SPEC | {"pretrain_grid": 32})
-    state = official("pvt")
+    state = official_state("pvt")
     report = load_pretrained(backbone, state)
     assert len(report.adapted) == 4
     table = state["pos_embed1"].reshape(1, 16, 16, 8).permute(0, 3, 1, 2)
@@ -218,7 +183,7 @@ def test_a_position_table_of_another_grid_is_resized():
 
 
 def test_pits_table_is_resized_bicubically():
-    backbone, state = build("pit", arch=TOYS["pit"][1] | {"pretrain_grid": 12}), official("pit")
+    backbone, state = build("pit", arch=TOYS["pit"][1] | {"pretrain_grid": 12}), official_state("pit")
     report = load_pretrained(backbone, state)
     assert report.adapted == ("stem.position.table resized from 7x7 to 12x12",)
     expected = F.interpolate(state["pos_embed"], size=(12, 12), mode="bicubic", align_corners=False)
@@ -231,7 +196,7 @@ def test_a_table_that_is_not_square_comes_in_our_layout_only(unchanged):
     report = load_pretrained(build("pvt"), state)
     assert report.adapted == ("stages.0.position.table resized from 8x16 to 16x16",)
     with pytest.raises(CheckpointError, match=r"\(1, 128, 8\).*square"):
-        load_pretrained(unchanged(build("pvt")), official("pvt") | {"pos_embed1": torch.zeros(1, 128, 8)})
+        load_pretrained(unchanged(build("pvt")), official_state("pvt") | {"pos_embed1": torch.zeros(1, 128, 8)})
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 6, 7])
@@ -251,7 +216,7 @@ def test_a_stem_answers_equal_channels_as_before(channels):
 @pytest.mark.parametrize("toy", TOYS)
 def test_a_backbone_of_other_channels_loads(toy):
     backbone = build(toy, in_channels=5)
-    report = load_pretrained(backbone, official(toy))
+    report = load_pretrained(backbone, official_state(toy))
     stem = "stem.proj" if toy == "pit" else "stages.0.patch_embed.proj"
     assert report.adapted == (f"{stem}.weight adapted from 3 to 5 input channels",)
 
@@ -265,7 +230,7 @@ def test_only_an_rgb_stem_is_adapted(unchanged):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_types_are_cast(dtype):
     backbone = build("pvt_v2")
-    report = load_pretrained(backbone, {key: tensor.to(dtype) for key, tensor in official("pvt_v2").items()})
+    report = load_pretrained(backbone, {key: tensor.to(dtype) for key, tensor in official_state("pvt_v2").items()})
     count = len(backbone.state_dict())
     assert report.cast == (f"{count} tensors cast from {str(dtype)[6:]} to float32",)
     assert all(p.dtype == torch.float32 for p in backbone.parameters())
@@ -273,7 +238,7 @@ def test_other_types_are_cast(dtype):
 
 def test_stages_that_are_not_built_are_left_out():
     backbone = build("pvt_v2", out_indices=(0, 1))
-    report = load_pretrained(backbone, official("pvt_v2"))
+    report = load_pretrained(backbone, official_state("pvt_v2"))
     check_loaded(backbone, "pvt_v2")
     assert {key.split(".")[1] for key in report.unbuilt} == {"2", "3"}
 
@@ -281,7 +246,7 @@ def test_stages_that_are_not_built_are_left_out():
 def test_an_upsampling_that_no_published_file_holds_stays_fresh():
     backbone = build("pit", stem="aligned", out_indices=(0, 1, 2, 3))
     before = {key: tensor.clone() for key, tensor in backbone.upsample.state_dict().items()}
-    report = load_pretrained(backbone, official("pit"))
+    report = load_pretrained(backbone, official_state("pit"))
     assert report.fresh == ("upsample.weight", "upsample.bias")
     assert all(torch.equal(before[key], tensor) for key, tensor in backbone.upsample.state_dict().items())
     # Files of ours hold it; a backbone without level 0 does not build it.
@@ -296,7 +261,7 @@ def test_an_upsampling_that_no_published_file_holds_stays_fresh():
 @pytest.mark.parametrize("out_indices", [(0,), (1,), (0, 2), (1, 2), (3,)])
 def test_levels_that_meet_in_parallel_blocks(out_indices):
     backbone = build("coat", out_indices=out_indices)
-    report = load_pretrained(backbone, official("coat"))
+    report = load_pretrained(backbone, official_state("coat"))
     check_loaded(backbone, "coat")
     assert bool(report.unbuilt) == (out_indices != (0, 1, 2, 3))
     again = build("coat", out_indices=out_indices)
@@ -307,7 +272,7 @@ def test_levels_that_meet_in_parallel_blocks(out_indices):
 
 def test_frozen_parameters_are_loaded_and_stay_frozen():
     backbone = build("pvt", frozen_stages=2)
-    load_pretrained(backbone, official("pvt"))
+    load_pretrained(backbone, official_state("pvt"))
     check_loaded(backbone, "pvt")
     assert not backbone.stages[1].position.table.requires_grad
 
@@ -316,7 +281,7 @@ def test_frozen_parameters_are_loaded_and_stay_frozen():
 
 
 def test_a_missing_and_an_unexpected_key(unchanged):
-    state = official("pvt_v2")
+    state = official_state("pvt_v2")
     state["block1.0.attn.w.weight"] = state.pop("block1.0.attn.q.bias")
     message = r"1 missing: block1\.0\.attn\.q\.bias; 1 unexpected: block1\.0\.attn\.w\.weight"
     with pytest.raises(CheckpointMismatch, match=message):
@@ -434,21 +399,21 @@ def test_long_lists_are_shortened(unchanged):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_nan_and_infinite_weights(unchanged, value):
-    state = official("pvt")
+    state = official_state("pvt")
     state["block2.0.norm1.weight"] = torch.full((16,), value)
     with pytest.raises(CheckpointError, match=r"NaN or infinite.*stages\.1\.blocks\.0\.norm1\.weight"):
         load_pretrained(unchanged(build("pvt")), state)
 
 
 def test_values_that_a_narrow_type_cannot_hold(unchanged):
-    state = official("pvt")
+    state = official_state("pvt")
     state["block2.0.norm1.weight"] = torch.full((16,), 1e6)
     with pytest.raises(CheckpointError, match="too large"):
         load_pretrained(unchanged(build("pvt").half()), state)
 
 
 def test_two_backbones_in_one_file(unchanged):
-    state = official("pvt")
+    state = official_state("pvt")
     both = {f"{who}.{key}": tensor for who in ("student", "teacher") for key, tensor in state.items()}
     with pytest.raises(CheckpointError, match=r"2 backbones, under the prefixes 'student\.', 'teacher\.'"):
         load_pretrained(unchanged(build("pvt")), both)
@@ -474,16 +439,16 @@ def test_files_without_weights(unchanged, tmp_path, content, message):
 @pytest.mark.parametrize("broken", [torch.ones(8).to_sparse(), torch.ones(8, device="meta")])
 def test_tensors_without_plain_values(unchanged, broken):
     with pytest.raises(CheckpointError, match=r"block1\.0\.norm1\.weight is quantized, sparse or without data"):
-        load_pretrained(unchanged(build("pvt")), official("pvt") | {"block1.0.norm1.weight": broken})
+        load_pretrained(unchanged(build("pvt")), official_state("pvt") | {"block1.0.norm1.weight": broken})
 
 
 def test_whole_numbers_are_not_weights(unchanged):
     with pytest.raises(CheckpointMismatch, match=r"of another shape or type: block1\.0\.norm1\.weight"):
         load_pretrained(
-            unchanged(build("pvt")), official("pvt") | {"block1.0.norm1.weight": torch.ones(8, dtype=torch.int64)}
+            unchanged(build("pvt")), official_state("pvt") | {"block1.0.norm1.weight": torch.ones(8, dtype=torch.int64)}
         )
 
 
 def test_a_network_without_a_table():
     with pytest.raises(CheckpointError, match="no key table for Linear"):
-        load_pretrained(nn.Linear(1, 1), official("pvt"))
+        load_pretrained(nn.Linear(1, 1), official_state("pvt"))

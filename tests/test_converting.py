@@ -3,37 +3,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from official import coat_classifier
+from official import TOYS, official_state
 
-from mm_vitbackbones.backbones import PVT, CoaT, MiT, PiT, PVTv2, Swin
+from mm_vitbackbones.backbones import PVT, MiT, PiT, PVTv2
 from mm_vitbackbones.checkpoints import CheckpointError, convert_checkpoint, load_pretrained, read_checkpoint
 from mm_vitbackbones.checkpoints.families import FAMILIES
 
 TOOL = Path(__file__).parents[1] / "tools" / "convert_checkpoint.py"
-DATA = Path(__file__).parent / "data"
-SPEC = {
-    "depths": (2, 1, 1, 1),
-    "dims": (8, 16, 20, 32),
-    "num_heads": (1, 2, 5, 8),
-    "reductions": (8, 4, 2, 1),
-    "mlp_ratios": (8, 8, 4, 4),
-}
-SWIN = {"depths": (2, 2, 2, 2), "dims": (8, 16, 32, 64), "num_heads": (1, 2, 2, 4)}
-COAT = {"depths": (1, 1, 1, 1), "dims": (16, 24, 24, 24), "mlp_ratios": (4, 4, 4, 4), "parallel_depth": 2}
-COAT_LITE = {"depths": (1, 2, 1, 1), "dims": (16, 16, 24, 32)}
-TOYS = {
-    "coat": (CoaT, COAT),
-    "coat_lite": (CoaT, COAT_LITE),
-    "pvt": (PVT, SPEC | {"pretrain_grid": 16}),
-    "pvt_v2": (PVTv2, SPEC),
-    "pvt_v2_linear": (PVTv2, SPEC | {"linear": True}),
-    "mit": (MiT, SPEC | {"mlp_ratios": (4, 4, 4, 4)}),
-    "pit": (PiT, {"depths": (1, 2, 1), "dims": (8, 16, 32), "num_heads": (2, 4, 8), "pretrain_grid": 7}),
-    "swin": (Swin, SWIN),
-}
 
 
 def build(toy):
@@ -47,21 +25,6 @@ def skip_without_layout(toy, *names):
         pytest.skip(f"{toy} has no layout {', '.join(missing)}")
 
 
-def official(toy):
-    with np.load(DATA / f"{toy}.npz") as arrays:
-        state = {k.removeprefix("state/"): torch.from_numpy(arrays[k]) for k in arrays if k.startswith("state/")}
-    width = TOYS[toy][1]["dims"][-1]
-    state |= {"head.weight": torch.randn(10, width), "head.bias": torch.randn(10)}
-    if toy.startswith("coat"):
-        state |= coat_classifier(state)
-    if toy == "pvt":
-        state |= {"cls_token": torch.randn(1, 1, 32), "norm.weight": torch.randn(32), "norm.bias": torch.ones(32)}
-    if toy == "swin":  # what only a classifier's file holds
-        mask = torch.zeros(9, 49, 49)
-        state |= {"norm.weight": torch.randn(64), "norm.bias": torch.ones(64), "layers.0.blocks.1.attn_mask": mask}
-    return state
-
-
 @pytest.fixture(params=TOYS)
 def toy(request):
     return request.param
@@ -69,7 +32,7 @@ def toy(request):
 
 @pytest.fixture
 def source(tmp_path, toy):
-    torch.save(official(toy), tmp_path / "official.pth")
+    torch.save(official_state(toy), tmp_path / "official.pth")
     return tmp_path / "official.pth"
 
 
@@ -213,14 +176,14 @@ def test_the_tool(tmp_path):
     ("content", "arguments", "message"),
     [
         ({"w": torch.ones(1)}, {}, "no network that is known"),
-        (official("pvt"), {}, "no published arch.*--arch"),
-        (official("pvt"), {"arch": "tiny"}, "is not of arch tiny"),
-        (official("pvt"), {"arch": "tny"}, "--arch: PVT has no arch 'tny'"),
-        (official("pvt"), {"arch": {"depth": 1}}, "--arch: .*depth"),
-        (official("pvt") | {"extra.weight": torch.ones(1)}, {"arch": TOYS["pvt"][1]}, r"has no extra\.weight"),
-        (official("pvt"), {"to": "jax"}, "no layout 'jax'"),
-        (official("pit"), {"to": "openmmlab", "arch": TOYS["pit"][1]}, "PiT has no layout 'openmmlab'"),
-        (official("coat"), {"to": "openmmlab", "arch": TOYS["coat"][1]}, "CoaT has no layout 'openmmlab'"),
+        (official_state("pvt"), {}, "no published arch.*--arch"),
+        (official_state("pvt"), {"arch": "tiny"}, "is not of arch tiny"),
+        (official_state("pvt"), {"arch": "tny"}, "--arch: PVT has no arch 'tny'"),
+        (official_state("pvt"), {"arch": {"depth": 1}}, "--arch: .*depth"),
+        (official_state("pvt") | {"extra.weight": torch.ones(1)}, {"arch": TOYS["pvt"][1]}, r"has no extra\.weight"),
+        (official_state("pvt"), {"to": "jax"}, "no layout 'jax'"),
+        (official_state("pit"), {"to": "openmmlab", "arch": TOYS["pit"][1]}, "PiT has no layout 'openmmlab'"),
+        (official_state("coat"), {"to": "openmmlab", "arch": TOYS["coat"][1]}, "CoaT has no layout 'openmmlab'"),
         ({"a": 1}, {}, "no state dict"),
     ],
 )

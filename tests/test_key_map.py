@@ -2,48 +2,17 @@ import json
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from official import coat_classifier, published_names, published_shapes
+from official import TOYS, official_state, published_names, published_shapes
 
 from mm_vitbackbones.checkpoints import CheckpointError
 from mm_vitbackbones.checkpoints.families import FAMILIES, find_archs, find_layout, looks_like, shapes_of
 from mm_vitbackbones.checkpoints.key_map import KeyMap, under
 
 DATA = Path(__file__).parent / "data"
-TOYS = {
-    "pvt": "PVT",
-    "pvt_v2": "PVTv2",
-    "pvt_v2_linear": "PVTv2",
-    "mit": "MiT",
-    "pit": "PiT",
-    "swin": "Swin",
-    "coat": "CoaT",
-    "coat_lite": "CoaT",
-}
 PUBLISHED = [(family, *case) for family in ("mit",) for case in published_names(family)]
-CASES = [(toy, layout.name) for toy, family in TOYS.items() for layout in FAMILIES[family].layouts]
-
-
-def official(toy):
-    with np.load(DATA / f"{toy}.npz") as arrays:
-        state = {k.removeprefix("state/"): torch.from_numpy(arrays[k]) for k in arrays if k.startswith("state/")}
-    if toy == "pit":
-        return state | {"head_dist.weight": torch.randn(10, 32), "head_dist.bias": torch.randn(10)}
-    state |= {"head.weight": torch.randn(10, 32), "head.bias": torch.randn(10)}
-    if toy.startswith("coat"):
-        state |= coat_classifier(state)
-    if toy == "pvt":
-        state |= {
-            "cls_token": torch.randn(1, 1, 32),
-            "norm.weight": torch.randn(32),
-            "norm.bias": torch.ones(32),
-        }
-    if toy == "swin":  # what only a classifier's file holds
-        mask = torch.zeros(9, 49, 49)
-        state |= {"norm.weight": torch.randn(64), "norm.bias": torch.ones(64), "layers.0.blocks.1.attn_mask": mask}
-    return state
+CASES = [(toy, layout.name) for toy, (cls, _) in TOYS.items() for layout in FAMILIES[cls.__name__].layouts]
 
 
 def test_reads_both_ways():
@@ -111,8 +80,8 @@ def test_a_key_of_two_readings_is_an_error():
 
 @pytest.mark.parametrize(("toy", "name"), CASES)
 def test_each_layout_holds_the_whole_network_and_gives_it_back(toy, name):
-    family = FAMILIES[TOYS[toy]]
-    source = official(toy)
+    family = FAMILIES[TOYS[toy][0].__name__]
+    source = official_state(toy)
     ours, unknown = family.layout("official").to_ours(source)
     assert not unknown
     theirs, nameless = family.layout(name).to_theirs(ours)
@@ -131,8 +100,8 @@ def test_each_layout_holds_the_whole_network_and_gives_it_back(toy, name):
 @pytest.mark.parametrize("prefix", ["", "module.", "backbone.", "module.backbone."])
 @pytest.mark.parametrize(("toy", "name"), CASES)
 def test_each_layout_is_recognised_and_no_other(toy, name, prefix):
-    family = FAMILIES[TOYS[toy]]
-    theirs, _ = family.layout(name).to_theirs(family.layout("official").to_ours(official(toy))[0])
+    family = FAMILIES[TOYS[toy][0].__name__]
+    theirs, _ = family.layout(name).to_theirs(family.layout("official").to_ours(official_state(toy))[0])
     found = find_layout({prefix + key: tensor for key, tensor in theirs.items()})
     assert (found.family.name, found.layout.name, found.prefix) == (family.name, name, prefix)
 
@@ -180,7 +149,7 @@ def test_the_official_files_of_every_variant_are_known_by_name_and_shape(name, a
 
 def test_names_that_share_a_tensor_stand_for_one():
     layout = FAMILIES["CoaT"].layout("official")
-    source = official("coat")
+    source = official_state("coat")
     ours, _ = layout.to_ours(source)
     shared = [key for key in ours if ".cpe." in key or ".crpe." in key or "blocks.0.ffn." in key]
     assert len(shared) == 4 * (2 + 6) + 4 * 4 + 4
@@ -199,7 +168,7 @@ def test_names_that_share_a_tensor_stand_for_one():
 
 
 def test_surgery_splits_by_rows_q_k_v():
-    source = official("pvt")
+    source = official_state("pvt")
     family = FAMILIES["PVT"]
     ours, _ = family.layout("official").to_ours(source)
     openmmlab, _ = family.layout("openmmlab").to_theirs(ours)
@@ -213,7 +182,7 @@ def test_surgery_splits_by_rows_q_k_v():
 
 
 def test_the_class_row_is_split_from_the_last_table_only():
-    source = official("pvt")
+    source = official_state("pvt")
     ours, _ = FAMILIES["PVT"].layout("official").to_ours(source)
     assert ours["stages.0.position.table"].shape == (1, 16, 16, 8)
     assert torch.equal(ours["stages.0.position.table"][0, 1, 2], source["pos_embed1"][0, 18])
