@@ -23,13 +23,5 @@ model = dict(
     test_cfg=dict(max_per_img=200),
 )
 
-# 10 epochs of 42 tiles, four times each.
-train_cfg = dict(max_epochs=10)
-optim_wrapper = dict(paramwise_cfg=dict(custom_keys=dict(backbone=dict(lr_mult=0.25))))
-param_scheduler = [
-    dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=200),
-    dict(type="CosineAnnealingLR", T_max=10, eta_min=1e-6, by_epoch=True, convert_to_iter_based=True),
-]
-
 default_hooks = dict(logger=dict(interval=20))
 log_processor = dict(window_size=20)
