@@ -10,7 +10,12 @@ _base_ = [
 
 # Crowns are 15 to 120 pixels wide and about round: three levels, square anchors from 24 pixels.
 model = dict(
-    backbone=dict(type="mm_vitbackbones.PVTv2", arch="b0", drop_path_rate=0.0, init_cfg=None),
+    backbone=dict(
+        type="mm_vitbackbones.PVTv2",
+        arch="b0",
+        drop_path_rate=0.0,
+        init_cfg=[dict(type="mm_vitbackbones.FromScratch")],
+    ),
     neck=dict(in_channels=[64, 160, 256], out_channels=96, num_outs=3),
     bbox_head=dict(
         num_classes=1,

@@ -229,6 +229,23 @@ def test_bf16_autocast_is_finite_and_close(toy):
     assert all(torch.isfinite(p.grad).all() for p in backbone.parameters())
 
 
+def test_training_from_scratch_begins_with_loud_feed_forward_networks_and_quiet_attention():
+    def std(layer):
+        return float(layer.weight.detach().std())
+
+    torch.manual_seed(0)
+    backbone = MODELS.build(dict(type="PVTv2", arch="b1", init_cfg=[dict(type="mm_vitbackbones.FromScratch")]))
+    block = backbone.stages[0].blocks[0]
+    official = [std(x) for x in (block.ffn.fc1, block.ffn.fc2, block.attn.q, block.attn.proj)]
+    assert official == pytest.approx([0.02] * 4, rel=0.1)
+    backbone.init_weights()
+    # dim 64, hidden 512: sqrt(2 / fan-out), and sqrt(2 / (64 + 3 * 64)) for queries, keys and values.
+    scratch = [std(x) for x in (block.ffn.fc1, block.ffn.fc2, block.attn.q, block.attn.kv)]
+    assert scratch == pytest.approx([0.0625, 0.1768, 0.0884, 0.0884], rel=0.1)
+    assert std(block.ffn.dwconv) == pytest.approx((2 / 9) ** 0.5, rel=0.1)
+    assert std(block.attn.proj) == pytest.approx(0.02, rel=0.1)
+
+
 @toys
 def test_state_dict_round_trip_deep_copy_and_pickle(toy):
     torch.manual_seed(6)

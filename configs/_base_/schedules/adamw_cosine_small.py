@@ -1,6 +1,6 @@
 # Training from random weights in minutes, on the small embedded sets: AdamW at a falling cosine, 2 images a step.
 # The neck and the head, which are convolutions with norms, learn several times faster than a transformer can.
-train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=10, val_interval=5)
+train_cfg = dict(type="EpochBasedTrainLoop", max_epochs=12, val_interval=6)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
 
@@ -14,6 +14,6 @@ optim_wrapper = dict(
 )
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=200),
-    dict(type="CosineAnnealingLR", T_max=10, eta_min=1e-6, by_epoch=True, convert_to_iter_based=True),
+    dict(type="CosineAnnealingLR", T_max=12, eta_min=1e-6, by_epoch=True, convert_to_iter_based=True),
 ]
 auto_scale_lr = dict(enable=False, base_batch_size=2)
