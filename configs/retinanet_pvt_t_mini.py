@@ -10,7 +10,11 @@ _base_ = [
 
 # Objects are 17 to 140 pixels wide: three levels, anchors from 24 pixels.
 model = dict(
-    backbone=dict(arch="tiny", drop_path_rate=0.0, init_cfg=None),
+    backbone=dict(
+        arch="tiny",
+        drop_path_rate=0.0,
+        init_cfg=[dict(type="mm_vitbackbones.FromScratch")],
+    ),
     neck=dict(out_channels=128, num_outs=3),
     bbox_head=dict(
         num_classes=5,

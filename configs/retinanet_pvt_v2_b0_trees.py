@@ -10,7 +10,12 @@ _base_ = [
 
 # Crowns are 15 to 120 pixels wide and about round: three levels, square anchors from 24 pixels.
 model = dict(
-    backbone=dict(type="mm_vitbackbones.PVTv2", arch="b0", drop_path_rate=0.0, init_cfg=None),
+    backbone=dict(
+        type="mm_vitbackbones.PVTv2",
+        arch="b0",
+        drop_path_rate=0.0,
+        init_cfg=[dict(type="mm_vitbackbones.FromScratch")],
+    ),
     neck=dict(in_channels=[64, 160, 256], out_channels=96, num_outs=3),
     bbox_head=dict(
         num_classes=1,
@@ -22,14 +27,6 @@ model = dict(
     ),
     test_cfg=dict(max_per_img=200),
 )
-
-# 10 epochs of 42 tiles, four times each.
-train_cfg = dict(max_epochs=10)
-optim_wrapper = dict(paramwise_cfg=dict(custom_keys=dict(backbone=dict(lr_mult=0.25))))
-param_scheduler = [
-    dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=200),
-    dict(type="CosineAnnealingLR", T_max=10, eta_min=1e-6, by_epoch=True, convert_to_iter_based=True),
-]
 
 default_hooks = dict(logger=dict(interval=20))
 log_processor = dict(window_size=20)

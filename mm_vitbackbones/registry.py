@@ -7,6 +7,7 @@ these names work in any OpenMMLab config without ``custom_imports``. The classes
 
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import WEIGHT_INITIALIZERS as MMENGINE_WEIGHT_INITIALIZERS
 from mmengine.registry import Registry
 
 MODELS = Registry("model", parent=MMENGINE_MODELS, scope="mm_vitbackbones", locations=["mm_vitbackbones.backbones"])
@@ -14,3 +15,9 @@ BACKBONES = MODELS
 """The conventional alias: ``@BACKBONES.register_module()`` on a family."""
 
 HOOKS = Registry("hook", parent=MMENGINE_HOOKS, scope="mm_vitbackbones", locations=["mm_vitbackbones.engine.hooks"])
+WEIGHT_INITIALIZERS = Registry(
+    "weight initializer",
+    parent=MMENGINE_WEIGHT_INITIALIZERS,
+    scope="mm_vitbackbones",
+    locations=["mm_vitbackbones.backbones.from_scratch"],
+)

@@ -6,6 +6,7 @@ import copy
 import itertools
 import math
 import pickle
+import statistics
 
 import pytest
 import torch
@@ -234,6 +235,23 @@ def test_drop_path_drops_whole_samples_in_training_only(toy):
 
 
 @toys
+def test_under_bf16_autocast_the_gradients_of_norms_are_those_of_fp32_but_for_rounding(toy):
+    torch.manual_seed(0)
+    backbone, image = toy(drop_path_rate=0.0).train(), torch.randn(2, 3, 128, 96)
+    weights = [torch.randn_like(output) for output in backbone(image)]
+    norms = [p for module in backbone.modules() if isinstance(module, nn.LayerNorm) for p in module.parameters()]
+
+    def gradients(autocast):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            outputs = backbone(image)
+        return torch.autograd.grad(sum((o * w).sum() for o, w in zip(outputs, weights, strict=True)), norms)
+
+    # A bf16 stream makes it 0.02 and, in networks that learn, 0.1. The worst are near zero at random weights.
+    pairs = zip(gradients(False), gradients(True), strict=True)
+    assert statistics.median(float((rounded - exact).norm() / exact.norm()) for exact, rounded in pairs) < 0.01
+
+
+@toys
 def test_bf16_autocast_is_finite_and_close(toy):
     torch.manual_seed(5)
     backbone = toy(drop_path_rate=0.0)
@@ -249,6 +267,23 @@ def test_bf16_autocast_is_finite_and_close(toy):
         loss = total(backbone.train()(image))
     loss.backward()
     assert all(torch.isfinite(p.grad).all() for p in backbone.parameters())
+
+
+def test_training_from_scratch_begins_with_loud_feed_forward_networks_and_quiet_attention():
+    def std(layer):
+        return float(layer.weight.detach().std())
+
+    torch.manual_seed(0)
+    backbone = MODELS.build(dict(type="PVTv2", arch="b1", init_cfg=[dict(type="mm_vitbackbones.FromScratch")]))
+    block = backbone.stages[0].blocks[0]
+    official = [std(x) for x in (block.ffn.fc1, block.ffn.fc2, block.attn.q, block.attn.proj)]
+    assert official == pytest.approx([0.02] * 4, rel=0.1)
+    backbone.init_weights()
+    # dim 64, hidden 512: sqrt(2 / fan-out), and sqrt(2 / (64 + 3 * 64)) for queries, keys and values.
+    scratch = [std(x) for x in (block.ffn.fc1, block.ffn.fc2, block.attn.q, block.attn.kv)]
+    assert scratch == pytest.approx([0.0625, 0.1768, 0.0884, 0.0884], rel=0.1)
+    assert std(block.ffn.dwconv) == pytest.approx((2 / 9) ** 0.5, rel=0.1)
+    assert std(block.attn.proj) == pytest.approx(0.02, rel=0.1)
 
 
 @toys

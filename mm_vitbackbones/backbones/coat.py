@@ -31,6 +31,7 @@ from mm_vitbackbones.layers import (
     ChannelsLastConv2d,
     DropPath,
     FeedForward,
+    LayerNorm,
     PatchEmbed,
     add_residual,
     check_drop_path_rate,
@@ -230,9 +231,9 @@ class SerialBlock(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int, drop_path: float, recomputed: str | None) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.norm1 = LayerNorm(dim, eps=1e-6)
         self.attn = FactorizedAttention(dim)
-        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.norm2 = LayerNorm(dim, eps=1e-6)
         self.ffn = FeedForward(dim, hidden_dim)
         self.drop_path = DropPath(drop_path)
         self.recomputed = recomputed
@@ -265,9 +266,9 @@ class ParallelBlock(nn.Module):
         self, dim: int, hidden_dim: int, needed: Sequence[int], drop_path: float, recomputed: str | None
     ) -> None:
         super().__init__()
-        self.norm1 = nn.ModuleDict({str(level): nn.LayerNorm(dim, eps=1e-6) for level in PARALLEL})
+        self.norm1 = nn.ModuleDict({str(level): LayerNorm(dim, eps=1e-6) for level in PARALLEL})
         self.attn = nn.ModuleDict({str(level): FactorizedAttention(dim) for level in PARALLEL})
-        self.norm2 = nn.ModuleDict({str(level): nn.LayerNorm(dim, eps=1e-6) for level in needed})
+        self.norm2 = nn.ModuleDict({str(level): LayerNorm(dim, eps=1e-6) for level in needed})
         self.ffn = FeedForward(dim, hidden_dim)
         self.drop_path = DropPath(drop_path)
         self.recomputed = recomputed

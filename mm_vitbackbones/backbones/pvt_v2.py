@@ -28,6 +28,7 @@ from mm_vitbackbones.layers import (
     Block,
     ChannelsLastConv2d,
     ConvReduction,
+    LayerNorm,
     MixFeedForward,
     OverlapStage,
     SpatialReductionAttention,
@@ -70,7 +71,7 @@ class PoolReduction(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.conv = ChannelsLastConv2d(dim, dim, kernel_size=1)
-        self.norm = nn.LayerNorm(dim, eps=1e-5)  # PyTorch's default epsilon, as official
+        self.norm = LayerNorm(dim, eps=1e-5)  # PyTorch's default epsilon, as official
 
     def forward(self, grid: Tensor) -> Tensor:
         pooled = F.adaptive_avg_pool2d(grid.permute(0, 3, 1, 2), 7).permute(0, 2, 3, 1)

@@ -28,7 +28,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mm_vitbackbones.backbones.base import Backbone, check_stages, recompute_mode
-from mm_vitbackbones.layers import Block, FeedForward, PatchEmbed, drop_path_rates, fused, init_linears_and_norms
+from mm_vitbackbones.layers import (
+    Block,
+    FeedForward,
+    LayerNorm,
+    PatchEmbed,
+    drop_path_rates,
+    fused,
+    init_linears_and_norms,
+)
 from mm_vitbackbones.layers.patch_embed import pad_to_multiple
 from mm_vitbackbones.layers.recompute import recompute_cheap
 from mm_vitbackbones.registry import BACKBONES
@@ -304,7 +312,7 @@ class PatchMerging(nn.Module):
 
     def __init__(self, in_channels: int, dim: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(4 * in_channels, eps=1e-5)
+        self.norm = LayerNorm(4 * in_channels, eps=1e-5)
         self.reduction = nn.Linear(4 * in_channels, dim, bias=False)
 
     def forward(self, grid: Tensor) -> Tensor:
@@ -345,7 +353,7 @@ class Stage(nn.Module):
                 for i, drop_path in enumerate(drop_paths)
             )
         )
-        self.norm = nn.LayerNorm(dim, eps=1e-5) if returned else nn.Identity()
+        self.norm = LayerNorm(dim, eps=1e-5) if returned else nn.Identity()
 
     def forward(self, grid: Tensor) -> Tensor:
         return self.blocks(self.patch_embed(grid))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mm_vitbackbones.layers import fused
 from mm_vitbackbones.layers.conv import ChannelsLastConv2d
+from mm_vitbackbones.layers.norm import LayerNorm
 from mm_vitbackbones.layers.recompute import recompute_cheap
 
 
@@ -27,7 +28,7 @@ class ConvReduction(nn.Module):
     def __init__(self, dim: int, ratio: int) -> None:
         super().__init__()
         self.conv = ChannelsLastConv2d(dim, dim, kernel_size=ratio, stride=ratio)
-        self.norm = nn.LayerNorm(dim, eps=1e-5)  # PyTorch's default epsilon, as official
+        self.norm = LayerNorm(dim, eps=1e-5)  # PyTorch's default epsilon, as official
 
     def forward(self, grid: Tensor) -> Tensor:
         return self.norm(self.conv(grid))

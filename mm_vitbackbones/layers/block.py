@@ -3,6 +3,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from mm_vitbackbones.layers.feed_forward import FeedForward, MixFeedForward
+from mm_vitbackbones.layers.norm import LayerNorm
 from mm_vitbackbones.layers.recompute import recompute
 from mm_vitbackbones.layers.residual import DropPath, add_residual
 
@@ -28,9 +29,9 @@ class Block(nn.Module):
         recomputed: str | None,
     ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
+        self.norm1 = LayerNorm(dim, eps=norm_eps)
         self.attn = attn
-        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
+        self.norm2 = LayerNorm(dim, eps=norm_eps)
         self.ffn = ffn
         self.drop_path = DropPath(drop_path)
         self.recomputed = recomputed

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 
 from mm_vitbackbones.layers.block import Block
+from mm_vitbackbones.layers.norm import LayerNorm
 from mm_vitbackbones.layers.patch_embed import PatchEmbed
 
 
@@ -21,7 +22,7 @@ class OverlapStage(nn.Module):
         kernel_size, stride = (7, 4) if first else (3, 2)
         self.patch_embed = PatchEmbed(in_channels, dim, kernel_size, stride)
         self.blocks = nn.Sequential(*blocks)
-        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.norm = LayerNorm(dim, eps=1e-6)
 
     def forward(self, grid: Tensor) -> Tensor:
         return self.norm(self.blocks(self.patch_embed(grid)))

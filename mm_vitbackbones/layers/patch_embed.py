@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mm_vitbackbones.layers.conv import ChannelsLastConv2d
+from mm_vitbackbones.layers.norm import LayerNorm
 
 
 class PatchEmbed(nn.Module):
@@ -21,7 +22,7 @@ class PatchEmbed(nn.Module):
         padding = 0 if self.tiles else kernel_size // 2
         self.proj = ChannelsLastConv2d(in_channels, dim, kernel_size, stride, padding)
         # The official code leaves this norm at PyTorch's default epsilon, unlike those of the blocks.
-        self.norm = nn.LayerNorm(dim, eps=1e-5)
+        self.norm = LayerNorm(dim, eps=1e-5)
 
     def forward(self, grid: Tensor) -> Tensor:
         if self.tiles:

@@ -20,7 +20,7 @@ class LearnedPosition(nn.Module):
         nn.init.trunc_normal_(self.table, std=0.02)
 
     def forward(self, grid: Tensor) -> Tensor:
-        return grid + resize_grid(self.table, grid.shape[1], grid.shape[2], self.mode).to(grid.dtype)
+        return grid + resize_grid(self.table, grid.shape[1], grid.shape[2], self.mode)
 
 
 def resize_grid(grid: Tensor, height: int, width: int, mode: str = "bilinear") -> Tensor:

@@ -1,0 +1,19 @@
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class LayerNorm(nn.LayerNorm):
+    """``nn.LayerNorm``, in fp32 under autocast: what it takes, computes and returns.
+
+    That is autocast's rule on CUDA. On CPU there is none, and what follows a norm, which is the whole residual stream,
+    would be bf16: gradients of norms come out wrong by a tenth then, and a network learns visibly less.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not torch.is_autocast_enabled(input.device.type):
+            return super().forward(input)
+        weight, bias = self.weight.float(), self.bias.float()
+        return F.layer_norm(input.float(), self.normalized_shape, weight, bias, self.eps)
