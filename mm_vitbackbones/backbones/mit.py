@@ -23,11 +23,8 @@ from torch import nn
 from mm_vitbackbones.backbones.base import check_stages
 from mm_vitbackbones.backbones.staged import StagedBackbone
 from mm_vitbackbones.layers import (
-    Block,
     ConvReduction,
-    MixFeedForward,
     OverlapStage,
-    SpatialReductionAttention,
     init_convs_fan_out,
     init_linears_and_norms,
 )
@@ -71,19 +68,17 @@ class MiT(StagedBackbone):
 
     def make_stage(self, in_channels: int, index: int, drop_paths: list[float], recomputed: str | None) -> nn.Module:
         arch: Arch = self.arch
-        dim, heads, ratio = arch.dims[index], arch.num_heads[index], arch.reductions[index]
-        blocks = (
-            Block(
-                dim,
-                attn=SpatialReductionAttention(dim, heads, ConvReduction(dim, ratio) if ratio > 1 else None),
-                ffn=MixFeedForward(dim, arch.mlp_ratios[index] * dim),
-                norm_eps=1e-6,
-                drop_path=drop_path,
-                recomputed=recomputed,
-            )
-            for drop_path in drop_paths
+        dim, ratio = arch.dims[index], arch.reductions[index]
+        return OverlapStage(
+            in_channels,
+            dim,
+            arch.num_heads[index],
+            arch.mlp_ratios[index],
+            first=index == 0,
+            reduction=lambda: ConvReduction(dim, ratio) if ratio > 1 else None,
+            drop_paths=drop_paths,
+            recomputed=recomputed,
         )
-        return OverlapStage(in_channels, dim, index == 0, blocks)
 
     def init_parameters(self) -> None:
         init_linears_and_norms(self)

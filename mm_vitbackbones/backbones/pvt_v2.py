@@ -25,13 +25,10 @@ from torch import Tensor, nn
 from mm_vitbackbones.backbones.base import check_stages
 from mm_vitbackbones.backbones.staged import StagedBackbone
 from mm_vitbackbones.layers import (
-    Block,
     ChannelsLastConv2d,
     ConvReduction,
     LayerNorm,
-    MixFeedForward,
     OverlapStage,
-    SpatialReductionAttention,
     init_convs_fan_out,
     init_linears_and_norms,
 )
@@ -90,25 +87,24 @@ class PVTv2(StagedBackbone):
 
     def make_stage(self, in_channels: int, index: int, drop_paths: list[float], recomputed: str | None) -> nn.Module:
         arch: Arch = self.arch
-        dim, heads, ratio = arch.dims[index], arch.num_heads[index], arch.reductions[index]
+        dim, ratio = arch.dims[index], arch.reductions[index]
 
         def reduction() -> nn.Module | None:
             if arch.linear:
                 return PoolReduction(dim)
             return ConvReduction(dim, ratio) if ratio > 1 else None
 
-        blocks = (
-            Block(
-                dim,
-                attn=SpatialReductionAttention(dim, heads, reduction()),
-                ffn=MixFeedForward(dim, arch.mlp_ratios[index] * dim, relu=arch.linear),
-                norm_eps=1e-6,
-                drop_path=drop_path,
-                recomputed=recomputed,
-            )
-            for drop_path in drop_paths
+        return OverlapStage(
+            in_channels,
+            dim,
+            arch.num_heads[index],
+            arch.mlp_ratios[index],
+            first=index == 0,
+            reduction=reduction,
+            drop_paths=drop_paths,
+            recomputed=recomputed,
+            relu=arch.linear,
         )
-        return OverlapStage(in_channels, dim, index == 0, blocks)
 
     def init_parameters(self) -> None:
         init_linears_and_norms(self)

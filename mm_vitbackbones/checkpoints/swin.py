@@ -12,8 +12,7 @@ from mm_vitbackbones.backbones.swin import relative_positions
 from mm_vitbackbones.checkpoints.errors import CheckpointError
 from mm_vitbackbones.checkpoints.key_map import KeyMap, under
 from mm_vitbackbones.checkpoints.layout import Adapter, Family, Layout, State, Surgery
-from mm_vitbackbones.checkpoints.surgery import STEM, inverse, rows, square_side
-from mm_vitbackbones.layers.position import resize_grid
+from mm_vitbackbones.checkpoints.surgery import STEM, inverse, resize_table, rows, square_side
 
 TABLE = "relative_position_bias_table"
 INDEX = "relative_position_index"
@@ -28,8 +27,8 @@ def resize_bias(table: Tensor, shape: torch.Size) -> Tensor:
     source, target = square_side(table.shape[0]), square_side(shape[0])
     if not source or not target or table.shape[1:] != shape[1:]:
         raise ValueError(f"a bias table {tuple(table.shape)} cannot be resized to {tuple(shape)}")
-    grid = table.float().view(1, source, source, -1)
-    return resize_grid(grid, target, target, mode="bicubic").flatten(0, 2).contiguous().to(table.dtype)
+    shape = torch.Size((1, target, target, table.shape[1]))
+    return resize_table(table.view(1, source, source, -1), shape, mode="bicubic").flatten(0, 2)
 
 
 BIAS = Adapter(
