@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
+from toys import TINY, TINY_PIT, TOYS
 
 from mm_vitbackbones import backbones
-from mm_vitbackbones.backbones import PVT, Backbone, CoaT, MiT, PiT, PVTv2, Swin
+from mm_vitbackbones.backbones import PVT, Backbone, CoaT, PiT, PVTv2
 from mm_vitbackbones.layers import DropPath
 from mm_vitbackbones.registry import BACKBONES, MODELS
 
@@ -24,20 +25,6 @@ FAMILIES = [
     if isinstance(family, type) and issubclass(family, Backbone) and family is not Backbone
 ]
 VARIANTS = [(family, arch) for family in FAMILIES for arch in family.archs]
-TINY = dict(depths=(2, 1, 1, 2), dims=(8, 16, 20, 32), num_heads=(1, 2, 5, 8))
-"""Real networks at toy size: every stage and every kind of block, in milliseconds."""
-TINY_PIT = dict(depths=(2, 2, 2), dims=(8, 16, 32), num_heads=(1, 2, 4), pretrain_grid=7, num_tokens=2)
-COAT = dict(depths=(2, 1, 1, 2), mlp_ratios=(4, 4, 4, 4))
-TOYS = {
-    "coat": lambda **kw: CoaT(arch=dict(COAT, dims=(8, 24, 24, 24), parallel_depth=2), **kw),
-    "coat_lite": lambda **kw: CoaT(arch=dict(COAT, dims=(8, 16, 24, 32)), **kw),
-    "pvt": lambda **kw: PVT(arch=dict(TINY, pretrain_grid=16), **kw),
-    "pvt_v2": lambda **kw: PVTv2(arch=TINY, **kw),
-    "pvt_v2_linear": lambda **kw: PVTv2(arch=dict(TINY, linear=True), **kw),
-    "mit": lambda **kw: MiT(arch=TINY, **kw),
-    "pit": lambda **kw: PiT(arch=TINY_PIT, **kw),
-    "swin": lambda **kw: Swin(arch=dict(TINY, window_size=5), **kw),
-}
 toys = pytest.mark.parametrize("toy", TOYS.values(), ids=TOYS.keys())
 SUBSETS = [subset for n in (1, 2, 3, 4) for subset in itertools.combinations(range(4), n)]
 

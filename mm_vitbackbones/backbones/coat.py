@@ -106,7 +106,9 @@ class ConvRelativePosition(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         widths = {side: heads * dim // NUM_HEADS for side, heads in WINDOWS.items()}
-        self.convs = nn.ModuleList(nn.Conv2d(width, width, side, groups=width) for side, width in widths.items())
+        self.convs = nn.ModuleList(
+            ChannelsLastConv2d(width, width, side, groups=width) for side, width in widths.items()
+        )
 
     def forward(self) -> tuple[Tensor, Tensor]:
         """The weight (C, 1, 7, 7) and the bias (C,) of the one convolution."""

@@ -15,7 +15,9 @@ class ChannelsLastConv2d(nn.Conv2d):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.weight.data = self.weight.data.contiguous(memory_format=torch.channels_last)
+        # `contiguous` would leave a depthwise weight as it is, since both memory formats describe it. Its gradient has
+        # the strides of this one, and distributed training warns where they are not those of the weight.
+        self.weight.data = self.weight.data.clone(memory_format=torch.channels_last)
 
     def forward(self, grid: Tensor) -> Tensor:
         return super().forward(grid.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
