@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from mm_vitbackbones import describing
+from mm_vitbackbones import backbones, describing
 from mm_vitbackbones.describing import Level, describe
 from mm_vitbackbones.engine.errors import run
 from mm_vitbackbones.registry import BACKBONES
@@ -29,6 +30,21 @@ PUBLISHED = {
     ("PVTv2", "b3"): (45.2, 0.513, 40.81, 226.45),
     ("PVTv2", "b4"): (62.6, 0.513, 59.63, 329.32),
     ("PVTv2", "b5"): (82.0, 0.513, 69.41, 386.16),
+}
+# Multiply-adds in G of other dense forms for 512x512 and for 800x1280.
+DENSE = {
+    ("MiT", "b0"): (3.20, 24.32),
+    ("MiT", "b1"): (10.43, 64.37),
+    ("MiT", "b2"): (20.24, 123.23),
+    ("MiT", "b3"): (36.86, 211.03),
+    ("MiT", "b4"): (53.47, 305.22),
+    ("MiT", "b5"): (69.41, 386.16),
+    ("Swin", "tiny"): (25.50, 95.56),
+    ("Swin", "small"): (49.22, 187.60),
+    ("Swin", "base"): (86.84, 331.06),
+    ("Swin", "large"): (193.91, 739.37),
+    ("Swin", "base_w12"): (93.37, 357.75),
+    ("Swin", "large_w12"): (205.65, 788.19),
 }
 # Multiply-adds in G of the whole classifiers for 224x224.
 CLASSIFIERS = {
@@ -57,12 +73,50 @@ def test_published_figures_of_dense_forms(family, arch):
     assert describe(config, (800, 1280)).multiply_adds / 1e9 == pytest.approx(at_800, abs=0.0051)
 
 
+@pytest.mark.parametrize(("family", "arch"), DENSE)
+def test_published_multiply_adds_of_other_dense_forms(family, arch):
+    config = dict(type=family, arch=arch)
+    at_512, at_800 = DENSE[family, arch]
+    assert describe(config).multiply_adds / 1e9 == pytest.approx(at_512, abs=0.0056)
+    assert describe(config, (800, 1280)).multiply_adds / 1e9 == pytest.approx(at_800, abs=0.0056)
+
+
 @pytest.mark.parametrize(("family", "arch"), CLASSIFIERS)
 def test_published_figures_at_224(family, arch):
     form = dict(stem="published", out_indices=(1, 2, 3)) if family == "PiT" else {}
     found = describe(dict(type=family, arch=arch, **form), (224, 224))
     head = found.levels[-1].channels * 1000
     assert (found.multiply_adds + head) / 1e9 == pytest.approx(CLASSIFIERS[family, arch], abs=0.0055)
+
+
+def readme_rows() -> list[tuple[str, str, list[str]]]:
+    """Family, arch and cells of each row of the table of backbones in README.md."""
+    rows, family = [], ""
+    for line in (CONFIGS.parent / "README.md").read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == 8 and re.match(r"`[a-z]+\d?\w*`", cells[1]) and "(" in cells[3]:
+            family = cells[0].strip("`").removeprefix("mm_vitbackbones.") or family
+            rows.append((family, cells[1].split("`")[1], cells))
+    return rows
+
+
+def test_the_readme_lists_every_arch():
+    listed = {(family, arch) for family, _, cells in readme_rows() for arch in re.findall(r"`(\w+)`", cells[1])}
+    families = {name: cls for name, cls in vars(backbones).items() if getattr(cls, "archs", None)}
+    assert listed == {(name, arch) for name, cls in families.items() for arch in cls.archs}
+
+
+@pytest.mark.parametrize(("family", "arch", "cells"), readme_rows(), ids=lambda v: v if isinstance(v, str) else "")
+def test_the_readme_has_what_is_measured(family, arch, cells):
+    config = dict(type=family, arch=arch)
+    published = dict(config, stem="published", out_indices=(1, 2, 3)) if family == "PiT" else config
+    side = 384 if " at 384" in cells[4] else 224
+    dense, small = describe(config), describe(published, (side, side))
+    assert cells[2] == ", ".join(str(level.channels) for level in dense.levels)
+    figures = [float(cell.split()[0]) for cell in cells[3:6]]
+    measured = [dense.parameters / 1e6, small.multiply_adds / 1e9, dense.multiply_adds / 1e9]
+    assert figures == pytest.approx(measured, abs=0.051, rel=0)
+    assert figures[1] == pytest.approx(measured[1], abs=0.0051)
 
 
 def test_attention_is_counted_and_nothing_is_allocated():

@@ -31,7 +31,8 @@ def train(network: nn.Module, batches: Tensor) -> None:
     for batch in batches:
         optimizer.zero_grad()
         levels = [level.flatten(1) for level in network(batch)]
-        sum((level * torch.linspace(-1, 1, level.shape[1], dtype=level.dtype)).sum(1).mean() for level in levels).backward()
+        weights = [torch.linspace(-1, 1, level.shape[1], dtype=level.dtype) for level in levels]
+        sum((level @ weight).mean() for level, weight in zip(levels, weights, strict=True)).backward()
         optimizer.step()
 
 
