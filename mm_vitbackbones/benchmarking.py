@@ -54,11 +54,11 @@ def mmdet_pvt_v2() -> nn.Module:
     return PyramidVisionTransformerV2(embed_dims=64, num_layers=list(DEPTHS_OF_B2))
 
 
-def timm_pvt_v2() -> nn.Module:
+def timm_levels(name: str, drop_path_rate: float, **kwargs: Any) -> nn.Module:
     declare_torchvision_operators()
     import timm
 
-    return timm.create_model("pvt_v2_b2", features_only=True, drop_path_rate=0.1)
+    return timm.create_model(name, features_only=True, drop_path_rate=drop_path_rate, **kwargs)
 
 
 def mmseg_mit() -> nn.Module:
@@ -84,25 +84,33 @@ def transformers_mit() -> nn.Module:
     return Levels()
 
 
-def timm_pit() -> nn.Module:
-    declare_torchvision_operators()
-    import timm
-
-    return timm.create_model("pit_s_224", features_only=True, drop_path_rate=0.1)
-
-
 def mmdet_swin() -> nn.Module:
     from mmdet.models.backbones import SwinTransformer
 
     return SwinTransformer(drop_path_rate=0.2)
 
 
-def timm_swin() -> nn.Module:
+def mmseg_swin() -> nn.Module:
     declare_torchvision_operators()
-    import timm
+    from mmseg.models.backbones import SwinTransformer
 
-    name = "swin_tiny_patch4_window7_224"
-    return timm.create_model(name, features_only=True, strict_img_size=False, drop_path_rate=0.2)
+    return SwinTransformer(drop_path_rate=0.2)
+
+
+def transformers_swin() -> nn.Module:
+    declare_torchvision_operators()
+    from transformers import SwinBackbone, SwinConfig
+
+    class Levels(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            levels = [f"stage{i}" for i in (1, 2, 3, 4)]
+            self.backbone = SwinBackbone(SwinConfig(drop_path_rate=0.2, out_features=levels))
+
+        def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+            return self.backbone(image).feature_maps
+
+    return Levels()
 
 
 def timm_coat(name: str) -> nn.Module:
@@ -139,7 +147,7 @@ CONTENDERS: dict[str, tuple[Contender, ...]] = {
     "pvt_v2_b2": (
         Contender("ours", lambda: PVTv2(arch="b2")),
         Contender("mmdet", mmdet_pvt_v2),
-        Contender("timm", timm_pvt_v2),
+        Contender("timm", lambda: timm_levels("pvt_v2_b2", 0.1)),
     ),
     "mit_b2": (
         Contender("ours", lambda: MiT(arch="b2")),
@@ -148,12 +156,14 @@ CONTENDERS: dict[str, tuple[Contender, ...]] = {
     ),
     "pit_s": (
         Contender("ours", lambda: PiT(arch="s", stem="published", out_indices=(1, 2, 3))),
-        Contender("timm", timm_pit),
+        Contender("timm", lambda: timm_levels("pit_s_224", 0.1)),
     ),
     "swin_t": (
         Contender("ours", lambda: Swin(arch="tiny")),
         Contender("mmdet", mmdet_swin),
-        Contender("timm", timm_swin),
+        Contender("mmseg", mmseg_swin),
+        Contender("transformers", transformers_swin),
+        Contender("timm", lambda: timm_levels("swin_tiny_patch4_window7_224", 0.2, strict_img_size=False)),
     ),
 }
 """Per network: ours first."""

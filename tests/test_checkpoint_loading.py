@@ -110,7 +110,7 @@ DECODE_HEADS = {
     "official": ("linear_c4.proj.weight", "linear_fuse.conv.weight", "linear_fuse.bn.weight", "linear_pred.weight"),
     "openmmlab": ("convs.0.conv.weight", "fusion_conv.conv.weight", "conv_seg.weight"),
     "huggingface": ("linear_c.0.proj.weight", "linear_fuse.weight", "batch_norm.weight", "classifier.weight"),
-    "huggingface5": ("linear_projections.0.proj.weight", "batch_norm.weight", "classifier.weight"),
+    "huggingface-5": ("linear_projections.0.proj.weight", "batch_norm.weight", "classifier.weight"),
 }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from mm_vitbackbones.checkpoints.key_map import KeyMap, under
 from mm_vitbackbones.checkpoints.layout import Family, Layout
 from mm_vitbackbones.checkpoints.pvt_common import (
+    HUGGINGFACE_BLOCK,
     JOIN_KV,
     OVERLAP_OFFICIAL,
     OVERLAP_OPENMMLAB,
@@ -28,17 +29,9 @@ HUGGINGFACE = Layout(
                 "encoder.block.{stage}.{block}.",
                 "stages.{stage}.blocks.{block}.",
                 [
-                    ("layer_norm_1.", "norm1."),
-                    ("attention.self.query.", "attn.q."),
-                    ("attention.self.key.", "attn.k."),
-                    ("attention.self.value.", "attn.v."),
+                    *HUGGINGFACE_BLOCK,
                     ("attention.self.sr.", "attn.reduction.conv."),
-                    ("attention.self.layer_norm.", "attn.reduction.norm."),
-                    ("attention.output.dense.", "attn.proj."),
-                    ("layer_norm_2.", "norm2."),
-                    ("mlp.dense1.", "ffn.fc1."),
                     ("mlp.dwconv.dwconv.", "ffn.dwconv."),
-                    ("mlp.dense2.", "ffn.fc2."),
                 ],
             ),
             ("encoder.layer_norm.{stage}.", "stages.{stage}.norm."),
@@ -52,7 +45,7 @@ HUGGINGFACE = Layout(
 
 # What a model of transformers 5 holds; it saves and publishes files in the layout above.
 HUGGINGFACE_5 = Layout(
-    "huggingface5",
+    "huggingface-5",
     marks=("stages.0.blocks.0.attention.q_proj.weight", "stages.0.patch_embeddings.proj.weight"),
     keys=KeyMap(
         [

@@ -9,7 +9,14 @@ import torch
 from mm_vitbackbones.checkpoints.errors import CheckpointError
 from mm_vitbackbones.checkpoints.key_map import KeyMap, under
 from mm_vitbackbones.checkpoints.layout import Adapter, Family, Layout, State, Surgery
-from mm_vitbackbones.checkpoints.pvt_common import JOIN_KV, OFFICIAL_BLOCK, OPENMMLAB_BLOCK, SPLIT_QKV, SQUEEZE_FFN
+from mm_vitbackbones.checkpoints.pvt_common import (
+    HUGGINGFACE_BLOCK,
+    JOIN_KV,
+    OFFICIAL_BLOCK,
+    OPENMMLAB_BLOCK,
+    SPLIT_QKV,
+    SQUEEZE_FFN,
+)
 from mm_vitbackbones.checkpoints.surgery import STEM, resize_table, square_side
 
 CLASS_POSITION = "classifier.token_position"
@@ -112,18 +119,7 @@ HUGGINGFACE = Layout(
             *under(
                 "encoder.block.{stage}.{block}.",
                 "stages.{stage}.blocks.{block}.",
-                [
-                    ("layer_norm_1.", "norm1."),
-                    ("attention.self.query.", "attn.q."),
-                    ("attention.self.key.", "attn.k."),
-                    ("attention.self.value.", "attn.v."),
-                    ("attention.self.sequence_reduction.", "attn.reduction.conv."),
-                    ("attention.self.layer_norm.", "attn.reduction.norm."),
-                    ("attention.output.dense.", "attn.proj."),
-                    ("layer_norm_2.", "norm2."),
-                    ("mlp.dense1.", "ffn.fc1."),
-                    ("mlp.dense2.", "ffn.fc2."),
-                ],
+                [*HUGGINGFACE_BLOCK, ("attention.self.sequence_reduction.", "attn.reduction.conv.")],
             ),
             ("encoder.patch_embeddings.3.cls_token", "classifier.token"),
             ("encoder.layer_norm.", "classifier.norm."),

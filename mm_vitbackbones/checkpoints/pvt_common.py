@@ -29,6 +29,19 @@ OPENMMLAB_BLOCK = [
     ("ffn.layers.0.", "ffn.fc1."),
 ]
 
+HUGGINGFACE_BLOCK = [
+    ("layer_norm_1.", "norm1."),
+    ("attention.self.query.", "attn.q."),
+    ("attention.self.key.", "attn.k."),
+    ("attention.self.value.", "attn.v."),
+    ("attention.self.layer_norm.", "attn.reduction.norm."),
+    ("attention.output.dense.", "attn.proj."),
+    ("layer_norm_2.", "norm2."),
+    ("mlp.dense1.", "ffn.fc1."),
+    ("mlp.dense2.", "ffn.fc2."),
+]
+"""Of PVT and MiT."""
+
 SPLIT_QKV = rows("qkv", (("q", 1), ("kv", 2)))
 """OpenMMLab: in_proj holds the rows of q, k and v."""
 
