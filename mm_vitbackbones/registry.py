@@ -5,12 +5,27 @@ these names work in any OpenMMLab config without ``custom_imports``. The classes
 ``locations`` at the first look-up.
 """
 
+import importlib
+from typing import Any, ClassVar
+
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import WEIGHT_INITIALIZERS as MMENGINE_WEIGHT_INITIALIZERS
 from mmengine.registry import Registry
 
-MODELS = Registry("model", parent=MMENGINE_MODELS, scope="mm_vitbackbones", locations=["mm_vitbackbones.backbones"])
+
+class _Models(Registry):
+    """A registry that imports what needs more than MMEngine at the first look-up of its name."""
+
+    on_demand: ClassVar[dict[str, str]] = {"SegFormerHead": "mm_vitbackbones.heads.segformer"}
+
+    def get(self, key: str) -> Any:
+        if module := self.on_demand.get(key.rpartition(".")[2]):
+            importlib.import_module(module)
+        return super().get(key)
+
+
+MODELS = _Models("model", parent=MMENGINE_MODELS, scope="mm_vitbackbones", locations=["mm_vitbackbones.backbones"])
 BACKBONES = MODELS
 """The conventional alias: ``@BACKBONES.register_module()`` on a family."""
 

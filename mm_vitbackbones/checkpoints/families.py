@@ -10,12 +10,13 @@ from dataclasses import dataclass
 import torch
 
 from mm_vitbackbones.backbones.base import STRIDES
-from mm_vitbackbones.checkpoints import coat, mit, pit, pvt, pvt_v2, swin
+from mm_vitbackbones.checkpoints import coat, mit, pit, pvt, pvt_v2, segformer_head, swin
 from mm_vitbackbones.checkpoints.errors import CheckpointError
 from mm_vitbackbones.checkpoints.layout import CLASSIFIER, Family, Layout, State
 from mm_vitbackbones.registry import BACKBONES
 
 FAMILIES = {module.FAMILY.name: module.FAMILY for module in (pvt, pvt_v2, mit, pit, swin, coat)}
+HEADS = {segformer_head.FAMILY.name: segformer_head.FAMILY}
 
 # Files of other networks, by keys that all of them hold. A family that gets a table leaves this list.
 OTHERS = (

@@ -80,7 +80,7 @@ class Adapter:
 
 @dataclass(frozen=True)
 class Family:
-    """What the loader knows of a family of backbones.
+    """What the loader knows of a family of backbones, or of a head.
 
     Args:
         name: the registered class.
@@ -92,6 +92,7 @@ class Family:
             one of them has to claim it.
         twins: for an arch, another network that its weights cannot be told from in the layouts that both have.
         cautions: (layout, arch, text): what to know of weights that are converted to that layout.
+        spec_of: of a head, which has no archs: the arguments that weights under our names were made with.
     """
 
     name: str
@@ -102,6 +103,7 @@ class Family:
     claims: Callable[[State], bool] = lambda ours: True
     twins: tuple[tuple[str, str], ...] = ()
     cautions: tuple[tuple[str, str, str], ...] = ()
+    spec_of: Callable[[State], str] | None = None
 
     def layout(self, name: str) -> Layout:
         """The layout of this name; CheckpointError if the family has none."""

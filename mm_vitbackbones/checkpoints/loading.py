@@ -13,7 +13,16 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from mm_vitbackbones.checkpoints.errors import CheckpointError, CheckpointMismatch, shorten
-from mm_vitbackbones.checkpoints.families import FAMILIES, Found, find_archs, find_layout, looks_like, stage_of, twin_of
+from mm_vitbackbones.checkpoints.families import (
+    FAMILIES,
+    HEADS,
+    Found,
+    find_archs,
+    find_layout,
+    looks_like,
+    stage_of,
+    twin_of,
+)
 from mm_vitbackbones.checkpoints.layout import CLASSIFIER, Family, State
 from mm_vitbackbones.checkpoints.reading import read_checkpoint
 
@@ -23,7 +32,7 @@ CONTAINERS = ("state_dict", "model", "model_ema", "state_dict_ema")
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of a checkpoint and of a backbone's parameters. As text, it is the one line that is logged."""
+    """What became of a checkpoint and of a network's parameters. As text, it is the one line that is logged."""
 
     source: str
     layout: str
@@ -46,24 +55,27 @@ class LoadReport:
     beside: tuple[str, ...] = ()
     """The file's entries beside the weights, such as an optimizer's state."""
     notes: tuple[str, ...] = ()
+    part: str = "backbone"
+    """Of what network: a backbone or a head."""
 
     def __str__(self) -> str:
-        part = "all" if not self.fresh else f"{len(self.loaded)} of {len(self.loaded) + len(self.fresh)}"
+        share = "all" if not self.fresh else f"{len(self.loaded)} of {len(self.loaded) + len(self.fresh)}"
+        unused = "of the classifier" if self.part == "backbone" else "as unused"
         groups = Counter(key.removeprefix("module.").split(".")[0] for key in self.outside)
         built = max(map(stage_of, self.loaded), default=0)
         stages = sorted({str(stage_of(key)) for key in self.unbuilt if stage_of(key) > built})
         parts = [key for key in self.unbuilt if stage_of(key) <= built]
         return "; ".join(
             [
-                f"{self.source} ({self.layout} layout): {part} tensors of the backbone come from the file, "
+                f"{self.source} ({self.layout} layout): {share} tensors of the {self.part} come from the file, "
                 f"{self.parameters:,} parameters ({self.parameters / 1e6:.2f} M)",
                 f"fresh: {shorten(self.fresh) or 'none'}",
                 *self.adapted,
                 *self.cast,
-                *([f"left out, of the classifier: {shorten(self.left_out)}"] if self.left_out else []),
+                *([f"left out, {unused}: {shorten(self.left_out)}"] if self.left_out else []),
                 *([f"left out, of stages that are not built: {', '.join(stages)}"] if stages else []),
                 *([f"left out, as not built: {shorten(parts)}"] if parts else []),
-                *([f"not of the backbone: {', '.join(f'{k} ({n})' for k, n in groups.items())}"] if groups else []),
+                *([f"not of the {self.part}: {', '.join(f'{k} ({n})' for k, n in groups.items())}"] if groups else []),
                 *([f"beside the weights: {shorten(self.beside)}"] if self.beside else []),
                 *self.notes,
             ]
@@ -71,14 +83,14 @@ class LoadReport:
 
 
 def load_pretrained(backbone: nn.Module, checkpoint: str | os.PathLike[str] | Mapping[str, Any]) -> LoadReport:
-    """Loads published or own weights, of any layout that the backbone's family is known in.
+    """Loads published or own weights, of any layout that the backbone's family (or the head) is known in.
 
     The weights may be wrapped (``state_dict``, ``model``, ``model_ema``) and prefixed (``module.``, ``backbone.``).
     A stem for RGB images is adapted to the backbone's ``in_channels``, position tables are resized to its own. One
     line is logged.
 
     Args:
-        backbone: one of ours.
+        backbone: one of ours, or a ``SegFormerHead``.
         checkpoint: a path, a URL, or what such a file holds.
 
     Raises:
@@ -178,21 +190,26 @@ def _load(backbone: nn.Module, content: Any, source: str) -> LoadReport:
         outside=tuple(outside),
         beside=tuple(beside),
         notes=(f"the file may as well be of {twin}, which has the same names and shapes",) if twin else (),
+        part="backbone" if family.name in FAMILIES else "head",
     )
 
 
 def _family(backbone: nn.Module) -> Family:
     name = type(backbone).__name__
-    if name not in FAMILIES:
-        raise CheckpointError(f"there is no key table for {name}; there are tables for {', '.join(FAMILIES)}")
-    return FAMILIES[name]
+    known = FAMILIES | HEADS
+    if name not in known:
+        raise CheckpointError(f"there is no key table for {name}; there are tables for {', '.join(known)}")
+    return known[name]
 
 
 def _arch_name(backbone: Any) -> str | None:
-    return next((name for name, arch in type(backbone).archs.items() if arch == backbone.arch), None)
+    archs = getattr(type(backbone), "archs", {})
+    return next((name for name, arch in archs.items() if arch == backbone.arch), None)
 
 
 def _describe(backbone: Any) -> str:
+    if spec_of := _family(backbone).spec_of:
+        return f"{type(backbone).__name__}({spec_of(backbone.state_dict())})"
     return f"{type(backbone).__name__} {_arch_name(backbone) or backbone.arch}"
 
 
@@ -262,6 +279,8 @@ def _difference(
 
 
 def _advice(family: Family, ours: State, backbone: Any) -> str:
+    if family.spec_of:
+        return f"The file's is {family.name}({family.spec_of(ours)}); nothing was loaded"
     archs = find_archs(family, ours)
     if archs and _arch_name(backbone) not in archs:
         return f"Give arch={' or '.join(map(repr, archs))}, or the file of the arch that you want; nothing was loaded"

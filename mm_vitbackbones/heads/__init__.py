@@ -1,0 +1,1 @@
+"""Decode heads. They need MMSegmentation, and are imported when a config names them."""

@@ -1,0 +1,125 @@
+"""The decoder of SegFormer: Simple and Efficient Design for Semantic Segmentation with Transformers.
+
+Xie et al., NeurIPS 2021, arXiv:2105.15203, section 3.2.
+
+    linear    each level to E channels
+    upsample  each level to the grid of the first one, bilinearly
+    fuse      the levels' 4E channels to E by a linear map, norm, ReLU
+    classify  dropout, a linear map to the classes
+
+A linear map of the channels and an interpolation between places commute, and two linear maps in a row are one. So a
+level's linear map is composed with its part of the fusing one and applied on the level's own grid; what is upsampled is
+added up. No map of 4E channels is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast, final
+
+import torch
+import torch.nn.functional as F
+from mmcv.cnn import build_norm_layer
+from mmseg.models.decode_heads.decode_head import BaseDecodeHead
+from torch import Tensor, nn
+
+from mm_vitbackbones.layers import add_residual
+from mm_vitbackbones.registry import MODELS
+
+
+@final
+@MODELS.register_module()
+class SegFormerHead(BaseDecodeHead):
+    """Logits at the first level's grid out of maps of several levels.
+
+    Args:
+        in_channels: of each level.
+        channels: E. As published 256 for MiT b0 and b1, 768 for b2 to b5.
+        in_index: the levels to take, the finest first; all of ``in_channels`` by default.
+        level_norm: MMSegmentation's variant: the levels' linear maps have no bias, and a norm and a ReLU behind them.
+        norm_cfg: the norm behind the fusing map (and with ``level_norm`` those of the levels).
+        kwargs: of MMSegmentation's decode heads: num_classes, loss_decode, dropout_ratio (0.1), align_corners (False),
+            ignore_index (255), sampler, ... ``init_cfg=dict(type='Pretrained', checkpoint=PATH_OR_URL)`` takes the head
+            out of a file of a whole SegFormer, of any known layout.
+
+    Raises:
+        ValueError: if ``in_channels`` and ``in_index`` are not of one length.
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        channels: int = 256,
+        *,
+        in_index: Sequence[int] | None = None,
+        level_norm: bool = False,
+        norm_cfg: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        in_index = range(len(in_channels)) if in_index is None else in_index
+        if len(in_index) != len(in_channels):
+            raise ValueError(f"in_channels={in_channels!r} and in_index={in_index!r}: give one of each for every level")
+        norm_cfg = dict(type="BN") if norm_cfg is None else norm_cfg
+        kwargs = dict(kwargs, input_transform="multiple_select", norm_cfg=norm_cfg)
+        super().__init__([*in_channels], channels, in_index=[*in_index], **kwargs)
+        self.linears = nn.ModuleList(nn.Linear(dim, channels, bias=not level_norm) for dim in in_channels)
+        self.level_norms = nn.ModuleList(self._make_norm() for _ in in_channels if level_norm)
+        self.fuse = nn.Linear(len(in_channels) * channels, channels, bias=False)
+        """Its columns are the channels of the levels in the order of ``in_index``."""
+        self.norm = self._make_norm()
+        for linear in (*self.linears, self.fuse):
+            nn.init.kaiming_normal_(linear.weight, mode="fan_out")
+
+    def _make_norm(self) -> nn.Module:
+        return build_norm_layer(self.norm_cfg, self.channels)[1]
+
+    def init_weights(self) -> None:
+        """MMEngine's hook: weights out of a file, or the classifier's own initialisation."""
+        if isinstance(self.init_cfg, dict) and self.init_cfg.get("type") == "Pretrained":
+            from mm_vitbackbones.checkpoints import load_pretrained
+
+            load_pretrained(self, self.init_cfg["checkpoint"])
+            self._is_init = True
+        else:
+            super().init_weights()
+
+    def forward(self, inputs: Sequence[Tensor]) -> Tensor:
+        """Maps (B, C_i, H_i, W_i) of all levels -> logits (B, classes, H_0, W_0)."""
+        return self.cls_seg(F.relu(self.norm(self.fused(self._transform_inputs(inputs))), inplace=True))
+
+    def plain(self, maps: Sequence[Tensor]) -> Tensor:
+        """As in the paper: maps (B, C_i, H_i, W_i) -> the fused map (B, E, H_0, W_0), before its norm."""
+        size = maps[0].shape[2:]
+        levels = [self._upsample(self._level(i, map), size) for i, map in enumerate(maps)]
+        return self.fuse(torch.cat(levels, dim=1).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+    def fused(self, maps: Sequence[Tensor]) -> Tensor:
+        """Equal to ``plain``."""
+        size = maps[0].shape[2:]
+        parts = self.fuse.weight.split(self.channels, dim=1)
+        first, *others = (self._part(i, map, part) for i, (map, part) in enumerate(zip(maps, parts, strict=True)))
+        for level in others:
+            first = add_residual(first, self._upsample(level, size))
+        return first
+
+    def _part(self, index: int, map: Tensor, part: Tensor) -> Tensor:
+        """What a level adds to the fused map, on its own grid: (B, C_i, H, W) -> (B, E, H, W).
+
+        ``part``: (E, E), the fusing map's columns for this level.
+        """
+        if self.level_norms:
+            weight, bias, grid = part, None, self._level(index, map).permute(0, 2, 3, 1)
+        else:
+            linear = cast(nn.Linear, self.linears[index])
+            weight, bias, grid = part @ linear.weight, part @ linear.bias, map.permute(0, 2, 3, 1)
+        return F.linear(grid, weight, bias).permute(0, 3, 1, 2)
+
+    def _level(self, index: int, map: Tensor) -> Tensor:
+        """(B, C_i, H, W) -> (B, E, H, W)."""
+        level = self.linears[index](map.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return F.relu(self.level_norms[index](level)) if self.level_norms else level
+
+    def _upsample(self, map: Tensor, size: torch.Size) -> Tensor:
+        if map.shape[2:] == size:
+            return map
+        return F.interpolate(map, size=size, mode="bilinear", align_corners=self.align_corners)
