@@ -26,6 +26,7 @@ pytest.importorskip("mmdet")
 from mm_vitbackbones.datasets import mini
 from mm_vitbackbones.engine import errors, launching, precision, preflight, resume
 from mm_vitbackbones.engine.hooks import CurvesHook, PicturesHook
+from mm_vitbackbones.engine.pictures import CAPTION
 from mm_vitbackbones.engine.predictions import DumpLabelMaps
 
 pytestmark = pytest.mark.mmdet
@@ -495,9 +496,12 @@ def test_pictures_show_boxes_labels_and_maps(tmp_path: Path) -> None:
     assert sorted(pictures) == ["b_scene_gt_pred.png", "scene_gt_pred.png"]
     original = cv2.resize(noise, None, fx=9, fy=9)  # 64 pixels are enlarged to about 600
     for name, drawn, left_alone in (("scene_gt_pred.png", 0, 1), ("b_scene_gt_pred.png", 1, 0)):
-        halves = (
-            pictures[name][-original.shape[0] :, : original.shape[1]],
-            pictures[name][-original.shape[0] :, -original.shape[1] :],
-        )
+        rows = pictures[name][CAPTION : CAPTION + original.shape[0]]
+        halves = (rows[:, : original.shape[1]], rows[:, -original.shape[1] :])
         assert np.array_equal(halves[left_alone], original)
         assert not np.array_equal(halves[drawn], original)
+    # The legend of the labels: a patch of the class's colour (RGB in the data set, BGR in the file).
+    legend = pictures["b_scene_gt_pred.png"][CAPTION + original.shape[0] :]
+    assert legend.shape[0] == CAPTION
+    assert (legend == (60, 20, 220)).all(axis=2).any()
+    assert pictures["scene_gt_pred.png"].shape[0] == CAPTION + original.shape[0]

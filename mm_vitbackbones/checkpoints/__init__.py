@@ -2,7 +2,7 @@
 
 from mm_vitbackbones.checkpoints.converting import Conversion, convert_checkpoint
 from mm_vitbackbones.checkpoints.errors import CheckpointError, CheckpointMismatch, UnsafeCheckpointError
-from mm_vitbackbones.checkpoints.loading import LoadReport, load_pretrained
+from mm_vitbackbones.checkpoints.loading import LoadReport, layout_of, load_pretrained
 from mm_vitbackbones.checkpoints.reading import read_checkpoint
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "LoadReport",
     "UnsafeCheckpointError",
     "convert_checkpoint",
+    "layout_of",
     "load_pretrained",
     "read_checkpoint",
 ]

@@ -82,6 +82,14 @@ class LoadReport:
         )
 
 
+def layout_of(module: nn.Module, state: State) -> str | None:
+    """In what layout a state dict holds a module's weights; None if in none that is known, or the module is none of
+    those that ``load_pretrained`` takes."""
+    family = (FAMILIES | HEADS).get(type(module).__name__)
+    found = find_layout(state, [family]) if family else None
+    return found.layout.name if found else None
+
+
 def load_pretrained(backbone: nn.Module, checkpoint: str | os.PathLike[str] | Mapping[str, Any]) -> LoadReport:
     """Loads published or own weights, of any layout that the backbone's family (or the head) is known in.
 

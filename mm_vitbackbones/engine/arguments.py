@@ -50,6 +50,9 @@ def train_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--seed", type=int, help="seed of all random numbers; without it, a random one, which is logged"
     )
+    parser.add_argument(
+        "--check-all", action="store_true", help="look at every mask of a segmentation set before training, not at some"
+    )
     return parser.parse_args(argv)
 
 
@@ -74,6 +77,7 @@ def test_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--show-score", type=float, default=0.3, metavar="SCORE", help="draw boxes from this score on (0.3)"
     )
+    parser.add_argument("--tta", action="store_true", help="test at the sizes and flips of the config's tta_pipeline")
     return parser.parse_args(argv)
 
 

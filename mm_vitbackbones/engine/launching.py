@@ -16,8 +16,10 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from torch import nn
 
+from mm_vitbackbones.checkpoints import layout_of, load_pretrained
 from mm_vitbackbones.checkpoints.errors import shorten
 from mm_vitbackbones.engine import preflight
+from mm_vitbackbones.engine.adjusting import check_rules, set_num_classes, use_local_norms, use_tta
 from mm_vitbackbones.engine.arguments import LATEST, test_arguments, train_arguments
 from mm_vitbackbones.engine.errors import UserError, did_you_mean
 from mm_vitbackbones.engine.precision import use_amp
@@ -47,7 +49,8 @@ def train(argv: list[str]) -> None:
         cfg.auto_scale_lr.enable = True
     if cfg.get("train_dataloader") is None or cfg.get("train_cfg") is None:
         raise UserError(f"{args.config} says nothing about training: it needs train_dataloader and train_cfg")
-    preflight.check(cfg, splits=[split for split in ("train", "val") if cfg.get(f"{split}_dataloader") is not None])
+    splits = [split for split in ("train", "val") if cfg.get(f"{split}_dataloader") is not None]
+    preflight.check(cfg, splits, every_mask=args.check_all)
     if args.amp:
         use_amp(cfg, args.amp)
     checkpoint = None
@@ -70,6 +73,7 @@ def train(argv: list[str]) -> None:
         runner = Runner.from_cfg(cfg)
         if checkpoint is not None:
             check_fits(unwrapped(runner), weights(checkpoint), path)
+        check_rules(cfg, unwrapped(runner))
         runner.train()
 
 
@@ -83,6 +87,8 @@ def test(argv: list[str]) -> None:
         raise UserError(f"{args.config} says nothing about testing: it needs test_dataloader and test_cfg")
     checkpoint = read(args.checkpoint)
     preflight.check(cfg, splits=["test"])
+    if args.tta:
+        use_tta(cfg)
     cfg.load_from, cfg.resume = None, False
     if args.show_dir:
         if args.show_dir.exists() and not args.show_dir.is_dir():
@@ -129,6 +135,7 @@ def load_config(path: Path, options: dict[str, Any]) -> Config:
         cfg.merge_from_dict(options)
     except (KeyError, TypeError, AssertionError, AttributeError, IndexError) as error:
         raise UserError(f"--cfg-options does not fit {path}: {_told(error)}") from None
+    set_num_classes(cfg)
     return cfg
 
 
@@ -181,9 +188,22 @@ def check_fits(model: nn.Module, given: dict[str, torch.Tensor], path: Path) -> 
 def load(runner: Runner, checkpoint: dict[str, Any], path: Path) -> None:
     """Load the weights of a checkpoint, all of them, into a runner's model."""
     runner.call_hook("after_load_checkpoint", checkpoint=checkpoint)  # as MMEngine does; EMA's hook needs it
-    check_fits(unwrapped(runner), weights(checkpoint), path)
-    unwrapped(runner).load_state_dict(weights(checkpoint))
+    model, given = unwrapped(runner), weights(checkpoint)
+    foreign = foreign_parts(model, given)
+    for part in foreign.values():
+        load_pretrained(part, given)
+    if foreign:
+        own = {key: tensor for key, tensor in model.state_dict().items() if key.partition(".")[0] in foreign}
+        given = {key: tensor for key, tensor in given.items() if key.partition(".")[0] not in foreign} | own
+    check_fits(model, given, path)
+    model.load_state_dict(given)
     runner.logger.info(f"loaded {path}")
+
+
+def foreign_parts(model: nn.Module, given: dict[str, torch.Tensor]) -> dict[str, nn.Module]:
+    """The parts of a model that weights hold in another layout than ours: those of a published file, or of a detector
+    with another implementation of the same backbone."""
+    return {name: part for name, part in model.named_children() if layout_of(part, given) not in (None, "ours")}
 
 
 def unwrapped(runner: Runner) -> nn.Module:
@@ -196,6 +216,7 @@ def set_launcher(cfg: Config, launcher: str) -> None:
     if launcher == "none" and "LOCAL_RANK" in os.environ and "RANK" in os.environ:
         launcher = "pytorch"
     cfg.launcher = launcher
+    use_local_norms(cfg, distributed=launcher != "none")
     if launcher == "none" or torch.cuda.is_available():
         os.environ.setdefault("LOCAL_RANK", "0")
         return

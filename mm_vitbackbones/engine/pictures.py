@@ -65,13 +65,15 @@ def draw_pair(
     """
     scale = max(1, round(SHORT_SIDE / min(image.shape[:2])))
     large = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
-    sides = []
+    sides: list[np.ndarray] = []
+    present: set[int] = set()
     for kind, caption in (("gt", "ground truth"), ("pred", f"predictions, score >= {score_thr:g}")):
         side = large.copy()
         if f"{kind}_sem_seg" in sample:
             caption = caption.partition(",")[0]
             labels = _array(getattr(sample, f"{kind}_sem_seg").data)[0]
             draw_labels(side, labels, classes, palette)
+            present.update(int(label) for label in np.unique(labels) if label != 255)
         if f"{kind}_instances" in sample:
             instances = getattr(sample, f"{kind}_instances")
             boxes = _array(getattr(instances.bboxes, "tensor", instances.bboxes)).reshape(-1, 4)
@@ -84,7 +86,10 @@ def draw_pair(
             caption = f"{caption}: {len(boxes)}"
         sides.append(_under_caption(side, caption))
     gap = np.full((sides[0].shape[0], 4, 3), 255, np.uint8)
-    return np.hstack([sides[0], gap, sides[1]])
+    pair = np.hstack([sides[0], gap, sides[1]])
+    if not present:
+        return pair
+    return np.vstack([pair, draw_legend(sorted(present), classes, palette, pair.shape[1])])
 
 
 def draw_boxes(
@@ -100,8 +105,23 @@ def draw_boxes(
         color = _color(int(label), palette)
         x1, y1, x2, y2 = (round(float(corner)) for corner in box)
         cv2.rectangle(image, (x1, y1), (x2, y2), color, 2, cv2.LINE_AA)
-        text = classes[label] if classes is not None and label < len(classes) else f"class {label}"
+        text = _name(int(label), classes)
         _tag(image, text if scores is None else f"{text} {scores[index]:.2f}", x1, y1, color)
+
+
+def draw_legend(labels: Sequence[int], classes: Sequence[str] | None, palette: Any, width: int) -> np.ndarray:
+    """The colours of labels beside their names, in as many lines of this width as they take."""
+    lines, x = [np.full((CAPTION, width, 3), 255, np.uint8)], 6
+    for label in labels:
+        text = _name(label, classes)
+        needed = 16 + cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.4, 1)[0][0] + 14
+        if x > 6 and x + needed > width:
+            lines.append(np.full((CAPTION, width, 3), 255, np.uint8))
+            x = 6
+        cv2.rectangle(lines[-1], (x, 7), (x + 11, 18), _color(label, palette), cv2.FILLED)
+        cv2.putText(lines[-1], text, (x + 16, 17), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
+        x += needed
+    return np.vstack(lines)
 
 
 def draw_labels(image: np.ndarray, labels: np.ndarray, classes: Sequence[str] | None, palette: Any) -> None:
@@ -114,8 +134,7 @@ def draw_labels(image: np.ndarray, labels: np.ndarray, classes: Sequence[str] | 
     for label in present:
         _, _, stats, centers = cv2.connectedComponentsWithStats((labels == label).astype(np.uint8))
         x, y = centers[1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))]
-        text = classes[label] if classes is not None and label < len(classes) else f"class {label}"
-        _tag(image, text, round(x), round(y), _color(label, palette))
+        _tag(image, _name(label, classes), round(x), round(y), _color(label, palette))
 
 
 def read_image(content: bytes) -> np.ndarray:
@@ -145,6 +164,10 @@ def _under_caption(image: np.ndarray, caption: str) -> np.ndarray:
     line = np.full((CAPTION, image.shape[1], 3), 255, np.uint8)
     cv2.putText(line, caption, (6, CAPTION - 8), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
     return np.vstack([line, image])
+
+
+def _name(label: int, classes: Sequence[str] | None) -> str:
+    return classes[label] if classes is not None and label < len(classes) else f"class {label}"
 
 
 def _color(label: int, palette: Any) -> tuple[int, int, int]:

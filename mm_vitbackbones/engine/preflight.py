@@ -14,7 +14,9 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS, OPTIMIZERS, Registry, init_default_scope
 
 from mm_vitbackbones.backbones.base import Backbone
+from mm_vitbackbones.engine.adjusting import heads, nodes
 from mm_vitbackbones.engine.errors import UserError, did_you_mean
+from mm_vitbackbones.engine.labels import check_masks
 
 OURS = "mm_vitbackbones"
 """The scope of this package's registries."""
@@ -32,8 +34,10 @@ LARGE = 64 * 2**20
 """Bytes from which on an annotation file is not read twice: COCO's takes tens of seconds, and is not empty."""
 
 
-def check(cfg: Config, splits: Sequence[str]) -> None:
+def check(cfg: Config, splits: Sequence[str], every_mask: bool = False) -> None:
     """Check a config against this machine: libraries, data of these splits (train, val, test), model.
+
+    Of a segmentation set that is to be trained on, a sample of the masks is looked at, or with ``every_mask`` all.
 
     Raises:
         UserError: for the first thing found wrong.
@@ -47,6 +51,8 @@ def check(cfg: Config, splits: Sequence[str]) -> None:
             if classes is not None:
                 check_annotations(dataset, classes, where)
                 check_num_classes(cfg.model, len(classes), where)
+            if "train" in splits and (dataset.get("data_prefix") or {}).get("seg_map_path"):
+                check_masks(dataset, where, every_mask)
         check_evaluators(cfg, split)
     check_backbone(cfg.model)
     if "train" in splits:
@@ -158,7 +164,7 @@ def check_annotations(dataset: Mapping[str, Any], classes: Sequence[str], where:
 
 def check_num_classes(model: Any, count: int, where: str) -> None:
     """Every head predicts as many classes as the dataset has."""
-    for path, head in _heads(model):
+    for path, head in heads(model):
         if head["num_classes"] != count:
             raise UserError(
                 f"{path}.num_classes={head['num_classes']}, but the data set of {where} has {count} classes; "
@@ -204,7 +210,7 @@ def check_optimizer(cfg: Config) -> None:
 
 def check_pretrained(model: Any) -> None:
     """Local files named by ``init_cfg=dict(type='Pretrained', ...)`` exist. URLs are the loader's business."""
-    for path, node in _nodes(model, "model"):
+    for path, node in nodes(model, "model"):
         if isinstance(node, Mapping) and node.get("type") == "Pretrained" and isinstance(node.get("checkpoint"), str):
             check_local_file(node["checkpoint"], f"{path}.checkpoint")
 
@@ -233,28 +239,6 @@ def unknown_type(name: str, kind: str, scope: str | None) -> str:
                 prefix = f"{OURS}." if child == OURS else ""
                 known += [f"{prefix}{each}" for each in root.children[child].module_dict]
     return f"type={name!r} is not a known {kind}{did_you_mean(name.removeprefix(f'{scope}.'), known)}"
-
-
-def _heads(model: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for path, node in _nodes(model, "model"):
-        parts = {part.partition("[")[0] for part in path.split(".")}
-        # A proposal head tells objects from background, a semantic head beside a detector has classes of its own.
-        in_head = any(part.endswith("head") for part in parts - {"roi_head"}) and not parts & {
-            "rpn_head",
-            "semantic_head",
-        }
-        if in_head and isinstance(node, Mapping) and isinstance(node.get("num_classes"), int):
-            yield path, node
-
-
-def _nodes(node: Any, path: str) -> Iterator[tuple[str, Any]]:
-    yield path, node
-    if isinstance(node, Mapping):
-        for key, value in node.items():
-            yield from _nodes(value, f"{path}.{key}")
-    elif isinstance(node, (list, tuple)):
-        for index, value in enumerate(node):
-            yield from _nodes(value, f"{path}[{index}]")
 
 
 def _some(names: Sequence[str], limit: int = 5) -> str:

@@ -1,0 +1,20 @@
+# Semantic FPN with PVTv2-B0 on ADE20K: 40,000 iterations, 8 GPUs with 2 images each.
+#   tools/dist_train.sh configs/fpn_pvt_v2_b0_ade20k.py 8
+# Published (PVTv2 paper, not measured here): mIoU 37.2.
+_base_ = [
+    "_base_/models/semantic_fpn.py",
+    "_base_/datasets/ade20k_segmentation.py",
+    "_base_/schedules/adamw_poly_40k.py",
+    "_base_/segmentation_runtime.py",
+]
+
+model = dict(
+    backbone=dict(
+        type="mm_vitbackbones.PVTv2",
+        arch="b0",
+        init_cfg=dict(
+            type="Pretrained", checkpoint="https://github.com/whai362/PVT/releases/download/v2/pvt_v2_b0.pth"
+        ),
+    ),
+    neck=dict(in_channels=[32, 64, 160, 256]),
+)

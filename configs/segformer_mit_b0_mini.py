@@ -1,0 +1,20 @@
+# SegFormer-B0, from random weights, on the drawn scenes of `mini`: for comparing backbones and heads.
+#   python tools/prepare_data.py mini && python tools/train.py configs/segformer_mit_b0_mini.py
+# No published result: `mini` is a small set made for trying things out, no benchmark. See docs/embedded_data.md.
+_base_ = [
+    "_base_/models/segformer.py",
+    "_base_/datasets/mini_segmentation.py",
+    "_base_/schedules/adamw_cosine_small_segmentation.py",
+    "_base_/segmentation_runtime.py",
+]
+
+model = dict(
+    data_preprocessor=dict(size={{_base_.crop_size}}),
+    backbone=dict(arch="b0", drop_path_rate=0.0, init_cfg=[dict(type="mm_vitbackbones.FromScratch")]),
+    decode_head=dict(
+        in_channels=[32, 64, 160, 256], channels=256, dropout_ratio=0.0, num_classes={{_base_.num_classes}}
+    ),
+)
+
+default_hooks = dict(logger=dict(interval=20), checkpoint=dict(interval=500))
+log_processor = dict(window_size=20)
