@@ -17,7 +17,10 @@ from mmengine.registry import Registry
 class _Models(Registry):
     """A registry that imports what needs more than MMEngine at the first look-up of its name."""
 
-    on_demand: ClassVar[dict[str, str]] = {"SegFormerHead": "mm_vitbackbones.heads.segformer"}
+    on_demand: ClassVar[dict[str, str]] = {
+        "BandedEncoderDecoder": "mm_vitbackbones.segmentors.banded",
+        "SegFormerHead": "mm_vitbackbones.heads.segformer",
+    }
 
     def get(self, key: str) -> Any:
         if module := self.on_demand.get(key.rpartition(".")[2]):

@@ -68,6 +68,8 @@ def use_tta(cfg: Config) -> None:
     while "dataset" in dataset:  # wrappers such as RepeatDataset
         dataset = dataset.dataset
     dataset.pipeline = cfg.tta_pipeline
+    if cfg.model.get("test_cfg"):
+        cfg.model.test_cfg.pop("logits", None)  # they are what is averaged
     cfg.model = {**cfg.tta_model, "module": cfg.model}
 
 

@@ -2,7 +2,7 @@
 tta_model = dict(type="SegTTAModel")
 
 model = dict(
-    type="EncoderDecoder",
+    type="mm_vitbackbones.BandedEncoderDecoder",
     data_preprocessor=dict(
         type="SegDataPreProcessor",
         mean=[123.675, 116.28, 103.53],
@@ -39,5 +39,5 @@ model = dict(
         loss_decode=dict(type="CrossEntropyLoss", use_sigmoid=False, loss_weight=0.4),
     ),
     train_cfg=dict(),
-    test_cfg=dict(mode="whole"),
+    test_cfg=dict(mode="whole", logits=False),  # labels alone
 )

@@ -1,0 +1,1 @@
+"""Segmentors. They need MMSegmentation, and are imported when a config names them."""
