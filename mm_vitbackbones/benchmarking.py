@@ -84,6 +84,104 @@ def transformers_mit() -> nn.Module:
     return Levels()
 
 
+CLASSES = 150
+"""Of ADE20K."""
+WIDTHS = {"b0": (32, 64, 160, 256), "b2": (64, 128, 320, 512)}
+"""Channels of MiT's levels."""
+
+
+def our_head(arch: str, channels: int) -> nn.Module:
+    declare_torchvision_operators()  # mmseg imports timm where it finds it
+    from mm_vitbackbones.heads.segformer import SegFormerHead
+
+    return SegFormerHead(WIDTHS[arch], channels, num_classes=CLASSES)
+
+
+def mmseg_head(arch: str, channels: int) -> nn.Module:
+    declare_torchvision_operators()
+    from mmseg.models.decode_heads import SegformerHead
+
+    kwargs = dict(in_index=[0, 1, 2, 3], channels=channels, num_classes=CLASSES, norm_cfg=dict(type="BN"))
+    return SegformerHead(in_channels=[*WIDTHS[arch]], **kwargs)
+
+
+def transformers_segformer(arch: str, channels: int) -> Any:
+    declare_torchvision_operators()
+    from transformers import SegformerConfig, SegformerForSemanticSegmentation
+
+    config = SegformerConfig(
+        depths=[*MiT.archs[arch].depths],
+        hidden_sizes=[*WIDTHS[arch]],
+        decoder_hidden_size=channels,
+        num_labels=CLASSES,
+    )
+    return SegformerForSemanticSegmentation(config)
+
+
+class Logits(nn.Module):
+    """transformers' network as one from an image to its logits (in a tuple, as all here return)."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> tuple[Tensor]:
+        return (self.network(image).logits,)
+
+
+class Whole(nn.Module):
+    """An encoder and a decode head: an image to its logits."""
+
+    def __init__(self, encoder: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.encoder, self.head = encoder, head
+
+    def forward(self, image: Tensor) -> tuple[Tensor]:
+        return (self.head(self.encoder(image)),)
+
+
+class HeadAlone(nn.Module):
+    """A decode head on random maps such as an encoder makes of an image of the given size."""
+
+    def __init__(self, head: nn.Module, arch: str) -> None:
+        super().__init__()
+        self.head, self.arch = head, arch
+        self.maps: dict[tuple[int, ...], list[Tensor]] = {}
+
+    def forward(self, image: Tensor) -> tuple[Tensor]:
+        size = tuple(image.shape[2:])
+        if size not in self.maps:
+            sides = [[-(-side // stride) for side in size] for stride in (4, 8, 16, 32)]
+            pairs = zip(WIDTHS[self.arch], sides, strict=True)
+            self.maps[size] = [torch.randn(1, width, *side, requires_grad=True) for width, side in pairs]
+        return (self.head(self.maps[size]),)
+
+
+def segformers(arch: str, channels: int) -> tuple[Contender, ...]:
+    depths, heads = list(MiT.archs[arch].depths), list(MiT.archs[arch].num_heads)
+
+    def mmseg() -> nn.Module:
+        head = mmseg_head(arch, channels)  # which declares what mmseg's import of timm needs
+        from mmseg.models.backbones import MixVisionTransformer
+
+        encoder = MixVisionTransformer(embed_dims=WIDTHS[arch][0], num_layers=depths, num_heads=heads)
+        return Whole(encoder, head)
+
+    return (
+        Contender("ours", lambda: Whole(MiT(arch=arch), our_head(arch, channels))),
+        Contender("mmseg", mmseg),
+        Contender("transformers", lambda: Logits(transformers_segformer(arch, channels))),
+    )
+
+
+def segformer_heads(arch: str, channels: int) -> tuple[Contender, ...]:
+    return (
+        Contender("ours", lambda: HeadAlone(our_head(arch, channels), arch)),
+        Contender("mmseg", lambda: HeadAlone(mmseg_head(arch, channels), arch)),
+        Contender("transformers", lambda: HeadAlone(transformers_segformer(arch, channels).decode_head, arch)),
+    )
+
+
 def mmdet_swin() -> nn.Module:
     from mmdet.models.backbones import SwinTransformer
 
@@ -154,6 +252,9 @@ CONTENDERS: dict[str, tuple[Contender, ...]] = {
         Contender("mmseg", mmseg_mit),
         Contender("transformers", transformers_mit),
     ),
+    "segformer_b0": segformers("b0", 256),
+    "segformer_b2": segformers("b2", 768),
+    "segformer_head": segformer_heads("b2", 768),
     "pit_s": (
         Contender("ours", lambda: PiT(arch="s", stem="published", out_indices=(1, 2, 3))),
         Contender("timm", lambda: timm_levels("pit_s_224", 0.1)),
@@ -171,8 +272,13 @@ CONTENDERS: dict[str, tuple[Contender, ...]] = {
 CASES = (("forward", (512, 512)), ("forward", (800, 1344)), ("forward+backward", (512, 512)))
 """What is measured: mode and size of the image."""
 
-CASES_OF = {"pit_s": (("forward", (224, 224)), ("forward+backward", (224, 224)))}
-"""The same for networks whose peers take images of one size only."""
+CASES_OF = {
+    "pit_s": (("forward", (224, 224)), ("forward+backward", (224, 224))),  # theirs takes images of one size only
+    **dict.fromkeys(
+        ("segformer_b0", "segformer_b2", "segformer_head"), (("forward", (512, 512)), ("forward+backward", (512, 512)))
+    ),
+}
+"""The same for networks that are measured otherwise."""
 
 MODES: dict[str, Callable[[nn.Module, Tensor], Any]] = {}
 """What to measure, by name: a function that runs a model on an image."""
@@ -214,7 +320,7 @@ class Row:
     def __str__(self) -> str:
         low, middle, high = self.ratio
         return (
-            f"{self.network:<10} {self.size[0]:>4}x{self.size[1]:<4} {self.mode:<16} {self.name:<12} "
+            f"{self.network:<14} {self.size[0]:>4}x{self.size[1]:<4} {self.mode:<16} {self.name:<12} "
             f"{self.milliseconds:>8.0f} ms  x{middle:.2f} ({low:.2f}-{high:.2f})  "
             f"{self.peak_mib:>6.0f} MiB  x{self.peak_ratio:.2f}"
         )

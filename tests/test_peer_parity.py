@@ -152,6 +152,29 @@ for arch, weights in (("b0", torch.nn.Module.state_dict), ("b2", saved)):
     levels = lambda m: m.segformer(image, output_hidden_states=True).hidden_states
     check(f"transformers mit {arch}", ours, model, levels, weights)
 
+from mm_vitbackbones.heads.segformer import SegFormerHead
+
+for arch, channels in (("b0", 256), ("b2", 768)):
+    ours = MiT(arch=arch)
+    config = transformers.SegformerConfig(
+        depths=[*ours.arch.depths], hidden_sizes=[*ours.arch.dims], decoder_hidden_size=channels, num_labels=150
+    )
+    model = transformers.SegformerForSemanticSegmentation(config).eval()
+    for module in (*model.modules(), *ours.modules()):
+        if isinstance(module, torch.nn.LayerNorm):
+            module.eps = 1e-6
+    head = SegFormerHead(ours.arch.dims, channels, num_classes=150).eval()
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.add_(torch.rand_like(tensor) * 0.02)
+        for part in (ours, head):
+            load_pretrained(part, saved(model))
+        a, b = head(ours.eval()(image)), model(image).logits
+    error = float((a - b).abs().max() / b.abs().max())
+    assert a.shape == b.shape and error <= 1e-4, (arch, error)
+    print("transformers segformer", arch, "ok")
+
 # At 224 pixels the last grid is one window, which classifiers do not shift, and dense networks do.
 for arch, name in (("tiny", "tiny_patch4_window7_224"), ("base_w12", "base_patch4_window12_384")):
     side = 64 * Swin.archs[arch].window_size
@@ -183,6 +206,6 @@ def test_timm_and_transformers_at_full_size():
         *(f"timm {arch} ok" for arch in ("b0", "b2", "b2_li")),
         *(f"timm pit {arch} ok" for arch in ("ti", "s", "b", "s_distilled")),
         *(f"timm coat {arch} ok" for arch in ("mini", "lite_tiny", "lite_small")),
-        *(f"transformers {arch} ok" for arch in ("b0", "mit b0", "mit b2")),
+        *(f"transformers {arch} ok" for arch in ("b0", "mit b0", "mit b2", "segformer b0", "segformer b2")),
         *SWIN,
     ]
