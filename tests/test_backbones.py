@@ -304,6 +304,31 @@ def test_optimizer_rules_of_mmengine_take_each_parameter_once(toy):
 
 
 @toys
+@pytest.mark.parametrize("out_indices", [(0, 1, 2, 3), (1, 2)], ids=str)
+def test_depths_of_parameters_rise_from_the_stem_to_the_last_block(toy, out_indices):
+    backbone = toy(out_indices=out_indices)
+    serial = [(f"stages.{i}.", len(stage.blocks)) for i, stage in enumerate(backbone.stages)]
+    names = [name for name, _ in backbone.named_parameters()]
+    depths = {name: backbone.get_layer_depth(f"backbone.{name}", "backbone.") for name in names}
+    count = sum(blocks for _, blocks in serial) + len(getattr(backbone, "parallel_blocks", ())) + 2
+    assert {total for _, total in depths.values()} == {count}
+    assert {depth for depth, _ in depths.values()} == {*range(count - 1)}
+    first = 1
+    for prefix, blocks in serial:
+        for j in range(blocks):
+            found = {depths[name][0] for name in names if name.startswith(f"{prefix}blocks.{j}.")}
+            assert found == {first + j}
+        before = {
+            depths[n][0] for n in names if n.startswith((f"{prefix}patch_embed", f"{prefix}pool", f"{prefix}cpe"))
+        }
+        assert before <= {first if prefix != "stages.0." else 0}
+        assert {depths[n][0] for n in names if n.startswith(f"{prefix}norm.")} <= {first + blocks - 1}
+        first += blocks
+    with pytest.raises(ValueError, match=r"'backbone\.stages\.9\.x' is no parameter of"):
+        backbone.get_layer_depth("backbone.stages.9.x", "backbone.")
+
+
+@toys
 @pytest.mark.parametrize("in_channels", [1, 4])
 def test_images_of_other_channels(toy, in_channels):
     backbone = toy(in_channels=in_channels).eval()

@@ -192,3 +192,21 @@ def test_one_number_of_classes_sets_every_head() -> None:
     cfg.num_classes = 7
     set_num_classes(cfg)
     assert (cfg.model.decode_head.num_classes, cfg.model.auxiliary_head.num_classes) == (7, 7)
+
+
+def test_the_peer_of_the_mini_config_differs_in_the_network_alone() -> None:
+    ours = load("segformer_mit_b0_mini")
+    theirs = Config.fromfile(Path(__file__).parent / "configs" / "segformer_mmseg_mit_b0_mini.py")
+    use_local_norms(theirs, distributed=False)
+    from mmseg.registry import MODELS
+
+    with DefaultScope.overwrite_default_scope("mmseg"):  # theirs cannot be built on the meta device
+        backbones = [MODELS.build(cfg.model.backbone) for cfg in (ours, theirs)]
+        head = MODELS.build(theirs.model.decode_head)
+    assert len({sum(p.numel() for p in backbone.parameters()) for backbone in backbones}) == 1
+    assert head.num_classes == ours.num_classes
+    assert head.channels == ours.model.decode_head.channels
+    theirs = Config.fromfile(Path(__file__).parent / "configs" / "segformer_mmseg_mit_b0_mini.py")
+    for cfg in (ours, theirs):
+        del cfg.model["backbone"], cfg.model["decode_head"]
+    assert ours.to_dict() == theirs.to_dict()

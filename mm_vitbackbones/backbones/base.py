@@ -111,6 +111,43 @@ class Backbone(BaseModule):
             for module in modules:
                 module.eval().requires_grad_(False)
 
+    def get_layer_depth(self, param_name: str, prefix: str = "") -> tuple[int, int]:
+        """How deep a parameter stands, for a learning rate that falls with the depth.
+
+        0 is the stem, n the n-th block, counted through all stages (in CoaT the parallel blocks follow the serial
+        ones). What stands between two stages, and what the blocks of a stage share, goes with the first block behind
+        it; what follows a stage with its last one.
+
+        Args:
+            param_name: as ``named_parameters`` of the backbone or, with its ``prefix``, of the whole model has it.
+            prefix: what stands before the backbone's own names, such as ``"backbone."``.
+
+        Returns:
+            the depth, and how many there are: the last one is that of what follows the backbone.
+
+        Raises:
+            ValueError: for a name that is none of the backbone's.
+        """
+        stages: Any = self.stages
+        before = [0]
+        for stage in stages:
+            before.append(before[-1] + len(stage.blocks))
+        total = before[-1] + len(getattr(self, "parallel_blocks", ())) + 2
+        name = param_name.removeprefix(prefix)
+        if not param_name.startswith(prefix) or name not in dict(self.named_parameters()):
+            raise ValueError(f"{param_name!r} is no parameter of {type(self).__name__} behind the prefix {prefix!r}")
+        first, *rest = name.split(".")
+        if first == "stages":
+            stage, part = int(rest[0]), rest[1]
+            if part == "blocks":
+                return before[stage] + int(rest[2]) + 1, total
+            if part == "norm":
+                return before[stage + 1], total
+            return (before[stage] + 1 if stage else 0), total
+        if first == "parallel_blocks":
+            return before[-1] + int(rest[0]) + 1, total
+        return (before[1] if first == "upsample" else 0), total
+
     def init_weights(self) -> None:
         """MMEngine's hook. The constructor has initialised all parameters; only ``init_cfg`` remains."""
         if isinstance(self.init_cfg, dict) and self.init_cfg.get("type") == "Pretrained":

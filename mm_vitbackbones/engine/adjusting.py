@@ -11,6 +11,7 @@ from mmengine.logging import print_log
 from torch import nn
 
 from mm_vitbackbones.engine.errors import UserError
+from mm_vitbackbones.engine.optimizing import unmatched_rules
 
 SEMANTIC_HEADS = {"rpn_head", "semantic_head"}
 """A proposal head tells objects from background, a semantic head beside a detector has classes of its own."""
@@ -79,12 +80,10 @@ def check_rules(cfg: Config, model: nn.Module) -> None:
     Raises:
         UserError: for one that matches none: a misspelt name would leave its parameters at the common rate.
     """
-    rules = ((cfg.get("optim_wrapper") or {}).get("paramwise_cfg") or {}).get("custom_keys") or {}
-    names = [name for name, _ in model.named_parameters()]
-    for rule in rules:
-        if not any(rule in name for name in names):
-            parts = ", ".join(sorted({".".join(name.split(".")[:2]) for name in names})[:12])
-            raise UserError(
-                f"optim_wrapper.paramwise_cfg.custom_keys: {rule!r} is part of no parameter's name; "
-                f"the names begin with {parts}"
-            )
+    rules = ((cfg.get("optim_wrapper") or {}).get("paramwise_cfg") or {}).get("custom_keys")
+    if missing := unmatched_rules(rules, model):
+        parts = ", ".join(sorted({".".join(name.split(".")[:2]) for name, _ in model.named_parameters()})[:12])
+        raise UserError(
+            f"optim_wrapper.paramwise_cfg.custom_keys: {missing[0]!r} is part of no parameter's name; "
+            f"the names begin with {parts}"
+        )

@@ -1,0 +1,102 @@
+"""Optimizers whose learning rate falls from the head to the stem."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from mmengine.logging import print_log
+from mmengine.optim import DefaultOptimWrapperConstructor
+from torch import nn
+
+from mm_vitbackbones.backbones.base import Backbone
+from mm_vitbackbones.registry import OPTIM_WRAPPER_CONSTRUCTORS
+
+
+def unmatched_rules(rules: Any, model: nn.Module) -> list[str]:
+    """The rules by name (``custom_keys``) that are part of no parameter's name."""
+    names = [name for name, _ in model.named_parameters()]
+    return [rule for rule in rules or () if not any(rule in name for name in names)]
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
+    """MMEngine's constructor, and a rate that each depth of the backbone multiplies by ``layer_decay_rate`` (Clark et
+    al. 2020), for detectors and segmentors alike. What is not of the backbone keeps the whole rate.
+
+    In a config::
+
+        optim_wrapper = dict(
+            constructor="mm_vitbackbones.LayerDecayOptimWrapperConstructor",
+            paramwise_cfg=dict(layer_decay_rate=0.7, norm_decay_mult=0.0, bias_decay_mult=0.0),
+            optimizer=dict(type="AdamW", lr=1e-4, weight_decay=0.05),
+        )
+
+    Parameters of equal settings make one group, and the groups are logged as a table.
+
+    Args:
+        optim_wrapper_cfg: as MMEngine's constructor takes it.
+        paramwise_cfg: ``layer_decay_rate``, above 0 and at most 1, and any of MMEngine's rules.
+
+    Raises:
+        ValueError: without such a rate; when called, for a model without one of our backbones, and for a rule of
+            ``custom_keys`` that matches no parameter.
+    """
+
+    def __init__(self, optim_wrapper_cfg: dict[str, Any], paramwise_cfg: dict[str, Any] | None = None) -> None:
+        rules = dict(paramwise_cfg or {})
+        self.rate = rules.pop("layer_decay_rate", None)
+        if not isinstance(self.rate, (int, float)) or not 0 < self.rate <= 1:
+            raise ValueError(f"paramwise_cfg.layer_decay_rate={self.rate!r}: give a number above 0 and at most 1")
+        # Without any rule MMEngine makes one group of all parameters, and never comes to `add_params`.
+        super().__init__(optim_wrapper_cfg, rules or {"custom_keys": {}})
+
+    def add_params(self, params: list[dict], module: nn.Module, prefix: str = "", **kwargs: Any) -> None:
+        super().add_params(params, module, prefix, **kwargs)
+        if prefix == "":  # the whole model; the call for each part of it comes with a prefix
+            params[:] = self._groups(params, module)
+
+    def _groups(self, params: list[dict], model: nn.Module) -> list[dict]:
+        """One group for each setting, out of one for each parameter."""
+        if missing := unmatched_rules(self.paramwise_cfg.get("custom_keys"), model):
+            raise ValueError(f"paramwise_cfg.custom_keys: {missing} are part of no parameter's name")
+        scales = self._scales(model)
+        groups: dict[tuple, dict] = {}
+        for single in params:
+            (parameter,) = single["params"]
+            rate = (single.get("lr") or self.base_lr or 0.0) * scales.get(id(parameter), 1.0)
+            settings = {**single, "lr": rate, "weight_decay": single.get("weight_decay", self.base_wd)}
+            settings = {key: value for key, value in settings.items() if key != "params" and value is not None}
+            group = groups.setdefault(tuple(sorted(settings.items())), {**settings, "params": []})
+            group["params"].append(parameter)
+        ordered = sorted(groups.values(), key=lambda group: (group["lr"], group.get("weight_decay", 0.0)))
+        print_log(self._table(ordered, model), logger="current")
+        return ordered
+
+    def _scales(self, model: nn.Module) -> dict[int, float]:
+        """By the id of each parameter of the backbone, what its rate is multiplied by."""
+        found = [part for part in model.modules() if isinstance(part, Backbone)]
+        if not found:
+            raise ValueError(
+                "layer_decay_rate: the model has no backbone of mm_vitbackbones, whose depths it could ask"
+            )
+        scales = {}
+        for backbone in found:
+            for name, parameter in backbone.named_parameters():
+                depth, count = backbone.get_layer_depth(name)
+                scales[id(parameter)] = self.rate ** (count - 1 - depth)
+        return scales
+
+    @staticmethod
+    def _table(groups: list[dict], model: nn.Module) -> str:
+        named = {id(parameter): name for name, parameter in model.named_parameters()}
+        lines = [f"{'rate':>10}  {'decay':>8}  {'tensors':>7}  {'values':>11}  first and last"]
+        for group in groups:
+            names = [named.get(id(parameter), "?") for parameter in group["params"]]
+            values = sum(math.prod(parameter.shape) for parameter in group["params"])
+            decay = group.get("weight_decay")
+            lines.append(
+                f"{group['lr']:>10.3e}  {'-' if decay is None else format(decay, '.3g'):>8}  {len(names):>7}  "
+                f"{values:>11,}  {names[0]} ... {names[-1]}"
+            )
+        return "parameter groups\n" + "\n".join(lines)
