@@ -2,7 +2,7 @@
 #   tools/dist_train.sh configs/retinanet_pvt_m_coco.py 8
 # Published (PVT paper, not measured here): box AP 41.9; AP50 63.1, AP75 44.3, small 25.0, medium 44.9, large 57.6.
 _base_ = [
-    "_base_/models/retinanet_pvt.py",
+    "_base_/models/retinanet.py",
     "_base_/datasets/coco_detection.py",
     "_base_/schedules/adamw_1x.py",
     "_base_/default_runtime.py",

@@ -2,7 +2,7 @@
 #   python tools/prepare_data.py mini && python tools/train.py configs/retinanet_pvt_t_mini.py --amp
 # No published result: `mini` is a small set made for trying things out, no benchmark. See docs/embedded_data.md.
 _base_ = [
-    "_base_/models/retinanet_pvt.py",
+    "_base_/models/retinanet.py",
     "_base_/datasets/mini_detection.py",
     "_base_/schedules/adamw_cosine_small.py",
     "_base_/default_runtime.py",

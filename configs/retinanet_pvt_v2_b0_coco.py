@@ -2,7 +2,7 @@
 #   tools/dist_train.sh configs/retinanet_pvt_v2_b0_coco.py 8
 # Published (PVTv2 paper, not measured here): box AP 37.2; AP50 57.2, AP75 39.5, small 23.1, medium 40.4, large 49.7.
 _base_ = [
-    "_base_/models/retinanet_pvt.py",
+    "_base_/models/retinanet.py",
     "_base_/datasets/coco_detection.py",
     "_base_/schedules/adamw_1x.py",
     "_base_/default_runtime.py",

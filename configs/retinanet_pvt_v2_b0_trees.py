@@ -2,7 +2,7 @@
 #   make demo, or: python tools/prepare_data.py trees && python tools/train.py configs/retinanet_pvt_v2_b0_trees.py
 # No published result: `trees` is a small set made for trying things out, no benchmark. See docs/embedded_data.md.
 _base_ = [
-    "_base_/models/retinanet_pvt.py",
+    "_base_/models/retinanet.py",
     "_base_/datasets/trees_detection.py",
     "_base_/schedules/adamw_cosine_small.py",
     "_base_/default_runtime.py",

@@ -2,7 +2,7 @@
 #   tools/dist_train.sh configs/retinanet_pvt_v2_b2_coco.py 8
 # Published (PVTv2 paper, not measured here): box AP 44.6; AP50 65.6, AP75 47.6, small 27.4, medium 48.8, large 58.6.
 _base_ = [
-    "_base_/models/retinanet_pvt.py",
+    "_base_/models/retinanet.py",
     "_base_/datasets/coco_detection.py",
     "_base_/schedules/adamw_1x.py",
     "_base_/default_runtime.py",

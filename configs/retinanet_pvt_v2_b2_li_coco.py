@@ -2,7 +2,7 @@
 #   tools/dist_train.sh configs/retinanet_pvt_v2_b2_li_coco.py 8
 # Published (PVTv2 paper, not measured here): box AP 43.6; AP50 64.7, AP75 46.8, small 28.3, medium 47.6, large 57.4.
 _base_ = [
-    "_base_/models/retinanet_pvt.py",
+    "_base_/models/retinanet.py",
     "_base_/datasets/coco_detection.py",
     "_base_/schedules/adamw_1x.py",
     "_base_/default_runtime.py",

@@ -2,7 +2,7 @@
 #   tools/dist_train.sh configs/retinanet_pvt_v2_b3_coco.py 8
 # Published (PVTv2 paper, not measured here): box AP 45.9; AP50 66.8, AP75 49.3, small 28.6, medium 49.8, large 61.4.
 _base_ = [
-    "_base_/models/retinanet_pvt.py",
+    "_base_/models/retinanet.py",
     "_base_/datasets/coco_detection.py",
     "_base_/schedules/adamw_1x.py",
     "_base_/default_runtime.py",

@@ -2,7 +2,7 @@
 #   tools/dist_train.sh configs/retinanet_pvt_v2_b4_coco.py 8
 # Published (PVTv2 paper, not measured here): box AP 46.1; AP50 66.9, AP75 49.2, small 28.4, medium 50.0, large 62.2.
 _base_ = [
-    "_base_/models/retinanet_pvt.py",
+    "_base_/models/retinanet.py",
     "_base_/datasets/coco_detection.py",
     "_base_/schedules/adamw_1x.py",
     "_base_/default_runtime.py",

@@ -2,7 +2,7 @@
 #   tools/dist_train.sh configs/retinanet_pvt_v2_b5_coco.py 8
 # Published (PVTv2 paper, not measured here): box AP 46.2; AP50 67.1, AP75 49.5, small 28.5, medium 50.0, large 62.5.
 _base_ = [
-    "_base_/models/retinanet_pvt.py",
+    "_base_/models/retinanet.py",
     "_base_/datasets/coco_detection.py",
     "_base_/schedules/adamw_1x.py",
     "_base_/default_runtime.py",

@@ -1,5 +1,5 @@
 # A detector small enough for the tests: RetinaNet with a toy PVT on 16 pictures. `{root}`, `{configs}` are filled in.
-_base_ = ["{configs}/_base_/models/retinanet_pvt.py", "{configs}/_base_/default_runtime.py"]
+_base_ = ["{configs}/_base_/models/retinanet.py", "{configs}/_base_/default_runtime.py"]
 
 model = dict(
     data_preprocessor=dict(pad_size_divisor=32),

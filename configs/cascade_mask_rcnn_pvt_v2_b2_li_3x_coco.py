@@ -1,0 +1,22 @@
+# Cascade Mask R-CNN with PVTv2-B2-Li on COCO 2017, 3x schedule: 36 epochs, 8 GPUs with 2 images each.
+#   tools/dist_train.sh configs/cascade_mask_rcnn_pvt_v2_b2_li_3x_coco.py 8 --amp fp16
+# Published (PVTv2 paper, not measured here): box AP 50.9, mask AP 44.0.
+_base_ = [
+    "_base_/models/cascade_mask_rcnn.py",
+    "_base_/datasets/coco_instance.py",
+    "_base_/schedules/adamw_3x.py",
+    "_base_/default_runtime.py",
+]
+
+model = dict(
+    backbone=dict(
+        type="mm_vitbackbones.PVTv2",
+        arch="b2_li",
+        drop_path_rate=0.1,
+        init_cfg=dict(
+            checkpoint="https://github.com/whai362/PVT/releases/download/v2/pvt_v2_b2_li.pth",
+        ),
+    ),
+)
+train_dataloader = dict(dataset=dict(pipeline={{_base_.multiscale_pipeline}}))
+optim_wrapper = dict(optimizer=dict(lr=1e-4, weight_decay=0.05), paramwise_cfg=dict(norm_decay_mult=0.0))

@@ -1,0 +1,23 @@
+# Mask R-CNN with MiT-B0 on COCO 2017, 1x schedule: 12 epochs, 8 GPUs with 2 images each.
+#   tools/dist_train.sh configs/mask_rcnn_mit_b0_coco.py 8
+# No published result: by PVT's recipe, untested.
+# The weights of MiT keep NVIDIA's non-commercial terms.
+_base_ = [
+    "_base_/models/mask_rcnn.py",
+    "_base_/datasets/coco_instance.py",
+    "_base_/schedules/adamw_1x.py",
+    "_base_/default_runtime.py",
+]
+
+model = dict(
+    backbone=dict(
+        type="mm_vitbackbones.MiT",
+        arch="b0",
+        drop_path_rate=0.1,
+        init_cfg=dict(
+            checkpoint="https://download.openmmlab.com/mmsegmentation/v0.5/pretrain/segformer/mit_b0_20220624-7e0fe6dd.pth",
+        ),
+    ),
+    neck=dict(in_channels=[32, 64, 160, 256]),
+)
+optim_wrapper = dict(optimizer=dict(lr=2e-4))

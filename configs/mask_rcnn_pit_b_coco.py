@@ -1,0 +1,23 @@
+# Mask R-CNN with PiT-Base on COCO 2017, 1x schedule: 12 epochs, 8 GPUs with 2 images each.
+#   tools/dist_train.sh configs/mask_rcnn_pit_b_coco.py 8
+# No published result: by PVT's recipe, untested.
+# Level 0, which PiT has not, starts fresh.
+_base_ = [
+    "_base_/models/mask_rcnn.py",
+    "_base_/datasets/coco_instance.py",
+    "_base_/schedules/adamw_1x.py",
+    "_base_/default_runtime.py",
+]
+
+model = dict(
+    backbone=dict(
+        type="mm_vitbackbones.PiT",
+        arch="b",
+        drop_path_rate=0.1,
+        init_cfg=dict(
+            checkpoint="https://huggingface.co/timm/pit_b_224.in1k/resolve/main/model.safetensors",
+        ),
+    ),
+    neck=dict(in_channels=[256, 256, 512, 1024]),
+)
+optim_wrapper = dict(optimizer=dict(lr=2e-4))

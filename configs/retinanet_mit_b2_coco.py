@@ -1,0 +1,21 @@
+# RetinaNet with MiT-B2 on COCO 2017, 1x schedule: 12 epochs, 8 GPUs with 2 images each.
+#   tools/dist_train.sh configs/retinanet_mit_b2_coco.py 8
+# No published result: by PVT's recipe, untested.
+# The weights of MiT keep NVIDIA's non-commercial terms.
+_base_ = [
+    "_base_/models/retinanet.py",
+    "_base_/datasets/coco_detection.py",
+    "_base_/schedules/adamw_1x.py",
+    "_base_/default_runtime.py",
+]
+
+model = dict(
+    backbone=dict(
+        type="mm_vitbackbones.MiT",
+        arch="b2",
+        drop_path_rate=0.1,
+        init_cfg=dict(
+            checkpoint="https://download.openmmlab.com/mmsegmentation/v0.5/pretrain/segformer/mit_b2_20220624-66e8bf70.pth",
+        ),
+    ),
+)
