@@ -15,7 +15,7 @@ model = dict(
         type="mm_vitbackbones.Swin",
         arch="tiny",
         drop_path_rate=0.0,
-        init_cfg=[dict(type="mm_vitbackbones.FromScratch")],
+        init_cfg=None,
     ),
     neck=dict(in_channels=[96, 192, 384, 768], out_channels=128, num_outs=4, norm_cfg=norm_cfg),
     rpn_head=dict(in_channels=128, feat_channels=128, anchor_generator=dict(scales=[6], strides=[4, 8, 16, 32])),
