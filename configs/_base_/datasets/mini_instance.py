@@ -1,4 +1,4 @@
-# Boxes and masks of the drawn scenes of `mini` (`python tools/prepare_data.py mini`), at about their size. No benchmark.
+# Boxes and masks of the drawn scenes of `mini` (`python tools/prepare_data.py mini`), at about their size.
 data_root = "data/mini/"
 metainfo = dict(classes=("ball", "beetle", "crate", "starfish", "ring"))
 
