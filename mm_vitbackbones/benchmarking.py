@@ -2,15 +2,20 @@
 
 The contenders take turns, so that a busy machine slows all of them alike; a ratio is the median over the turns of
 theirs to ours. Weights are random: all compute the same function up to norm epsilons.
+
+Each case has a process of its own: what was allocated and freed before decides whether glibc takes the pages of large
+tensors anew each time, and so an earlier case can make a later one a third faster.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -342,6 +347,19 @@ def cpu_name() -> str:
             return next(line.split(":", 1)[1].strip() for line in info if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or "unknown CPU"
+
+
+def measure_apart(
+    network: str, mode: str, size: tuple[int, int], turns: int, clock: str = "wall", threads: int = 1
+) -> list[Row]:
+    """``measure`` in a fresh process, with so many threads."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
+        return pool.submit(_measured, network, mode, size, turns, clock).result()
+
+
+def _measured(*case: Any) -> list[Row]:
+    return list(measure(*case))
 
 
 def measure(network: str, mode: str, size: tuple[int, int], turns: int, clock: str = "wall") -> Iterator[Row]:

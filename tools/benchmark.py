@@ -2,7 +2,8 @@
 
     python tools/benchmark.py [--networks pvt_s pvt_v2_b2] [--turns 7] [--threads 2]
 
-Peers that are not installed are left out. The first line says on what machine, and with what allocator.
+Peers that are not installed are left out. The first line says on what machine, and with what allocator. Each case runs
+in a process of its own.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 
 import torch
 
-from mm_vitbackbones.benchmarking import CASES, CASES_OF, CONTENDERS, MODES, machine, measure
+from mm_vitbackbones.benchmarking import CASES, CASES_OF, CONTENDERS, MODES, machine, measure_apart
 
 
 def main() -> None:
@@ -28,7 +29,7 @@ def main() -> None:
     for network in args.networks:
         for mode, size in CASES_OF.get(network, CASES):
             if mode in args.modes:
-                for row in measure(network, mode, size, args.turns, args.clock):
+                for row in measure_apart(network, mode, size, args.turns, args.clock, args.threads):
                     print(row, flush=True)
 
 

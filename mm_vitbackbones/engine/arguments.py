@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.config import DictAction
 
 from mm_vitbackbones.engine.errors import Parser, UserError
@@ -81,6 +82,26 @@ def test_arguments(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def predict_arguments(argv: list[str]) -> argparse.Namespace:
+    parser = Parser(prog="predict.py", description="Detect or segment in pictures with a trained or published model.")
+    parser.add_argument("config", type=Path, help="a config file, such as configs/retinanet_pvt_s_coco.py")
+    parser.add_argument("checkpoint", type=Path, help="a .pth file, as training writes them or as published")
+    parser.add_argument(
+        "pictures", type=Path, nargs="+", metavar="IMAGE_OR_FOLDER", help="pictures, or folders of them"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="where the drawn pictures go, and predictions.json in COCO's format (or <image>_labels.png for each "
+        "segmentation); predictions/<config name> by default. Nothing is overwritten",
+    )
+    parser.add_argument("--score-thr", type=float, default=0.3, metavar="SCORE", help="leave out lower scores (0.3)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda, cuda:1, cpu")
+    _add_options(parser)
+    return parser.parse_args(argv)
+
+
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", type=Path, help="a config file, such as configs/retinanet_pvt_s_coco.py")
     parser.add_argument(
@@ -92,6 +113,10 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         default="none",
         help="how the processes of a distributed run were started; torchrun is recognised by itself",
     )
+    _add_options(parser)
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cfg-options",
         nargs="+",

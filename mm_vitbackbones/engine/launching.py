@@ -188,7 +188,17 @@ def check_fits(model: nn.Module, given: dict[str, torch.Tensor], path: Path) -> 
 def load(runner: Runner, checkpoint: dict[str, Any], path: Path) -> None:
     """Load the weights of a checkpoint, all of them, into a runner's model."""
     runner.call_hook("after_load_checkpoint", checkpoint=checkpoint)  # as MMEngine does; EMA's hook needs it
-    model, given = unwrapped(runner), weights(checkpoint)
+    load_weights(unwrapped(runner), checkpoint, path)
+    runner.logger.info(f"loaded {path}")
+
+
+def load_weights(model: nn.Module, checkpoint: dict[str, Any], path: Path) -> None:
+    """Load the weights of a checkpoint, all of them, into a model; those of known parts in any known layout.
+
+    Raises:
+        UserError: if they are not those of this model.
+    """
+    given = weights(checkpoint)
     foreign = foreign_parts(model, given)
     for part in foreign.values():
         load_pretrained(part, given)
@@ -197,7 +207,6 @@ def load(runner: Runner, checkpoint: dict[str, Any], path: Path) -> None:
         given = {key: tensor for key, tensor in given.items() if key.partition(".")[0] not in foreign} | own
     check_fits(model, given, path)
     model.load_state_dict(given)
-    runner.logger.info(f"loaded {path}")
 
 
 def foreign_parts(model: nn.Module, given: dict[str, torch.Tensor]) -> dict[str, nn.Module]:

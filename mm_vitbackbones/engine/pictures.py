@@ -63,33 +63,70 @@ def draw_pair(
 
     What a sample does not carry is not drawn; a side without anything is the image itself.
     """
+    sides = [_side(image, sample, kind, classes, palette, score_thr) for kind in ("gt", "pred")]
+    gap = np.full((sides[0][0].shape[0], 4, 3), 255, np.uint8)
+    pair = np.hstack([sides[0][0], gap, sides[1][0]])
+    return _over_legend(pair, sides[0][1] | sides[1][1], classes, palette)
+
+
+def draw_prediction(
+    image: np.ndarray, sample: Any, classes: Sequence[str] | None, palette: Any, score_thr: float
+) -> np.ndarray:
+    """The predictions of a data sample of mmdet's or mmseg's, drawn onto the (enlarged) image."""
+    side, present = _side(image, sample, "pred", classes, palette, score_thr)
+    return _over_legend(side, present, classes, palette)
+
+
+def _side(
+    image: np.ndarray, sample: Any, kind: str, classes: Sequence[str] | None, palette: Any, score_thr: float
+) -> tuple[np.ndarray, set[int]]:
+    """The image under a caption with what a sample has of one kind (gt or pred), and the labels that need a legend."""
+    caption = {"gt": "ground truth", "pred": f"predictions, score >= {score_thr:g}"}[kind]
     scale = max(1, round(SHORT_SIDE / min(image.shape[:2])))
-    large = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
-    sides: list[np.ndarray] = []
+    side = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
     present: set[int] = set()
-    for kind, caption in (("gt", "ground truth"), ("pred", f"predictions, score >= {score_thr:g}")):
-        side = large.copy()
-        if f"{kind}_sem_seg" in sample:
-            caption = caption.partition(",")[0]
-            labels = _array(getattr(sample, f"{kind}_sem_seg").data)[0]
-            draw_labels(side, labels, classes, palette)
-            present.update(int(label) for label in np.unique(labels) if label != 255)
-        if f"{kind}_instances" in sample:
-            instances = getattr(sample, f"{kind}_instances")
-            boxes = _array(getattr(instances.bboxes, "tensor", instances.bboxes)).reshape(-1, 4)
-            labels = _array(instances.labels)
-            scores = _array(instances.scores) if "scores" in instances else None
-            if scores is not None:
-                order = [i for i in np.argsort(scores, kind="stable") if scores[i] >= score_thr]  # the best on top
-                boxes, labels, scores = boxes[order], labels[order], scores[order]
-            draw_boxes(side, boxes * scale, labels, scores, classes, palette)
-            caption = f"{caption}: {len(boxes)}"
-        sides.append(_under_caption(side, caption))
-    gap = np.full((sides[0].shape[0], 4, 3), 255, np.uint8)
-    pair = np.hstack([sides[0], gap, sides[1]])
+    if f"{kind}_sem_seg" in sample:
+        caption = caption.partition(",")[0]
+        labels = _array(getattr(sample, f"{kind}_sem_seg").data)[0]
+        draw_labels(side, labels, classes, palette)
+        present = {int(label) for label in np.unique(labels) if label != 255}
+    if f"{kind}_instances" in sample:
+        instances = getattr(sample, f"{kind}_instances")
+        boxes = _array(getattr(instances.bboxes, "tensor", instances.bboxes)).reshape(-1, 4)
+        labels = _array(instances.labels)
+        masks = _masks(instances, len(boxes))
+        scores = _array(instances.scores) if "scores" in instances else None
+        if scores is not None:
+            order = [i for i in np.argsort(scores, kind="stable") if scores[i] >= score_thr]  # the best on top
+            boxes, labels, scores = boxes[order], labels[order], scores[order]
+            masks = [masks[i] for i in order]
+        draw_masks(side, masks, labels, palette)
+        draw_boxes(side, boxes * scale, labels, scores, classes, palette)
+        caption = f"{caption}: {len(boxes)}"
+    return _under_caption(side, caption), present
+
+
+def _over_legend(picture: np.ndarray, present: set[int], classes: Sequence[str] | None, palette: Any) -> np.ndarray:
     if not present:
-        return pair
-    return np.vstack([pair, draw_legend(sorted(present), classes, palette, pair.shape[1])])
+        return picture
+    return np.vstack([picture, draw_legend(sorted(present), classes, palette, picture.shape[1])])
+
+
+def _masks(instances: Any, count: int) -> list[np.ndarray | None]:
+    """The masks (h, w) of instances, None for those without."""
+    if "masks" not in instances:
+        return [None] * count
+    masks = instances.masks
+    return list(masks.to_ndarray() if hasattr(masks, "to_ndarray") else _array(masks))
+
+
+def draw_masks(image: np.ndarray, masks: Sequence[np.ndarray | None], labels: np.ndarray, palette: Any) -> None:
+    """Blend masks (h, w) of instances over the image (H, W, 3), in the colours of their classes."""
+    for mask, label in zip(masks, labels, strict=True):
+        if mask is not None:
+            region = cv2.resize(mask.astype(np.uint8), image.shape[1::-1], interpolation=cv2.INTER_NEAREST) > 0
+            color = np.array(_color(int(label), palette))
+            image[region] = (0.5 * image[region] + 0.5 * color).astype(np.uint8)
 
 
 def draw_boxes(
