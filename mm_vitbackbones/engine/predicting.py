@@ -110,7 +110,7 @@ class Predictor:
             raise UserError("the config says nothing about testing: it needs test_dataloader, for its pipeline")
         self.scope = cfg.get("default_scope") or "mmengine"
         with DefaultScope.overwrite_default_scope(self.scope):
-                self.model: Any = revert_sync_batchnorm(MODELS.build(without_pretrained(cfg.model)))
+            self.model: Any = revert_sync_batchnorm(MODELS.build(without_pretrained(cfg.model)))
             steps = [step for step in dataset["pipeline"] if not str(step["type"]).endswith("LoadAnnotations")]
             self.pipeline = Compose(steps)
             self.classes = preflight.classes_of(dataset)
