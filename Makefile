@@ -21,7 +21,7 @@ MMCV_DONE := $(DONE)/mmcv-$(call hash,$(MMCV) $(TORCH))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-all lint benchmark clean
+.PHONY: help setup demo run-demo test test-all lint benchmark clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
@@ -73,13 +73,18 @@ $(DONE)/peers: constraints.txt $(DONE)/package
 	$(PIP) install --no-deps --upgrade --target $(VENV)/peers -r $(VENV)/peers.txt
 	@touch $@
 
-demo: setup ## train RetinaNet with PVTv2-B0 on photographs of trees, evaluate it and draw what it finds
+demo: setup ## detection on photographs of trees, then segmentation of drawn scenes: train, evaluate, draw
 	$(PY) tools/prepare_data.py trees
-	@set -eu; out=work_dirs/demo-$$(date +%Y%m%d-%H%M%S); config=configs/retinanet_pvt_v2_b0_trees.py; set -x; \
+	$(PY) tools/prepare_data.py mini
+	@$(MAKE) --no-print-directory run-demo CONFIG=retinanet_pvt_v2_b0_trees
+	@$(MAKE) --no-print-directory run-demo CONFIG=segformer_mit_b0_mini
+
+run-demo:
+	@set -eu; out=work_dirs/demo-$(CONFIG)-$$(date +%Y%m%d-%H%M%S); config=configs/$(CONFIG).py; set -x; \
 	$(PY) tools/train.py $$config --work-dir $$out; \
 	$(PY) tools/test.py $$config "$$(cat $$out/last_checkpoint)" --work-dir $$out/test --show-dir $$out/pictures; \
-	set +x; echo; echo "Pictures, ground truth beside detections: $$out/pictures"; \
-	echo "Curves of loss and AP: $$out/curves.png"
+	set +x; echo; echo "Pictures, ground truth beside predictions: $$out/pictures"; \
+	echo "Curves of losses and metrics: $$out/curves.png"; echo
 
 test: setup ## run the tests, except those that take long or need a GPU
 	$(PY) -m pytest

@@ -52,7 +52,7 @@ def train_arguments(argv: list[str]) -> argparse.Namespace:
         "--seed", type=int, help="seed of all random numbers; without it, a random one, which is logged"
     )
     parser.add_argument(
-        "--check-all", action="store_true", help="look at every mask of a segmentation set before training, not at some"
+        "--check-all", action="store_true", help="look at every picture and mask before training, not at some"
     )
     return parser.parse_args(argv)
 
@@ -79,6 +79,14 @@ def test_arguments(argv: list[str]) -> argparse.Namespace:
         "--show-score", type=float, default=0.3, metavar="SCORE", help="draw boxes from this score on (0.3)"
     )
     parser.add_argument("--tta", action="store_true", help="test at the sizes and flips of the config's tta_pipeline")
+    return parser.parse_args(argv)
+
+
+def check_data_arguments(argv: list[str]) -> argparse.Namespace:
+    parser = Parser(prog="check_data.py", description="Find what is wrong with the data sets of a config.")
+    parser.add_argument("config", type=Path, help="a config file, such as configs/retinanet_pvt_s_coco.py")
+    parser.add_argument("--check-all", action="store_true", help="look at every picture and mask, not at some")
+    _add_options(parser)
     return parser.parse_args(argv)
 
 

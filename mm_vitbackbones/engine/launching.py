@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.logging import print_log
 from mmengine.runner import Runner
 from torch import nn
 
@@ -20,7 +21,7 @@ from mm_vitbackbones.checkpoints import layout_of, load_pretrained
 from mm_vitbackbones.checkpoints.errors import shorten
 from mm_vitbackbones.engine import preflight
 from mm_vitbackbones.engine.adjusting import check_rules, set_num_classes, use_local_norms, use_tta
-from mm_vitbackbones.engine.arguments import LATEST, test_arguments, train_arguments
+from mm_vitbackbones.engine.arguments import LATEST, check_data_arguments, test_arguments, train_arguments
 from mm_vitbackbones.engine.errors import UserError, did_you_mean
 from mm_vitbackbones.engine.precision import use_amp
 from mm_vitbackbones.engine.predictions import dump_predictions, keep_predictions
@@ -50,7 +51,7 @@ def train(argv: list[str]) -> None:
     if cfg.get("train_dataloader") is None or cfg.get("train_cfg") is None:
         raise UserError(f"{args.config} says nothing about training: it needs train_dataloader and train_cfg")
     splits = [split for split in ("train", "val") if cfg.get(f"{split}_dataloader") is not None]
-    preflight.check(cfg, splits, every_mask=args.check_all)
+    preflight.check(cfg, splits, every=args.check_all)
     if args.amp:
         use_amp(cfg, args.amp)
     checkpoint = None
@@ -112,6 +113,16 @@ def test(argv: list[str]) -> None:
     for what, where in (("predictions", args.out), ("pictures", args.show_dir)):
         if where:
             runner.logger.info(f"{what}: {where}")
+
+
+def check_data(argv: list[str]) -> None:
+    """tools/check_data.py: what is wrong with the data sets of a config, and what will be left out of them."""
+    args = check_data_arguments(argv)
+    cfg = load_config(args.config, args.cfg_options)
+    splits = [split for split in ("train", "val", "test") if cfg.get(f"{split}_dataloader") is not None]
+    preflight.check(cfg, splits, every=args.check_all)
+    looked = "every picture and mask" if args.check_all else "some pictures and masks; --check-all looks at every one"
+    print_log(f"nothing wrong was found in {', '.join(splits)} ({looked})", logger="current")
 
 
 def load_config(path: Path, options: dict[str, Any]) -> Config:

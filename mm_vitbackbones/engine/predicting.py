@@ -15,7 +15,6 @@ from mmengine.dataset import Compose
 from mmengine.logging import print_log
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DATASETS, MODELS, DefaultScope
-from torch import nn
 
 from mm_vitbackbones.engine import preflight
 from mm_vitbackbones.engine.arguments import predict_arguments

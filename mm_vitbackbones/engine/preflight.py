@@ -11,10 +11,12 @@ from typing import Any
 import mmengine.registry
 import torch
 from mmengine.config import Config
+from mmengine.logging import print_log
 from mmengine.registry import DATASETS, MODELS, OPTIMIZERS, Registry, init_default_scope
 
 from mm_vitbackbones.backbones.base import Backbone
 from mm_vitbackbones.engine.adjusting import heads, nodes
+from mm_vitbackbones.engine.annotations import CocoSummary, check_coco, some
 from mm_vitbackbones.engine.errors import UserError, did_you_mean
 from mm_vitbackbones.engine.labels import check_masks
 
@@ -34,26 +36,30 @@ LARGE = 64 * 2**20
 """Bytes from which on an annotation file is not read twice: COCO's takes tens of seconds, and is not empty."""
 
 
-def check(cfg: Config, splits: Sequence[str], every_mask: bool = False) -> None:
+def check(cfg: Config, splits: Sequence[str], every: bool = False) -> None:
     """Check a config against this machine: libraries, data of these splits (train, val, test), model.
 
-    Of a segmentation set that is to be trained on, a sample of the masks is looked at, or with ``every_mask`` all.
+    Of the pictures and masks of a data set a sample is looked at, or with ``every`` each of them.
 
     Raises:
         UserError: for the first thing found wrong.
     """
     check_libraries(cfg)
+    summaries: dict[str, CocoSummary] = {}
     for split in splits:
         for dataset in datasets_of(cfg.get(f"{split}_dataloader")):
             where = f"{split}_dataloader"
             check_data_exists(dataset, where)
             classes = classes_of(dataset)
             if classes is not None:
-                check_annotations(dataset, classes, where)
+                if summary := check_annotations(dataset, classes, where, every):
+                    summaries[where] = summary
+                    print_log(f"{where}: {summary}", logger="current")
                 check_num_classes(cfg.model, len(classes), where)
             if "train" in splits and (dataset.get("data_prefix") or {}).get("seg_map_path"):
-                check_masks(dataset, where, every_mask)
+                check_masks(dataset, where, every)
         check_evaluators(cfg, split)
+    check_same_categories(summaries)
     check_backbone(cfg.model)
     if "train" in splits:
         check_optimizer(cfg)
@@ -134,32 +140,26 @@ def classes_of(dataset: Mapping[str, Any]) -> Sequence[str] | None:
     return classes
 
 
-def check_annotations(dataset: Mapping[str, Any], classes: Sequence[str], where: str) -> None:
-    """A COCO-format file can be read, has images and boxes, and knows every class of the config.
-
-    mmdet itself drops what it does not know without a word, and would train on nothing.
-    """
+def check_annotations(
+    dataset: Mapping[str, Any], classes: Sequence[str], where: str, every: bool = False
+) -> CocoSummary | None:
+    """A COCO-format file holds what the config says, and mmdet will read it so. A large one is looked into with
+    ``every`` only."""
     path = annotation_file(dataset)
-    if path is None or path.stat().st_size >= LARGE:
-        return
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        images, annotations = content["images"], content["annotations"]
-        categories = [category["name"] for category in content["categories"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{where}: {path} is not in COCO's format ({type(error).__name__}: {error}); "
-            "it needs images, annotations and categories"
-        ) from None
-    if not images:
-        raise UserError(f"{where}: {path} lists no images")
-    if unknown := [name for name in classes if name not in categories]:
-        raise UserError(
-            f"{where}: the classes {_some(unknown)} are not among the categories of {path}, {_some(categories)}; "
-            "set metainfo=dict(classes=(...)) of the dataset to names out of these"
-        )
-    if not annotations:
-        raise UserError(f"{where}: {path} holds no annotations, so there is nothing to learn or to measure")
+    if path is None or (path.stat().st_size >= LARGE and not every):
+        return None
+    return check_coco(dataset, path, classes, where, every)
+
+
+def check_same_categories(summaries: Mapping[str, CocoSummary]) -> None:
+    """What is trained on and what is tested on have the same categories, in the same order."""
+    (first, one), *others = summaries.items() or [("", None)]
+    for where, other in others:
+        if one and other.categories != one.categories:
+            raise UserError(
+                f"the categories of {other.path} ({where}) are {some(other.categories)}, and those of {one.path} "
+                f"({first}) {some(one.categories)}: they have to be alike, in the same order"
+            )
 
 
 def check_num_classes(model: Any, count: int, where: str) -> None:
@@ -239,8 +239,3 @@ def unknown_type(name: str, kind: str, scope: str | None) -> str:
                 prefix = f"{OURS}." if child == OURS else ""
                 known += [f"{prefix}{each}" for each in root.children[child].module_dict]
     return f"type={name!r} is not a known {kind}{did_you_mean(name.removeprefix(f'{scope}.'), known)}"
-
-
-def _some(names: Sequence[str], limit: int = 5) -> str:
-    listed = ", ".join(map(repr, names[:limit]))
-    return listed if len(names) <= limit else f"{listed} and {len(names) - limit} more"
