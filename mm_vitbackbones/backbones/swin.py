@@ -305,7 +305,7 @@ class WindowAttention(nn.Module):
         """Queries, keys and values (K, n, 3C) and the bias (1 or K, h, n, n) -> (K, n, C)."""
         query, key, value = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         if bias.requires_grad and qkv.device.type == "cpu":
-            # PyTorch's fused kernel for CPUs gives no gradient of a bias, and what stands in for it is slower than this.
+            # PyTorch's fused kernel for CPUs gives no gradient of a bias; what stands in for it is slower than this.
             scores = query * query.shape[-1] ** -0.5 @ key.mT + bias
             return (scores.softmax(-1) @ value).transpose(1, 2).flatten(2)
         return F.scaled_dot_product_attention(query, key, value, attn_mask=bias).transpose(1, 2).flatten(2)
