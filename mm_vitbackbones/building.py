@@ -10,6 +10,7 @@ from typing import Any
 
 from mm_vitbackbones import backbones
 from mm_vitbackbones.backbones import Backbone
+from mm_vitbackbones.registry import BACKBONES
 
 
 def backbone_names() -> dict[str, tuple[type[Backbone], str]]:
@@ -39,7 +40,7 @@ def build_backbone(
         hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known are {', '.join(known)}"
         raise ValueError(f"there is no backbone {name!r}; {hint}")
     family, arch = known[name]
-    backbone = family(arch=arch, **arguments)
+    backbone: Backbone = BACKBONES.build(dict(type=family.__name__, arch=arch, **arguments))
     if pretrained is not None:
         from mm_vitbackbones.checkpoints import load_pretrained
 

@@ -38,12 +38,15 @@ class CocoSummary:
     left: int = 0
     """Images that are trained on, or tested."""
 
+    @property
+    def kept(self) -> int:
+        """Annotations that are trained on."""
+        return self.annotations - sum(self.dropped.values())
+
     def __str__(self) -> str:
         lost = ", ".join(f"{count} {why}" for why, count in self.dropped.items())
-        kept = self.annotations - sum(self.dropped.values())
-        return (
-            f"{self.path}: {self.left} of {self.images} images, {kept} of {self.annotations} annotations"
-            + (f" (left out: {lost})" if lost else "")
+        return f"{self.path}: {self.left} of {self.images} images, {self.kept} of {self.annotations} annotations" + (
+            f" (left out: {lost})" if lost else ""
         )
 
 
@@ -60,7 +63,7 @@ def check_coco(dataset: Mapping[str, Any], path: Path, classes: Sequence[str], w
     folder = Path(dataset.get("data_root") or "", (dataset.get("data_prefix") or {}).get("img") or "")
     check_pictures(content["images"], folder, where, every)
     summary = summarise(content, path, classes, dataset)
-    if not summary.left:
+    if not summary.left or not summary.kept:
         raise UserError(f"{where}: no image of {path} has an annotation that can be trained on; {summary}")
     return summary
 
@@ -150,8 +153,8 @@ def summarise(
         why = _why_dropped(annotation, names, classes, sizes)
         if why:
             summary.dropped[why] += 1
-        if why in (None, "crowds"):  # a crowd is ignored in training, and its image still counts
-            filled.add(annotation["image_id"])
+        if names.get(annotation.get("category_id", -1)) in classes:  # of whatever size: mmdet does not look at that
+            filled.add(annotation.get("image_id"))
     small = rules.get("min_size", 0)
     test_mode, skip_empty = dataset.get("test_mode", False), rules.get("filter_empty_gt", False)
     summary.left = sum(

@@ -152,9 +152,9 @@ def check_annotations(
 
 def check_same_categories(summaries: Mapping[str, CocoSummary]) -> None:
     """What is trained on and what is tested on have the same categories, in the same order."""
-    (first, one), *others = summaries.items() or [("", None)]
-    for where, other in others:
-        if one and other.categories != one.categories:
+    pairs = [*summaries.items()]
+    for (first, one), (where, other) in zip(pairs, pairs[1:], strict=False):
+        if other.categories != one.categories:
             raise UserError(
                 f"the categories of {other.path} ({where}) are {some(other.categories)}, and those of {one.path} "
                 f"({first}) {some(one.categories)}: they have to be alike, in the same order"

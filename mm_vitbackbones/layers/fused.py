@@ -26,13 +26,21 @@ def usable(grid: Tensor) -> bool:
     )
 
 
+FEW_TOKENS, LARGE_WEIGHT = 128, 2**18
+"""oneDNN reorders a weight at each call, which so few tokens do not pay for if it has so many elements."""
+
+
 def linear(grid: Tensor, layer: nn.Linear) -> Tensor:
     """Equal to ``layer(grid)``: (..., C) -> (..., C')."""
+    if _few_for(grid, layer):
+        return layer(grid)
     return torch.ops.mkldnn._linear_pointwise(grid, layer.weight, layer.bias, "none", [], "")
 
 
 def linear_gelu(grid: Tensor, layer: nn.Linear) -> Tensor:
     """Equal to ``F.gelu(layer(grid))``: (..., C) -> (..., C')."""
+    if _few_for(grid, layer):
+        return F.gelu(layer(grid))
     return torch.ops.mkldnn._linear_pointwise(grid, layer.weight, layer.bias, "gelu", [], "none")
 
 
@@ -51,6 +59,10 @@ def conv_gelu(grid: Tensor, conv: nn.Conv2d) -> Tensor:
         "none",
     )
     return out.permute(0, 2, 3, 1)
+
+
+def _few_for(grid: Tensor, layer: nn.Linear) -> bool:
+    return grid.numel() < FEW_TOKENS * grid.shape[-1] and layer.weight.numel() > LARGE_WEIGHT
 
 
 @functools.cache
