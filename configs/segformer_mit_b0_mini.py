@@ -16,5 +16,5 @@ model = dict(
     ),
 )
 
-default_hooks = dict(logger=dict(interval=20), checkpoint=dict(interval=500))
+default_hooks = dict(logger=dict(interval=20), checkpoint=dict(interval=1100))
 log_processor = dict(window_size=20)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -152,8 +153,7 @@ def check_annotations(
 
 def check_same_categories(summaries: Mapping[str, CocoSummary]) -> None:
     """What is trained on and what is tested on have the same categories, in the same order."""
-    pairs = [*summaries.items()]
-    for (first, one), (where, other) in zip(pairs, pairs[1:], strict=False):
+    for (first, one), (where, other) in itertools.pairwise(summaries.items()):
         if other.categories != one.categories:
             raise UserError(
                 f"the categories of {other.path} ({where}) are {some(other.categories)}, and those of {one.path} "

@@ -1,6 +1,6 @@
 # Training from random weights in minutes, on the small embedded set: AdamW at a falling cosine, 4 crops a step.
 # The decode head, which is linear maps with norms, learns several times faster than a transformer can.
-train_cfg = dict(type="IterBasedTrainLoop", max_iters=1500, val_interval=500)
+train_cfg = dict(type="IterBasedTrainLoop", max_iters=2200, val_interval=1100)
 val_cfg = dict(type="ValLoop")
 test_cfg = dict(type="TestLoop")
 
@@ -13,6 +13,6 @@ optim_wrapper = dict(
 )
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=100),
-    dict(type="CosineAnnealingLR", T_max=1500, eta_min=1e-6, by_epoch=False, begin=0, end=1500),
+    dict(type="CosineAnnealingLR", T_max=2200, eta_min=1e-6, by_epoch=False, begin=0, end=2200),
 ]
 auto_scale_lr = dict(enable=False, base_batch_size=4)
