@@ -17,8 +17,8 @@ pytest.importorskip("mmseg")
 from mmengine.config import Config
 from test_tools import REPOSITORY, run_tool
 
+from mm_vitbackbones.checkpoints import mit, segformer_head
 from mm_vitbackbones.checkpoints.pvt_common import OVERLAP_OFFICIAL
-from mm_vitbackbones.checkpoints.segformer_head import OFFICIAL
 from mm_vitbackbones.datasets import mini
 from mm_vitbackbones.engine import adjusting, resume
 from mm_vitbackbones.engine.errors import UserError
@@ -93,27 +93,43 @@ def test_sizes_flips_windows_and_files_combine(trained: tuple[Path, str], config
     assert len(list(pictures.glob("smoke_*_gt_pred.png"))) == 16
 
 
+def published(trained: Path, layout: str) -> dict[str, torch.Tensor]:
+    """The trained network's weights as the authors or Hugging Face name them."""
+    ours = resume.weights(resume.read(trained / "iter_4.pth"))
+    parts = {part: {} for part in ("backbone", "decode_head")}
+    for key, tensor in ours.items():
+        part, _, name = key.partition(".")
+        parts[part][name] = tensor
+    encoder, head = {
+        "official": (OVERLAP_OFFICIAL, segformer_head.OFFICIAL),
+        "huggingface": (mit.HUGGINGFACE, segformer_head.HUGGINGFACE),
+    }[layout]
+    prefix = {"official": "backbone.", "huggingface": "segformer."}[layout]
+    state = {prefix + key: tensor for key, tensor in encoder.to_theirs(parts["backbone"])[0].items()}
+    state |= {f"decode_head.{key}": tensor for key, tensor in head.to_theirs(parts["decode_head"])[0].items()}
+    return {key: tensor.contiguous() for key, tensor in state.items()}
+
+
 def test_published_weights_of_a_whole_network_are_tested_as_they_are(
     trained: tuple[Path, str], config: Path, tmp_path: Path
 ) -> None:
-    ours = resume.weights(resume.read(trained[0] / "iter_4.pth"))
-    published: dict[str, Any] = {"decode_head.conv_seg.weight": torch.zeros(9, 128, 1, 1)}
-    for part, layout in (("backbone", OVERLAP_OFFICIAL), ("decode_head", OFFICIAL)):
-        own = {key.removeprefix(f"{part}."): t for key, t in ours.items() if key.startswith(f"{part}.")}
-        published |= {f"{part}.{key}": tensor for key, tensor in layout.to_theirs(own)[0].items()}
-    torch.save({"state_dict": published}, tmp_path / "published.pth")
-    said = []
-    for checkpoint in (trained[0] / "iter_4.pth", tmp_path / "published.pth"):
+    from safetensors.torch import save_file
+
+    official = published(trained[0], "official") | {"decode_head.conv_seg.weight": torch.zeros(9, 128, 1, 1)}
+    torch.save({"state_dict": official}, tmp_path / "official.pth")
+    save_file(published(trained[0], "huggingface"), tmp_path / "huggingface.safetensors")
+    said = {}
+    for checkpoint in (trained[0] / "iter_4.pth", tmp_path / "official.pth", tmp_path / "huggingface.safetensors"):
         result = run_tool("test", config, checkpoint, "--work-dir", tmp_path / checkpoint.stem)
         assert result.returncode == 0, result.stderr
-        said.append(result.stdout)
-    assert table(said[0]) == table(said[1])
-    assert "all tensors of the head come from the file" in said[1]
-    assert "left out, as unused: decode_head.conv_seg.weight" in said[1].replace(
-        "unused: conv", "unused: decode_head.conv"
-    )
-    del published["decode_head.linear_pred.bias"]
-    torch.save({"state_dict": published}, tmp_path / "half.pth")
+        said[checkpoint.stem] = result.stdout
+    assert table(said["iter_4"]) == table(said["official"]) == table(said["huggingface"])
+    assert "left out, as unused: conv_seg.weight" in said["official"]
+    for name in ("official", "huggingface"):
+        assert "all tensors of the head come from the file" in said[name]
+        assert "all tensors of the backbone come from the file" in said[name]
+    del official["decode_head.linear_pred.bias"]
+    torch.save({"state_dict": official}, tmp_path / "half.pth")
     result = run_tool("test", config, tmp_path / "half.pth", "--work-dir", tmp_path / "half")
     assert result.returncode == 2
     assert "linear_pred.bias" in result.stderr

@@ -210,12 +210,11 @@ def load_weights(model: nn.Module, checkpoint: dict[str, Any], path: Path) -> No
         UserError: if they are not those of this model.
     """
     given = weights(checkpoint)
-    foreign = foreign_parts(model, given)
-    for part in foreign.values():
-        load_pretrained(part, given)
-    if foreign:
-        own = {key: tensor for key, tensor in model.state_dict().items() if key.partition(".")[0] in foreign}
-        given = {key: tensor for key, tensor in given.items() if key.partition(".")[0] not in foreign} | own
+    rest, loaded = set(given), dict[str, torch.Tensor]()
+    for name, part in foreign_parts(model, given).items():
+        rest &= set(load_pretrained(part, given).outside)
+        loaded |= {f"{name}.{key}": tensor for key, tensor in part.state_dict().items()}
+    given = {key: given[key] for key in given if key in rest} | loaded
     check_fits(model, given, path)
     model.load_state_dict(given)
 
