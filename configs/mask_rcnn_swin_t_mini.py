@@ -1,5 +1,5 @@
 # Mask R-CNN with Swin-Tiny, from random weights, on the drawn scenes of `mini`: for comparing backbones.
-#   python tools/prepare_data.py mini && python tools/train.py configs/mask_rcnn_swin_t_mini.py --amp
+#   python tools/prepare_data.py mini && python tools/train.py configs/mask_rcnn_swin_t_mini.py
 # No published result: `mini` is a small set made for trying things out, no benchmark. See docs/embedded_data.md.
 _base_ = [
     "_base_/models/mask_rcnn.py",
