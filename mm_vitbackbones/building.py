@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Mapping
@@ -10,13 +9,18 @@ from typing import Any
 
 from mm_vitbackbones import backbones
 from mm_vitbackbones.backbones import Backbone
+from mm_vitbackbones.engine.errors import did_you_mean
 from mm_vitbackbones.registry import BACKBONES
+
+
+def families() -> dict[str, type[Backbone]]:
+    """The families by the names of their classes."""
+    return {name: cls for name, cls in vars(backbones).items() if getattr(cls, "archs", None)}
 
 
 def backbone_names() -> dict[str, tuple[type[Backbone], str]]:
     """Family and arch by name: ``"pvt_v2_b2"`` stands for ``PVTv2(arch="b2")``."""
-    families = [cls for cls in vars(backbones).values() if getattr(cls, "archs", None)]
-    return {f"{_snake(family.__name__)}_{arch}": (family, arch) for family in families for arch in family.archs}
+    return {f"{_snake(name)}_{arch}": (cls, arch) for name, cls in families().items() for arch in cls.archs}
 
 
 def build_backbone(
@@ -36,9 +40,8 @@ def build_backbone(
     """
     known = backbone_names()
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=3)
-        hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known are {', '.join(known)}"
-        raise ValueError(f"there is no backbone {name!r}; {hint}")
+        hint = did_you_mean(name, known) or f"; known are {', '.join(known)}"
+        raise ValueError(f"there is no backbone {name!r}{hint}")
     family, arch = known[name]
     backbone: Backbone = BACKBONES.build(dict(type=family.__name__, arch=arch, **arguments))
     if pretrained is not None:

@@ -11,8 +11,8 @@ import torch
 from mmengine.config import Config
 from torch.utils.flop_counter import FlopCounterMode
 
-from mm_vitbackbones import backbones
 from mm_vitbackbones.backbones import Backbone
+from mm_vitbackbones.building import families
 from mm_vitbackbones.engine.errors import Parser, UserError, did_you_mean
 from mm_vitbackbones.registry import BACKBONES
 
@@ -97,24 +97,24 @@ def main(argv: list[str]) -> None:
 
 def _configs(target: str, arch: str | None) -> Iterable[tuple[str, Mapping[str, Any]]]:
     """The backbones that a target stands for: a name to print, and a config each."""
-    families = {name: cls for name, cls in vars(backbones).items() if getattr(cls, "archs", None)}
+    known = families()
     if target.endswith(".py"):
         if arch is not None:
             raise UserError("--arch goes with a backbone's name; a config says its arch by itself")
-        return [_from_file(Path(target), families)]
+        return [_from_file(Path(target), known)]
     family = target.removeprefix("mm_vitbackbones.")
-    if family not in families:
-        near = did_you_mean(family, families)
+    if family not in known:
+        near = did_you_mean(family, known)
         raise UserError(f"there is no backbone {target!r}{near} (a config ends in .py)")
-    archs = families[family].archs if arch is None else [arch]
+    archs = known[family].archs if arch is None else [arch]
     return [(f"{family} {arch}", {"type": family, "arch": arch}) for arch in archs]
 
 
-def _from_file(path: Path, families: Mapping[str, type[Backbone]]) -> tuple[str, Mapping[str, Any]]:
+def _from_file(path: Path, known: Mapping[str, type[Backbone]]) -> tuple[str, Mapping[str, Any]]:
     if not path.is_file():
         raise UserError(f"there is no config {path}")
     config = Config.fromfile(path).get("model", {}).get("backbone", {})
     family = str(config.get("type")).removeprefix("mm_vitbackbones.")
-    if family not in families:
-        raise UserError(f"{path}: model.backbone is {config.get('type')!r}, and none of {', '.join(families)}")
+    if family not in known:
+        raise UserError(f"{path}: model.backbone is {config.get('type')!r}, and none of {', '.join(known)}")
     return f"{path.name}: {family} {config.get('arch', '')}".strip(), {**config.to_dict(), "type": family}

@@ -142,7 +142,7 @@ def draw_boxes(
         color = _color(int(label), palette)
         x1, y1, x2, y2 = (round(float(corner)) for corner in box)
         cv2.rectangle(image, (x1, y1), (x2, y2), color, 2, cv2.LINE_AA)
-        text = _name(int(label), classes)
+        text = class_name(int(label), classes)
         _tag(image, text if scores is None else f"{text} {scores[index]:.2f}", x1, y1, color)
 
 
@@ -150,7 +150,7 @@ def draw_legend(labels: Sequence[int], classes: Sequence[str] | None, palette: A
     """The colours of labels beside their names, in as many lines of this width as they take."""
     lines, x = [np.full((CAPTION, width, 3), 255, np.uint8)], 6
     for label in labels:
-        text = _name(label, classes)
+        text = class_name(label, classes)
         needed = 16 + cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.4, 1)[0][0] + 14
         if x > 6 and x + needed > width:
             lines.append(np.full((CAPTION, width, 3), 255, np.uint8))
@@ -171,7 +171,7 @@ def draw_labels(image: np.ndarray, labels: np.ndarray, classes: Sequence[str] | 
     for label in present:
         _, _, stats, centers = cv2.connectedComponentsWithStats((labels == label).astype(np.uint8))
         x, y = centers[1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))]
-        _tag(image, _name(label, classes), round(x), round(y), _color(label, palette))
+        _tag(image, class_name(label, classes), round(x), round(y), _color(label, palette))
 
 
 def read_image(content: bytes) -> np.ndarray:
@@ -203,7 +203,8 @@ def _under_caption(image: np.ndarray, caption: str) -> np.ndarray:
     return np.vstack([line, image])
 
 
-def _name(label: int, classes: Sequence[str] | None) -> str:
+def class_name(label: int, classes: Sequence[str] | None) -> str:
+    """The name of a label, also where the data set has none for it."""
     return classes[label] if classes is not None and label < len(classes) else f"class {label}"
 
 

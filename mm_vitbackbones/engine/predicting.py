@@ -13,15 +13,15 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.logging import print_log
-from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 
 from mm_vitbackbones.engine import preflight
+from mm_vitbackbones.engine.adjusting import use_local_norms
 from mm_vitbackbones.engine.arguments import predict_arguments
 from mm_vitbackbones.engine.errors import UserError
 from mm_vitbackbones.engine.files import write_whole
 from mm_vitbackbones.engine.launching import load_config, load_weights
-from mm_vitbackbones.engine.pictures import draw_prediction, read_image, write_png
+from mm_vitbackbones.engine.pictures import class_name, draw_prediction, read_image, write_png
 from mm_vitbackbones.engine.resume import read
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
@@ -108,8 +108,9 @@ class Predictor:
         if dataset is None:
             raise UserError("the config says nothing about testing: it needs test_dataloader, for its pipeline")
         self.scope = cfg.get("default_scope") or "mmengine"
+        use_local_norms(cfg, distributed=False)
         with DefaultScope.overwrite_default_scope(self.scope):
-            self.model: Any = revert_sync_batchnorm(MODELS.build(without_pretrained(cfg.model)))
+            self.model: Any = MODELS.build(without_pretrained(cfg.model))
             steps = [step for step in dataset["pipeline"] if not str(step["type"]).endswith("LoadAnnotations")]
             self.pipeline = Compose(steps)
             self.classes = preflight.classes_of(dataset)
@@ -167,14 +168,12 @@ class Results:
         """What was found in one picture, in a few words."""
         if "pred_sem_seg" in sample:
             present = np.unique(sample.pred_sem_seg.data.cpu().numpy())
-            return ", ".join(self._name(int(label)) for label in present)
+            return ", ".join(class_name(int(label), self.classes) for label in present)
         counts: dict[str, int] = {}
         for _, label, _, _ in _instances(sample, score_thr):
-            counts[self._name(label)] = counts.get(self._name(label), 0) + 1
+            name = class_name(label, self.classes)
+            counts[name] = counts.get(name, 0) + 1
         return ", ".join(f"{count} {name}" for name, count in counts.items()) or "nothing"
-
-    def _name(self, label: int) -> str:
-        return self.classes[label] if self.classes and label < len(self.classes) else f"class {label}"
 
 
 def _instances(sample: Any, score_thr: float) -> Iterator[tuple[Any, int, float, np.ndarray | None]]:
