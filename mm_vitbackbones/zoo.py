@@ -10,13 +10,12 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mm_vitbackbones.describing import describe
-from mm_vitbackbones.engine.adjusting import use_local_norms
 from mm_vitbackbones.engine.errors import Parser, UserError
+from mm_vitbackbones.engine.models import build_model
 
 SIZES = {"detection": (800, 1280), "segmentation": (512, 512)}
 """Height and width of the image that costs are counted for."""
@@ -102,7 +101,6 @@ def collect(configs: Path, published: Path) -> list[Entry]:
 def make_entry(path: Path, published: Mapping[str, Any]) -> Entry:
     """Counts what a config costs, without allocating its weights."""
     cfg = Config.fromfile(path)
-    use_local_norms(cfg, distributed=False)
     task = "segmentation" if cfg.default_scope == "mmseg" else "detection"
     backbone = cfg.model.backbone.to_dict()
     alone = describe(backbone, SIZES[task])
@@ -133,12 +131,10 @@ def count(cfg: Config, size: tuple[int, int]) -> tuple[int, int]:
 
     Of a detector in two stages the second one is counted for 1,000 proposals, and its masks for 100 detections.
     """
-    __import__(cfg.default_scope)
-    with DefaultScope.overwrite_default_scope(cfg.default_scope), torch.device("meta"):
-        model = MODELS.build(cfg.model).eval().requires_grad_(False)
-        counter = FlopCounterMode(display=False)
-        with torch.no_grad(), counter:
-            _run(model, torch.empty(1, 3, *size))
+    model = build_model(cfg, "meta").eval().requires_grad_(False)
+    counter = FlopCounterMode(display=False)
+    with torch.device("meta"), torch.no_grad(), counter:
+        _run(model, torch.empty(1, 3, *size))
     return sum(parameter.numel() for parameter in model.parameters()), counter.get_total_flops() // 2
 
 

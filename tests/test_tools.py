@@ -412,6 +412,24 @@ def test_bf16_wrapper_computes_in_bf16() -> None:
     assert not torch.equal(model.weight, before)
 
 
+def test_bf16_leaves_proposals_in_fp32() -> None:
+    class TwoStage(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.neck, self.rpn_head, self.roi_head = (torch.nn.Linear(4, 4) for _ in range(3))
+
+        def forward(self, x: torch.Tensor) -> list[torch.dtype]:
+            maps = self.neck(x)
+            return [maps.dtype, self.rpn_head(maps).dtype, self.roi_head(maps).dtype]
+
+    model = TwoStage()
+    wrapper = precision.BFloat16OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1))
+    with wrapper.optim_context(model):
+        assert model(torch.ones(1, 4)) == [torch.float32, torch.float32, torch.bfloat16]
+    with torch.autocast("cpu", torch.bfloat16):  # nothing stays behind
+        assert model(torch.ones(1, 4)) == [torch.bfloat16] * 3
+
+
 def _runner(work_dir: Path, iteration: int, warnings: list[str]) -> Any:
     history = HistoryBuffer([4.0, 2.0], [1, 1])
     return SimpleNamespace(

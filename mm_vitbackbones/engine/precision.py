@@ -21,14 +21,38 @@ from mm_vitbackbones.engine.errors import UserError
 class BFloat16OptimWrapper(OptimWrapper):
     """Forward passes under bf16 autocast, on CUDA and, which MMEngine's own wrapper refuses, on CPU.
 
-    bf16 has the exponent range of fp32, so that losses need no scaling.
+    bf16 has the exponent range of fp32, so that losses need no scaling. Proposals and the maps that they are cut out of
+    stay in fp32.
     """
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
         device = next(model.parameters()).device.type
-        with super().optim_context(model), torch.autocast(device, torch.bfloat16):
+        with super().optim_context(model), torch.autocast(device, torch.bfloat16), fp32_proposals(model):
             yield
+
+
+@contextmanager
+def fp32_proposals(model: nn.Module) -> Iterator[None]:
+    """Within it, the maps and the proposals that a detector of two stages hands to its RoI heads are fp32.
+
+    mmcv's NMS and RoIAlign know no bf16, and in bf16 the side of a box 500 pixels away would be right to 2 pixels.
+    """
+    detector = getattr(model, "module", model)
+    parts = [getattr(detector, name, None) for name in ("neck", "rpn_head")] if hasattr(detector, "rpn_head") else []
+    hooks = [part.register_forward_hook(lambda _, __, outputs: _fp32(outputs)) for part in parts if part is not None]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _fp32(outputs: Any) -> Any:
+    """The tensors of nested tuples and lists as fp32."""
+    if isinstance(outputs, torch.Tensor):
+        return outputs.float()
+    return type(outputs)(_fp32(output) for output in outputs)
 
 
 def use_amp(cfg: Config, choice: str) -> None:

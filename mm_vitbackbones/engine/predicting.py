@@ -13,14 +13,14 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.logging import print_log
-from mmengine.registry import DATASETS, MODELS, DefaultScope
+from mmengine.registry import DATASETS, DefaultScope
 
 from mm_vitbackbones.engine import preflight
-from mm_vitbackbones.engine.adjusting import use_local_norms
 from mm_vitbackbones.engine.arguments import predict_arguments
 from mm_vitbackbones.engine.errors import UserError
 from mm_vitbackbones.engine.files import write_whole
 from mm_vitbackbones.engine.launching import load_config, load_weights
+from mm_vitbackbones.engine.models import build_model
 from mm_vitbackbones.engine.pictures import class_name, draw_prediction, read_image, write_png
 from mm_vitbackbones.engine.resume import read
 
@@ -108,9 +108,8 @@ class Predictor:
         if dataset is None:
             raise UserError("the config says nothing about testing: it needs test_dataloader, for its pipeline")
         self.scope = cfg.get("default_scope") or "mmengine"
-        use_local_norms(cfg, distributed=False)
+        self.model = build_model(cfg)
         with DefaultScope.overwrite_default_scope(self.scope):
-            self.model: Any = MODELS.build(without_pretrained(cfg.model))
             steps = [step for step in dataset["pipeline"] if not str(step["type"]).endswith("LoadAnnotations")]
             self.pipeline = Compose(steps)
             self.classes = preflight.classes_of(dataset)
@@ -125,12 +124,6 @@ class Predictor:
         with DefaultScope.overwrite_default_scope(self.scope):
             data = self.pipeline({"img_path": str(path), "img_id": index})
             return self.model.test_step({key: [value] for key, value in data.items()})[0]
-
-
-def without_pretrained(model: Any) -> Any:
-    """A model's config whose backbone begins from nothing: a checkpoint gives all of its weights."""
-    backbone = model.get("backbone")
-    return {**model, "backbone": {**backbone, "init_cfg": None}} if backbone else model
 
 
 class Results:
