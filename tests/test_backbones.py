@@ -385,6 +385,7 @@ def test_registered_under_the_scope():
         (dict(with_cp="blocks"), "with_cp"),
         (dict(in_channels=0), "in_channels"),
         (dict(drop_path_rate=1.0), "drop_path_rate"),
+        (dict(norm_eps=0.0), "norm_eps"),
     ],
     ids=str,
 )

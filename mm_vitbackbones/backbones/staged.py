@@ -9,7 +9,7 @@ from typing import Any, ClassVar, final
 from torch import Tensor, nn
 
 from mm_vitbackbones.backbones.base import Backbone, recompute_mode
-from mm_vitbackbones.layers import drop_path_rates
+from mm_vitbackbones.layers import drop_path_rates, set_norm_eps
 
 
 class StagedBackbone(Backbone):
@@ -19,6 +19,9 @@ class StagedBackbone(Backbone):
     Args, besides those of ``Backbone``:
         arch: see ``Backbone``; ``default_arch`` if it is left out.
         drop_path_rate: the rate of stochastic depth at the last block (it grows linearly from 0).
+        norm_eps: the epsilon of every norm. Without it, the official ones: 1e-5 in the embeddings and where attention
+            reduces its keys, 1e-6 elsewhere. MMDetection's PVT and PVTv2 and MMSegmentation's MiT have 1e-6 everywhere:
+            with it their checkpoints give here what they gave there.
     """
 
     default_arch: ClassVar[str]
@@ -33,6 +36,7 @@ class StagedBackbone(Backbone):
         norm_eval: bool = False,
         with_cp: bool | str = False,
         drop_path_rate: float = 0.1,
+        norm_eps: float | None = None,
         init_cfg: Any = None,
     ) -> None:
         self.arch = self.resolve_arch(self.default_arch if arch is None else arch)
@@ -42,6 +46,9 @@ class StagedBackbone(Backbone):
         self.stages = nn.ModuleList(
             self.make_stage(widths[i], i, rates[i], recompute_mode(with_cp)) for i in range(out_indices[-1] + 1)
         )
+        self.norm_eps = norm_eps
+        if norm_eps is not None:
+            set_norm_eps(self, norm_eps)
         self.init_parameters()
         self.freeze()
 

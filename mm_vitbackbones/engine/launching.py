@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import tempfile
@@ -212,6 +213,13 @@ def load_weights(model: nn.Module, checkpoint: dict[str, Any], path: Path) -> No
     given = weights(checkpoint)
     rest, loaded = set(given), dict[str, torch.Tensor]()
     for name, part in foreign_parts(model, given).items():
+        if layout_of(part, given) == "openmmlab" and getattr(part, "norm_eps", 1e-6) is None:
+            print_log(
+                f"{path} is of OpenMMLab's own {type(part).__name__}, all of whose norms have an epsilon of 1e-6: with "
+                f"model.{name}.norm_eps=1e-6 it gives here exactly what it gave there",
+                logger="current",
+                level=logging.WARNING,
+            )
         rest &= set(load_pretrained(part, given).outside)
         loaded |= {f"{name}.{key}": tensor for key, tensor in part.state_dict().items()}
     given = {key: given[key] for key in given if key in rest} | loaded

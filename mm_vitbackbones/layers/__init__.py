@@ -5,7 +5,7 @@ from mm_vitbackbones.layers.block import Block
 from mm_vitbackbones.layers.conv import ChannelsLastConv2d
 from mm_vitbackbones.layers.feed_forward import FeedForward, MixFeedForward
 from mm_vitbackbones.layers.initialise import init_convs_fan_out, init_linears_and_norms
-from mm_vitbackbones.layers.norm import LayerNorm
+from mm_vitbackbones.layers.norm import LayerNorm, set_norm_eps
 from mm_vitbackbones.layers.overlap_stage import OverlapStage
 from mm_vitbackbones.layers.patch_embed import PatchEmbed
 from mm_vitbackbones.layers.position import LearnedPosition
@@ -29,4 +29,5 @@ __all__ = [
     "drop_path_rates",
     "init_convs_fan_out",
     "init_linears_and_norms",
+    "set_norm_eps",
 ]

@@ -17,3 +17,16 @@ class LayerNorm(nn.LayerNorm):
             return super().forward(input)
         weight, bias = self.weight.float(), self.bias.float()
         return F.layer_norm(input.float(), self.normalized_shape, weight, bias, self.eps)
+
+
+def set_norm_eps(module: nn.Module, eps: float) -> None:
+    """Every ``LayerNorm`` in a module gets this epsilon.
+
+    Raises:
+        ValueError: for one that is not positive.
+    """
+    if not eps > 0:
+        raise ValueError(f"norm_eps={eps!r}: give a small positive number, such as 1e-6")
+    for part in module.modules():
+        if isinstance(part, nn.LayerNorm):
+            part.eps = eps
