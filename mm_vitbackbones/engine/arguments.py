@@ -1,4 +1,4 @@
-"""The command lines of tools/train.py and tools/test.py."""
+"""The command lines of the tools that take a config."""
 
 from __future__ import annotations
 
@@ -108,6 +108,26 @@ def predict_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda, cuda:1, cpu")
     _add_options(parser)
     return parser.parse_args(argv)
+
+
+def try_arguments(argv: list[str]) -> argparse.Namespace:
+    parser = Parser(
+        prog="try_config.py",
+        description="Run a training step and a test step of configs on noise, on the CPU, without data or pretrained "
+        "weights: whether they run, and the memory that they take.",
+    )
+    parser.add_argument("configs", type=Path, nargs="+", metavar="CONFIG", help="config files")
+    parser.add_argument(
+        "--size", type=int, nargs="+", metavar="SIDE", help="height and width of the images (the config's)"
+    )
+    parser.add_argument("--images", type=int, metavar="COUNT", help="images of the training step (the config's batch)")
+    _add_options(parser)
+    args = parser.parse_args(argv)
+    if args.size and (len(args.size) > 2 or min(args.size) < 1):
+        raise UserError("--size takes a height and a width in pixels, or one number for both")
+    if args.images is not None and args.images < 1:
+        raise UserError(f"--images takes a number from 1, not {args.images}")
+    return args
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
