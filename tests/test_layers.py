@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 import torch
 import torch.nn.functional as F
 from official import relative_error
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 from mm_vitbackbones.backbones import PVT, CoaT, MiT, PiT, PVTv2
 from mm_vitbackbones.backbones.coat import (
@@ -32,6 +35,7 @@ from mm_vitbackbones.layers import (
     attend,
     feed_forward,
     fused,
+    recompute,
 )
 from mm_vitbackbones.measuring import OperatorCount, copies, held_bytes, peak_bytes
 
@@ -422,9 +426,29 @@ def test_training_keeps_the_hidden_map_once(family):
     kept = held_bytes(lambda: block(grid))
     assert hidden_bytes < kept < hidden_bytes + 6 * map_bytes
     block.recomputed = "ffn"
-    assert held_bytes(lambda: block(grid)) < 6 * map_bytes
+    assert held_bytes(lambda: block(grid)) < 3 * map_bytes  # what attention gave, and the block's own result
     block.recomputed = "block"
     assert held_bytes(lambda: block(grid)) < 2 * map_bytes
+
+
+@pytest.mark.parametrize(("recomputed", "runs"), [(None, 1), ("ffn", 1), ("block", 2)])
+def test_attention_is_computed_once_but_where_the_whole_block_is_recomputed(recomputed, runs):
+    block, grid = make_block("mit").train(), torch.randn(1, 16, 16, 64, requires_grad=True)
+    block.recomputed = recomputed
+    with profile(activities=[ProfilerActivity.CPU]) as prof:
+        block(grid).sum().backward()
+    counts = Counter(event.name for event in prof.events())
+    assert counts["aten::_scaled_dot_product_flash_attention_for_cpu"] == runs
+
+
+def test_without_selective_checkpointing_all_is_recomputed(monkeypatch):
+    block, grid = make_block("mit").train(), torch.randn(1, 16, 16, 64, requires_grad=True)
+    block(grid).sum().backward()
+    expected, grid.grad = grid.grad, None
+    monkeypatch.setattr(recompute, "attention_kept", lambda: None)
+    block.recomputed = "ffn"
+    block(grid).sum().backward()
+    torch.testing.assert_close(grid.grad, expected)
 
 
 # ---- PiT: class tokens and cells of the grid in one tensor (B, N, C)

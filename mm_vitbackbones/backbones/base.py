@@ -35,8 +35,8 @@ class Backbone(BaseModule):
         frozen_stages: -1 for none, 0 for the stem, n for the stem and the first n stages: no gradients, always
             in eval mode.
         norm_eval: keep batch norms in eval mode while training.
-        with_cp: what to compute again in the backward pass to save memory: False, 'ffn' (the feed-forward
-            networks), or 'block' or True (whole blocks).
+        with_cp: what to compute again in the backward pass to save memory: False; 'ffn' (the feed-forward networks
+            and the other linear maps, but not what PyTorch's attention kernels gave); 'block' or True (whole blocks).
         init_cfg: MMEngine's. ``dict(type='Pretrained', checkpoint=PATH_OR_URL)`` takes any known layout of the
             family's published files (see ``mm_vitbackbones.checkpoints``).
         strides: of all levels, in a family that offers others.

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, NamedTuple, cast, final
 
 import torch
@@ -153,8 +154,9 @@ class FactorizedAttention(nn.Module):
     each head and never one of tokens by tokens. Relative positions are for the grid alone.
     """
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, recomputed: str | None = None) -> None:
         super().__init__()
+        self.recomputed = recomputed
         self.scale = (dim // NUM_HEADS) ** -0.5
         self.qk = nn.Linear(dim, 2 * dim)
         self.v = nn.Linear(dim, dim)  # apart, so that the convolution finds a map of its own
@@ -177,9 +179,13 @@ class FactorizedAttention(nn.Module):
         query, key = recompute_cheap(lambda x: self.qk(norm(x)), grid).flatten(1, 2).chunk(2, dim=-1)
         value = recompute_cheap(lambda x: self.v(norm(x)), grid)
         context = recompute_cheap(self._context, key, value.flatten(1, 2), cls_key, cls_value).to(query.dtype)
+        combine = partial(recompute, self._combine) if self.recomputed == "ffn" and self.training else self._combine
+        return combine(query, value, context, shared), context
+
+    def _combine(self, query: Tensor, value: Tensor, context: Tensor, shared: Shared) -> Tensor:
         position = shared.relative_position(value).flatten(1, 2)
         out = torch.addcmul((heads(query) @ context).transpose(1, 2).flatten(2), query, position)
-        return self.proj(out).view_as(grid), context
+        return self.proj(out).view_as(value)
 
     def _context(self, key: Tensor, value: Tensor, cls_key: Tensor, cls_value: Tensor) -> Tensor:
         """softmax(k)' v / sqrt(d) of all tokens: keys and values (B, N, C) and (B, 1, C) -> (B, heads, d, d).
@@ -234,7 +240,7 @@ class SerialBlock(nn.Module):
     def __init__(self, dim: int, hidden_dim: int, drop_path: float, recomputed: str | None) -> None:
         super().__init__()
         self.norm1 = LayerNorm(dim, eps=1e-6)
-        self.attn = FactorizedAttention(dim)
+        self.attn = FactorizedAttention(dim, recomputed)
         self.norm2 = LayerNorm(dim, eps=1e-6)
         self.ffn = FeedForward(dim, hidden_dim)
         self.drop_path = DropPath(drop_path)
@@ -269,7 +275,7 @@ class ParallelBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.norm1 = nn.ModuleDict({str(level): LayerNorm(dim, eps=1e-6) for level in PARALLEL})
-        self.attn = nn.ModuleDict({str(level): FactorizedAttention(dim) for level in PARALLEL})
+        self.attn = nn.ModuleDict({str(level): FactorizedAttention(dim, recomputed) for level in PARALLEL})
         self.norm2 = nn.ModuleDict({str(level): LayerNorm(dim, eps=1e-6) for level in needed})
         self.ffn = FeedForward(dim, hidden_dim)
         self.drop_path = DropPath(drop_path)

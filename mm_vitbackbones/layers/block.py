@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from mm_vitbackbones.layers.feed_forward import FeedForward, MixFeedForward
 from mm_vitbackbones.layers.norm import LayerNorm
-from mm_vitbackbones.layers.recompute import recompute
+from mm_vitbackbones.layers.recompute import recompute, recompute_but_attention
 from mm_vitbackbones.layers.residual import DropPath, add_residual
 
 
@@ -14,9 +14,9 @@ class Block(nn.Module):
 
     ``attn`` and ``ffn`` are called with the grid and with its norm, so that they decide what training keeps of it.
 
-    ``recomputed`` trades time for memory in training: ``"ffn"`` computes the feed-forward network, whose hidden map
-    is the largest tensor of all, again in the backward pass; ``"block"`` the whole block; ``None`` nothing but what
-    is nearly free.
+    ``recomputed`` trades time for memory in training: ``"ffn"`` computes all linear maps, among them the feed-forward
+    network with its hidden map, the largest tensor of all, again in the backward pass, and keeps what attention gave;
+    ``"block"`` computes the whole block again; ``None`` nothing but what is nearly free.
     """
 
     def __init__(
@@ -37,15 +37,13 @@ class Block(nn.Module):
         self.recomputed = recomputed
 
     def forward(self, grid: Tensor) -> Tensor:
+        random = self.drop_path.rate > 0
         if self.recomputed == "block" and self.training:
-            return recompute(self._residuals, grid, random=self.drop_path.rate > 0)
+            return recompute(self._residuals, grid, random=random)
+        if self.recomputed == "ffn" and self.training:
+            return recompute_but_attention(self._residuals, grid, random=random)
         return self._residuals(grid)
 
     def _residuals(self, grid: Tensor) -> Tensor:
         grid = add_residual(grid, self.drop_path(self.attn(grid, self.norm1)))
-        return add_residual(grid, self.drop_path(self._feed_forward(grid)))
-
-    def _feed_forward(self, grid: Tensor) -> Tensor:
-        if self.recomputed == "ffn" and self.training:
-            return recompute(lambda x: self.ffn.plain(x, self.norm2), grid)
-        return self.ffn(grid, self.norm2)
+        return add_residual(grid, self.drop_path(self.ffn(grid, self.norm2)))

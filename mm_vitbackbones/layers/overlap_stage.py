@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -9,6 +10,7 @@ from mm_vitbackbones.layers.block import Block
 from mm_vitbackbones.layers.feed_forward import MixFeedForward
 from mm_vitbackbones.layers.norm import LayerNorm
 from mm_vitbackbones.layers.patch_embed import PatchEmbed
+from mm_vitbackbones.layers.recompute import recompute
 
 
 class OverlapStage(nn.Module):
@@ -48,6 +50,8 @@ class OverlapStage(nn.Module):
             )
         )
         self.norm = LayerNorm(dim, eps=1e-6)
+        self.recomputed = recomputed
 
     def forward(self, grid: Tensor) -> Tensor:
-        return self.norm(self.blocks(self.patch_embed(grid)))
+        embed = partial(recompute, self.patch_embed) if self.recomputed and self.training else self.patch_embed
+        return self.norm(self.blocks(embed(grid)))
