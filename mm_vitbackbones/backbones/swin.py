@@ -26,6 +26,7 @@ from typing import Any, cast, final
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from mm_vitbackbones.backbones.base import Backbone, check_stages, recompute_mode
 from mm_vitbackbones.layers import (
@@ -155,6 +156,45 @@ class Scatter(torch.autograd.Function):
         return Gather.apply(grad, grad.new_zeros(grad.shape[1]), ctx.windows), None
 
 
+class BiasedAttention(torch.autograd.Function):
+    """``WindowAttention._attend`` of all groups of windows, with a gradient of their biases, on CPU.
+
+    PyTorch's fused kernel for CPUs gives none, and what stands in for it computes window by window what are six
+    products of matrices in all here.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, bias: Tensor, sizes: list[int], num_heads: int) -> Tensor:
+        """Windows (K, n, 3C) and biases (groups, h, n, n), of ``sizes`` windows each -> (K, n, C)."""
+        with torch.autocast(qkv.device.type, enabled=False):
+            heads = qkv.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4).contiguous().flatten(1, 2)
+            query, key, value = heads
+            query *= query.shape[-1] ** -0.5
+            scores = (query @ key.mT).to(bias.dtype).unflatten(0, (-1, num_heads))
+            for group, mask in zip(scores.split(sizes), bias, strict=True):
+                group += mask
+            weights = scores.softmax(-1).flatten(0, 1).to(value.dtype)
+            ctx.save_for_backward(heads, weights)
+            ctx.sizes, ctx.num_heads, ctx.bias_dtype = sizes, num_heads, bias.dtype
+            return (weights @ value).unflatten(0, (-1, num_heads)).transpose(1, 2).flatten(2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        heads, weights = ctx.saved_tensors
+        query, key, value = heads
+        grad = grad.unflatten(-1, (ctx.num_heads, -1)).transpose(1, 2).flatten(0, 1)
+        of_heads = torch.empty_like(heads)
+        torch.bmm(weights.mT, grad, out=of_heads[2])
+        of_scores = torch._softmax_backward_data(grad @ value.mT, weights, -1, weights.dtype)
+        groups = of_scores.unflatten(0, (-1, ctx.num_heads)).split(ctx.sizes)
+        of_bias = torch.stack([group.sum(0, dtype=ctx.bias_dtype) for group in groups])
+        torch.bmm(of_scores, key, out=of_heads[0]).mul_(query.shape[-1] ** -0.5)
+        torch.bmm(of_scores.mT, query, out=of_heads[1])
+        of_qkv = of_heads.unflatten(1, (-1, ctx.num_heads)).permute(1, 3, 0, 2, 4).flatten(2)
+        return of_qkv, of_bias, None, None
+
+
 def relative_positions(side: int, device: torch.device) -> Tensor:
     """The row of the bias table for each pair of places in a window: (n * n,)."""
     place = torch.arange(side, device=device)
@@ -234,12 +274,13 @@ class WindowAttention(nn.Module):
             # What is zero before the linear map is its bias behind it. To map the tokens alone is less work.
             return Gather.apply(self.qkv(norm(x)).flatten(0, 2), self.qkv.bias, windows)
 
-        def attend(qkv: Tensor) -> Tensor:
-            groups = zip(qkv.unflatten(0, (-1, self.window_size**2)).split(windows.sizes), bias.split(1), strict=True)
+        qkv = recompute_cheap(project, grid).unflatten(0, (-1, self.window_size**2))
+        if bias.requires_grad and qkv.device.type == "cpu":
+            out = BiasedAttention.apply(qkv, bias, windows.sizes, self.num_heads)
+        else:
+            groups = zip(qkv.split(windows.sizes), bias.split(1), strict=True)
             parts = [self._attend(group, mask) for group, mask in groups if len(group)]
-            return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-        out = recompute_cheap(attend, recompute_cheap(project, grid))
+            out = parts[0] if len(parts) == 1 else torch.cat(parts)
         return self.proj(Scatter.apply(out.flatten(0, 1), windows)).view_as(grid)
 
     def in_bands(self, grid: Tensor, norm: nn.Module) -> Tensor:
@@ -304,10 +345,6 @@ class WindowAttention(nn.Module):
     def _attend(self, qkv: Tensor, bias: Tensor) -> Tensor:
         """Queries, keys and values (K, n, 3C) and the bias (1 or K, h, n, n) -> (K, n, C)."""
         query, key, value = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        if bias.requires_grad and qkv.device.type == "cpu":
-            # PyTorch's fused kernel for CPUs gives no gradient of a bias; what stands in for it is slower than this.
-            scores = query * query.shape[-1] ** -0.5 @ key.mT + bias
-            return (scores.softmax(-1) @ value).transpose(1, 2).flatten(2)
         return F.scaled_dot_product_attention(query, key, value, attn_mask=bias).transpose(1, 2).flatten(2)
 
 
