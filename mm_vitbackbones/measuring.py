@@ -1,6 +1,6 @@
 """What a network does and holds, counted: allocated bytes, dispatched operators, copies of maps.
 
-Counts are equal from run to run, so tests can guard them; times are for ``mm_vitbackbones.benchmarking``.
+Counts are equal from run to run, so tests can guard them; times are for ``mm_vitbackbones.benchmarks``.
 """
 
 from __future__ import annotations

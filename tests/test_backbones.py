@@ -11,6 +11,7 @@ import statistics
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.backends.debugging import aot_eager
 from torch.utils._pytree import tree_leaves
 from toys import TINY, TINY_PIT, TOYS
 
@@ -358,6 +359,27 @@ def test_torch_compile_of_a_block_and_of_the_backbone(toy):
     backbone.train()
     trained = torch.compile(backbone.stages[0].blocks[0], fullgraph=True, backend="aot_eager")
     tree_leaves(trained(*inputs))[-1].sum().backward()
+
+
+@pytest.mark.slow
+@toys
+def test_six_sizes_of_images_take_three_compilations_at_most(toy):
+    torch._dynamo.reset()
+    torch.manual_seed(7)
+    backbone, graphs = toy().eval(), []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return aot_eager(graph, inputs)
+
+    compiled = torch.compile(backbone, fullgraph=True, backend=backend)
+    # An eighth of what COCO's images are padded to.
+    for size in [(100, 168), (100, 152), (168, 100), (96, 168), (100, 100), (80, 120)]:
+        image = torch.randn(1, 3, *size)
+        with torch.no_grad():
+            for a, b in zip(compiled(image), backbone(image), strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    assert len(graphs) <= 3
 
 
 def test_registered_under_the_scope():

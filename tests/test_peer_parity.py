@@ -80,7 +80,7 @@ import sys
 sys.path.append(sys.argv[1])
 import torch
 from mm_vitbackbones.backbones import PVT, CoaT, MiT, PiT, PVTv2, Swin
-from mm_vitbackbones.benchmarking import declare_torchvision_operators, timm_coat
+from mm_vitbackbones.benchmarks.contenders import declare_torchvision_operators, timm_coat
 from mm_vitbackbones.checkpoints import load_pretrained, read_checkpoint
 
 declare_torchvision_operators()

@@ -255,7 +255,7 @@ class WindowAttention(nn.Module):
         batch, height, width, _ = grid.shape
         side, shift, device = self.window_size, self.shift, grid.device
         plane = pad_to_multiple(norm(grid), side).roll((-shift, -shift), (1, 2))
-        rows, columns = plane.shape[1] // side, plane.shape[2] // side
+        rows, columns = -(-height // side), -(-width // side)
         windows = plane.unflatten(1, (rows, side)).unflatten(3, (columns, side)).transpose(2, 3).flatten(3, 4)
         bias = self._bias(relative_positions(side, device), shift_masks(side, shift, device) if shift else None)
         if shift:

@@ -1,30 +1,16 @@
-"""Our backbones beside other implementations of the same networks: time and memory, in one process.
-
-The contenders take turns, so that a busy machine slows all of them alike; a ratio is the median over the turns of
-theirs to ours. Weights are random: all compute the same function up to norm epsilons.
-
-Each case has a process of its own: what was allocated and freed before decides whether glibc takes the pages of large
-tensors anew each time, and so an earlier case can make a later one a third faster.
-"""
+"""Our networks beside other implementations of the same ones, at random weights: all compute the same function up to
+norm epsilons."""
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import platform
-import statistics
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mm_vitbackbones.backbones import PVT, CoaT, MiT, PiT, PVTv2, Swin
-from mm_vitbackbones.measuring import peak_bytes
 
 DEPTHS_OF_B2 = (3, 4, 6, 3)
 
@@ -273,134 +259,3 @@ CONTENDERS: dict[str, tuple[Contender, ...]] = {
     ),
 }
 """Per network: ours first."""
-
-CASES = (("forward", (512, 512)), ("forward", (800, 1344)), ("forward+backward", (512, 512)))
-"""What is measured: mode and size of the image."""
-
-CASES_OF = {
-    "pit_s": (("forward", (224, 224)), ("forward+backward", (224, 224))),  # theirs takes images of one size only
-    **dict.fromkeys(
-        ("segformer_b0", "segformer_b2", "segformer_head"), (("forward", (512, 512)), ("forward+backward", (512, 512)))
-    ),
-}
-"""The same for networks that are measured otherwise."""
-
-MODES: dict[str, Callable[[nn.Module, Tensor], Any]] = {}
-"""What to measure, by name: a function that runs a model on an image."""
-
-
-def mode(function: Callable[[nn.Module, Tensor], Any]) -> Callable[[nn.Module, Tensor], Any]:
-    MODES[function.__name__.replace("_", "+")] = function
-    return function
-
-
-@mode
-def forward(model: nn.Module, image: Tensor) -> Any:
-    model.eval()  # mmdet's Swin returns nothing from it
-    with torch.no_grad():
-        return model(image)
-
-
-@mode
-def forward_backward(model: nn.Module, image: Tensor) -> Any:
-    # Zeroed in place, so that the parameters' gradients, which all have alike, do not count as activations.
-    model.train()
-    model.zero_grad(set_to_none=False)
-    sum(level.mean() for level in model(image)).backward()
-
-
-@dataclass(frozen=True)
-class Row:
-    """Measured of one contender. ``ratio`` is its time over ours: the median over the turns, with its quartiles."""
-
-    network: str
-    name: str
-    mode: str
-    size: tuple[int, int]
-    milliseconds: float
-    ratio: tuple[float, float, float]
-    peak_mib: float
-    peak_ratio: float
-
-    def __str__(self) -> str:
-        low, middle, high = self.ratio
-        return (
-            f"{self.network:<14} {self.size[0]:>4}x{self.size[1]:<4} {self.mode:<16} {self.name:<12} "
-            f"{self.milliseconds:>8.0f} ms  x{middle:.2f} ({low:.2f}-{high:.2f})  "
-            f"{self.peak_mib:>6.0f} MiB  x{self.peak_ratio:.2f}"
-        )
-
-
-def machine() -> str:
-    """One line: what the figures depend on."""
-    allocator = {name: os.environ.get(name, "unset") for name in ("THP_MEM_ALLOC_ENABLE", "MALLOC_MMAP_THRESHOLD_")}
-    settings = ", ".join(f"{name}={value}" for name, value in allocator.items())
-    return (
-        f"torch {torch.__version__}, {cpu_name()}, {torch.get_num_threads()} thread(s) on {os.cpu_count()} cores, "
-        f"fp32, eager, {torch.backends.cpu.get_cpu_capability()}, {settings}"
-    )
-
-
-def cpu_name() -> str:
-    try:
-        with open("/proc/cpuinfo") as info:
-            return next(line.split(":", 1)[1].strip() for line in info if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or "unknown CPU"
-
-
-def measure_apart(
-    network: str, mode: str, size: tuple[int, int], turns: int, clock: str = "wall", threads: int = 1
-) -> list[Row]:
-    """``measure`` in a fresh process, with so many threads."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
-        return pool.submit(_measured, network, mode, size, turns, clock).result()
-
-
-def _measured(*case: Any) -> list[Row]:
-    return list(measure(*case))
-
-
-def measure(network: str, mode: str, size: tuple[int, int], turns: int, clock: str = "wall") -> Iterator[Row]:
-    """Measure all contenders whose packages are installed; yields rows, ours first.
-
-    ``clock``: ``wall``, or ``cpu``, the time of this thread on its CPU, which is steadier on a busy machine and right
-    with one thread only.
-
-    Raises:
-        ValueError: for the ``cpu`` clock with several threads.
-    """
-    if clock == "cpu" and torch.get_num_threads() != 1:
-        raise ValueError("the clock 'cpu' counts one thread: use it with --threads 1")
-    now = time.thread_time if clock == "cpu" else time.perf_counter
-    run = MODES[mode]
-    image = torch.randn(1, 3, *size)
-    models: dict[str, nn.Module] = {}
-    for contender in CONTENDERS[network]:
-        try:
-            models[contender.name] = contender.build()
-        except ImportError as error:
-            print(f"{network}: {contender.name} is left out ({error})")
-    times: dict[str, list[float]] = {name: [] for name in models}
-    for turn in range(turns + 1):
-        for name, model in models.items():
-            start = now()
-            run(model, image)
-            if turn > 0:  # the first one warms up
-                times[name].append(now() - start)
-    peaks = {name: peak_bytes(partial(run, model, image)) for name, model in models.items()}
-    ours = times["ours"]
-    for name, values in times.items():
-        ratios = sorted(theirs / own for theirs, own in zip(values, ours, strict=True))
-        low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
-        yield Row(
-            network,
-            name,
-            mode,
-            size,
-            statistics.median(values) * 1e3,
-            (low, statistics.median(ratios), high),
-            peaks[name] / 2**20,
-            peaks[name] / peaks["ours"],
-        )
