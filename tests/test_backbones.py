@@ -373,8 +373,8 @@ def test_six_sizes_of_images_take_three_compilations_at_most(toy):
         return aot_eager(graph, inputs)
 
     compiled = torch.compile(backbone, fullgraph=True, backend=backend)
-    # An eighth of what COCO's images are padded to.
-    for size in [(100, 168), (100, 152), (168, 100), (96, 168), (100, 100), (80, 120)]:
+    # A quarter of what COCO's images are padded to.
+    for size in [(200, 336), (200, 304), (336, 200), (192, 336), (200, 200), (176, 240)]:
         image = torch.randn(1, 3, *size)
         with torch.no_grad():
             for a, b in zip(compiled(image), backbone(image), strict=True):

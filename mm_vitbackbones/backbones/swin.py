@@ -264,7 +264,10 @@ class WindowAttention(nn.Module):
             bias = bias[(last_row * 2 + last_column.int()).flatten()].repeat(batch, 1, 1, 1)
         out = self.proj(self._attend(self.qkv(windows.flatten(0, 2)), bias))
         out = out.view(batch, rows, columns, side, side, -1).transpose(2, 3).flatten(1, 2).flatten(2, 3)
-        return out.roll((shift, shift), (1, 2))[:, :height, :width].contiguous()
+        # One row and column too many, which the compiler leaves out: whether there is something to cut off would
+        # otherwise be a question that a compiled graph asks.
+        out = F.pad(out.roll((shift, shift), (1, 2)), (0, 0, 0, 1, 0, 1))
+        return out[:, :height, :width].contiguous()
 
     def gathered(self, grid: Tensor, norm: nn.Module) -> Tensor:
         """Equal to ``plain``, with one gather on the way in and one on the way out."""
