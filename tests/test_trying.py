@@ -1,4 +1,4 @@
-"""A training step and a test step of every config, on small images of noise."""
+"""Every config: a training step and a test step on small images of noise, and a dump that gives the same."""
 
 from __future__ import annotations
 
@@ -55,6 +55,13 @@ def test_both_steps(name: str) -> None:
     else:
         assert trial.result.pred_instances.bboxes.isfinite().all()
         assert ("masks" in trial.result.pred_instances) == ("mask_rcnn" in name)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.py")))
+def test_a_dumped_config_is_the_same(name: str, tmp_path: Path) -> None:
+    cfg = Config.fromfile(CONFIGS / f"{name}.py")
+    cfg.dump(tmp_path / "dumped.py")
+    assert Config.fromfile(tmp_path / "dumped.py").to_dict() == cfg.to_dict()
 
 
 @pytest.mark.parametrize(
