@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mm_vitbackbones.benchmarks import report, running
 from mm_vitbackbones.benchmarks.contenders import CONTENDERS, Contender
-from mm_vitbackbones.benchmarks.running import Case, Row
+from mm_vitbackbones.benchmarks.running import Case, Row, Setup
 from mm_vitbackbones.engine.errors import UserError
 
 
@@ -50,7 +50,7 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> Case:
 
 @pytest.mark.parametrize("mode", running.MODES)
 def test_contenders_are_measured_or_their_failure_is_told(toy: Case, mode: str) -> None:
-    rows = {row.name: row for row in running.measure(Case("toy", mode, toy.size), turns=2)}
+    rows = {row.name: row for row in running.measure(Case("toy", mode, toy.size), Setup(turns=2))}
     assert [*rows] == ["ours", "wasteful", "absent", "full", "fixed"]
     assert rows["ours"].ratio == (1, 1, 1)
     assert rows["ours"].milliseconds > 0
@@ -66,13 +66,37 @@ def test_contenders_are_measured_or_their_failure_is_told(toy: Case, mode: str) 
 def test_a_failure_of_ours_is_an_error(toy: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(CONTENDERS, "toy", (Contender("ours", lambda: Network(1, "broken")),))
     with pytest.raises(RuntimeError, match="broken"):
-        running.measure(toy, turns=1)
+        running.measure(toy, Setup(turns=1))
 
 
-def test_the_clock_of_a_thread_needs_one_thread(toy: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    with pytest.raises(ValueError, match="--threads 1"):
-        running.measure(toy, 1, "cpu")
+def test_networks_are_measured_in_other_types_and_batches(toy: Case) -> None:
+    small, large = (running.measure(Case("toy", "forward", toy.size, n), Setup(1, dtype="bf16")) for n in (1, 3))
+    assert large[0].peak_mib == pytest.approx(3 * small[0].peak_mib, rel=0.1)
+    full = running.measure(toy, Setup(1))
+    assert full[0].peak_mib == pytest.approx(2 * small[0].peak_mib, rel=0.1)
+
+
+@pytest.mark.gpu
+def test_networks_are_measured_on_a_gpu(toy: Case) -> None:
+    rows = {row.name: row for row in running.measure(toy, Setup(2, device="cuda", dtype="fp16", compiled=True))}
+    assert rows["wasteful"].peak_mib > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--clock", "cpu", "--threads", "2"], "--threads 1"),
+        (["--clock", "cpu", "--threads", "1", "--device", "cuda"], "--threads 1"),
+        (["--report", "--dtype", "bf16"], "one setup"),
+        (["--device", "cuda"], "no GPU"),
+        (["--networks", "pvt"], "pvt_s"),
+    ],
+    ids=str,
+)
+def test_bad_options_are_named(options: list[str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match=message):
+        report.main(options)
 
 
 def test_settings_hold_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +119,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Case, Any]]:
     """What was measured, which takes no time here."""
     calls: list[tuple[Case, Any]] = []
 
-    def measure_apart(case: Case, turns: int, clock: str, threads: int, settings: Any) -> list[Row]:
+    def measure_apart(case: Case, setup: Setup, settings: Any) -> list[Row]:
         calls.append((case, settings))
         return rows(case)
 
@@ -108,27 +132,27 @@ WANTED = running.cases(["pvt_s"], running.MODES)
 
 def test_every_size_and_mode_is_measured_with_each_setting_once(measured: list, tmp_path: Path) -> None:
     path = tmp_path / "benchmarks.json"
-    data = report.fill(path, WANTED[:2], 3, 1)
+    data = report.fill(path, WANTED[:2], Setup(3))
     assert json.loads(path.read_text()) == json.loads(json.dumps(data))
     assert len(measured) == 2 * 2 + len(report.SIDES)
     assert {case.size for case in WANTED} == {(224, 224), (512, 512), (800, 1344)}
     del measured[:]
-    report.fill(path, WANTED, 3, 1)  # goes on where it was
+    report.fill(path, WANTED, Setup(3))  # goes on where it was
     assert [case for case, _ in measured] == WANTED[2:] * 2
     assert [settings for _, settings in measured] == [{}] * 4 + [{"THP_MEM_ALLOC_ENABLE": "1"}] * 4
 
 
 def test_figures_of_two_machines_do_not_mix(measured: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    report.fill(tmp_path / "benchmarks.json", WANTED[:1], 3, 1)
+    report.fill(tmp_path / "benchmarks.json", WANTED[:1], Setup(3))
     with pytest.raises(UserError, match="turns 3"):
-        report.fill(tmp_path / "benchmarks.json", WANTED[:1], 5, 1)
-    monkeypatch.setattr(report, "machine", lambda: "another")
+        report.fill(tmp_path / "benchmarks.json", WANTED[:1], Setup(5))
+    monkeypatch.setattr(report, "machine", lambda setup: "another")
     with pytest.raises(UserError, match="machine"):
-        report.fill(tmp_path / "benchmarks.json", WANTED[:1], 3, 1)
+        report.fill(tmp_path / "benchmarks.json", WANTED[:1], Setup(3))
 
 
 def test_the_page_says_what_was_reached(measured: list, tmp_path: Path) -> None:
-    data = report.fill(tmp_path / "benchmarks.json", WANTED, 3, 1)
+    data = report.fill(tmp_path / "benchmarks.json", WANTED, Setup(3))
     page = report.page(data, "## Notes\n")
     assert data["machine"] in page
     assert "| PVT-Small | 512x512 | mmdet | x1.7 | x1.80 | x1.80 |" in page
@@ -141,7 +165,7 @@ def test_the_page_says_what_was_reached(measured: list, tmp_path: Path) -> None:
 
 def test_plots_leave_out_what_failed(measured: list, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    data = report.fill(tmp_path / "benchmarks.json", WANTED[:1], 3, 1)
+    data = report.fill(tmp_path / "benchmarks.json", WANTED[:1], Setup(3))
     report.plot(data["rows"], "pvt_s", tmp_path / "pictures")
     assert (tmp_path / "pictures" / "pvt_s.png").read_bytes().startswith(b"\x89PNG")
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from mm_vitbackbones.benchmarks.contenders import CONTENDERS
-from mm_vitbackbones.benchmarks.running import MODES, Case, cases, machine, measure_apart
+from mm_vitbackbones.benchmarks.running import DTYPES, MODES, Case, Setup, cases, gpu_cases, machine, measure_apart
 from mm_vitbackbones.engine.errors import Parser, UserError
 from mm_vitbackbones.engine.files import write_whole
 
@@ -73,48 +73,62 @@ def main(argv: list[str]) -> None:
     parser = Parser(prog="benchmark.py", description="Time and memory beside other implementations, in turns, fp32.")
     parser.add_argument("--networks", nargs="+", choices=CONTENDERS, default=[*CONTENDERS])
     parser.add_argument("--modes", nargs="+", choices=MODES, default=[*MODES])
-    parser.add_argument("--turns", type=int, default=5, help="timed turns of each contender (5)")
+    parser.add_argument("--turns", type=int, default=Setup.turns, help=f"of each contender ({Setup.turns})")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: of one thread (--threads 1)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ...; each has sizes of its own")
+    parser.add_argument("--dtype", choices=DTYPES, default="fp32")
+    parser.add_argument("--compiled", action="store_true", help="measure networks compiled by torch.compile")
     parser.add_argument(
         "--report",
         action="store_true",
         help="measure what docs/benchmarks.json does not have yet, with each setting of the allocator, and make "
-        "docs/benchmarks.md",
+        "docs/benchmarks.md (on the CPU, eager, fp32)",
     )
     args = parser.parse_args(argv)
-    if not args.report:
-        torch.set_num_threads(args.threads)
-        print(machine(), flush=True)
-        for case in cases(args.networks, args.modes):
-            for row in measure_apart(case, args.turns, args.clock, args.threads):
-                print(f"{case!s:<36} {row}", flush=True)
+    options = {name: getattr(args, name) for name in ("turns", "threads", "clock", "device", "dtype", "compiled")}
+    try:
+        setup = Setup(**options)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    if args.report:
+        if setup != Setup(setup.turns, setup.threads):
+            raise UserError("--report goes without --clock, --device, --dtype and --compiled: its page is of one setup")
+        write_report(Path(__file__).parents[2] / "docs", cases(args.networks, args.modes), setup)
         return
-    docs = Path(__file__).parents[2] / "docs"
-    data = fill(docs / "benchmarks.json", cases(args.networks, args.modes), args.turns, args.threads)
+    if args.device != "cpu" and not torch.cuda.is_available():
+        raise UserError(f"--device {args.device}: there is no GPU that torch can use")
+    print(machine(setup), flush=True)
+    for case in (cases if setup.device == "cpu" else gpu_cases)(args.networks, args.modes):
+        for row in measure_apart(case, setup):
+            print(f"{case!s:<44} {row}", flush=True)
+
+
+def write_report(docs: Path, wanted: list[Case], setup: Setup) -> None:
+    """Measure what is missing, and make the page and its pictures of all that there is."""
+    data = fill(docs / "benchmarks.json", wanted, setup)
     for network in PLOTTED:
         plot(data["rows"], network, docs / "benchmarks")
     write_whole(docs / "benchmarks.md", page(data, (docs / "benchmarks_notes.md").read_text("utf-8")).encode())
 
 
-def fill(path: Path, wanted: Iterable[Case], turns: int, threads: int) -> dict[str, Any]:
+def fill(path: Path, wanted: list[Case], setup: Setup) -> dict[str, Any]:
     """What a file of measured rows holds, with the wanted cases that it lacked; it is saved after each of them.
 
     Raises:
         UserError: if the file is of another machine.
     """
-    torch.set_num_threads(threads)
-    here = {"machine": machine(), "turns": turns}
+    here = {"machine": machine(setup), "turns": setup.turns}
     data: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {**here, "rows": {}}
     for name, value in here.items():
         if data[name] != value:
             raise UserError(
                 f"{path} has {name} {data[name]!r}, and here it is {value!r}: remove the file to begin anew"
             )
-    for case, setting in [*jobs(list(wanted))]:
+    for case, setting in jobs(wanted):
         if key(case, setting) not in data["rows"]:
-            count = turns if setting in SETTINGS else 1
-            rows = measure_apart(case, count, "wall", threads, SETTINGS.get(setting, {}))
+            here_setup = setup if setting in SETTINGS else replace(setup, turns=1)
+            rows = measure_apart(case, here_setup, SETTINGS.get(setting, {}))
             data["rows"][key(case, setting)] = [asdict(row) for row in rows]
             write_whole(path, json.dumps(data, indent=1).encode())
             print(key(case, setting), *rows, sep="\n  ", flush=True)

@@ -36,16 +36,51 @@ class Case:
     network: str
     mode: str
     size: tuple[int, int]
+    batch: int = 1
 
     def __str__(self) -> str:
-        return f"{self.network} {self.mode} {self.size[0]}x{self.size[1]}"
+        batch = f" batch {self.batch}" if self.batch > 1 else ""
+        return f"{self.network} {self.mode} {self.size[0]}x{self.size[1]}{batch}"
 
+
+@dataclass(frozen=True)
+class Setup:
+    """How all cases of a run are measured."""
+
+    turns: int = 5
+    """Of each contender, beside one that warms up."""
+    threads: int = 1
+    clock: str = "wall"
+    """Or ``cpu``, the time of one thread on its CPU, which is steadier on a busy machine."""
+    device: str = "cpu"
+    dtype: str = "fp32"
+    """Or bf16 or fp16: of the weights and of the image."""
+    compiled: bool = False
+    """By ``torch.compile``, for the very size of the image."""
+
+    def __post_init__(self) -> None:
+        if self.clock == "cpu" and (self.threads != 1 or self.device != "cpu"):
+            raise ValueError("the clock 'cpu' counts one thread of a CPU: use it with --threads 1")
+
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+RUNS_OF_A_TURN = {"cpu": 1, "cuda": 20}
+"""On a GPU a single pass is too short to be timed."""
 
 SIZES = ((224, 224), (512, 512), (800, 1344))
 SIZES_OF = {
     "pit_s": ((224, 224),),  # theirs takes images of one size only
     **dict.fromkeys(("segformer_b0", "segformer_b2", "segformer_head"), ((512, 512),)),
 }
+
+
+GPU_SIZES = (((800, 1344), 1), ((800, 1344), 2), ((512, 512), 16))
+"""Sizes and batches on a GPU."""
+
+
+def gpu_cases(networks: Iterable[str], modes: Iterable[str]) -> list[Case]:
+    """All that is measured of these networks in these modes on a GPU."""
+    return [Case(network, mode, *size) for network in networks for size in GPU_SIZES for mode in modes]
 
 
 def cases(networks: Iterable[str], modes: Iterable[str]) -> list[Case]:
@@ -97,18 +132,21 @@ class Row:
             return f"{self.name:<12} {self.failure}"
         low, middle, high = self.ratio
         return (
-            f"{self.name:<12} {self.milliseconds:>8.0f} ms  x{middle:.2f} ({low:.2f}-{high:.2f})  "
+            f"{self.name:<12} {self.milliseconds:>9.2f} ms  x{middle:.2f} ({low:.2f}-{high:.2f})  "
             f"{self.peak_mib:>6.0f} MiB  x{self.peak_ratio:.2f}"
         )
 
 
-def machine() -> str:
+def machine(setup: Setup) -> str:
     """One line: what the figures depend on."""
+    how = f"{setup.dtype}, {'compiled' if setup.compiled else 'eager'}"
+    if setup.device != "cpu":
+        return f"torch {torch.__version__}, {torch.cuda.get_device_name(setup.device)}, {how}"
     allocator = {name: os.environ.get(name, "unset") for name in ("THP_MEM_ALLOC_ENABLE", "MALLOC_MMAP_THRESHOLD_")}
     settings = ", ".join(f"{name}={value}" for name, value in allocator.items())
     return (
-        f"torch {torch.__version__}, {cpu_name()}, {torch.get_num_threads()} thread(s) on {os.cpu_count()} cores, "
-        f"fp32, eager, {torch.backends.cpu.get_cpu_capability()}, {settings}"
+        f"torch {torch.__version__}, {cpu_name()}, {setup.threads} thread(s) on {os.cpu_count()} cores, "
+        f"{how}, {torch.backends.cpu.get_cpu_capability()}, {settings}"
     )
 
 
@@ -120,16 +158,14 @@ def cpu_name() -> str:
         return platform.processor() or "unknown CPU"
 
 
-def measure_apart(
-    case: Case, turns: int, clock: str = "wall", threads: int = 1, settings: Mapping[str, str] | None = None
-) -> list[Row]:
-    """``measure`` in a fresh process, with so many threads, and environment variables of its own."""
+def measure_apart(case: Case, setup: Setup, settings: Mapping[str, str] | None = None) -> list[Row]:
+    """``measure`` in a fresh process, with environment variables of its own."""
     context = multiprocessing.get_context("spawn")
     with (
         environment(settings or {}),
-        ProcessPoolExecutor(1, mp_context=context, initializer=_start, initargs=(threads,)) as pool,
+        ProcessPoolExecutor(1, mp_context=context, initializer=_start, initargs=(setup.threads,)) as pool,
     ):
-        return pool.submit(measure, case, turns, clock).result()
+        return pool.submit(measure, case, setup).result()
 
 
 def _start(threads: int) -> None:
@@ -154,27 +190,17 @@ def environment(settings: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def measure(case: Case, turns: int, clock: str = "wall") -> list[Row]:
-    """Measure all contenders whose packages are installed, ours first.
-
-    Args:
-        turns: of each contender, beside one that warms up.
-        clock: ``wall``, or ``cpu``, the time of this thread on its CPU, which is steadier on a busy machine and right
-            with one thread only.
-
-    Raises:
-        ValueError: for the ``cpu`` clock with several threads.
-    """
-    if clock == "cpu" and torch.get_num_threads() != 1:
-        raise ValueError("the clock 'cpu' counts one thread: use it with --threads 1")
-    now = time.thread_time if clock == "cpu" else time.perf_counter
+def measure(case: Case, setup: Setup) -> list[Row]:
+    """Measure all contenders whose packages are installed, ours first."""
+    placed = dict(device=torch.device(setup.device), dtype=DTYPES[setup.dtype])
+    image = torch.randn(case.batch, 3, *case.size).to(**placed)
     run = MODES[case.mode]
-    image = torch.randn(1, 3, *case.size)
-    models: dict[str, nn.Module] = {}
+    models: dict[str, Any] = {}
     failures: dict[str, str] = {}
     for contender in CONTENDERS[case.network]:
         try:
-            model = contender.build()
+            network = contender.build().to(**placed)
+            model = torch.compile(network, dynamic=False) if setup.compiled else network
             run(model, image)
             models[contender.name] = model
         except ImportError as error:
@@ -182,17 +208,37 @@ def measure(case: Case, turns: int, clock: str = "wall") -> list[Row]:
         except (RuntimeError, AssertionError) as error:
             if contender.name == "ours":
                 raise
-            what = "out of memory" if "can't allocate memory" in str(error) else str(error).strip().splitlines()[0]
-            failures[contender.name] = f"fails: {what}"
+            full = "can't allocate memory" in str(error) or isinstance(error, torch.OutOfMemoryError)
+            failures[contender.name] = f"fails: {'out of memory' if full else str(error).strip().splitlines()[0]}"
     times: dict[str, list[float]] = {name: [] for name in models}
-    for _ in range(turns):
+    for _ in range(setup.turns):
         for name, model in models.items():
-            start = now()
-            run(model, image)
-            times[name].append(now() - start)
-    peaks = {name: peak_bytes(partial(run, model, image)) for name, model in models.items()}
+            times[name].append(_seconds(partial(run, model, image), setup))
+    peaks = {name: _peak(partial(run, model, image), setup.device) for name, model in models.items()}
     rows = [_row(name, times[name], times["ours"], peaks[name], peaks["ours"]) for name in models]
     return rows + [Row(name, 0.0, (0.0, 0.0, 0.0), 0.0, 0.0, failure) for name, failure in failures.items()]
+
+
+def _seconds(run: Callable[[], Any], setup: Setup) -> float:
+    now = time.thread_time if setup.clock == "cpu" else time.perf_counter
+    wait = torch.cuda.synchronize if setup.device != "cpu" else lambda: None
+    count = RUNS_OF_A_TURN[torch.device(setup.device).type]
+    wait()
+    start = now()
+    for _ in range(count):
+        run()
+    wait()
+    return (now() - start) / count
+
+
+def _peak(run: Callable[[], Any], device: str) -> int:
+    """Bytes that a run holds at once beyond what was allocated before."""
+    if device == "cpu":
+        return peak_bytes(run)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    run()
+    return torch.cuda.max_memory_allocated(device) - before
 
 
 def _row(name: str, times: list[float], ours: list[float], peak: int, our_peak: int) -> Row:
