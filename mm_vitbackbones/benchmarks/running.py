@@ -192,7 +192,7 @@ def environment(settings: Mapping[str, str]) -> Iterator[None]:
 
 def measure(case: Case, setup: Setup) -> list[Row]:
     """Measure all contenders whose packages are installed, ours first."""
-    placed = dict(device=torch.device(setup.device), dtype=DTYPES[setup.dtype])
+    placed: dict[str, Any] = dict(device=torch.device(setup.device), dtype=DTYPES[setup.dtype])
     image = torch.randn(case.batch, 3, *case.size).to(**placed)
     run = MODES[case.mode]
     models: dict[str, Any] = {}
@@ -200,7 +200,7 @@ def measure(case: Case, setup: Setup) -> list[Row]:
     for contender in CONTENDERS[case.network]:
         try:
             network = contender.build().to(**placed)
-            model = torch.compile(network, dynamic=False) if setup.compiled else network
+            model: Any = torch.compile(network, dynamic=False) if setup.compiled else network
             run(model, image)
             models[contender.name] = model
         except ImportError as error:
