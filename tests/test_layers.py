@@ -509,6 +509,21 @@ def test_pits_memory_grows_with_the_pixels_and_not_with_their_square():
     assert peak(768) < 4.5 * peak(384)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "make", [lambda: PVTv2("b2"), lambda: MiT("b2"), lambda: PiT("s")], ids=["pvt_v2", "mit", "pit"]
+)
+def test_an_image_of_2048_pixels_a_side_fits_into_8_gigabytes(make):
+    backbone, image = make().eval(), torch.randn(1, 3, 2048, 2048)
+    weights = sum(parameter.nbytes for parameter in backbone.parameters())
+
+    def run():
+        with torch.no_grad():
+            return backbone(image)
+
+    assert weights + image.nbytes + peak_bytes(run) < 8e9
+
+
 @pytest.mark.parametrize("batch", [1, 2])
 def test_pit_copies_the_image_its_outputs_and_what_the_class_tokens_part(batch):
     backbone, image = PiT("ti", out_indices=(1, 2, 3)).eval(), torch.randn(batch, 3, 128, 192)

@@ -64,6 +64,12 @@ def test_a_dumped_config_is_the_same(name: str, tmp_path: Path) -> None:
     assert Config.fromfile(tmp_path / "dumped.py").to_dict() == cfg.to_dict()
 
 
+def test_the_table_of_memory_has_every_config() -> None:
+    lines = (CONFIGS.parent / "docs" / "memory.md").read_text(encoding="utf-8").splitlines()
+    rows = {line.split("|")[1].strip() for line in lines if line.startswith("| ")} - {"config", "---"}
+    assert rows == {path.stem for path in CONFIGS.glob("*.py")}
+
+
 @pytest.mark.parametrize(
     ("name", "size"),
     [
