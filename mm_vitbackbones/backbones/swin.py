@@ -159,8 +159,7 @@ class Scatter(torch.autograd.Function):
 class BiasedAttention(torch.autograd.Function):
     """``WindowAttention._attend`` of all groups of windows, with a gradient of their biases, on CPU.
 
-    PyTorch's fused kernel for CPUs gives none, and what stands in for it computes window by window what are six
-    products of matrices in all here.
+    PyTorch's fused kernel for CPUs gives none, and what stands in for it is slower than the six products here.
     """
 
     @staticmethod
