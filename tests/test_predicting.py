@@ -14,15 +14,14 @@ import torch
 pytest.importorskip("mmdet")
 pytest.importorskip("mmseg")
 
-from mmengine.registry import DefaultScope
 from mmengine.structures import InstanceData, PixelData
 from test_segmenting import write_config as write_segmentor
 from test_tools import REPOSITORY, run_tool
 
 from mm_vitbackbones.datasets import mini
-from mm_vitbackbones.engine.adjusting import use_local_norms
 from mm_vitbackbones.engine.errors import UserError
 from mm_vitbackbones.engine.launching import load_config
+from mm_vitbackbones.engine.models import build_model
 from mm_vitbackbones.engine.predicting import Results, find_pictures
 
 pytestmark = [pytest.mark.mmdet, pytest.mark.mmseg]
@@ -35,16 +34,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def random_checkpoint(config: Path, library: str) -> Path:
+def random_checkpoint(config: Path) -> Path:
     """A checkpoint with the random weights that the config's model begins with."""
-    from mmengine.registry import MODELS
-
-    cfg = load_config(config, {})
-    use_local_norms(cfg, distributed=False)
     torch.manual_seed(0)
-    __import__(library)
-    with DefaultScope.overwrite_default_scope(library):
-        model = MODELS.build(cfg.model)
+    model = build_model(load_config(config, {}))
     torch.save({"state_dict": model.state_dict()}, config.with_suffix(".pth"))
     return config.with_suffix(".pth")
 
@@ -54,13 +47,13 @@ def detector(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     path = tmp_path_factory.mktemp("detector") / "tiny_detector.py"
     text = (REPOSITORY / "tests/configs/tiny_detector.py").read_text()
     path.write_text(text.replace("{root}", str(data)).replace("{configs}", str(REPOSITORY / "configs")))
-    return path, random_checkpoint(path, "mmdet")
+    return path, random_checkpoint(path)
 
 
 @pytest.fixture(scope="module")
 def segmentor(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     path = write_segmentor(data, tmp_path_factory.mktemp("segmentor"))
-    return path, random_checkpoint(path, "mmseg")
+    return path, random_checkpoint(path)
 
 
 def pictures(folder: Path, *sizes: tuple[int, int]) -> list[Path]:
