@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from official import relative_error
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 from mm_vitbackbones.backbones import Swin, swin
 from mm_vitbackbones.backbones.swin import WindowAttention, Windows, shift_masks
@@ -182,6 +183,25 @@ def test_one_gather_in_and_one_out(shift):
     assert count.by_name["aten.index_select"] == 2
     assert not {"aten.roll", "aten.constant_pad_nd", "aten.clone", "aten.copy_"} & count.by_name.keys()
     assert count.by_name["aten.cat"] == (shift > 0)
+
+
+@pytest.mark.parametrize("size", [(224, 224), (200, 330)])
+@pytest.mark.parametrize("band_bytes", [2**30, 2**18], ids=["at_once", "in_bands"])
+def test_a_whole_network_gathers_each_token_once_each_way_per_block(size, band_bytes, monkeypatch):
+    monkeypatch.setattr(swin, "BAND_BYTES", band_bytes)
+    batch, expected = 2, 0
+    backbone, image = Swin("tiny").eval(), torch.randn(batch, 3, *size)
+    for i, depth in enumerate(backbone.arch.depths):
+        sides = [-(-side // (4 * 2**i)) for side in size]
+        expected += depth * batch * (math.prod(sides) + math.prod(7 * -(-side // 7) for side in sides))
+
+    with torch.no_grad():
+        backbone(image)
+        with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as prof:
+            backbone(image)
+    gathered = [event.input_shapes[2] for event in prof.events() if event.name == "aten::index_select"]
+    assert sum(rows for (rows,) in gathered) == expected
+    assert "aten::roll" not in {event.name for event in prof.events()}
 
 
 @pytest.mark.parametrize(("shift", "limit"), [(0, 17), (3, 23)])

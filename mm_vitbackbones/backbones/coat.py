@@ -18,7 +18,6 @@ stage, serial and parallel, share them: the stage owns them and hands them to it
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, NamedTuple, cast, final
@@ -39,8 +38,9 @@ from mm_vitbackbones.layers import (
     fused,
     init_linears_and_norms,
 )
+from mm_vitbackbones.layers.mode import autocast_to, is_compiling
 from mm_vitbackbones.layers.position import resize_grid
-from mm_vitbackbones.layers.recompute import recompute, recompute_cheap
+from mm_vitbackbones.layers.recompute import recompute, recompute_between
 from mm_vitbackbones.registry import BACKBONES
 
 Tokens = tuple[Tensor, Tensor]
@@ -140,13 +140,6 @@ def heads(tokens: Tensor) -> Tensor:
     return tokens.unflatten(-1, (NUM_HEADS, -1)).transpose(-3, -2)
 
 
-def full_precision(device: torch.device) -> AbstractContextManager[Any]:
-    """A context in which autocast is off."""
-    if torch.amp.is_autocast_available(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return nullcontext()
-
-
 class FactorizedAttention(nn.Module):
     """Factorised attention with relative positions: q (softmax(k)' v) / sqrt(d) + q * crpe(v).
 
@@ -176,9 +169,11 @@ class FactorizedAttention(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """The grid's attention, and the context (B, heads, d, d) of all tokens. In training the norm's result and the
         softmax are computed again in the backward pass instead of kept."""
-        query, key = recompute_cheap(lambda x: self.qk(norm(x)), grid).flatten(1, 2).chunk(2, dim=-1)
-        value = recompute_cheap(lambda x: self.v(norm(x)), grid)
-        context = recompute_cheap(self._context, key, value.flatten(1, 2), cls_key, cls_value).to(query.dtype)
+        query_key, value = recompute_between(grid, norm, lambda normed: (self.qk(normed), self.v(normed)))
+        query, key = query_key.flatten(1, 2).chunk(2, dim=-1)
+        # Compilers choose by themselves what to compute again.
+        contract = self._context if is_compiling() else partial(recompute, self._context)
+        context = contract(key, value.flatten(1, 2), cls_key, cls_value).to(query.dtype)
         combine = partial(recompute, self._combine) if self.recomputed == "ffn" and self.training else self._combine
         return combine(query, value, context, shared), context
 
@@ -192,7 +187,7 @@ class FactorizedAttention(nn.Module):
 
         In fp32 at least: of a hundred thousand tokens a narrower type would lose most.
         """
-        with full_precision(key.device):
+        with autocast_to(key.device, None):
             dtype = torch.promote_types(key.dtype, torch.float32)
             key, value, cls_key, cls_value = (x.to(dtype) for x in (key, value, cls_key, cls_value))
             largest = torch.maximum(key.amax(1, keepdim=True), cls_key).detach()

@@ -38,8 +38,9 @@ from mm_vitbackbones.layers import (
     fused,
     init_linears_and_norms,
 )
+from mm_vitbackbones.layers.mode import is_compiling
 from mm_vitbackbones.layers.patch_embed import pad_to_multiple
-from mm_vitbackbones.layers.recompute import recompute_cheap
+from mm_vitbackbones.layers.recompute import recompute_between
 from mm_vitbackbones.registry import BACKBONES
 
 
@@ -245,7 +246,7 @@ class WindowAttention(nn.Module):
 
     def forward(self, grid: Tensor, norm: nn.Module) -> Tensor:
         # The compiler fuses the plain form by itself. Of tensors without data, no indices can be made and kept.
-        if torch.compiler.is_compiling() or grid.is_meta or type(grid) is not Tensor:
+        if is_compiling() or grid.is_meta or type(grid) is not Tensor:
             return self.plain(grid, norm)
         return self.in_bands(grid, norm) if fused.usable(grid) else self.gathered(grid, norm)
 
@@ -272,11 +273,11 @@ class WindowAttention(nn.Module):
         """Equal to ``plain``, with one gather on the way in and one on the way out."""
         windows, bias = self._windows(grid), self.bias()
 
-        def project(x: Tensor) -> Tensor:
+        def project(normed: Tensor) -> Tensor:
             # What is zero before the linear map is its bias behind it. To map the tokens alone is less work.
-            return Gather.apply(self.qkv(norm(x)).flatten(0, 2), self.qkv.bias, windows)
+            return Gather.apply(self.qkv(normed).flatten(0, 2), self.qkv.bias, windows)
 
-        qkv = recompute_cheap(project, grid).unflatten(0, (-1, self.window_size**2))
+        qkv = recompute_between(grid, norm, project).unflatten(0, (-1, self.window_size**2))
         if bias.requires_grad and qkv.device.type == "cpu":
             out = BiasedAttention.apply(qkv, bias, windows.sizes, self.num_heads)
         else:
@@ -338,7 +339,7 @@ class WindowAttention(nn.Module):
         if masks is not None:
             bias = bias + masks.to(bias.dtype)
         # CUDA's kernels want rows of a multiple of 8 elements, and would pad them at each call.
-        return F.pad(bias, (0, -places % 8))[..., :places]
+        return F.pad(bias.contiguous(), (0, -places % 8))[..., :places]
 
     def _windows(self, grid: Tensor) -> Windows:
         batch, height, width, _ = grid.shape

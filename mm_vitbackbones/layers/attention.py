@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mm_vitbackbones.layers import fused
 from mm_vitbackbones.layers.conv import ChannelsLastConv2d
 from mm_vitbackbones.layers.norm import LayerNorm
-from mm_vitbackbones.layers.recompute import recompute_cheap
+from mm_vitbackbones.layers.recompute import recompute_between
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> Tensor:
@@ -58,7 +58,7 @@ class SpatialReductionAttention(nn.Module):
 
     def lean(self, grid: Tensor, norm: nn.Module) -> Tensor:
         """Equal to ``plain``; the norm's result is computed again in the backward pass instead of kept."""
-        return self._attend(*recompute_cheap(lambda x: self._project(norm(x)), grid))
+        return self._attend(*recompute_between(grid, norm, self._project))
 
     def fast(self, grid: Tensor, norm: nn.Module) -> Tensor:
         """Equal to ``plain``, for inference on CPU: fewer passes over memory."""

@@ -7,6 +7,7 @@ three times; and ``in_bands``, for inference on CPU, which never holds a whole h
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from mm_vitbackbones.layers import fused
 from mm_vitbackbones.layers.conv import ChannelsLastConv2d
-from mm_vitbackbones.layers.recompute import recompute_cheap
+from mm_vitbackbones.layers.recompute import recompute_between
 
 BAND_BYTES = 8 * 2**20
 """The size of a band's hidden map on CPU: small enough for the caches, large enough for halo rows not to matter."""
@@ -32,15 +33,23 @@ class _FeedForward(nn.Module, ABC):
         return self.in_bands(grid, norm) if fused.usable(grid) else self.lean(grid, norm)
 
     def plain(self, grid: Tensor, norm: nn.Module) -> Tensor:
-        return self.contract(self.fc1(norm(grid)))
+        hidden = self.expand(norm(grid))
+        for function in self.activations():
+            hidden = function(hidden)
+        return self.fc2(hidden)
 
     def lean(self, grid: Tensor, norm: nn.Module) -> Tensor:
-        """Equal to ``plain``; keeps ``grid`` and fc1's result for the backward pass."""
-        return recompute_cheap(self.contract, recompute_cheap(lambda x: self.fc1(norm(x)), grid))
+        """Equal to ``plain``; keeps ``grid`` and the expanded map for the backward pass."""
+        hidden = recompute_between(grid, norm, self.expand)
+        return recompute_between(hidden, *self.activations(), self.fc2)
+
+    def expand(self, normed: Tensor) -> Tensor:
+        """(..., C) -> (..., rC)."""
+        return self.fc1(normed)
 
     @abstractmethod
-    def contract(self, hidden: Tensor) -> Tensor:
-        """From fc1's result to the end: (B, H, W, rC) -> (B, H, W, C)."""
+    def activations(self) -> Sequence[Callable[[Tensor], Tensor]]:
+        """What is done in turn to the expanded map (B, H, W, rC), before ``fc2``."""
 
     @abstractmethod
     def in_bands(self, grid: Tensor, norm: nn.Module) -> Tensor:
@@ -50,8 +59,8 @@ class _FeedForward(nn.Module, ABC):
 class FeedForward(_FeedForward):
     """fc2(GELU(fc1(norm(x)))) over grids (B, H, W, C) or tokens (B, N, C)."""
 
-    def contract(self, hidden: Tensor) -> Tensor:
-        return self.fc2(F.gelu(hidden))
+    def activations(self) -> Sequence[Callable[[Tensor], Tensor]]:
+        return (F.gelu,)
 
     def in_bands(self, grid: Tensor, norm: nn.Module) -> Tensor:
         size = max(1, BAND_BYTES // (self.fc1.out_features * grid.element_size()))
@@ -78,10 +87,12 @@ class MixFeedForward(_FeedForward):
         self.relu = relu
         self.dwconv = ChannelsLastConv2d(hidden_dim, hidden_dim, 3, padding=1, groups=hidden_dim)
 
-    def contract(self, hidden: Tensor) -> Tensor:
-        if self.relu:
-            hidden = F.relu(hidden)
-        return self.fc2(F.gelu(self.dwconv(hidden)))
+    def expand(self, normed: Tensor) -> Tensor:
+        hidden = super().expand(normed)
+        return F.relu(hidden) if self.relu else hidden
+
+    def activations(self) -> Sequence[Callable[[Tensor], Tensor]]:
+        return self.dwconv, F.gelu
 
     def in_bands(self, grid: Tensor, norm: nn.Module) -> Tensor:
         # A band carries one more row on each side for the convolution. At the border of the grid there is none: there

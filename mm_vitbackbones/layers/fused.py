@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mm_vitbackbones.layers.mode import autocast_dtype, is_compiling
+
 
 def usable(grid: Tensor) -> bool:
     """Whether ``grid`` is worked on in eager fp32 inference on CPU and this PyTorch has the operators."""
@@ -20,8 +22,8 @@ def usable(grid: Tensor) -> bool:
         not torch.is_grad_enabled()
         and grid.device.type == "cpu"
         and grid.dtype == torch.float32
-        and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
+        and autocast_dtype(grid.device) is None
+        and not is_compiling()
         and _operators_work()
     )
 

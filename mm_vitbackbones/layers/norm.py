@@ -1,8 +1,9 @@
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from mm_vitbackbones.layers.mode import autocast_dtype
 
 
 class LayerNorm(nn.LayerNorm):
@@ -13,7 +14,7 @@ class LayerNorm(nn.LayerNorm):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        if input.is_meta or not torch.is_autocast_enabled(input.device.type):
+        if autocast_dtype(input.device) is None:
             return super().forward(input)
         weight, bias = self.weight.float(), self.bias.float()
         return F.layer_norm(input.float(), self.normalized_shape, weight, bias, self.eps)

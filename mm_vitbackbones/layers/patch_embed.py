@@ -1,10 +1,10 @@
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mm_vitbackbones.layers.conv import ChannelsLastConv2d
+from mm_vitbackbones.layers.mode import is_compiling
 from mm_vitbackbones.layers.norm import LayerNorm
 
 
@@ -35,5 +35,5 @@ def pad_to_multiple(grid: Tensor, multiple: int) -> Tensor:
     """Zeros at the bottom and right of (B, H, W, C), up to sides divisible by ``multiple``; no copy if they are."""
     bottom, right = (multiple * -(-side // multiple) - side for side in grid.shape[1:3])
     # A compiled graph that asked whether to pad would hold for one answer only.
-    padded = torch.compiler.is_compiling() or bottom or right
+    padded = is_compiling() or bottom or right
     return F.pad(grid, (0, 0, 0, right, 0, bottom)) if padded else grid
