@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mm_vitbackbones.benchmarks import report, running
-from mm_vitbackbones.benchmarks.contenders import CONTENDERS, Contender
+from mm_vitbackbones.benchmarks.contenders import CONTENDERS, Contender, ForSize
 from mm_vitbackbones.benchmarks.running import Case, Row, Setup
 from mm_vitbackbones.engine.errors import UserError
 
@@ -29,6 +29,21 @@ class Network(nn.Module):
         if self.error:
             raise RuntimeError(self.error)
         return (torch.stack([image * self.scale for _ in range(self.maps)]).sum(0),)
+
+
+def test_a_network_of_one_size_is_built_for_each() -> None:
+    sizes = []
+
+    def build(size: tuple[int, int]) -> nn.Module:
+        sizes.append(size)
+        return Network(1)
+
+    network = ForSize(build).eval()
+    for side in (8, 16, 8):
+        network(torch.zeros(1, 3, side, 2 * side, dtype=torch.float64))
+    assert sizes == [(8, 16), (16, 32)]
+    assert not any(part.training for part in network.modules())
+    assert {parameter.dtype for parameter in network.parameters()} == {torch.float64}
 
 
 def absent() -> nn.Module:

@@ -220,6 +220,26 @@ def timm_coat(name: str) -> nn.Module:
     return model
 
 
+class ForSize(nn.Module):
+    """A network that takes images of the one size that it is built for: built when the first of a size comes."""
+
+    def __init__(self, build: Callable[[tuple[int, int]], nn.Module]) -> None:
+        super().__init__()
+        self.build = build
+        self.networks = nn.ModuleDict()
+
+    def forward(self, image: Tensor) -> Any:
+        height, width = image.shape[2:]
+        name = f"{height}x{width}"
+        if name not in self.networks:
+            self.networks[name] = self.build((height, width)).to(image).train(self.training)
+        return self.networks[name](image)
+
+
+def timm_pit(size: tuple[int, int]) -> nn.Module:
+    return timm_levels("pit_s_224", 0.1, img_size=size)
+
+
 CONTENDERS: dict[str, tuple[Contender, ...]] = {
     "coat_lite_s": (
         Contender("ours", lambda: CoaT(arch="lite_small")),
@@ -244,11 +264,12 @@ CONTENDERS: dict[str, tuple[Contender, ...]] = {
         Contender("transformers", transformers_mit),
     ),
     "segformer_b0": segformers("b0", 256),
+    "segformer_b0_wide": segformers("b0", 768),
     "segformer_b2": segformers("b2", 768),
     "segformer_head": segformer_heads("b2", 768),
     "pit_s": (
         Contender("ours", lambda: PiT(arch="s", stem="published", out_indices=(1, 2, 3))),
-        Contender("timm", lambda: timm_levels("pit_s_224", 0.1)),
+        Contender("timm", lambda: ForSize(timm_pit)),
     ),
     "swin_t": (
         Contender("ours", lambda: Swin(arch="tiny")),

@@ -31,6 +31,7 @@ TITLES = {
     "coat_mini": "CoaT-Mini",
     "pit_s": "PiT-S, published geometry",
     "segformer_b0": "SegFormer-B0, E = 256",
+    "segformer_b0_wide": "SegFormer-B0, E = 768",
     "segformer_b2": "SegFormer-B2, E = 768",
     "segformer_head": "SegFormer's head alone, E = 768, on MiT-B2's maps",
 }
@@ -50,6 +51,7 @@ TARGETS: dict[tuple[str, tuple[int, int]], dict[str, float]] = {
     ("coat_mini", (800, 1344)): {"timm": 1.5},
     ("pit_s", (224, 224)): {"timm": 1.0},
     ("segformer_b0", (512, 512)): {"mmseg": 2.5, "transformers": 2.5},
+    ("segformer_b0_wide", (512, 512)): {"mmseg": 2.5, "transformers": 2.5},
     ("segformer_b2", (512, 512)): {"mmseg": 2.5, "transformers": 2.5},
 }
 """How much faster than another implementation the forward pass is meant to be: network and size, name, ratio."""

@@ -68,10 +68,7 @@ RUNS_OF_A_TURN = {"cpu": 1, "cuda": 20}
 """On a GPU a single pass is too short to be timed."""
 
 SIZES = ((224, 224), (512, 512), (800, 1344))
-SIZES_OF = {
-    "pit_s": ((224, 224),),  # theirs takes images of one size only
-    **dict.fromkeys(("segformer_b0", "segformer_b2", "segformer_head"), ((512, 512),)),
-}
+SIZES_OF = dict.fromkeys(("segformer_b0", "segformer_b0_wide", "segformer_b2", "segformer_head"), ((512, 512),))
 
 
 GPU_SIZES = (((800, 1344), 1), ((800, 1344), 2), ((512, 512), 16))
@@ -205,10 +202,10 @@ def measure(case: Case, setup: Setup) -> list[Row]:
             models[contender.name] = model
         except ImportError as error:
             failures[contender.name] = f"not installed ({error})"
-        except (RuntimeError, AssertionError) as error:
+        except (RuntimeError, AssertionError, MemoryError) as error:
             if contender.name == "ours":
                 raise
-            full = "can't allocate memory" in str(error) or isinstance(error, torch.OutOfMemoryError)
+            full = "can't allocate memory" in str(error) or isinstance(error, (MemoryError, torch.OutOfMemoryError))
             failures[contender.name] = f"fails: {'out of memory' if full else str(error).strip().splitlines()[0]}"
     times: dict[str, list[float]] = {name: [] for name in models}
     for _ in range(setup.turns):
