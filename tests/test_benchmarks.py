@@ -191,3 +191,12 @@ def test_names_of_the_report_are_those_of_the_contenders() -> None:
     for (network, size), aims in report.TARGETS.items():
         assert size in running.SIZES_OF.get(network, running.SIZES)
         assert {*aims} <= {contender.name for contender in CONTENDERS[network]}
+
+
+def test_the_page_in_docs_is_of_the_figures_beside_it() -> None:
+    docs = Path(__file__).parents[1] / "docs"
+    data = json.loads((docs / "benchmarks.json").read_text())
+    assert (docs / "benchmarks.md").read_text() == report.page(data, (docs / "benchmarks_notes.md").read_text())
+    wanted = {report.key(*job) for job in report.jobs(running.cases(CONTENDERS, running.MODES))}
+    assert wanted == data["rows"].keys()
+    assert {path.stem for path in (docs / "benchmarks").glob("*.png")} == {*report.PLOTTED}

@@ -432,10 +432,20 @@ def test_training_keeps_the_hidden_map_once(family):
 
 @pytest.mark.parametrize(("recomputed", "runs"), [(None, 1), ("ffn", 1), ("block", 2)])
 def test_attention_is_computed_once_but_where_the_whole_block_is_recomputed(recomputed, runs):
-    block, grid = make_block("mit").train(), torch.randn(1, 16, 16, 64, requires_grad=True)
+    # 81 keys of 64 channels
+    block, grid = make_block("mit").train(), torch.randn(1, 72, 72, 64, requires_grad=True)
     block.recomputed = recomputed
     with OperatorCount() as count:
         block(grid).sum().backward()
+    assert count.by_name["aten._scaled_dot_product_flash_attention_for_cpu"] == runs
+
+
+@pytest.mark.parametrize(("tokens", "runs"), [(64, 2), (65, 1)])
+def test_attention_over_fewer_tokens_than_channels_is_cheap_to_compute_again(tokens, runs):
+    block, tokens = make_token_block().train(), torch.randn(2, tokens, 64, requires_grad=True)
+    block.recomputed = "ffn"
+    with OperatorCount() as count:
+        block(tokens).sum().backward()
     assert count.by_name["aten._scaled_dot_product_flash_attention_for_cpu"] == runs
 
 

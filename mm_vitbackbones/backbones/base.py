@@ -36,7 +36,7 @@ class Backbone(BaseModule):
             in eval mode.
         norm_eval: keep batch norms in eval mode while training.
         with_cp: what to compute again in the backward pass to save memory: False; 'ffn' (the feed-forward networks
-            and the other linear maps, but not what PyTorch's attention kernels gave); 'block' or True (whole blocks).
+            and the other linear maps, but not attention over many tokens); 'block' or True (whole blocks).
         init_cfg: MMEngine's. ``dict(type='Pretrained', checkpoint=PATH_OR_URL)`` takes any known layout of the
             family's published files (see ``mm_vitbackbones.checkpoints``).
         strides: of all levels, in a family that offers others.

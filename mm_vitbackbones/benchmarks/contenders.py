@@ -52,6 +52,38 @@ def timm_levels(name: str, drop_path_rate: float, **kwargs: Any) -> nn.Module:
     return timm.create_model(name, features_only=True, drop_path_rate=drop_path_rate, **kwargs)
 
 
+def transformers_pvt() -> nn.Module:
+    declare_torchvision_operators()
+    from transformers import PvtConfig, PvtModel
+
+    class Levels(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder = PvtModel(PvtConfig(depths=[*DEPTHS_OF_B2]))
+
+        def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+            return self.encoder(image, output_hidden_states=True).hidden_states
+
+    return Levels()
+
+
+def transformers_pvt_v2() -> nn.Module:
+    declare_torchvision_operators()
+    from transformers import PvtV2Backbone, PvtV2Config
+
+    class Levels(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            levels = [f"stage{i}" for i in (1, 2, 3, 4)]
+            sizes = dict(depths=[*DEPTHS_OF_B2], hidden_sizes=[*WIDTHS["b2"]])
+            self.backbone = PvtV2Backbone(PvtV2Config(**sizes, out_features=levels))
+
+        def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+            return self.backbone(image).feature_maps
+
+    return Levels()
+
+
 def mmseg_mit() -> nn.Module:
     declare_torchvision_operators()  # mmseg imports timm where it finds it
     from mmseg.models.backbones import MixVisionTransformer
@@ -252,11 +284,13 @@ CONTENDERS: dict[str, tuple[Contender, ...]] = {
     "pvt_s": (
         Contender("ours", lambda: PVT(arch="small")),
         Contender("mmdet", mmdet_pvt),
+        Contender("transformers", transformers_pvt),
     ),
     "pvt_v2_b2": (
         Contender("ours", lambda: PVTv2(arch="b2")),
         Contender("mmdet", mmdet_pvt_v2),
         Contender("timm", lambda: timm_levels("pvt_v2_b2", 0.1)),
+        Contender("transformers", transformers_pvt_v2),
     ),
     "mit_b2": (
         Contender("ours", lambda: MiT(arch="b2")),

@@ -15,8 +15,8 @@ class Block(nn.Module):
     ``attn`` and ``ffn`` are called with the grid and with its norm, so that they decide what training keeps of it.
 
     ``recomputed`` trades time for memory in training: ``"ffn"`` computes all linear maps, among them the feed-forward
-    network with its hidden map, the largest tensor of all, again in the backward pass, and keeps what attention gave;
-    ``"block"`` computes the whole block again; ``None`` nothing but what is nearly free.
+    network with its hidden map, the largest tensor of all, again in the backward pass, and attention where it is no
+    dearer; ``"block"`` computes the whole block again; ``None`` nothing but what is nearly free.
     """
 
     def __init__(

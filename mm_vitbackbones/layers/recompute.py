@@ -135,8 +135,8 @@ class _Results:
 
 
 def recompute_but_attention(function: Callable[..., T], *inputs: Any, random: bool = False) -> T:
-    """``recompute``, except that the results of PyTorch's attention kernels are kept beside the inputs: they are no
-    larger than these, and dear to compute again where there are many tokens.
+    """``recompute``, except that the results of PyTorch's attention kernels are kept beside the inputs where there are
+    more keys than channels: there they are dearer to compute again than linear maps, and no larger than the inputs.
 
     PyTorch before 2.4 cannot tell them apart, and computes them again, too.
     """
@@ -160,8 +160,18 @@ _larger = threading.local()
 
 @cache
 def attention_kept() -> Callable[[], Any] | None:
-    """Makes the contexts in which a function is checkpointed but for its attention kernels; None where PyTorch has
-    no such thing."""
+    """Makes the contexts in which a function is checkpointed but for its dear attention kernels; None where PyTorch
+    has no such thing."""
     make = getattr(checkpointing, "create_selective_checkpoint_contexts", None)
-    kernels = [getattr(torch.ops.aten, name).default for name in ATTENTION_KERNELS if hasattr(torch.ops.aten, name)]
-    return partial(make, kernels) if make else None
+    if make is None:
+        return None
+    policy = checkpointing.CheckpointPolicy
+    kernels = {getattr(torch.ops.aten, name).default for name in ATTENTION_KERNELS if hasattr(torch.ops.aten, name)}
+
+    def choose(_: Any, operator: Any, *args: Any, **kwargs: Any) -> Any:
+        if operator not in kernels:
+            return policy.PREFER_RECOMPUTE
+        _, heads, keys, width = args[1].shape
+        return policy.MUST_SAVE if keys > heads * width else policy.PREFER_RECOMPUTE
+
+    return partial(make, choose)
