@@ -166,7 +166,7 @@ Made by `tools/benchmark.py --report` from `docs/benchmarks.json` and `docs/benc
 Our networks beside other implementations of the same ones, at random weights. The contenders of a case take turns in
 one process, {turns} turns beside one to warm up; each case has a process of its own. Times are medians; "x" is the
 median over the turns of their time to ours, with its quartiles, and their peak of allocated memory to ours. Batch 1.
-The parameters' gradients do not count in the peaks.
+The parameters' gradients do not count in the peaks. The pictures are of the forward pass, stock, one turn.
 
 All figures of the tables were **measured here**: {machine}. On CUDA these backbones are **untested**.
 
@@ -195,7 +195,7 @@ def _reached(rows: Rows, case: Case, setting: str, name: str, aim: float) -> str
     found = {row["name"]: row for row in rows.get(key(case, setting), [])}.get(name)
     if found is None or found["failure"]:
         return "untested"
-    ratio = found["ratio"][1]
+    ratio = round(found["ratio"][1], 2)  # as it is printed: turns differ by more
     return f"x{ratio:.2f}" if ratio >= aim else f"x{ratio:.2f}: not reached"
 
 
