@@ -36,6 +36,7 @@ from mm_vitbackbones.layers import (
     fused,
     init_linears_and_norms,
 )
+from mm_vitbackbones.layers.conv import OverGrids
 from mm_vitbackbones.layers.patch_embed import pad_to_multiple
 from mm_vitbackbones.layers.recompute import recompute_between
 from mm_vitbackbones.registry import BACKBONES
@@ -169,15 +170,11 @@ class Stage(nn.Module):
         return tokens[:, :count], tokens[:, count:].unflatten(1, sides)
 
 
-class Upsample(nn.ConvTranspose2d):
+class Upsample(OverGrids, nn.ConvTranspose2d):  # type: ignore[misc]
     """(B, H, W, C) -> (B, 2H, 2W, C). Each cell becomes 2x2 cells by a linear map of its own."""
 
     def __init__(self, dim: int) -> None:
         super().__init__(dim, dim, kernel_size=2, stride=2)
-        self.weight.data = self.weight.data.clone(memory_format=torch.channels_last)
-
-    def forward(self, grid: Tensor) -> Tensor:  # type: ignore[override]
-        return super().forward(grid.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 @final

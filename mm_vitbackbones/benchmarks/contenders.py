@@ -52,36 +52,35 @@ def timm_levels(name: str, drop_path_rate: float, **kwargs: Any) -> nn.Module:
     return timm.create_model(name, features_only=True, drop_path_rate=drop_path_rate, **kwargs)
 
 
+class Levels(nn.Module):
+    """transformers' network as one from an image to a field of what it gives: its maps."""
+
+    def __init__(self, network: nn.Module, field: str, **options: Any) -> None:
+        super().__init__()
+        self.network, self.field, self.options = network, field, options
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        return getattr(self.network(image, **self.options), self.field)
+
+
+ALL_STAGES = [f"stage{i}" for i in (1, 2, 3, 4)]
+"""By transformers' names."""
+
+
 def transformers_pvt() -> nn.Module:
     declare_torchvision_operators()
     from transformers import PvtConfig, PvtModel
 
-    class Levels(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.encoder = PvtModel(PvtConfig(depths=[*DEPTHS_OF_B2]))
-
-        def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-            return self.encoder(image, output_hidden_states=True).hidden_states
-
-    return Levels()
+    network = PvtModel(PvtConfig(depths=[*DEPTHS_OF_B2]))
+    return Levels(network, "hidden_states", output_hidden_states=True)
 
 
 def transformers_pvt_v2() -> nn.Module:
     declare_torchvision_operators()
     from transformers import PvtV2Backbone, PvtV2Config
 
-    class Levels(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            levels = [f"stage{i}" for i in (1, 2, 3, 4)]
-            sizes = dict(depths=[*DEPTHS_OF_B2], hidden_sizes=[*WIDTHS["b2"]])
-            self.backbone = PvtV2Backbone(PvtV2Config(**sizes, out_features=levels))
-
-        def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-            return self.backbone(image).feature_maps
-
-    return Levels()
+    sizes = dict(depths=[*DEPTHS_OF_B2], hidden_sizes=[*WIDTHS["b2"]])
+    return Levels(PvtV2Backbone(PvtV2Config(**sizes, out_features=ALL_STAGES)), "feature_maps")
 
 
 def mmseg_mit() -> nn.Module:
@@ -95,16 +94,8 @@ def transformers_mit() -> nn.Module:
     declare_torchvision_operators()
     from transformers import SegformerConfig, SegformerModel
 
-    class Levels(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            config = SegformerConfig(depths=list(DEPTHS_OF_B2), hidden_sizes=[64, 128, 320, 512])
-            self.encoder = SegformerModel(config)
-
-        def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-            return self.encoder(image, output_hidden_states=True).hidden_states
-
-    return Levels()
+    config = SegformerConfig(depths=list(DEPTHS_OF_B2), hidden_sizes=[*WIDTHS["b2"]])
+    return Levels(SegformerModel(config), "hidden_states", output_hidden_states=True)
 
 
 CLASSES = 150
@@ -222,16 +213,7 @@ def transformers_swin() -> nn.Module:
     declare_torchvision_operators()
     from transformers import SwinBackbone, SwinConfig
 
-    class Levels(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            levels = [f"stage{i}" for i in (1, 2, 3, 4)]
-            self.backbone = SwinBackbone(SwinConfig(drop_path_rate=0.2, out_features=levels))
-
-        def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-            return self.backbone(image).feature_maps
-
-    return Levels()
+    return Levels(SwinBackbone(SwinConfig(drop_path_rate=0.2, out_features=ALL_STAGES)), "feature_maps")
 
 
 def timm_coat(name: str) -> nn.Module:

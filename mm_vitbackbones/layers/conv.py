@@ -6,12 +6,15 @@ import torch
 from torch import Tensor, nn
 
 
-class ChannelsLastConv2d(nn.Conv2d):
-    """``nn.Conv2d`` over grids: (B, H, W, C) -> (B, H', W', C'). Both permutes are views.
+class OverGrids(nn.Module):
+    """Before one of PyTorch's convolutions in a class's bases, it makes that one over grids: (B, H, W, C) -> (B, H',
+    W', C'). Both permutes are views.
 
     The weight is kept in channels-last memory (its shape is unchanged), so that the result is a contiguous grid
     even where the input is a permuted NCHW image.
     """
+
+    weight: Tensor
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -21,3 +24,7 @@ class ChannelsLastConv2d(nn.Conv2d):
 
     def forward(self, grid: Tensor) -> Tensor:
         return super().forward(grid.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class ChannelsLastConv2d(OverGrids, nn.Conv2d):
+    """``nn.Conv2d`` over grids."""

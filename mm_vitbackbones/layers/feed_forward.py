@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mm_vitbackbones.layers import fused
 from mm_vitbackbones.layers.conv import ChannelsLastConv2d
-from mm_vitbackbones.layers.recompute import recompute_between
+from mm_vitbackbones.layers.recompute import chain, recompute_between
 
 BAND_BYTES = 8 * 2**20
 """The size of a band's hidden map on CPU: small enough for the caches, large enough for halo rows not to matter."""
@@ -33,10 +33,7 @@ class _FeedForward(nn.Module, ABC):
         return self.in_bands(grid, norm) if fused.usable(grid) else self.lean(grid, norm)
 
     def plain(self, grid: Tensor, norm: nn.Module) -> Tensor:
-        hidden = self.expand(norm(grid))
-        for function in self.activations():
-            hidden = function(hidden)
-        return self.fc2(hidden)
+        return chain(grid, norm, self.expand, *self.activations(), self.fc2)
 
     def lean(self, grid: Tensor, norm: nn.Module) -> Tensor:
         """Equal to ``plain``; keeps ``grid`` and the expanded map for the backward pass."""

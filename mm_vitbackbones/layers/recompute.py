@@ -36,9 +36,16 @@ def recompute(function: Callable[..., T], *inputs: Any, random: bool = False) ->
     return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=random)
 
 
+def chain(x: Tensor, *functions: Callable[[Any], Any]) -> Any:
+    """``functions[-1](... functions[0](x))``."""
+    for function in functions:
+        x = function(x)
+    return x
+
+
 def recompute_between(x: Tensor, *functions: Callable[[Any], Any]) -> Any:
-    """``functions[-1](... functions[0](x))``; the results of all but the last are computed again in the backward pass
-    instead of kept. For norms and activations before a linear map this always pays.
+    """``chain``, except that the results of all functions but the last are computed again in the backward pass instead
+    of kept. For norms and activations before a linear map this always pays.
 
     The functions but the last give one tensor each, and draw no random numbers. Under autocast these tensors are of
     its narrower type.
@@ -47,18 +54,12 @@ def recompute_between(x: Tensor, *functions: Callable[[Any], Any]) -> Any:
     part of something larger by ``recompute_but_attention``: it would be computed three times.
     """
     if not torch.is_grad_enabled() or is_compiling() or getattr(_larger, "running", False):
-        return _chain(x, functions)
+        return chain(x, *functions)
     if _inside_hooks():
-        return recompute(_chain, x, functions)
+        return recompute(chain, x, *functions)
     results = _Results(x, functions[:-1])
     with torch.autograd.graph.saved_tensors_hooks(results.pack, results.unpack):
         return functions[-1](results.run(x))
-
-
-def _chain(x: Tensor, functions: Sequence[Callable[[Any], Any]]) -> Any:
-    for function in functions:
-        x = function(x)
-    return x
 
 
 def _inside_hooks() -> bool:
