@@ -13,6 +13,6 @@ __all__ = ["__version__", "build_backbone"]
 def __getattr__(name: str) -> Any:
     if name != "build_backbone":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from mm_vitbackbones.building import build_backbone  # which imports torch
+    from mm_vitbackbones.build import build_backbone
 
     return build_backbone

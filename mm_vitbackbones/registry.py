@@ -38,11 +38,11 @@ WEIGHT_INITIALIZERS = Registry(
     "weight initializer",
     parent=MMENGINE_WEIGHT_INITIALIZERS,
     scope="mm_vitbackbones",
-    locations=["mm_vitbackbones.backbones.from_scratch"],
+    locations=["mm_vitbackbones.backbones.from_scratch", "mm_vitbackbones.checkpoints.initialiser"],
 )
 OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     "optimizer wrapper constructor",
     parent=MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS,
     scope="mm_vitbackbones",
-    locations=["mm_vitbackbones.engine.optimizing"],
+    locations=["mm_vitbackbones.engine.layer_decay"],
 )

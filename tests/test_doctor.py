@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from helpers.paths import ROOT
 from mm_vitbackbones import __main__ as command
 from mm_vitbackbones import doctor
 from mm_vitbackbones.doctor import Finding, Installation
@@ -254,7 +255,7 @@ def run_doctor(tmp_path: Path) -> Callable[[dict[str, str]], subprocess.Complete
         for path, text in modules.items():
             (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / path).write_text(text)
-        root = Path(__file__).parents[1]
+        root = ROOT
         env = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{root}"}
         return subprocess.run(
             [sys.executable, "-m", "mm_vitbackbones", "doctor"], env=env, capture_output=True, text=True, cwd=tmp_path

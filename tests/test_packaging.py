@@ -15,8 +15,7 @@ from pathlib import Path
 import pytest
 
 import mm_vitbackbones
-
-ROOT = Path(__file__).parents[1]
+from helpers.paths import ROOT
 
 BLOCK = """
 import sys

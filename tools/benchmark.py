@@ -3,8 +3,9 @@
 Peers that are not installed are left out; `make benchmark` installs them.
 """
 
-from mm_vitbackbones.benchmarks.report import main
-from mm_vitbackbones.engine.errors import run
+from benchmarks.report import main
+
+from mm_vitbackbones.cli.arguments import run
 
 if __name__ == "__main__":
     raise SystemExit(run(main))

@@ -1,7 +1,7 @@
 """What is wrong with the data sets of a config: python tools/check_data.py CONFIG [--check-all]."""
 
-from mm_vitbackbones.engine.errors import run
-from mm_vitbackbones.engine.launching import check_data
+from mm_vitbackbones.cli.arguments import run
+from mm_vitbackbones.cli.check_data import main
 
 if __name__ == "__main__":
-    raise SystemExit(run(check_data))
+    raise SystemExit(run(main))

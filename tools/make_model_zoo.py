@@ -1,7 +1,325 @@
-"""Make docs/model_zoo.md and the metafiles of the configs: python tools/make_model_zoo.py [--check]."""
+"""Make docs/model_zoo.md and the metafiles from the configs: python tools/make_model_zoo.py [--check]."""
 
-from mm_vitbackbones.engine.errors import run
-from mm_vitbackbones.zoo import main
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from mm_vitbackbones.cli.arguments import Parser, run
+from mm_vitbackbones.cli.describe import describe
+from mm_vitbackbones.cli.model import build_model
+from mm_vitbackbones.errors import UserError
+
+SIZES = {"detection": (800, 1280), "segmentation": (512, 512)}
+"""Height and width of the image that costs are counted for."""
+
+PROPOSALS, DETECTIONS = 1000, 100
+"""How many boxes the second stage of a detector is counted for, and how many masks."""
+
+TOLERANCE = 0.01
+"""How far a counted number of parameters may be from a published one without a stated reason."""
+
+REASONS = {
+    "segformer_mit_b0_ade20k": "published as 3.4 + 0.4 M",
+    "segformer_mit_b1_ade20k": "published as 13.1 + 0.6 M",
+}
+"""Why a counted number of parameters differs by more from the published one."""
+
+LICENCES = {
+    "PVT": "Apache-2.0",
+    "PVTv2": "Apache-2.0",
+    "MiT": "NVIDIA Source Code License (non-commercial)",
+    "Swin": "MIT",
+    "CoaT": "Apache-2.0",
+    "PiT": "Apache-2.0",
+}
+"""Of the pretrained weights."""
+
+PAPERS = {
+    "PVT": ("Pyramid Vision Transformer", "https://arxiv.org/abs/2102.12122"),
+    "PVTv2": ("PVT v2: Improved Baselines with Pyramid Vision Transformer", "https://arxiv.org/abs/2106.13797"),
+    "MiT": ("SegFormer", "https://arxiv.org/abs/2105.15203"),
+    "Swin": ("Swin Transformer", "https://arxiv.org/abs/2103.14030"),
+    "CoaT": ("Co-Scale Conv-Attentional Image Transformers", "https://arxiv.org/abs/2104.06399"),
+    "PiT": ("Rethinking Spatial Dimensions of Vision Transformers", "https://arxiv.org/abs/2103.16302"),
+}
+
+METHODS = {
+    "RetinaNet": "RetinaNet",
+    "MaskRCNN": "Mask R-CNN",
+    "CascadeRCNN": "Cascade Mask R-CNN",
+    "SegFormerHead": "SegFormer",
+    "FPNHead": "Semantic FPN",
+    "UPerHead": "UPerNet",
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One config: what it costs, counted here, and what was published of it."""
+
+    name: str
+    family: str
+    arch: str
+    method: str
+    task: str
+    dataset: str
+    backbone_parameters: int
+    backbone_multiply_adds: int
+    parameters: int
+    multiply_adds: int
+    checkpoint: str
+    published: Mapping[str, Any]
+
+    @property
+    def status(self) -> str:
+        if self.dataset in ("mini", "trees"):
+            return "[measured here](embedded_data.md)"
+        return "published" if self.published.get("results") else "untested"
+
+
+def collect(configs: Path, published: Path) -> list[Entry]:
+    """All configs of a folder, with the results of a JSON file.
+
+    Raises:
+        UserError: if the file has results of a config that there is not.
+    """
+    results = json.loads(published.read_text(encoding="utf-8"))
+    paths = sorted(configs.glob("*.py"))
+    if unknown := sorted(results.keys() - {path.stem for path in paths}):
+        raise UserError(f"{published} has results of {unknown[0]}, and there is no such config in {configs}")
+    return [make_entry(path, results.get(path.stem, {})) for path in paths]
+
+
+def make_entry(path: Path, published: Mapping[str, Any]) -> Entry:
+    """Counts what a config costs, without allocating its weights."""
+    cfg = Config.fromfile(path)
+    task = "segmentation" if cfg.default_scope == "mmseg" else "detection"
+    backbone = cfg.model.backbone.to_dict()
+    alone = describe(backbone, SIZES[task])
+    parameters, multiply_adds = count(cfg, SIZES[task])
+    kind = cfg.model.type if task == "detection" else cfg.model.decode_head.type.rpartition(".")[2]
+    return Entry(
+        name=path.stem,
+        family=backbone["type"].removeprefix("mm_vitbackbones."),
+        arch=backbone["arch"],
+        method=METHODS[kind],
+        task=task,
+        dataset=path.stem.rpartition("_")[2],
+        backbone_parameters=alone.parameters,
+        backbone_multiply_adds=alone.multiply_adds,
+        parameters=parameters,
+        multiply_adds=multiply_adds,
+        checkpoint=_checkpoint(backbone.get("init_cfg")),
+        published=published,
+    )
+
+
+def _checkpoint(init_cfg: Any) -> str:
+    return init_cfg.get("checkpoint") or "" if isinstance(init_cfg, Mapping) else ""
+
+
+def count(cfg: Config, size: tuple[int, int]) -> tuple[int, int]:
+    """Parameters and multiply-adds of a detector or segmentor for one image (height, width).
+
+    Of a detector in two stages the second one is counted for 1,000 proposals, and its masks for 100 detections.
+    """
+    model = build_model(cfg, "meta").eval().requires_grad_(False)
+    counter = FlopCounterMode(display=False)
+    with torch.device("meta"), torch.no_grad(), counter:
+        _run(model, torch.empty(1, 3, *size))
+    return sum(parameter.numel() for parameter in model.parameters()), counter.get_total_flops() // 2
+
+
+def _run(model: Any, image: torch.Tensor) -> None:
+    features = model.extract_feat(image)
+    if hasattr(model, "decode_head"):
+        model.decode_head(features)
+        return
+    if not hasattr(model, "roi_head"):
+        model.bbox_head(features)
+        return
+    model.rpn_head(features)
+    roi = model.roi_head
+    heads = roi.bbox_head if isinstance(roi.bbox_head, nn.ModuleList) else [roi.bbox_head]
+    width = features[0].shape[1]
+    for head in heads:
+        head(torch.empty(PROPOSALS, width, 7, 7))
+    for head in roi.mask_head if isinstance(roi.mask_head, nn.ModuleList) else [roi.mask_head]:
+        head(torch.empty(DETECTIONS, width, 14, 14))  # a cascade averages the masks of its stages
+
+
+def differing(entries: Iterable[Entry]) -> list[str]:
+    """The configs whose counted parameters are not the published ones, and for which no reason is stated."""
+    return [
+        f"{entry.name}: {entry.parameters / 1e6:.2f} M counted, {entry.published['parameters']} M published"
+        for entry in entries
+        if "parameters" in entry.published
+        and entry.name not in REASONS
+        # A published number is rounded to its last digit.
+        and abs(entry.parameters / 1e6 - entry.published["parameters"])
+        > max(TOLERANCE * entry.published["parameters"], 0.51 if isinstance(entry.published["parameters"], int) else 0)
+    ]
+
+
+def page(entries: list[Entry]) -> str:
+    """docs/model_zoo.md."""
+    parts = [HEAD]
+    for task, title in (("detection", "Detection on COCO"), ("segmentation", "Segmentation on ADE20K")):
+        height, width = SIZES[task]
+        parts.append(f"\n## {title}\n")
+        of_task = [entry for entry in entries if entry.task == task and entry.dataset not in ("mini", "trees")]
+        for method in dict.fromkeys(METHODS.values()):
+            if found := [entry for entry in of_task if entry.method == method]:
+                parts.append(f"\n### {method}\n\n" + _table(found, f"{height}x{width}"))
+    small = [entry for entry in entries if entry.dataset in ("mini", "trees")]
+    parts.append("\n## The embedded sets\n\nFor trying things out, from random weights; no benchmarks.\n\n")
+    parts.append(_table(small, "512x512 (segmentation) or 800x1280"))
+    parts.append("\n## Pretrained weights\n\n" + _weights(entries))
+    return "".join(parts)
+
+
+HEAD = """# Model zoo
+
+Made by `tools/make_model_zoo.py` from the configs and from `docs/published.json`: do not edit.
+
+**Nothing of COCO and ADE20K was trained here.** Results are those that were published, with their source: papers, the
+authors' repositories, third parties. "untested" marks configs without a published result. Parameters and multiply-adds
+are **counted here** (`tools/describe.py`), and in brackets as published: of the backbone and of the whole network, for
+one image of the size in the table's head; a second stage for 1,000 proposals and its masks for 100 detections. mIoU is
+of one scale, and after the slash of six scales and flips (`--tta`).
+"""
+
+
+def _table(entries: list[Entry], size: str) -> str:
+    rows = [
+        f"| config | backbone: M, G at {size} | whole: M | whole: G | result | source | status |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for entry in entries:
+        printed = entry.published
+        cells = [
+            f"[{entry.name}](../configs/{entry.name}.py)",
+            f"{entry.backbone_parameters / 1e6:.2f}, {entry.backbone_multiply_adds / 1e9:.1f}",
+            f"{entry.parameters / 1e6:.2f}" + _in_brackets(printed.get("parameters")),
+            f"{entry.multiply_adds / 1e9:.0f}" + _in_brackets(printed.get("multiply_adds")),
+            _result(printed.get("results", {})),
+            printed.get("source", ""),
+            entry.status,
+        ]
+        rows.append("| " + " | ".join(cell or "-" for cell in cells) + " |")
+    return "\n".join(rows) + "\n"
+
+
+def _in_brackets(value: Any) -> str:
+    return "" if value is None else f" ({value})"
+
+
+def _result(results: Mapping[str, float]) -> str:
+    if "mIoU" in results:
+        return f"mIoU {results['mIoU']}" + (f" / {results['mIoU, --tta']}" if "mIoU, --tta" in results else "")
+    return ", ".join(f"{name} {value}" for name, value in results.items())
+
+
+def _weights(entries: list[Entry]) -> str:
+    rows = ["| weights | address | licence |", "| --- | --- | --- |"]
+    files = {(entry.family, entry.arch): entry for entry in entries if entry.checkpoint}
+    for (family, arch), entry in sorted(files.items()):
+        rows.append(f"| {family} {arch} | <{entry.checkpoint}> | {LICENCES[family]} |")
+    return "\n".join(rows) + "\n"
+
+
+def metafile(family: str, entries: list[Entry]) -> str:
+    """The entries of one family in the form of OpenMMLab's metafiles."""
+    title, url = PAPERS[family]
+    lines = [
+        "# Made by tools/make_model_zoo.py: do not edit.",
+        "Collections:",
+        f"  - Name: {family}",
+        "    Paper:",
+        f"      Title: {json.dumps(title)}",
+        f"      URL: {url}",
+        "    README: docs/model_zoo.md",
+        "    License: Apache-2.0",
+        "Models:",
+    ]
+    for entry in entries:
+        lines += [
+            f"  - Name: {entry.name}",
+            f"    In Collection: {family}",
+            f"    Config: configs/{entry.name}.py",
+            "    Metadata:",
+            f"      Parameters: {entry.parameters}",
+            f"      FLOPs: {entry.multiply_adds}",
+            f"      Training Data: {'COCO' if entry.task == 'detection' else 'ADE20K'}",
+        ]
+        if entry.checkpoint:
+            lines += [f"      Pretrained Weights: {entry.checkpoint}"]
+        if results := entry.published.get("results"):
+            lines += ["    Results:"]
+            lines += _metafile_results(entry, results)
+    return "\n".join(lines) + "\n"
+
+
+def _metafile_results(entry: Entry, results: Mapping[str, float]) -> list[str]:
+    dataset = "COCO" if entry.task == "detection" else "ADE20K"
+    tasks = {"box AP": "Object Detection", "mask AP": "Instance Segmentation", "mIoU": "Semantic Segmentation"}
+    lines = []
+    for name, value in results.items():
+        if name in tasks:
+            lines += [f"      - Task: {tasks[name]}", f"        Dataset: {dataset}", "        Metrics:"]
+            lines += [f"          {name}: {value}"]
+            if f"{name}, --tta" in results:
+                lines += [f"          {name}(ms+flip): {results[f'{name}, --tta']}"]
+    return lines
+
+
+def files(root: Path) -> dict[Path, str]:
+    """Everything that is made of the configs, by where it belongs.
+
+    Raises:
+        UserError: if counted parameters are not the published ones.
+    """
+    entries = collect(root / "configs", root / "docs/published.json")
+    if wrong := differing(entries):
+        raise UserError(f"parameters are not the published ones: {'; '.join(wrong)}: mend the config, or state why")
+    made = {root / "docs/model_zoo.md": page(entries)}
+    big = [entry for entry in entries if entry.dataset not in ("mini", "trees")]
+    for family in PAPERS:
+        name = root / f"configs/metafiles/{family.lower()}.yml"
+        made[name] = metafile(family, [entry for entry in big if entry.family == family])
+    index = "".join(f"  - configs/metafiles/{family.lower()}.yml\n" for family in PAPERS)
+    made[root / "model-index.yml"] = f"# Made by tools/make_model_zoo.py: do not edit.\nImport:\n{index}"
+    return made
+
+
+def main(argv: list[str]) -> None:
+    """The command line of tools/make_model_zoo.py.
+
+    Raises:
+        UserError: with ``--check``, if a file is not what would be made.
+    """
+    parser = Parser(prog="make_model_zoo.py", description="Make the model zoo page and the metafiles.")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit code 2 if something is stale")
+    args = parser.parse_args(argv)
+    root = Path(__file__).parents[1]
+    for path, text in files(root).items():
+        if path.is_file() and path.read_text(encoding="utf-8") == text:
+            continue
+        if args.check:
+            raise UserError(f"{path.relative_to(root)} is stale: run tools/make_model_zoo.py")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        print(f"wrote {path.relative_to(root)}")
+
 
 if __name__ == "__main__":
     raise SystemExit(run(main))

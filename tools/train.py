@@ -1,7 +1,7 @@
 """Train the model of a config: python tools/train.py CONFIG (--help lists the options)."""
 
-from mm_vitbackbones.engine.errors import run
-from mm_vitbackbones.engine.launching import train
+from mm_vitbackbones.cli.arguments import run
+from mm_vitbackbones.cli.train import main
 
 if __name__ == "__main__":
-    raise SystemExit(run(train))
+    raise SystemExit(run(main))

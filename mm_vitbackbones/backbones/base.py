@@ -16,6 +16,8 @@ import torch
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from mm_vitbackbones.registry import WEIGHT_INITIALIZERS
+
 MIN_SIDE = 32
 STRIDES = (4, 8, 16, 32)
 
@@ -151,9 +153,7 @@ class Backbone(BaseModule):
     def init_weights(self) -> None:
         """MMEngine's hook. The constructor has initialised all parameters; only ``init_cfg`` remains."""
         if isinstance(self.init_cfg, dict) and self.init_cfg.get("type") == "Pretrained":
-            from mm_vitbackbones.checkpoints import load_pretrained
-
-            load_pretrained(self, self.init_cfg["checkpoint"])
+            WEIGHT_INITIALIZERS.build(dict(self.init_cfg))(self)
             self._is_init = True
         else:
             super().init_weights()

@@ -35,12 +35,12 @@ from mm_vitbackbones.layers import (
     PatchEmbed,
     add_residual,
     check_drop_path_rate,
-    fused,
     init_linears_and_norms,
 )
-from mm_vitbackbones.layers.mode import autocast_to, is_compiling
-from mm_vitbackbones.layers.position import resize_grid
-from mm_vitbackbones.layers.recompute import recompute, recompute_between
+from mm_vitbackbones.ops import onednn as fused
+from mm_vitbackbones.ops.context import autocast_to, is_compiling
+from mm_vitbackbones.ops.memory import recompute, recompute_between
+from mm_vitbackbones.ops.resize import resize_grid
 from mm_vitbackbones.registry import BACKBONES
 
 Tokens = tuple[Tensor, Tensor]

@@ -22,12 +22,7 @@ from torch import nn
 
 from mm_vitbackbones.backbones.base import check_stages
 from mm_vitbackbones.backbones.staged import StagedBackbone
-from mm_vitbackbones.layers import (
-    ConvReduction,
-    OverlapStage,
-    init_convs_fan_out,
-    init_linears_and_norms,
-)
+from mm_vitbackbones.layers import ConvReduction, OverlapStage, init_convs_fan_out, init_linears_and_norms
 from mm_vitbackbones.registry import BACKBONES
 
 

@@ -33,12 +33,12 @@ from mm_vitbackbones.layers import (
     LearnedPosition,
     attend,
     drop_path_rates,
-    fused,
     init_linears_and_norms,
 )
 from mm_vitbackbones.layers.conv import OverGrids
 from mm_vitbackbones.layers.patch_embed import pad_to_multiple
-from mm_vitbackbones.layers.recompute import recompute_between
+from mm_vitbackbones.ops import onednn as fused
+from mm_vitbackbones.ops.memory import recompute_between
 from mm_vitbackbones.registry import BACKBONES
 
 STAGES = 3

@@ -29,18 +29,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from mm_vitbackbones.backbones.base import Backbone, check_stages, recompute_mode
-from mm_vitbackbones.layers import (
-    Block,
-    FeedForward,
-    LayerNorm,
-    PatchEmbed,
-    drop_path_rates,
-    fused,
-    init_linears_and_norms,
-)
-from mm_vitbackbones.layers.mode import is_compiling
+from mm_vitbackbones.layers import Block, FeedForward, LayerNorm, PatchEmbed, drop_path_rates, init_linears_and_norms
 from mm_vitbackbones.layers.patch_embed import pad_to_multiple
-from mm_vitbackbones.layers.recompute import recompute_between
+from mm_vitbackbones.ops import onednn as fused
+from mm_vitbackbones.ops.context import is_compiling
+from mm_vitbackbones.ops.memory import recompute_between
 from mm_vitbackbones.registry import BACKBONES
 
 

@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 
-from mm_vitbackbones.checkpoints.errors import CheckpointError, CheckpointMismatch, shorten
-from mm_vitbackbones.checkpoints.families import (
+from mm_vitbackbones.checkpoints.layout import CLASSIFIER, State
+from mm_vitbackbones.checkpoints.loading import unwrap
+from mm_vitbackbones.checkpoints.reading import read_checkpoint
+from mm_vitbackbones.checkpoints.recognise import (
     Found,
     differences,
     find_archs,
@@ -19,9 +21,7 @@ from mm_vitbackbones.checkpoints.families import (
     shapes_of,
     twin_of,
 )
-from mm_vitbackbones.checkpoints.layout import CLASSIFIER, State
-from mm_vitbackbones.checkpoints.loading import unwrap
-from mm_vitbackbones.checkpoints.reading import read_checkpoint
+from mm_vitbackbones.errors import CheckpointError, CheckpointMismatch, shorten
 
 TARGETS = ("official", "ours", "openmmlab")
 ASIDE = CLASSIFIER.removesuffix(".")

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mm_vitbackbones.checkpoints.errors import CheckpointError
 from mm_vitbackbones.checkpoints.key_map import KeyMap
+from mm_vitbackbones.errors import CheckpointError
 
 State = dict[str, Tensor]
 CLASSIFIER = "classifier."

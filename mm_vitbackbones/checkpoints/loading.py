@@ -12,8 +12,9 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from mm_vitbackbones.checkpoints.errors import CheckpointError, CheckpointMismatch, shorten
-from mm_vitbackbones.checkpoints.families import (
+from mm_vitbackbones.checkpoints.layout import CLASSIFIER, Family, State
+from mm_vitbackbones.checkpoints.reading import read_checkpoint
+from mm_vitbackbones.checkpoints.recognise import (
     FAMILIES,
     HEADS,
     Found,
@@ -23,8 +24,7 @@ from mm_vitbackbones.checkpoints.families import (
     stage_of,
     twin_of,
 )
-from mm_vitbackbones.checkpoints.layout import CLASSIFIER, Family, State
-from mm_vitbackbones.checkpoints.reading import read_checkpoint
+from mm_vitbackbones.errors import CheckpointError, CheckpointMismatch, shorten
 
 CONTAINERS = ("state_dict", "model", "model_ema", "state_dict_ema")
 """Where files keep their weights, beside other things; the first that is there counts."""

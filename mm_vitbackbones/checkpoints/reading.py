@@ -27,7 +27,7 @@ from typing import IO, Any
 
 import torch
 
-from mm_vitbackbones.checkpoints.errors import CheckpointError, UnsafeCheckpointError, shorten
+from mm_vitbackbones.errors import CheckpointError, UnsafeCheckpointError, shorten
 
 _MAGIC_NUMBER = 0x1950A86A20F9469CFC6C  # what torch.save wrote first before PyTorch 1.6
 _CONVERT = "If you trust its source, load it once where it was made and save model.state_dict() alone."

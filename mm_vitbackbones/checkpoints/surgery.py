@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mm_vitbackbones.checkpoints.layout import Adapter, State, Surgery
-from mm_vitbackbones.layers.position import resize_grid
+from mm_vitbackbones.ops.resize import resize_grid
 
 
 def rows(whole: str, parts: tuple[tuple[str, int], ...]) -> Surgery:

@@ -16,8 +16,8 @@ from mmengine.dist import master_only
 from mmengine.hooks import Hook
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
-from mm_vitbackbones.engine.files import write_whole
-from mm_vitbackbones.engine.pictures import draw_curves, draw_pair, read_image, write_png
+from mm_vitbackbones.engine.drawing import draw_curves, draw_pair, read_image
+from mm_vitbackbones.files import to_png, write_whole
 from mm_vitbackbones.registry import HOOKS
 
 
@@ -142,7 +142,7 @@ class PicturesHook(Hook):
             image = read_image(mmengine.fileio.get(sample.img_path))
             picture = draw_pair(image, sample, classes, palette, self.score_thr)
             self.out_dir.mkdir(parents=True, exist_ok=True)
-            write_whole(self.out_dir / f"{self._name(Path(sample.img_path))}_gt_pred.png", write_png(picture))
+            write_whole(self.out_dir / f"{self._name(Path(sample.img_path))}_gt_pred.png", to_png(picture))
 
     def _name(self, path: Path) -> str:
         """The image's own name, with as many of its folders in front as tell it from the images before."""

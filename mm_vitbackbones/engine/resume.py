@@ -12,9 +12,8 @@ import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.utils import digit_version
 
-from mm_vitbackbones.checkpoints.errors import CheckpointError
 from mm_vitbackbones.checkpoints.reading import read_checkpoint
-from mm_vitbackbones.engine.errors import UserError
+from mm_vitbackbones.errors import CheckpointError, UserError
 
 _STATISTICS = ("min", "max", "current", "mean")
 

@@ -24,7 +24,7 @@ from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from torch import Tensor, nn
 
 from mm_vitbackbones.layers import add_residual
-from mm_vitbackbones.registry import MODELS
+from mm_vitbackbones.registry import MODELS, WEIGHT_INITIALIZERS
 
 
 @final
@@ -76,9 +76,7 @@ class SegFormerHead(BaseDecodeHead):
     def init_weights(self) -> None:
         """MMEngine's hook: weights out of a file, or the classifier's own initialisation."""
         if isinstance(self.init_cfg, dict) and self.init_cfg.get("type") == "Pretrained":
-            from mm_vitbackbones.checkpoints import load_pretrained
-
-            load_pretrained(self, self.init_cfg["checkpoint"])
+            WEIGHT_INITIALIZERS.build(dict(self.init_cfg))(self)
             self._is_init = True
         else:
             super().init_weights()

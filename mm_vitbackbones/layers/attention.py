@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mm_vitbackbones.layers import fused
 from mm_vitbackbones.layers.conv import ChannelsLastConv2d
 from mm_vitbackbones.layers.norm import LayerNorm
-from mm_vitbackbones.layers.recompute import recompute_between
+from mm_vitbackbones.ops import onednn as fused
+from mm_vitbackbones.ops.memory import recompute_between
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> Tensor:

@@ -4,8 +4,8 @@ from torch import Tensor, nn
 
 from mm_vitbackbones.layers.feed_forward import FeedForward, MixFeedForward
 from mm_vitbackbones.layers.norm import LayerNorm
-from mm_vitbackbones.layers.recompute import recompute, recompute_but_attention
 from mm_vitbackbones.layers.residual import DropPath, add_residual
+from mm_vitbackbones.ops.memory import recompute, recompute_but_attention
 
 
 class Block(nn.Module):

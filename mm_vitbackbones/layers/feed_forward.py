@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mm_vitbackbones.layers import fused
 from mm_vitbackbones.layers.conv import ChannelsLastConv2d
-from mm_vitbackbones.layers.recompute import chain, recompute_between
+from mm_vitbackbones.ops import onednn as fused
+from mm_vitbackbones.ops.memory import chain, recompute_between
 
 BAND_BYTES = 8 * 2**20
 """The size of a band's hidden map on CPU: small enough for the caches, large enough for halo rows not to matter."""

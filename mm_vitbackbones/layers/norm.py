@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mm_vitbackbones.layers.mode import autocast_dtype
+from mm_vitbackbones.ops.context import autocast_dtype
 
 
 class LayerNorm(nn.LayerNorm):

@@ -10,7 +10,7 @@ from mm_vitbackbones.layers.block import Block
 from mm_vitbackbones.layers.feed_forward import MixFeedForward
 from mm_vitbackbones.layers.norm import LayerNorm
 from mm_vitbackbones.layers.patch_embed import PatchEmbed
-from mm_vitbackbones.layers.recompute import recompute
+from mm_vitbackbones.ops.memory import recompute
 
 
 class OverlapStage(nn.Module):

@@ -4,8 +4,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mm_vitbackbones.layers.conv import ChannelsLastConv2d
-from mm_vitbackbones.layers.mode import is_compiling
 from mm_vitbackbones.layers.norm import LayerNorm
+from mm_vitbackbones.ops.context import is_compiling
 
 
 class PatchEmbed(nn.Module):

@@ -1,0 +1,25 @@
+"""What ``init_cfg=dict(type='Pretrained', checkpoint=...)`` of a backbone or a head of this package does."""
+
+from __future__ import annotations
+
+import os
+
+from torch import nn
+
+from mm_vitbackbones.checkpoints.loading import load_pretrained
+from mm_vitbackbones.registry import WEIGHT_INITIALIZERS
+
+
+@WEIGHT_INITIALIZERS.register_module()
+class Pretrained:
+    """Weights of a file, by ``load_pretrained``: strictly, in any known layout.
+
+    Args:
+        checkpoint: a path or a URL.
+    """
+
+    def __init__(self, checkpoint: str | os.PathLike[str]) -> None:
+        self.checkpoint = checkpoint
+
+    def __call__(self, module: nn.Module) -> None:
+        load_pretrained(module, self.checkpoint)

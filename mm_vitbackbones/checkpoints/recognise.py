@@ -1,0 +1,150 @@
+"""The families that have key tables, and what a file looks like by its keys and shapes."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from mm_vitbackbones.checkpoints.layout import CLASSIFIER, Family, Layout, State
+from mm_vitbackbones.checkpoints.tables import coat, mit, pit, pvt, pvt_v2, segformer_head, swin
+from mm_vitbackbones.errors import CheckpointError
+from mm_vitbackbones.registry import BACKBONES
+
+FAMILIES = {module.FAMILY.name: module.FAMILY for module in (pvt, pvt_v2, mit, pit, swin, coat)}
+HEADS = {segformer_head.FAMILY.name: segformer_head.FAMILY}
+
+# Files of other networks, by keys that all of them hold. A family that gets a table leaves this list.
+OTHERS = (
+    ("a CaiT", r"blocks_token_only\.0\.attn\.q\.weight"),
+    ("an XCiT", r"pos_embed(er)?\.token_projection\.weight"),
+    ("a ViT or DeiT", r"blocks\.0\.attn\.qkv\.weight"),
+    ("a ViT in Hugging Face naming", r"encoder\.layer\.0\.attention\.attention\.query\.weight"),
+    ("a ResNet", r"layer1\.0\.conv1\.weight"),
+    ("a ConvNeXt", r"(stages|downsample_layers)\.0\.0\.(dwconv|0)\.weight"),
+)
+
+LAST_STAGE = 3
+
+Shapes = Mapping[str, torch.Size]
+
+
+@dataclass(frozen=True)
+class Found:
+    """Where a backbone was found in a state dict: its layout, and what stands before its keys."""
+
+    family: Family
+    layout: Layout
+    prefix: str
+
+    def split(self, state: State) -> tuple[State, list[str]]:
+        """The backbone's part (and its classifier's) under the layout's names, and the keys of everything else."""
+        outer = self.prefix.removesuffix(self.layout.own_prefix)
+        beside = tuple(outer + start for start in self.layout.beside)
+        outside = [key for key in state if not key.startswith(outer) or key.startswith(beside)]
+        inside = {
+            key.removeprefix(outer).removeprefix(self.layout.own_prefix): tensor
+            for key, tensor in state.items()
+            if key.startswith(outer) and not key.startswith(beside)
+        }
+        return inside, outside
+
+
+def find_layout(state: State, families: Iterable[Family] = FAMILIES.values()) -> Found | None:
+    """The layout whose marks are among the keys, under any prefix; None if there is none. Where it is that of two
+    families, the one that claims the weights.
+
+    Raises:
+        CheckpointError: if there are several, such as a student and a teacher.
+    """
+    found = [
+        Found(family, layout, prefix)
+        for family in families
+        for layout in family.layouts
+        for prefix in _prefixes(state, layout.marks)
+    ]
+    if len(found) > 1:
+        found = [x for x in found if x.family.claims(x.layout.to_ours(x.split(state)[0])[0])]
+    if len(found) > 1:
+        where = ", ".join(repr(x.prefix) for x in found)
+        raise CheckpointError(f"holds {len(found)} backbones, under the prefixes {where}: save the one that you mean")
+    return found[0] if found else None
+
+
+def _prefixes(keys: Collection[str], marks: tuple[str, ...]) -> list[str]:
+    """What stands before the marks; all of them have to stand behind the same."""
+    known, first = set(keys), marks[0]
+    starts = {key.removesuffix(first) for key in keys if key == first or key.endswith(f".{first}")}
+    return sorted(start for start in starts if all(start + mark in known for mark in marks))
+
+
+def find_archs(family: Family, ours: State) -> tuple[str, ...]:
+    """The published archs that a state has the names and shapes of: one, or several if it lacks the later stages.
+
+    Of archs that differ only in what can be adapted, those are meant that need the least of it.
+    """
+    archs = {arch: shapes for arch, shapes in _shapes(family.name).items() if not differences(family, shapes, ours)}
+    adapted = {arch: sum(ours[k].shape != shapes[k] for k in ours if k in shapes) for arch, shapes in archs.items()}
+    return tuple(arch for arch in archs if adapted[arch] == min(adapted.values()))
+
+
+def differences(family: Family, expected: Shapes, ours: State) -> list[str]:
+    """The names that are only in one of them, or there in another shape; what adapters mend may differ.
+
+    Stages that the state does not reach are not compared: a detector may have been trained without them. Nor are
+    optional parts that only one of them has.
+    """
+    given = {key: tensor.shape for key, tensor in ours.items() if not key.startswith(CLASSIFIER)}
+    last = max(map(stage_of, given), default=0)
+    expected = {key: shape for key, shape in expected.items() if stage_of(key) <= last}
+    return sorted(
+        key
+        for key in given.keys() | expected.keys()
+        if given.get(key) != expected.get(key)
+        and not (family.adapter(key) if key in given and key in expected else family.is_optional(key))
+    )
+
+
+def stage_of(key: str) -> int:
+    """The stage that one of our names belongs to; parallel blocks belong to the last, without which there are none."""
+    if key.startswith("parallel_blocks."):
+        return LAST_STAGE
+    found = re.match(r"stages\.(\d+)\.", key)
+    return int(found[1]) if found else 0
+
+
+def shapes_of(family: Family, arch: object) -> Shapes:
+    """Names and shapes of a backbone's parameters and buffers; ValueError for an unknown arch."""
+    with torch.device("meta"):
+        backbone = BACKBONES.get(family.name)(arch=arch)
+    return {key: tensor.shape for key, tensor in backbone.state_dict().items()}
+
+
+@functools.cache
+def _shapes(name: str) -> dict[str, Shapes]:
+    return {arch: shapes_of(FAMILIES[name], arch) for arch in BACKBONES.get(name).archs}
+
+
+def twin_of(found: Found, arch: str | None) -> str | None:
+    """The other network, such as 'MiT b5', whose files of this layout have the names and shapes of this arch's."""
+    shared = any(found.layout in family.layouts for family in FAMILIES.values() if family is not found.family)
+    return dict(found.family.twins).get(arch or "") if shared else None
+
+
+def looks_like(state: State) -> str:
+    """What network a state dict seems to be of, for messages."""
+    if found := find_layout(state):
+        family, layout = found.family, found.layout
+        ours, _ = layout.to_ours(found.split(state)[0])
+        if archs := find_archs(family, ours):
+            twin = next(filter(None, (twin_of(found, arch) for arch in archs)), None)
+            name = f"{family.name} {' or '.join(archs)}"
+            return name + (f" (or {twin}, which has the same names and shapes)" if twin else "")
+        return f"a {family.name} of no published arch"
+    for name, pattern in OTHERS:
+        if any(re.search(rf"(^|\.){pattern}$", key) for key in state):
+            return name
+    return "no network that is known here"

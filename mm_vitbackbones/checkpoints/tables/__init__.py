@@ -1,0 +1,1 @@
+"""The official names of each family and head, as tables."""

@@ -1,0 +1,92 @@
+"""MiT: its weights as published by the authors, OpenMMLab and Hugging Face.
+
+The first two and ours have the names of PVTv2's, and are told from those by the ratio of the feed-forward networks.
+Files of a whole SegFormer hold a decode head too, which is left out.
+"""
+
+from __future__ import annotations
+
+from mm_vitbackbones.checkpoints.key_map import KeyMap, under
+from mm_vitbackbones.checkpoints.layout import Family, Layout
+from mm_vitbackbones.checkpoints.surgery import STEM
+from mm_vitbackbones.checkpoints.tables.pvt_common import (
+    HUGGINGFACE_BLOCK,
+    JOIN_KV,
+    OVERLAP_OFFICIAL,
+    OVERLAP_OPENMMLAB,
+    OVERLAP_OURS,
+    has_mit_ratio,
+)
+
+HUGGINGFACE = Layout(
+    "huggingface",
+    marks=("encoder.block.0.0.attention.self.query.weight", "encoder.patch_embeddings.0.proj.weight"),
+    keys=KeyMap(
+        [
+            ("encoder.patch_embeddings.{stage}.proj.", "stages.{stage}.patch_embed.proj."),
+            ("encoder.patch_embeddings.{stage}.layer_norm.", "stages.{stage}.patch_embed.norm."),
+            *under(
+                "encoder.block.{stage}.{block}.",
+                "stages.{stage}.blocks.{block}.",
+                [
+                    *HUGGINGFACE_BLOCK,
+                    ("attention.self.sr.", "attn.reduction.conv."),
+                    ("mlp.dwconv.dwconv.", "ffn.dwconv."),
+                ],
+            ),
+            ("encoder.layer_norm.{stage}.", "stages.{stage}.norm."),
+            ("classifier.", "classifier.head."),
+        ]
+    ),
+    surgery=(JOIN_KV,),
+    own_prefix="segformer.",
+    beside=("decode_head.",),
+)
+
+# What a model of transformers 5 holds; it saves and publishes files in the layout above.
+HUGGINGFACE_5 = Layout(
+    "huggingface-5",
+    marks=("stages.0.blocks.0.attention.q_proj.weight", "stages.0.patch_embeddings.proj.weight"),
+    keys=KeyMap(
+        [
+            *under(
+                "stages.{stage}.",
+                "stages.{stage}.",
+                [
+                    ("patch_embeddings.proj.", "patch_embed.proj."),
+                    ("patch_embeddings.layer_norm.", "patch_embed.norm."),
+                    *under(
+                        "blocks.{block}.",
+                        "blocks.{block}.",
+                        [
+                            ("layernorm_before.", "norm1."),
+                            ("attention.q_proj.", "attn.q."),
+                            ("attention.k_proj.", "attn.k."),
+                            ("attention.v_proj.", "attn.v."),
+                            ("attention.sequence_reduction.sequence_reduction.", "attn.reduction.conv."),
+                            ("attention.sequence_reduction.layer_norm.", "attn.reduction.norm."),
+                            ("attention.o_proj.", "attn.proj."),
+                            ("layernorm_after.", "norm2."),
+                            ("mlp.fc1.", "ffn.fc1."),
+                            ("mlp.dwconv.dwconv.", "ffn.dwconv."),
+                            ("mlp.fc2.", "ffn.fc2."),
+                        ],
+                    ),
+                    ("layer_norm.", "norm."),
+                ],
+            ),
+            ("classifier.", "classifier.head."),
+        ]
+    ),
+    surgery=(JOIN_KV,),
+    own_prefix="segformer.",
+    beside=("decode_head.",),
+)
+
+FAMILY = Family(
+    "MiT",
+    layouts=(OVERLAP_OFFICIAL, OVERLAP_OPENMMLAB, HUGGINGFACE, HUGGINGFACE_5, OVERLAP_OURS),
+    adapters=(STEM,),
+    claims=has_mit_ratio,
+    twins=(("b5", "PVTv2 b5"),),
+)

@@ -1,0 +1,73 @@
+"""What the command lines of all tools share: a parser, common arguments, and the exit code."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from mmengine.config import DictAction
+
+from mm_vitbackbones.errors import CheckpointError, UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that complains in one line, as the rest of the tools do."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see {self.prog} --help)")
+
+
+def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> int:
+    """Run a tool on its arguments and give its exit code: 0, or 2 and one line on stderr for a ``UserError``.
+
+    A checkpoint that cannot be used, which may be found as late as when the weights are initialised, counts as one.
+    Any other exception passes through. In a distributed run the first process alone speaks.
+    """
+    try:
+        main(sys.argv[1:] if argv is None else argv)
+    except (UserError, CheckpointError) as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+class _Options(DictAction):
+    """MMEngine's ``key=value`` options, with an error that can be read."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        for option in values:
+            if not option.partition("=")[0] or "=" not in option:
+                raise UserError(f"--cfg-options takes key=value, such as train_cfg.max_epochs=6, and not {option!r}")
+            if option.count("(") != option.count(")") or option.count("[") != option.count("]"):
+                raise UserError(f"--cfg-options {option!r}: the brackets do not match")
+        super().__call__(parser, namespace, values, option_string)
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", type=Path, help="a config file, such as configs/retinanet_pvt_s_coco.py")
+    parser.add_argument(
+        "--work-dir", type=Path, metavar="DIR", help="where logs and checkpoints go (work_dirs/<config name>)"
+    )
+    parser.add_argument(
+        "--launcher",
+        choices=("none", "pytorch", "slurm", "mpi"),
+        default="none",
+        help="how the processes of a distributed run were started; torchrun is recognised by itself",
+    )
+    add_options(parser)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=_Options,
+        default={},
+        metavar="KEY=VALUE",
+        help="change entries of the config: train_cfg.max_epochs=6 model.backbone.arch=tiny",
+    )

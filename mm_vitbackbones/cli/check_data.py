@@ -1,0 +1,30 @@
+"""Find what is wrong with the data sets of a config."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from mmengine.logging import print_log
+
+from mm_vitbackbones.cli import preflight
+from mm_vitbackbones.cli.arguments import Parser, add_options
+from mm_vitbackbones.cli.config import load_config
+
+
+def check_data_arguments(argv: list[str]) -> argparse.Namespace:
+    parser = Parser(prog="check_data.py", description="Find what is wrong with the data sets of a config.")
+    parser.add_argument("config", type=Path, help="a config file, such as configs/retinanet_pvt_s_coco.py")
+    parser.add_argument("--check-all", action="store_true", help="look at every picture and mask, not at some")
+    add_options(parser)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str]) -> None:
+    """tools/check_data.py: what is wrong with the data sets of a config, and what will be left out of them."""
+    args = check_data_arguments(argv)
+    cfg = load_config(args.config, args.cfg_options)
+    splits = [split for split in ("train", "val", "test") if cfg.get(f"{split}_dataloader") is not None]
+    preflight.check(cfg, splits, every=args.check_all)
+    looked = "every picture and mask" if args.check_all else "some pictures and masks; --check-all looks at every one"
+    print_log(f"nothing wrong was found in {', '.join(splits)} ({looked})", logger="current")

@@ -1,0 +1,87 @@
+"""Config files: reading them, and what a run changes in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, MutableMapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.logging import print_log
+
+from mm_vitbackbones.errors import UserError, did_you_mean
+
+SEMANTIC_HEADS = {"rpn_head", "semantic_head"}
+"""A proposal head tells objects from background, a semantic head beside a detector has classes of its own."""
+
+
+def load_config(path: Path, options: dict[str, Any]) -> Config:
+    """A config file with ``--cfg-options`` merged into it.
+
+    Raises:
+        UserError: there is no such file, or it (or one of its bases) cannot be read, or an option does not fit.
+    """
+    if not path.is_file():
+        folders = {path.parent, Path("configs"), Path(__file__).parents[2] / "configs"}
+        known = {file.name: str(file) for folder in sorted(folders) for file in folder.glob("*.py")}
+        near = did_you_mean(path.stem + ".py", known)
+        raise UserError(f"no config {path}{near or '; the configs are in configs/'}")
+    try:
+        cfg = Config.fromfile(path)
+    except Exception as error:  # a config is code: it can raise anything
+        raise UserError(f"{path} cannot be read: {_reason(error)}") from None
+    if "model" not in cfg:
+        raise UserError(f"{path} is no config of a model: it defines no `model`")
+    try:
+        cfg.merge_from_dict(options)
+    except (KeyError, TypeError, AssertionError, AttributeError, IndexError) as error:
+        raise UserError(f"--cfg-options does not fit {path}: {_reason(error)}") from None
+    set_num_classes(cfg)
+    return cfg
+
+
+def nodes(node: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """Every part of a config, with where it stands."""
+    yield path, node
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            yield from nodes(value, f"{path}.{key}")
+    elif isinstance(node, (list, tuple)):
+        for index, value in enumerate(node):
+            yield from nodes(value, f"{path}[{index}]")
+
+
+def heads(model: Any) -> Iterator[tuple[str, MutableMapping[str, Any]]]:
+    """The parts of a model's config that predict the classes of the data set, with where they stand."""
+    for path, node in nodes(model, "model"):
+        parts = {part.partition("[")[0] for part in path.split(".")}
+        in_head = any(part.endswith("head") for part in parts - {"roi_head"}) and not parts & SEMANTIC_HEADS
+        if in_head and isinstance(node, MutableMapping) and isinstance(node.get("num_classes"), int):
+            yield path, node
+
+
+def set_num_classes(cfg: Config) -> None:
+    """A ``num_classes`` at the top of a config is that of every head."""
+    if isinstance(count := cfg.get("num_classes"), int):
+        for _, head in heads(cfg.model):
+            head["num_classes"] = count
+
+
+def use_local_norms(cfg: Config, distributed: bool) -> None:
+    """Without several GPUs ``SyncBN`` has nothing to synchronise with, and PyTorch refuses it: ``BN`` in its place."""
+    if distributed and torch.cuda.is_available():
+        return
+    parts = [node for _, node in nodes(cfg.model, "model") if isinstance(node, MutableMapping)]
+    found = [node for node in parts if node.get("type") == "SyncBN"]
+    for node in found:
+        node["type"] = "BN"
+    if found:
+        why = "this run is not distributed" if not distributed else "there is no GPU"
+        print_log(f"SyncBN is replaced by BN in {len(found)} places of the model, as {why}", logger="current")
+
+
+def _reason(error: Exception) -> str:
+    """An exception in one line, with its type where the message alone says little."""
+    message = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    return message if isinstance(error, SyntaxError) else f"{type(error).__name__}: {message}"

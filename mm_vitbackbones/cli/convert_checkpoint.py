@@ -1,0 +1,43 @@
+"""Write a checkpoint in another layout."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+
+from mm_vitbackbones.checkpoints import convert_checkpoint
+from mm_vitbackbones.checkpoints.converting import TARGETS
+from mm_vitbackbones.cli.arguments import Parser
+from mm_vitbackbones.errors import UserError
+
+
+def arch(text: str) -> str | dict:
+    """A name, or a dict as Python writes it."""
+    try:
+        return ast.literal_eval(text) if text.lstrip().startswith("{") else text
+    except (SyntaxError, ValueError):
+        raise argparse.ArgumentTypeError(f"{text!r} is no dict of numbers and tuples") from None
+
+
+def main(argv: list[str]) -> None:
+    """The command line of tools/convert_checkpoint.py.
+
+    Raises:
+        UserError: if the destination exists, without ``--force``.
+        CheckpointError: if the source cannot be read or recognised, or the target layout cannot hold it.
+    """
+    parser = Parser(prog="convert_checkpoint.py", description="Write a checkpoint in another layout, bit for bit.")
+    parser.add_argument("source", metavar="IN", help="a checkpoint of any known layout, or its URL")
+    parser.add_argument("destination", metavar="OUT", help="the file to write: .pth or .safetensors")
+    parser.add_argument("--to", choices=TARGETS, default="ours", help="the layout to write (ours)")
+    parser.add_argument(
+        "--arch",
+        type=arch,
+        help="name or dict of the spec's fields, for weights of no published size: \"{'depths': ...}\"",
+    )
+    parser.add_argument("--force", action="store_true", help="write over OUT if it exists")
+    args = parser.parse_args(argv)
+    try:
+        print(convert_checkpoint(args.source, args.destination, args.to, args.arch, args.force))
+    except FileExistsError as error:
+        raise UserError(str(error)) from None

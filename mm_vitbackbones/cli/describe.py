@@ -1,0 +1,121 @@
+"""What a backbone costs and gives, without computing it: parameters, multiply-adds, and the maps of its levels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from torch.utils.flop_counter import FlopCounterMode
+
+from mm_vitbackbones.backbones import Backbone
+from mm_vitbackbones.build import families
+from mm_vitbackbones.cli.arguments import Parser
+from mm_vitbackbones.errors import UserError, did_you_mean
+from mm_vitbackbones.registry import BACKBONES
+
+
+@dataclass(frozen=True)
+class Level:
+    """One map that a backbone returns; stride, height and width are of the level, the stride in pixels."""
+
+    index: int
+    channels: int
+    stride: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Description:
+    """A backbone on an image of one size (height, width). As text, a few lines."""
+
+    name: str
+    size: tuple[int, int]
+    parameters: int
+    multiply_adds: int
+    """Of convolutions, linear maps and the two products of attention, for one image; what papers call FLOPs."""
+    levels: tuple[Level, ...]
+
+    def __str__(self) -> str:
+        return "\n".join(
+            [
+                f"{self.name}, image {self.size[0]}x{self.size[1]}",
+                f"  parameters     {self.parameters / 1e6:.2f} M ({self.parameters:,})",
+                f"  multiply-adds  {self.multiply_adds / 1e9:.2f} G",
+                "  level  channels  stride  map",
+                *(f"  {x.index:>5}  {x.channels:>8}  {x.stride:>6}  {x.height}x{x.width}" for x in self.levels),
+            ]
+        )
+
+
+def describe(config: Mapping[str, Any], size: tuple[int, int] = (512, 512), name: str = "") -> Description:
+    """Describes the backbone that MMEngine builds from a config such as ``dict(type="PVT", arch="tiny")``.
+
+    No weights are allocated and nothing is computed.
+
+    Raises:
+        ValueError: for what the backbone refuses: an argument, an image of this size.
+    """
+    with torch.device("meta"):
+        # On this device fused attention is taken apart into matrix products, which the counter knows.
+        backbone = BACKBONES.build({**config, "init_cfg": None}).eval().requires_grad_(False)
+        counter = FlopCounterMode(display=False)
+        with torch.no_grad(), counter:
+            maps = backbone(torch.empty(1, backbone.in_channels, *size))
+    levels = zip(backbone.out_indices, backbone.channels, backbone.strides, maps, strict=True)
+    return Description(
+        name or str(config["type"]),
+        size,
+        sum(parameter.numel() for parameter in backbone.parameters()),
+        counter.get_total_flops() // 2,
+        tuple(Level(i, channels, stride, *map.shape[2:]) for i, channels, stride, map in levels),
+    )
+
+
+def main(argv: list[str]) -> None:
+    """The command line of tools/describe.py.
+
+    Raises:
+        UserError: for a config, a backbone, an arch or a size that there is not.
+    """
+    parser = Parser(prog="describe.py", description="Parameters, multiply-adds and levels of a backbone.")
+    parser.add_argument("target", metavar="CONFIG|BACKBONE", help="a config file, or a backbone's name, such as PVTv2")
+    parser.add_argument("--arch", help="one arch of a backbone; without it, all of them")
+    parser.add_argument("--size", type=int, nargs="+", default=[512], metavar="SIDE", help="height and width (512)")
+    args = parser.parse_args(argv)
+    if len(args.size) > 2:
+        raise UserError("--size takes a height and a width, or one number for both")
+    for name, config in _configs(args.target, args.arch):
+        try:
+            print(describe(config, (args.size[0], args.size[-1]), name))
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{name}: {error}") from None
+
+
+def _configs(target: str, arch: str | None) -> Iterable[tuple[str, Mapping[str, Any]]]:
+    """The backbones that a target stands for: a name to print, and a config each."""
+    known = families()
+    if target.endswith(".py"):
+        if arch is not None:
+            raise UserError("--arch goes with a backbone's name; a config says its arch by itself")
+        return [_from_file(Path(target), known)]
+    family = target.removeprefix("mm_vitbackbones.")
+    if family not in known:
+        near = did_you_mean(family, known)
+        raise UserError(f"there is no backbone {target!r}{near} (a config ends in .py)")
+    archs = known[family].archs if arch is None else [arch]
+    return [(f"{family} {arch}", {"type": family, "arch": arch}) for arch in archs]
+
+
+def _from_file(path: Path, known: Mapping[str, type[Backbone]]) -> tuple[str, Mapping[str, Any]]:
+    if not path.is_file():
+        raise UserError(f"there is no config {path}")
+    config = Config.fromfile(path).get("model", {}).get("backbone", {})
+    family = str(config.get("type")).removeprefix("mm_vitbackbones.")
+    if family not in known:
+        raise UserError(f"{path}: model.backbone is {config.get('type')!r}, and none of {', '.join(known)}")
+    return f"{path.name}: {family} {config.get('arch', '')}".strip(), {**config.to_dict(), "type": family}

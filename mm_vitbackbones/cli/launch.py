@@ -1,0 +1,60 @@
+"""Processes of a run, and errors of its config."""
+
+from __future__ import annotations
+
+import os
+import re
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+
+from mm_vitbackbones.cli import preflight
+from mm_vitbackbones.cli.config import use_local_norms
+from mm_vitbackbones.errors import UserError
+
+
+def set_launcher(cfg: Config, launcher: str) -> None:
+    """Make the processes that torchrun (or slurm, or mpi) started one run; on a machine without GPUs over gloo."""
+    if launcher == "none" and "LOCAL_RANK" in os.environ and "RANK" in os.environ:
+        launcher = "pytorch"
+    cfg.launcher = launcher
+    use_local_norms(cfg, distributed=launcher != "none")
+    if launcher == "none" or torch.cuda.is_available():
+        os.environ.setdefault("LOCAL_RANK", "0")
+        return
+    if launcher != "pytorch":
+        raise UserError(f"--launcher {launcher} needs GPUs; without any, start the processes with torchrun")
+    # MMEngine would pick a GPU for each process, and hand its index to the wrapper of the model.
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("gloo")
+    cfg.model_wrapper_cfg = {
+        "type": "MMDistributedDataParallel",
+        "device_ids": None,
+        "broadcast_buffers": False,
+        "find_unused_parameters": cfg.get("find_unused_parameters", False),
+    }
+
+
+@contextmanager
+def registry_errors(config: Path) -> Iterator[None]:
+    """Tell what a config alone can have got wrong in one line: a type name, or an argument of a type."""
+    try:
+        yield
+    except (KeyError, TypeError) as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        building = any(Path(frame.filename).match("mmengine/registry/build_functions.py") for frame in frames)
+        if not building or frames[-1].name not in ("build_from_cfg", "__init__"):
+            raise
+        message = str(error.args[0])
+        if unknown := re.match(r"(\S+) is not in the (\S+)::(.+?) registry", message):
+            name, scope, kind = unknown.groups()
+            raise UserError(f"{config}: {preflight.unknown_type(name, kind, scope)}") from None
+        if re.search(r"__init__\(\) (got an unexpected keyword|missing \d+ required)", message):
+            raise UserError(
+                f"{config}: {message.replace('.__init__()', '')}; see the arguments of that class"
+            ) from None
+        raise

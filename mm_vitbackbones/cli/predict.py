@@ -1,0 +1,211 @@
+"""Detect or segment in pictures: what stands behind ``tools/predict.py``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.dataset import Compose
+from mmengine.logging import print_log
+from mmengine.registry import DATASETS, DefaultScope
+
+from mm_vitbackbones import libraries
+from mm_vitbackbones.cli import preflight
+from mm_vitbackbones.cli.arguments import Parser, add_options
+from mm_vitbackbones.cli.config import load_config
+from mm_vitbackbones.cli.model import build_model
+from mm_vitbackbones.cli.weights import load_weights
+from mm_vitbackbones.engine.drawing import class_name, draw_prediction, read_image
+from mm_vitbackbones.engine.resume import read
+from mm_vitbackbones.errors import UserError
+from mm_vitbackbones.files import to_png, write_whole
+
+PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+"""What counts as a picture in a folder."""
+
+
+def main(argv: list[str]) -> None:
+    """tools/predict.py. See ``predict_arguments`` for the command line.
+
+    Raises:
+        SystemExit: of code 1, once all is done, if pictures could not be read.
+    """
+    args = predict_arguments(argv)
+    cfg = load_config(args.config, args.cfg_options)
+    pictures = find_pictures(args.pictures)
+    out = args.out or Path("predictions", args.config.stem)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"--out {out} is there already, and nothing is overwritten: name another folder, or empty it")
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"--device {args.device}: there is no GPU that torch can use")
+    libraries.use(libraries.scope_of(cfg))
+    preflight.check_backbone(cfg.model)
+    predictor = Predictor(cfg, args.checkpoint, args.device)
+    results = Results(predictor.classes)
+    out.mkdir(parents=True, exist_ok=True)
+    broken = []
+    for index, (path, name) in enumerate(pictures):
+        try:
+            image = read_image(path.read_bytes())
+        except (OSError, ValueError) as error:
+            broken.append(path)
+            print(f"skipped {path}: {error}", file=sys.stderr)
+            continue
+        sample = predictor(path, index)
+        target = out / f"{name}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        picture = draw_prediction(image, sample, predictor.classes, predictor.palette, args.score_thr)
+        write_whole(target, to_png(picture))
+        if "pred_sem_seg" in sample:
+            labels = sample.pred_sem_seg.data[0].cpu().numpy().astype(np.uint16)
+            small = labels.astype(np.uint8) if labels.max(initial=0) < 256 else labels
+            write_whole(out / f"{name}_labels.png", to_png(small))
+        results.add(index, path, image.shape[:2], sample, args.score_thr)
+        print_log(f"{index + 1}/{len(pictures)} {path}: {results.said(sample, args.score_thr)}", logger="current")
+    if results.annotations or not results.segments:
+        write_whole(out / "predictions.json", json.dumps(results.coco()).encode())
+    done = len(pictures) - len(broken)
+    print_log(f"{done} of {len(pictures)} pictures done: {out}", logger="current")
+    if broken:
+        print(f"{len(broken)} of {len(pictures)} pictures could not be read", file=sys.stderr)
+        raise SystemExit(1)
+
+
+def find_pictures(given: Sequence[Path]) -> list[tuple[Path, str]]:
+    """The pictures that paths stand for, and a name for the result of each, unlike all others.
+
+    Raises:
+        UserError: for a path that is not there, and for a folder without pictures.
+    """
+    found: list[tuple[Path, str]] = []
+    for path in given:
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in PICTURES and p.is_file())
+            if not inside:
+                raise UserError(f"there is no picture in {path} (*{', *'.join(PICTURES)})")
+            found += [(p, str(p.relative_to(path).with_suffix(""))) for p in inside]
+        elif path.exists():
+            found.append((path, path.stem))
+        else:
+            raise UserError(f"there is no picture or folder {path}")
+    names: dict[str, int] = {}
+    unique = []
+    for path, name in found:
+        names[name] = names.get(name, 0) + 1
+        unique.append((path, name if names[name] == 1 else f"{name}_{names[name]}"))
+    return unique
+
+
+class Predictor:
+    """The model of a config with the weights of a checkpoint: picture files to data samples of mmdet's or mmseg's."""
+
+    def __init__(self, cfg: Config, checkpoint: Path, device: str) -> None:
+        dataset = next(iter(preflight.datasets_of(cfg.get("test_dataloader"))), None)
+        if dataset is None:
+            raise UserError("the config says nothing about testing: it needs test_dataloader, for its pipeline")
+        self.scope = cfg.get("default_scope") or "mmengine"
+        self.model = build_model(cfg)
+        with DefaultScope.overwrite_default_scope(self.scope):
+            steps = [step for step in dataset["pipeline"] if not str(step["type"]).endswith("LoadAnnotations")]
+            self.pipeline = Compose(steps)
+            self.classes = preflight.classes_of(dataset)
+            meta = {**getattr(DATASETS.get(dataset["type"]), "METAINFO", {}), **(dataset.get("metainfo") or {})}
+        palette = meta.get("palette")
+        self.palette = palette if self.classes and palette and len(palette) == len(self.classes) else None
+        load_weights(self.model, read(checkpoint), checkpoint)
+        self.model.to(device).eval()
+
+    @torch.no_grad()
+    def __call__(self, path: Path, index: int) -> Any:
+        with DefaultScope.overwrite_default_scope(self.scope):
+            data = self.pipeline({"img_path": str(path), "img_id": index})
+            return self.model.test_step({key: [value] for key, value in data.items()})[0]
+
+
+class Results:
+    """Predictions in COCO's format: images, categories (numbered from 1), and annotations with scores."""
+
+    def __init__(self, classes: Sequence[str] | None) -> None:
+        self.classes = classes
+        self.images: list[dict[str, Any]] = []
+        self.annotations: list[dict[str, Any]] = []
+        self.segments = False
+
+    def add(self, index: int, path: Path, size: Sequence[int], sample: Any, score_thr: float) -> None:
+        self.images.append({"id": index + 1, "file_name": str(path), "height": int(size[0]), "width": int(size[1])})
+        self.segments |= "pred_sem_seg" in sample
+        for box, label, score, mask in _instances(sample, score_thr):
+            x1, y1, x2, y2 = (round(float(corner), 2) for corner in box)
+            annotation = {
+                "id": len(self.annotations) + 1,
+                "image_id": index + 1,
+                "category_id": label + 1,
+                "bbox": [x1, y1, round(x2 - x1, 2), round(y2 - y1, 2)],
+                "score": round(score, 5),
+                "iscrowd": 0,
+                "area": round((x2 - x1) * (y2 - y1), 2),
+            }
+            if mask is not None:
+                annotation |= {"segmentation": _run_lengths(mask), "area": int(mask.sum())}
+            self.annotations.append(annotation)
+
+    def coco(self) -> dict[str, Any]:
+        categories = [{"id": i, "name": name} for i, name in enumerate(self.classes or (), start=1)]
+        return {"images": self.images, "categories": categories, "annotations": self.annotations}
+
+    def said(self, sample: Any, score_thr: float) -> str:
+        """What was found in one picture, in a few words."""
+        if "pred_sem_seg" in sample:
+            present = np.unique(sample.pred_sem_seg.data.cpu().numpy())
+            return ", ".join(class_name(int(label), self.classes) for label in present)
+        counts: dict[str, int] = {}
+        for _, label, _, _ in _instances(sample, score_thr):
+            name = class_name(label, self.classes)
+            counts[name] = counts.get(name, 0) + 1
+        return ", ".join(f"{count} {name}" for name, count in counts.items()) or "nothing"
+
+
+def _instances(sample: Any, score_thr: float) -> Iterator[tuple[Any, int, float, np.ndarray | None]]:
+    """Box, label, score and mask of what a sample holds from a score on."""
+    if "pred_instances" not in sample:
+        return
+    found = sample.pred_instances.cpu().numpy()
+    masks = found.masks if "masks" in found else [None] * len(found.labels)
+    for box, label, score, mask in zip(found.bboxes, found.labels, found.scores, masks, strict=True):
+        if score >= score_thr:
+            yield box, int(label), float(score), mask
+
+
+def _run_lengths(mask: np.ndarray) -> dict[str, Any]:
+    """A mask (H, W) in COCO's run-length code."""
+    from pycocotools import mask as coco_mask
+
+    code = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+    return {"size": [int(side) for side in code["size"]], "counts": code["counts"].decode()}
+
+
+def predict_arguments(argv: list[str]) -> argparse.Namespace:
+    parser = Parser(prog="predict.py", description="Detect or segment in pictures with a trained or published model.")
+    parser.add_argument("config", type=Path, help="a config file, such as configs/retinanet_pvt_s_coco.py")
+    parser.add_argument("checkpoint", type=Path, help="a .pth file, as training writes them or as published")
+    parser.add_argument(
+        "pictures", type=Path, nargs="+", metavar="IMAGE_OR_FOLDER", help="pictures, or folders of them"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="where the drawn pictures go, and predictions.json in COCO's format (or <image>_labels.png for each "
+        "segmentation); predictions/<config name> by default. Nothing is overwritten",
+    )
+    parser.add_argument("--score-thr", type=float, default=0.3, metavar="SCORE", help="leave out lower scores (0.3)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda, cuda:1, cpu")
+    add_options(parser)
+    return parser.parse_args(argv)

@@ -1,0 +1,246 @@
+"""What can be known to be wrong before a run begins, told in one line each (``UserError``)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import mmengine.registry
+import torch
+from mmengine.config import Config
+from mmengine.logging import print_log
+from mmengine.registry import DATASETS, MODELS, OPTIMIZERS, Registry
+from torch import nn
+
+from mm_vitbackbones import libraries
+from mm_vitbackbones.backbones.base import Backbone
+from mm_vitbackbones.cli.config import heads, nodes
+from mm_vitbackbones.data.coco import CocoSummary, check_coco, some
+from mm_vitbackbones.data.masks import check_masks
+from mm_vitbackbones.engine.layer_decay import unmatched_rules
+from mm_vitbackbones.errors import UserError, did_you_mean
+
+OURS = "mm_vitbackbones"
+"""The scope of this package's registries."""
+
+
+LAYOUTS = {
+    "coco": "annotations/instances_{train,val}2017.json, train2017/, val2017/, from https://cocodataset.org/#download",
+    "ADEChallengeData2016": "images/{training,validation}/ and annotations/{training,validation}/, "
+    "from http://sceneparsing.csail.mit.edu (ADEChallengeData2016.zip)",
+    "trees": "what `python tools/prepare_data.py trees` puts there: run it first",
+    "mini": "what `python tools/prepare_data.py mini` puts there: run it first",
+}
+"""What a known data root holds, by the root's name, as the end of "expected there: ..."."""
+
+
+LARGE = 64 * 2**20
+"""Bytes from which on an annotation file is not read twice: COCO's takes tens of seconds, and is not empty."""
+
+
+def check(cfg: Config, splits: Sequence[str], every: bool = False) -> None:
+    """Check a config against this machine: libraries, data of these splits (train, val, test), model.
+
+    Of the pictures and masks of a data set a sample is looked at, or with ``every`` each of them.
+
+    Raises:
+        UserError: for the first thing found wrong.
+    """
+    libraries.use(libraries.scope_of(cfg))
+    summaries: dict[str, CocoSummary] = {}
+    for split in splits:
+        for dataset in datasets_of(cfg.get(f"{split}_dataloader")):
+            where = f"{split}_dataloader"
+            check_data_exists(dataset, where)
+            classes = classes_of(dataset)
+            if classes is not None:
+                if summary := check_annotations(dataset, classes, where, every):
+                    summaries[where] = summary
+                    print_log(f"{where}: {summary}", logger="current")
+                check_num_classes(cfg.model, len(classes), where)
+            if "train" in splits and (dataset.get("data_prefix") or {}).get("seg_map_path"):
+                check_masks(dataset, where, every)
+        check_evaluators(cfg, split)
+    check_same_categories(summaries)
+    check_backbone(cfg.model)
+    if "train" in splits:
+        check_optimizer(cfg)
+        check_pretrained(cfg.model)
+        if isinstance(cfg.get("load_from"), str):
+            check_local_file(cfg.load_from, "load_from")
+
+
+def datasets_of(loader: Any) -> Iterator[Mapping[str, Any]]:
+    """The innermost dataset configs of a dataloader config, out of wrappers such as RepeatDataset."""
+    pending = [loader.get("dataset")] if isinstance(loader, Mapping) else []
+    while pending:
+        dataset = pending.pop(0)
+        if not isinstance(dataset, Mapping):
+            continue
+        inner = [dataset[key] for key in ("dataset", "datasets") if key in dataset]
+        if inner:
+            pending += [each for item in inner for each in (item if isinstance(item, (list, tuple)) else [item])]
+        else:
+            yield dataset
+
+
+def check_data_exists(dataset: Mapping[str, Any], where: str) -> None:
+    """The annotation file and the folders of pictures are on this disk, where the config says."""
+    for path, is_folder in paths_of(dataset):
+        if path.is_dir() if is_folder else path.is_file():
+            continue
+        root = Path(dataset.get("data_root") or path.parent)
+        layout = LAYOUTS.get(root.name)
+        expected = f"; expected in {root}: {layout}" if layout else "; put it there, or set data_root in the config"
+        relative = "" if path.is_absolute() else f" (looked from {Path.cwd()})"
+        raise UserError(f"{where}: no {'folder' if is_folder else 'file'} {path}{relative}{expected}")
+
+
+def paths_of(dataset: Mapping[str, Any]) -> Iterator[tuple[Path, bool]]:
+    """The local paths that a dataset reads, as MMEngine joins them, and whether each is a folder."""
+    if (dataset.get("backend_args") or {}).get("backend", "local") != "local":
+        return
+    root = dataset.get("data_root") or ""
+    named = [
+        (dataset.get("ann_file"), False),
+        *((value, True) for value in (dataset.get("data_prefix") or {}).values()),
+    ]
+    for name, is_folder in named:
+        if isinstance(name, str) and (name or (is_folder and root)) and "://" not in f"{root}{name}":
+            yield Path(root, name), is_folder
+
+
+def annotation_file(dataset: Mapping[str, Any]) -> Path | None:
+    """The COCO-format file of a dataset, if it has one on this disk."""
+    files = [path for path, is_folder in paths_of(dataset) if not is_folder and path.suffix == ".json"]
+    return files[0] if files else None
+
+
+def classes_of(dataset: Mapping[str, Any]) -> Sequence[str] | None:
+    """The class names by the rule of MMEngine's datasets: the config's, else those of the dataset's class."""
+    classes = (dataset.get("metainfo") or {}).get("classes")
+    if classes is None:
+        dataset_class = look_up(DATASETS, dataset.get("type"))
+        classes = getattr(dataset_class, "METAINFO", {}).get("classes")
+    elif isinstance(classes, str) and not Path(classes).is_file():
+        raise UserError(f"metainfo: classes={classes!r} is a string; write a tuple of names: classes=({classes!r},)")
+    elif isinstance(classes, str):
+        classes = Path(classes).read_text(encoding="utf-8").splitlines()
+    return classes
+
+
+def check_annotations(
+    dataset: Mapping[str, Any], classes: Sequence[str], where: str, every: bool = False
+) -> CocoSummary | None:
+    """A COCO-format file holds what the config says, and mmdet will read it so. A large one is looked into with
+    ``every`` only."""
+    path = annotation_file(dataset)
+    if path is None or (path.stat().st_size >= LARGE and not every):
+        return None
+    return check_coco(dataset, path, classes, where, every)
+
+
+def check_same_categories(summaries: Mapping[str, CocoSummary]) -> None:
+    """What is trained on and what is tested on have the same categories, in the same order."""
+    for (first, one), (where, other) in itertools.pairwise(summaries.items()):
+        if other.categories != one.categories:
+            raise UserError(
+                f"the categories of {other.path} ({where}) are {some(other.categories)}, and those of {one.path} "
+                f"({first}) {some(one.categories)}: they have to be alike, in the same order"
+            )
+
+
+def check_num_classes(model: Any, count: int, where: str) -> None:
+    """Every head predicts as many classes as the dataset has."""
+    for path, head in heads(model):
+        if head["num_classes"] != count:
+            raise UserError(
+                f"{path}.num_classes={head['num_classes']}, but the data set of {where} has {count} classes; "
+                f"set {path}.num_classes={count}, or metainfo=dict(classes=(...)) of the dataset"
+            )
+
+
+def check_evaluators(cfg: Config, split: str) -> None:
+    """Annotation files that evaluators read."""
+    evaluators = cfg.get(f"{split}_evaluator") or []
+    for evaluator in evaluators if isinstance(evaluators, (list, tuple)) else [evaluators]:
+        path = evaluator.get("ann_file") if isinstance(evaluator, Mapping) else None
+        if isinstance(path, str) and "://" not in path and not Path(path).is_file():
+            raise UserError(f"{split}_evaluator: no file {path}; set its ann_file to the dataset's annotation file")
+
+
+def check_backbone(model: Any) -> None:
+    """One of our backbones can be built, and the neck expects the channels that it gives."""
+    config = (model.get("backbone") if isinstance(model, Mapping) else None) or {}
+    backbone_class = look_up(MODELS, config.get("type"))
+    if not (isinstance(backbone_class, type) and issubclass(backbone_class, Backbone)):
+        return
+    try:
+        with torch.device("meta"):  # no memory, no time
+            backbone = backbone_class(**{key: value for key, value in config.items() if key != "type"})
+    except (TypeError, ValueError) as error:
+        raise UserError(f"model.backbone: {error}") from None
+    neck = model.get("neck")
+    expected = neck.get("in_channels") if isinstance(neck, Mapping) else None
+    if isinstance(expected, (list, tuple)) and tuple(expected) != backbone.channels:
+        raise UserError(
+            f"model.neck.in_channels={[*expected]}, but the backbone gives {[*backbone.channels]}; "
+            f"set model.neck.in_channels={[*backbone.channels]}"
+        )
+
+
+def check_optimizer(cfg: Config) -> None:
+    """The optimizer is a known one. MMEngine looks it up in a way that hides the name."""
+    name = (cfg.get("optim_wrapper") or {}).get("optimizer", {}).get("type")
+    if isinstance(name, str) and look_up(OPTIMIZERS, name) is None:
+        raise UserError(f"optim_wrapper: {unknown_type(name, OPTIMIZERS.name, cfg.get('default_scope'))}")
+
+
+def check_pretrained(model: Any) -> None:
+    """Local files named by ``init_cfg=dict(type='Pretrained', ...)`` exist. URLs are the loader's business."""
+    for path, node in nodes(model, "model"):
+        if isinstance(node, Mapping) and node.get("type") == "Pretrained" and isinstance(node.get("checkpoint"), str):
+            check_local_file(node["checkpoint"], f"{path}.checkpoint")
+
+
+def check_local_file(name: str, where: str) -> None:
+    if "://" not in name and not Path(name).expanduser().is_file():
+        siblings = [str(path) for path in Path(name).parent.glob("*") if path.is_file()]
+        raise UserError(f"{where}: no file {name}{did_you_mean(name, siblings)}")
+
+
+def look_up(registry: Registry, name: Any) -> Any:
+    """The class of a type name in the default scope; a class is returned as it is, an unknown name gives None."""
+    if not isinstance(name, str):
+        return name
+    with registry.switch_scope_and_registry(None) as scoped:
+        return scoped.get(name)
+
+
+def unknown_type(name: str, kind: str, scope: str | None) -> str:
+    """What to say about a type that no registry of a kind (model, hook, ...) has, with the nearest ones."""
+    known = []
+    for root in vars(mmengine.registry).values():
+        if isinstance(root, Registry) and root.name == kind:
+            known += root.module_dict
+            for child in {scope, OURS} & root.children.keys():
+                prefix = f"{OURS}." if child == OURS else ""
+                known += [f"{prefix}{each}" for each in root.children[child].module_dict]
+    return f"type={name!r} is not a known {kind}{did_you_mean(name.removeprefix(f'{scope}.'), known)}"
+
+
+def check_rules(cfg: Config, model: nn.Module) -> None:
+    """Every rule of the optimizer by name matches a parameter.
+
+    Raises:
+        UserError: for one that matches none: a misspelt name would leave its parameters at the common rate.
+    """
+    rules = ((cfg.get("optim_wrapper") or {}).get("paramwise_cfg") or {}).get("custom_keys")
+    if missing := unmatched_rules(rules, model):
+        parts = ", ".join(sorted({".".join(name.split(".")[:2]) for name, _ in model.named_parameters()})[:12])
+        raise UserError(
+            f"optim_wrapper.paramwise_cfg.custom_keys: {missing[0]!r} is part of no parameter's name; "
+            f"the names begin with {parts}"
+        )

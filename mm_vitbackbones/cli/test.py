@@ -1,0 +1,98 @@
+"""Evaluate a checkpoint on the test set of a config."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+from mm_vitbackbones.cli import preflight
+from mm_vitbackbones.cli.arguments import Parser, add_common
+from mm_vitbackbones.cli.config import load_config
+from mm_vitbackbones.cli.launch import registry_errors, set_launcher
+from mm_vitbackbones.cli.predictions import dump_predictions, keep_predictions
+from mm_vitbackbones.cli.weights import load
+from mm_vitbackbones.engine.resume import read
+from mm_vitbackbones.errors import UserError
+
+
+def test_arguments(argv: list[str]) -> argparse.Namespace:
+    parser = Parser(prog="test.py", description="Evaluate a checkpoint on the test set of an mmdet or mmseg config.")
+    add_common(parser)
+    parser.add_argument("checkpoint", type=Path, help="a .pth file, as training writes them")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="write the predictions; FILE.json: a list in COCO's results format, boxes as [x, y, width, height] in "
+        "pixels of the image (detection only; masks, if any, go to FILE.segm.json); FILE.pkl: a pickled list with one "
+        "dict per image, of boxes, labels and scores, or of the label map. An existing file is never overwritten",
+    )
+    parser.add_argument(
+        "--show-dir",
+        type=Path,
+        metavar="DIR",
+        help="draw ground truth (left) beside predictions (right), one <image>_gt_pred.png per image",
+    )
+    parser.add_argument(
+        "--show-score", type=float, default=0.3, metavar="SCORE", help="draw boxes from this score on (0.3)"
+    )
+    parser.add_argument("--tta", action="store_true", help="test at the sizes and flips of the config's tta_pipeline")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str]) -> None:
+    """tools/test.py: evaluate a checkpoint. See ``test_arguments`` for the command line."""
+    args = test_arguments(argv)
+    cfg = load_config(args.config, args.cfg_options)
+    # Not the training's own folder: there it would replace the dumped config.
+    cfg.work_dir = str(args.work_dir or Path(cfg.get("work_dir") or Path("work_dirs", args.config.stem), "test"))
+    if cfg.get("test_dataloader") is None or cfg.get("test_cfg") is None:
+        raise UserError(f"{args.config} says nothing about testing: it needs test_dataloader and test_cfg")
+    checkpoint = read(args.checkpoint)
+    preflight.check(cfg, splits=["test"])
+    if args.tta:
+        use_tta(cfg)
+    cfg.load_from, cfg.resume = None, False
+    if args.show_dir:
+        if args.show_dir.exists() and not args.show_dir.is_dir():
+            raise UserError(f"--show-dir {args.show_dir} is a file; name a folder")
+        pictures = {
+            "type": "mm_vitbackbones.PicturesHook",
+            "out_dir": str(args.show_dir),
+            "score_thr": args.show_score,
+        }
+        cfg.custom_hooks = [*(cfg.get("custom_hooks") or []), pictures]
+    with tempfile.TemporaryDirectory() as scratch:
+        if args.out:
+            dump_predictions(cfg, args.out, Path(scratch))
+        set_launcher(cfg, args.launcher)
+        with registry_errors(args.config):
+            runner = Runner.from_cfg(cfg)
+            load(runner, checkpoint, args.checkpoint)
+            runner.test()
+        if args.out and runner.rank == 0:
+            keep_predictions(args.out, Path(scratch))
+    for what, where in (("predictions", args.out), ("pictures", args.show_dir)):
+        if where:
+            runner.logger.info(f"{what}: {where}")
+
+
+def use_tta(cfg: Config) -> None:
+    """Test at several sizes and flipped, and average, as the config says.
+
+    Raises:
+        UserError: if the config does not say how.
+    """
+    if missing := [name for name in ("tta_model", "tta_pipeline") if cfg.get(name) is None]:
+        raise UserError(f"--tta needs {' and '.join(missing)} in the config: how to augment and how to average")
+    dataset = cfg.test_dataloader.dataset
+    while "dataset" in dataset:  # wrappers such as RepeatDataset
+        dataset = dataset.dataset
+    dataset.pipeline = cfg.tta_pipeline
+    if cfg.model.get("test_cfg"):
+        cfg.model.test_cfg.pop("logits", None)  # they are what is averaged
+    cfg.model = {**cfg.tta_model, "module": cfg.model}

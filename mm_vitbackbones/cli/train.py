@@ -1,0 +1,126 @@
+"""Train a detector or a segmentor of a config."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+from mm_vitbackbones.cli import preflight
+from mm_vitbackbones.cli.arguments import Parser, add_common
+from mm_vitbackbones.cli.config import load_config
+from mm_vitbackbones.cli.launch import registry_errors, set_launcher
+from mm_vitbackbones.cli.preflight import check_rules
+from mm_vitbackbones.cli.weights import check_fits, unwrapped
+from mm_vitbackbones.engine.amp import use_amp
+from mm_vitbackbones.engine.resume import allow_mmengine_checkpoints, checkpoints_in, latest_checkpoint, read, weights
+from mm_vitbackbones.errors import UserError
+
+LATEST = "latest"
+"""What a bare ``--resume`` stands for."""
+
+
+def train_arguments(argv: list[str]) -> argparse.Namespace:
+    parser = Parser(prog="train.py", description="Train a detector or a segmenter from an mmdet or mmseg config.")
+    add_common(parser)
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const=LATEST,
+        metavar="CHECKPOINT",
+        help="go on from this checkpoint; without a value, from the latest one in the work dir",
+    )
+    parser.add_argument(
+        "--amp",
+        nargs="?",
+        const="auto",
+        choices=("auto", "bf16", "fp16"),
+        metavar="bf16|fp16",
+        help="mixed precision; without a value, bf16 where the device computes in it, else fp16",
+    )
+    parser.add_argument(
+        "--auto-scale-lr", action="store_true", help="scale the learning rate by this run's batch over the recipe's"
+    )
+    parser.add_argument(
+        "--seed", type=int, help="seed of all random numbers; without it, a random one, which is logged"
+    )
+    parser.add_argument(
+        "--check-all", action="store_true", help="look at every picture and mask before training, not at some"
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str]) -> None:
+    """tools/train.py: train as the config says. See ``train_arguments`` for the command line."""
+    args = train_arguments(argv)
+    cfg = load_config(args.config, args.cfg_options)
+    work_dir = args.work_dir or Path(cfg.get("work_dir") or Path("work_dirs", args.config.stem))
+    cfg.work_dir = str(work_dir)
+    if args.seed is not None:
+        set_seed(cfg, args.seed)
+    if args.auto_scale_lr:
+        if "base_batch_size" not in (cfg.get("auto_scale_lr") or {}):
+            raise UserError(
+                "--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in the config: the batch of lr"
+            )
+        cfg.auto_scale_lr.enable = True
+    if cfg.get("train_dataloader") is None or cfg.get("train_cfg") is None:
+        raise UserError(f"{args.config} says nothing about training: it needs train_dataloader and train_cfg")
+    splits = [split for split in ("train", "val") if cfg.get(f"{split}_dataloader") is not None]
+    preflight.check(cfg, splits, every=args.check_all)
+    if args.amp:
+        use_amp(cfg, args.amp)
+    checkpoint = None
+    if args.resume:
+        path = latest_checkpoint(work_dir) if args.resume == LATEST else Path(args.resume)
+        checkpoint = read(path)
+        check_resumable(checkpoint, path, cfg.train_cfg)
+        # Before anything is built: MMEngine itself goes back to the first run's seed when the sampler has another.
+        resume_seed(cfg, checkpoint["meta"].get("seed"), args.seed)
+        cfg.load_from, cfg.resume = str(path), True
+    elif found := checkpoints_in(work_dir):
+        raise UserError(
+            f"{work_dir} already holds {found[-1].name} of an earlier run: "
+            "continue it with --resume, or start another with --work-dir"
+        )
+    if cfg.get("load_from"):
+        allow_mmengine_checkpoints()
+    set_launcher(cfg, args.launcher)
+    with registry_errors(args.config):
+        runner = Runner.from_cfg(cfg)
+        if checkpoint is not None:
+            check_fits(unwrapped(runner), weights(checkpoint), path)
+        check_rules(cfg, unwrapped(runner))
+        runner.train()
+
+
+def check_resumable(checkpoint: dict[str, Any], path: Path, train_cfg: dict[str, Any]) -> None:
+    """A checkpoint carries the state of a training run, and the run is not over."""
+    if not {"optimizer", "message_hub", "meta"} <= checkpoint.keys():
+        raise UserError(
+            f"{path} holds weights alone, not the state of a training run: "
+            "to start from its weights give --cfg-options load_from=FILE instead of --resume"
+        )
+    for unit in ("epoch", "iter"):
+        last = train_cfg.get(f"max_{unit}s")
+        if last and checkpoint["meta"].get(unit, 0) >= last:
+            raise UserError(
+                f"nothing left to resume: {path} is at {unit} {checkpoint['meta'][unit]} of {last}; "
+                f"to go on longer raise train_cfg.max_{unit}s with --cfg-options"
+            )
+
+
+def resume_seed(cfg: Config, before: int | None, wanted: int | None) -> None:
+    """Take up the seed of the run that is resumed."""
+    if before is None:
+        return
+    if wanted not in (None, before):
+        raise UserError(f"--seed {wanted}: the run to resume has the seed {before}; leave --seed out")
+    set_seed(cfg, before)
+
+
+def set_seed(cfg: Config, seed: int) -> None:
+    cfg.randomness = {**(cfg.get("randomness") or {}), "seed": seed}

@@ -1,0 +1,217 @@
+"""Pictures of a run: its curves, and ground truth beside predictions. Images are (H, W, 3) uint8 arrays, BGR."""
+
+from __future__ import annotations
+
+import colorsys
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+
+HEADLINES = ("mAP", "mAP_50", "mAP_75", "mIoU", "mAcc", "aAcc")
+"""The metrics worth a curve where there are many, by the end of their names (coco/bbox_mAP_50)."""
+
+SHORT_SIDE = 600
+"""Images smaller than this are enlarged before drawing, so that the labels can be read."""
+
+CAPTION = 26
+"""Height in pixels of the line above a picture."""
+
+
+def draw_curves(losses: Sequence[dict[str, float]], metrics: Sequence[dict[str, float]], title: str) -> bytes:
+    """A PNG with losses on the left and metrics on the right. A point is a dict of ``iter`` and named values.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    from matplotlib.figure import Figure  # no pyplot: it would set up a global backend
+
+    figure = Figure(figsize=(12, 4.5), layout="constrained")
+    figure.suptitle(title)
+    left, right = figure.subplots(1, 2)
+    for axes, points, label in ((left, losses, "loss"), (right, metrics, "metric on the validation set")):
+        axes.set(xlabel="iteration", ylabel=label)
+        axes.grid(alpha=0.3)
+        names = list(dict.fromkeys(name for point in points for name in point if name != "iter"))
+        if points is metrics:
+            names = [name for name in names if name.endswith(HEADLINES)] or names
+        for name in names:
+            drawn = [(point["iter"], point[name]) for point in points if name in point]
+            bold = name == "loss" or name == names[0]
+            axes.plot(
+                *zip(*drawn, strict=True),
+                label=name,
+                linewidth=2 if bold else 1,
+                marker="o" if points is metrics else None,
+                markersize=3,
+            )
+        if names:
+            axes.legend()
+        axes.set_xlim(left=0)
+        axes.set_ylim(bottom=0)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    return buffer.getvalue()
+
+
+def draw_pair(
+    image: np.ndarray, sample: Any, classes: Sequence[str] | None, palette: Any, score_thr: float
+) -> np.ndarray:
+    """Ground truth (left) beside predictions (right) of a data sample of mmdet's or mmseg's, in the image's own pixels.
+
+    What a sample does not carry is not drawn; a side without anything is the image itself.
+    """
+    sides = [_side(image, sample, kind, classes, palette, score_thr) for kind in ("gt", "pred")]
+    gap = np.full((sides[0][0].shape[0], 4, 3), 255, np.uint8)
+    pair = np.hstack([sides[0][0], gap, sides[1][0]])
+    return _over_legend(pair, sides[0][1] | sides[1][1], classes, palette)
+
+
+def draw_prediction(
+    image: np.ndarray, sample: Any, classes: Sequence[str] | None, palette: Any, score_thr: float
+) -> np.ndarray:
+    """The predictions of a data sample of mmdet's or mmseg's, drawn onto the (enlarged) image."""
+    side, present = _side(image, sample, "pred", classes, palette, score_thr)
+    return _over_legend(side, present, classes, palette)
+
+
+def _side(
+    image: np.ndarray, sample: Any, kind: str, classes: Sequence[str] | None, palette: Any, score_thr: float
+) -> tuple[np.ndarray, set[int]]:
+    """The image under a caption with what a sample has of one kind (gt or pred), and the labels that need a legend."""
+    caption = {"gt": "ground truth", "pred": f"predictions, score >= {score_thr:g}"}[kind]
+    scale = max(1, round(SHORT_SIDE / min(image.shape[:2])))
+    side = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
+    present: set[int] = set()
+    if f"{kind}_sem_seg" in sample:
+        caption = caption.partition(",")[0]
+        labels = _array(getattr(sample, f"{kind}_sem_seg").data)[0]
+        draw_labels(side, labels, classes, palette)
+        present = {int(label) for label in np.unique(labels) if label != 255}
+    if f"{kind}_instances" in sample:
+        instances = getattr(sample, f"{kind}_instances")
+        boxes = _array(getattr(instances.bboxes, "tensor", instances.bboxes)).reshape(-1, 4)
+        labels = _array(instances.labels)
+        masks = _masks(instances, len(boxes))
+        scores = _array(instances.scores) if "scores" in instances else None
+        if scores is not None:
+            order = [i for i in np.argsort(scores, kind="stable") if scores[i] >= score_thr]  # the best on top
+            boxes, labels, scores = boxes[order], labels[order], scores[order]
+            masks = [masks[i] for i in order]
+        draw_masks(side, masks, labels, palette)
+        draw_boxes(side, boxes * scale, labels, scores, classes, palette)
+        caption = f"{caption}: {len(boxes)}"
+    return _under_caption(side, caption), present
+
+
+def _over_legend(picture: np.ndarray, present: set[int], classes: Sequence[str] | None, palette: Any) -> np.ndarray:
+    if not present:
+        return picture
+    return np.vstack([picture, draw_legend(sorted(present), classes, palette, picture.shape[1])])
+
+
+def _masks(instances: Any, count: int) -> list[np.ndarray | None]:
+    """The masks (h, w) of instances, None for those without."""
+    if "masks" not in instances:
+        return [None] * count
+    masks = instances.masks
+    return list(masks.to_ndarray() if hasattr(masks, "to_ndarray") else _array(masks))
+
+
+def draw_masks(image: np.ndarray, masks: Sequence[np.ndarray | None], labels: np.ndarray, palette: Any) -> None:
+    """Blend masks (h, w) of instances over the image (H, W, 3), in the colours of their classes."""
+    for mask, label in zip(masks, labels, strict=True):
+        if mask is not None:
+            region = cv2.resize(mask.astype(np.uint8), image.shape[1::-1], interpolation=cv2.INTER_NEAREST) > 0
+            color = np.array(_color(int(label), palette))
+            image[region] = (0.5 * image[region] + 0.5 * color).astype(np.uint8)
+
+
+def draw_boxes(
+    image: np.ndarray,
+    boxes: np.ndarray,
+    labels: np.ndarray,
+    scores: np.ndarray | None,
+    classes: Sequence[str] | None,
+    palette: Any,
+) -> None:
+    """Draw boxes (n, 4), corners x1 y1 x2 y2 in pixels, with class names and scores, onto the image."""
+    for index, (box, label) in enumerate(zip(boxes, labels, strict=True)):
+        color = _color(int(label), palette)
+        x1, y1, x2, y2 = (round(float(corner)) for corner in box)
+        cv2.rectangle(image, (x1, y1), (x2, y2), color, 2, cv2.LINE_AA)
+        text = class_name(int(label), classes)
+        _tag(image, text if scores is None else f"{text} {scores[index]:.2f}", x1, y1, color)
+
+
+def draw_legend(labels: Sequence[int], classes: Sequence[str] | None, palette: Any, width: int) -> np.ndarray:
+    """The colours of labels beside their names, in as many lines of this width as they take."""
+    lines, x = [np.full((CAPTION, width, 3), 255, np.uint8)], 6
+    for label in labels:
+        text = class_name(label, classes)
+        needed = 16 + cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.4, 1)[0][0] + 14
+        if x > 6 and x + needed > width:
+            lines.append(np.full((CAPTION, width, 3), 255, np.uint8))
+            x = 6
+        cv2.rectangle(lines[-1], (x, 7), (x + 11, 18), _color(label, palette), cv2.FILLED)
+        cv2.putText(lines[-1], text, (x + 16, 17), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
+        x += needed
+    return np.vstack(lines)
+
+
+def draw_labels(image: np.ndarray, labels: np.ndarray, classes: Sequence[str] | None, palette: Any) -> None:
+    """Blend a label map (h, w), 255 for none, over the image (H, W, 3), and name each class where it is largest."""
+    labels = cv2.resize(labels.astype(np.uint8), image.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+    present = [int(label) for label in np.unique(labels) if label != 255]
+    for label in present:
+        region = labels == label
+        image[region] = (0.5 * image[region] + 0.5 * np.array(_color(label, palette))).astype(np.uint8)
+    for label in present:
+        _, _, stats, centers = cv2.connectedComponentsWithStats((labels == label).astype(np.uint8))
+        x, y = centers[1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))]
+        _tag(image, class_name(label, classes), round(x), round(y), _color(label, palette))
+
+
+def read_image(content: bytes) -> np.ndarray:
+    """Any picture file as (H, W, 3), BGR, as mmdet's and mmseg's loaders see it."""
+    image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    if image is None:
+        raise ValueError("not a picture that OpenCV can read")
+    return image
+
+
+def _tag(image: np.ndarray, text: str, x: int, y: int, color: tuple[int, int, int]) -> None:
+    """Small text on a patch of the class's colour, above the point (x, y) and inside the image."""
+    (width, height), base = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.4, 1)
+    x = max(0, min(x, image.shape[1] - width - 4))
+    y = max(height + base + 2, y)
+    cv2.rectangle(image, (x, y - height - base - 2), (x + width + 4, y), color, cv2.FILLED)
+    dark = np.dot(color, (0.114, 0.587, 0.299)) < 140
+    ink = (255, 255, 255) if dark else (0, 0, 0)
+    cv2.putText(image, text, (x + 2, y - base), cv2.FONT_HERSHEY_SIMPLEX, 0.4, ink, 1, cv2.LINE_AA)
+
+
+def _under_caption(image: np.ndarray, caption: str) -> np.ndarray:
+    line = np.full((CAPTION, image.shape[1], 3), 255, np.uint8)
+    cv2.putText(line, caption, (6, CAPTION - 8), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
+    return np.vstack([line, image])
+
+
+def class_name(label: int, classes: Sequence[str] | None) -> str:
+    """The name of a label, also where the data set has none for it."""
+    return classes[label] if classes is not None and label < len(classes) else f"class {label}"
+
+
+def _color(label: int, palette: Any) -> tuple[int, int, int]:
+    """The data set's own colour (RGB there, BGR here), else hues a golden angle apart, which never come near."""
+    if palette is not None and label < len(palette):
+        red, green, blue = palette[label]
+    else:
+        red, green, blue = (round(255 * part) for part in colorsys.hsv_to_rgb(label * 0.381966 % 1.0, 0.75, 0.95))
+    return int(blue), int(green), int(red)
+
+
+def _array(values: Any) -> np.ndarray:
+    return values.detach().cpu().numpy() if hasattr(values, "detach") else np.asarray(values)

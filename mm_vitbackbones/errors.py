@@ -1,0 +1,35 @@
+"""Mistakes that a user can correct: exceptions whose message is the whole story. Imports no torch."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Something that the user can mend. The message is one line: what is wrong and what to do."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read or used; the message says what it is and what to do."""
+
+
+class UnsafeCheckpointError(CheckpointError):
+    """A checkpoint that asks for code to be run. Nothing of it has run."""
+
+
+class CheckpointMismatch(CheckpointError):
+    """A checkpoint whose parameters are not those of the network. The network is as it was."""
+
+
+def did_you_mean(word: str, known: Iterable[str], count: int = 3) -> str:
+    """A clause such as ``; did you mean 'a' or 'b'?``, empty if nothing known is near."""
+    by_fold = {name.lower(): name for name in known}
+    near = [by_fold[fold] for fold in difflib.get_close_matches(word.lower(), by_fold, n=count)]
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+
+
+def shorten(names: list[str] | tuple[str, ...], most: int = 8) -> str:
+    """The first ``most`` of the names, and how many more there are."""
+    rest = f", ... ({len(names) - most} more)" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest

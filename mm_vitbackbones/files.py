@@ -1,0 +1,30 @@
+"""Files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write next to the file and rename, so that a run that is stopped leaves no half of it."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_bytes(content)
+    os.replace(partial, path)
+
+
+def to_png(image: np.ndarray) -> bytes:
+    """A PNG file of an image in OpenCV's order: (H, W) gray, (H, W, 3) BGR or (H, W, 4) BGRA, uint8."""
+    import cv2
+
+    return cv2.imencode(".png", image)[1].tobytes()
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal digits."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,458 @@
+"""The contract that every registered family keeps, over all published variants or, where it costs, toy sizes."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+import pickle
+import statistics
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.backends.debugging import aot_eager
+from torch.utils._pytree import tree_leaves
+
+from helpers.toys import TINY, TINY_PIT, TOYS
+from mm_vitbackbones import backbones
+from mm_vitbackbones.backbones import PVT, Backbone, CoaT, PiT, PVTv2
+from mm_vitbackbones.layers import DropPath
+from mm_vitbackbones.registry import BACKBONES, MODELS
+
+FAMILIES = [
+    family
+    for family in vars(backbones).values()
+    if isinstance(family, type) and issubclass(family, Backbone) and family is not Backbone
+]
+VARIANTS = [(family, arch) for family in FAMILIES for arch in family.archs]
+toys = pytest.mark.parametrize("toy", TOYS.values(), ids=TOYS.keys())
+SUBSETS = [subset for n in (1, 2, 3, 4) for subset in itertools.combinations(range(4), n)]
+
+PARAMETERS = {  # of the dense forms, as the authors' own code counts them
+    "CoaT tiny": 5_344_624,
+    "CoaT mini": 10_118_704,
+    "CoaT small": 21_370_984,
+    "CoaT lite_tiny": 5_400_320,
+    "CoaT lite_mini": 10_497_536,
+    "CoaT lite_small": 19_324_480,
+    "CoaT lite_medium": 44_057_024,
+    "PVT tiny": 12_714_240,
+    "PVT small": 23_970_816,
+    "PVT medium": 43_693_056,
+    "PVT large": 60_854_272,
+    "PVTv2 b0": 3_409_760,
+    "PVTv2 b1": 13_496_000,
+    "PVTv2 b2_li": 22_040_512,
+    "PVTv2 b2": 24_849_856,
+    "PVTv2 b3": 44_725_696,
+    "PVTv2 b4": 62_043_072,
+    "PVTv2 b5": 81_443_008,
+    "MiT b0": 3_319_392,
+    "MiT b1": 13_151_424,
+    "MiT b2": 24_196_288,
+    "MiT b3": 44_072_128,
+    "MiT b4": 60_842_688,
+    "MiT b5": 81_443_008,
+    # PiT: as published without the final norm and the heads, and its upsampling to level 0, of 4 C^2 + C.
+    "PiT ti": 4_589_760 + 16_448,
+    "PiT xs": 10_233_120 + 36_960,
+    "PiT s": 22_883_760 + 83_088,
+    "PiT b": 72_737_792 + 262_400,
+    "PiT ti_distilled": 4_589_760 + 64 + 16_448,
+    "PiT xs_distilled": 10_233_120 + 96 + 36_960,
+    "PiT s_distilled": 22_883_760 + 144 + 83_088,
+    "PiT b_distilled": 72_737_792 + 256 + 262_400,
+    "Swin tiny": 27_520_698,
+    "Swin small": 48_838_602,
+    "Swin base": 86_745_016,
+    "Swin large": 194_998_164,
+    "Swin base_w12": 86_880_376,
+    "Swin large_w12": 195_201_204,
+}
+
+
+def total(outputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """A loss that reaches every output, and every element of it differently."""
+    return sum((o * torch.linspace(-1, 1, o.numel()).view_as(o)).sum() for o in outputs)
+
+
+@pytest.mark.parametrize(("family", "arch"), VARIANTS, ids=lambda v: getattr(v, "__name__", v))
+def test_parameter_counts(family, arch):
+    with torch.device("meta"):
+        backbone = family(arch=arch)
+    assert sum(p.numel() for p in backbone.parameters()) == PARAMETERS[f"{family.__name__} {arch}"]
+
+
+@pytest.mark.parametrize(("family", "arch"), VARIANTS, ids=lambda v: getattr(v, "__name__", v))
+def test_declared_sizes_of_every_variant(family, arch):
+    with torch.device("meta"):
+        backbone = family(arch=arch)
+        outputs = backbone(torch.empty(1, 3, 230, 33))
+    expected = [
+        (1, c, math.ceil(230 / s), math.ceil(33 / s)) for c, s in zip(backbone.channels, backbone.strides, strict=True)
+    ]
+    assert [tuple(o.shape) for o in outputs] == expected
+
+
+@toys
+@pytest.mark.parametrize("size", [(32, 32), (33, 63), (64, 96), (65, 130), (127, 45), (448, 448)], ids=str)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_any_size(toy, size, batch):
+    backbone = toy().eval()
+    image = torch.randn(batch, 3, *size)
+    with torch.no_grad():
+        outputs = backbone(image)
+    expected = [
+        (batch, c, *(math.ceil(n / s) for n in size)) for c, s in zip(backbone.channels, backbone.strides, strict=True)
+    ]
+    assert [tuple(o.shape) for o in outputs] == expected
+    for output in outputs:
+        assert output.is_contiguous()
+        assert torch.isfinite(output).all()
+
+
+@toys
+def test_images_of_a_batch_do_not_meet(toy):
+    backbone = toy().eval()
+    images = torch.randn(3, 3, 70, 90)
+    with torch.no_grad():
+        together = backbone(images)
+        apart = [backbone(image[None]) for image in images]
+    for level, batched in enumerate(together):
+        torch.testing.assert_close(batched, torch.cat([outputs[level] for outputs in apart]), rtol=1e-4, atol=1e-5)
+
+
+@toys
+@pytest.mark.parametrize("out_indices", SUBSETS, ids=str)
+def test_subsets_use_every_parameter(toy, out_indices):
+    torch.manual_seed(0)
+    backbone = toy(out_indices=out_indices, drop_path_rate=0.0)
+    outputs = backbone(torch.randn(2, 3, 64, 64))
+    assert len(outputs) == len(out_indices) == len(backbone.channels) == len(backbone.strides)
+    assert [o.shape[1] for o in outputs] == [*backbone.channels]
+    total(outputs).backward()
+    assert [name for name, p in backbone.named_parameters() if p.grad is None] == []
+    assert all(torch.isfinite(p.grad).all() for p in backbone.parameters())
+
+
+@toys
+def test_subset_equals_the_levels_of_all(toy):
+    torch.manual_seed(1)
+    full, part = toy().eval(), toy(out_indices=(0, 2)).eval()
+    part.load_state_dict({k: v for k, v in full.state_dict().items() if k in part.state_dict()})
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        for a, b in zip(part(image), [full(image)[i] for i in (0, 2)], strict=True):
+            assert torch.equal(a, b)
+
+
+@toys
+@pytest.mark.parametrize("frozen_stages", range(-1, 5))
+def test_freezing(toy, frozen_stages):
+    backbone = toy(frozen_stages=frozen_stages)
+    for _ in range(2):
+        frozen = {name for name, p in backbone.named_parameters() if not p.requires_grad}
+        names = [name for name, _ in backbone.named_parameters()]
+        stem = {n for n in names if n.startswith(("stages.0.patch_embed", "stages.0.position", "stem."))}
+        stages = {n for n in names if n.startswith("stages.") and int(n.split(".")[1]) < frozen_stages}
+        # What follows the last stage, PiT's upsampling and CoaT's parallel blocks, is frozen with it.
+        last = {n for n in names if n.startswith(("upsample.", "parallel_blocks.")) and frozen_stages == 4}
+        assert frozen == (set() if frozen_stages == -1 else stem | stages | last)
+        assert backbone.train() is backbone
+        for i, stage in enumerate(backbone.stages):
+            assert stage.blocks[0].training == (i >= frozen_stages)
+    image = torch.randn(1, 3, 64, 64)
+    if frozen_stages < 4:
+        total(backbone(image)).backward()
+        assert all((p.grad is None) != p.requires_grad for p in backbone.parameters())
+
+
+def test_norm_eval_keeps_batch_norms_in_eval():
+    class WithBatchNorm(Backbone):
+        def __init__(self, norm_eval):
+            super().__init__((4,), 3, (0,), -1, norm_eval, False, None)
+            self.norm = nn.BatchNorm2d(3)
+
+        def levels(self, image):
+            yield self.norm(image).permute(0, 2, 3, 1)
+
+        def freezable(self):
+            return [[], []]
+
+    assert not WithBatchNorm(norm_eval=True).train().norm.training
+    assert WithBatchNorm(norm_eval=False).train().norm.training
+
+
+@toys
+@pytest.mark.parametrize("with_cp", ["ffn", "block", True])
+def test_checkpointing_changes_neither_output_nor_gradient(toy, with_cp):
+    torch.manual_seed(2)
+    plain = toy(drop_path_rate=0.3).train()
+    saving = toy(drop_path_rate=0.3, with_cp=with_cp).train()
+    saving.load_state_dict(plain.state_dict())
+    image = torch.randn(2, 3, 70, 64)
+    results = []
+    for backbone in (plain, saving):
+        torch.manual_seed(3)  # of drop path
+        outputs = backbone(image)
+        total(outputs).backward()
+        results.append((outputs, [p.grad for p in backbone.parameters()]))
+    for a, b in zip(results[0][0], results[1][0], strict=True):
+        assert torch.equal(a, b)
+    for (name, _), a, b in zip(plain.named_parameters(), results[0][1], results[1][1], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, msg=name)
+
+
+@toys
+def test_drop_path_drops_whole_samples_in_training_only(toy):
+    torch.manual_seed(4)
+    backbone = toy(drop_path_rate=0.5)
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(backbone.eval()(image)[-1], backbone(image)[-1])
+        backbone.train()
+        outputs = {float(backbone(image)[-1].sum()) for _ in range(20)}
+    # Five of the six blocks drop (the first has rate 0), two branches each: few of 2**10 outcomes repeat in 20 draws.
+    assert len(outputs) > 5
+    rates = [module.rate for module in backbone.modules() if isinstance(module, DropPath)]
+    if isinstance(backbone, CoaT):  # constant, in the parallel blocks too
+        assert rates == [0.5] * (6 + backbone.arch.parallel_depth)
+    else:
+        assert rates == pytest.approx([0.5 * i / 5 for i in range(6)])
+
+
+@toys
+def test_under_bf16_autocast_the_gradients_of_norms_are_those_of_fp32_but_for_rounding(toy):
+    torch.manual_seed(0)
+    backbone, image = toy(drop_path_rate=0.0).train(), torch.randn(2, 3, 128, 96)
+    weights = [torch.randn_like(output) for output in backbone(image)]
+    norms = [p for module in backbone.modules() if isinstance(module, nn.LayerNorm) for p in module.parameters()]
+
+    def gradients(autocast):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            outputs = backbone(image)
+        return torch.autograd.grad(sum((o * w).sum() for o, w in zip(outputs, weights, strict=True)), norms)
+
+    # A bf16 stream makes it 0.02 and, in networks that learn, 0.1. The worst are near zero at random weights.
+    pairs = zip(gradients(False), gradients(True), strict=True)
+    assert statistics.median(float((rounded - exact).norm() / exact.norm()) for exact, rounded in pairs) < 0.01
+
+
+@toys
+def test_bf16_autocast_is_finite_and_close(toy):
+    torch.manual_seed(5)
+    backbone = toy(drop_path_rate=0.0)
+    image = torch.randn(1, 3, 96, 64)
+    with torch.no_grad():
+        exact = backbone.eval()(image)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            rough = backbone(image)
+    for a, b in zip(exact, rough, strict=True):
+        assert torch.isfinite(b).all()
+        assert (a - b.float()).abs().max() < 0.15 * a.abs().max()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = total(backbone.train()(image))
+    loss.backward()
+    assert all(torch.isfinite(p.grad).all() for p in backbone.parameters())
+
+
+def test_training_from_scratch_begins_with_loud_feed_forward_networks_and_quiet_attention():
+    def std(layer):
+        return float(layer.weight.detach().std())
+
+    torch.manual_seed(0)
+    backbone = MODELS.build(dict(type="PVTv2", arch="b1", init_cfg=[dict(type="mm_vitbackbones.FromScratch")]))
+    block = backbone.stages[0].blocks[0]
+    official = [std(x) for x in (block.ffn.fc1, block.ffn.fc2, block.attn.q, block.attn.proj)]
+    assert official == pytest.approx([0.02] * 4, rel=0.1)
+    backbone.init_weights()
+    # dim 64, hidden 512: sqrt(2 / fan-out), and sqrt(2 / (64 + 3 * 64)) for queries, keys and values.
+    scratch = [std(x) for x in (block.ffn.fc1, block.ffn.fc2, block.attn.q, block.attn.kv)]
+    assert scratch == pytest.approx([0.0625, 0.1768, 0.0884, 0.0884], rel=0.1)
+    assert std(block.ffn.dwconv) == pytest.approx((2 / 9) ** 0.5, rel=0.1)
+    assert std(block.attn.proj) == pytest.approx(0.02, rel=0.1)
+
+
+@toys
+def test_state_dict_round_trip_deep_copy_and_pickle(toy):
+    torch.manual_seed(6)
+    backbone, image = toy().eval(), torch.randn(1, 3, 64, 64)
+    other = toy().eval()
+    other.load_state_dict(backbone.state_dict())
+    with torch.no_grad():
+        expected = backbone(image)
+        for twin in (other, copy.deepcopy(backbone), pickle.loads(pickle.dumps(backbone))):
+            assert all(torch.equal(a, b) for a, b in zip(expected, twin(image), strict=True))
+
+
+@toys
+def test_optimizer_rules_of_mmengine_take_each_parameter_once(toy):
+    from mmengine.optim import build_optim_wrapper
+
+    backbone = toy()
+    rules = dict(norm_decay_mult=0.0, bias_decay_mult=0.0, custom_keys=dict(patch_embed=dict(lr_mult=0.1)))
+    wrapper = build_optim_wrapper(
+        backbone, dict(type="OptimWrapper", optimizer=dict(type="AdamW", lr=1.0, weight_decay=1.0), paramwise_cfg=rules)
+    )
+    every = [(p, group["lr"], group["weight_decay"]) for group in wrapper.param_groups for p in group["params"]]
+    groups = [group for group in every if isinstance(group[0], nn.Parameter)]  # MMEngine adds a tensor of its own
+    assert [id(p) for p, *_ in groups] == [id(p) for p in backbone.parameters()]
+    for (name, p), (_, rate, decay) in zip(backbone.named_parameters(), groups, strict=True):
+        embeds = "patch_embed" in name
+        assert rate == (0.1 if embeds else 1.0)
+        assert decay == (1.0 if embeds or p.dim() > 1 else 0.0)
+
+
+@toys
+@pytest.mark.parametrize("out_indices", [(0, 1, 2, 3), (1, 2)], ids=str)
+def test_depths_of_parameters_rise_from_the_stem_to_the_last_block(toy, out_indices):
+    backbone = toy(out_indices=out_indices)
+    serial = [(f"stages.{i}.", len(stage.blocks)) for i, stage in enumerate(backbone.stages)]
+    names = [name for name, _ in backbone.named_parameters()]
+    depths = {name: backbone.get_layer_depth(f"backbone.{name}", "backbone.") for name in names}
+    count = sum(blocks for _, blocks in serial) + len(getattr(backbone, "parallel_blocks", ())) + 2
+    assert {total for _, total in depths.values()} == {count}
+    assert {depth for depth, _ in depths.values()} == {*range(count - 1)}
+    first = 1
+    for prefix, blocks in serial:
+        for j in range(blocks):
+            found = {depths[name][0] for name in names if name.startswith(f"{prefix}blocks.{j}.")}
+            assert found == {first + j}
+        before = {
+            depths[n][0] for n in names if n.startswith((f"{prefix}patch_embed", f"{prefix}pool", f"{prefix}cpe"))
+        }
+        assert before <= {first if prefix != "stages.0." else 0}
+        assert {depths[n][0] for n in names if n.startswith(f"{prefix}norm.")} <= {first + blocks - 1}
+        first += blocks
+    with pytest.raises(ValueError, match=r"'backbone\.stages\.9\.x' is no parameter of"):
+        backbone.get_layer_depth("backbone.stages.9.x", "backbone.")
+
+
+@toys
+@pytest.mark.parametrize("in_channels", [1, 4])
+def test_images_of_other_channels(toy, in_channels):
+    backbone = toy(in_channels=in_channels).eval()
+    with torch.no_grad():
+        assert len(backbone(torch.randn(1, in_channels, 32, 32))) == 4
+    with pytest.raises(ValueError, match=f"{in_channels}, H, W"):
+        backbone(torch.randn(1, 3, 32, 32))
+
+
+@toys
+def test_torch_compile_of_a_block_and_of_the_backbone(toy):
+    torch._dynamo.reset()  # the limit of recompilations counts those of other tests too
+    torch.manual_seed(7)
+    backbone, image = toy().eval(), torch.randn(1, 3, 64, 96)
+    block, inputs = backbone.stages[0].blocks[0], []
+    hook = block.register_forward_pre_hook(lambda block, given: inputs.extend(given))
+    with torch.no_grad():
+        backbone(image)
+    hook.remove()
+    # The graph is what can break; code generation is the compiler's business and takes minutes.
+    with torch.no_grad():
+        compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(*inputs), block(*inputs), rtol=1e-5, atol=1e-5)
+        whole = torch.compile(backbone, fullgraph=True, backend="aot_eager")
+        for a, b in zip(whole(image), backbone(image), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    backbone.train()
+    trained = torch.compile(backbone.stages[0].blocks[0], fullgraph=True, backend="aot_eager")
+    tree_leaves(trained(*inputs))[-1].sum().backward()
+
+
+@pytest.mark.slow
+@toys
+def test_six_sizes_of_images_take_three_compilations_at_most(toy):
+    torch._dynamo.reset()
+    torch.manual_seed(7)
+    backbone, graphs = toy().eval(), []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return aot_eager(graph, inputs)
+
+    compiled = torch.compile(backbone, fullgraph=True, backend=backend)
+    # Of COCO's images, padded. (Convolutions of smaller maps take another kernel on CPU, which a graph asks about.)
+    for size in [(800, 1344), (800, 1216), (1344, 800), (768, 1344), (960, 960), (704, 1248)]:
+        image = torch.randn(1, 3, *size)
+        with torch.no_grad():
+            for a, b in zip(compiled(image), backbone(image), strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    assert len(graphs) <= 3
+
+
+def test_registered_under_the_scope():
+    assert MODELS is BACKBONES
+    backbone = MODELS.build(dict(type="PVT", arch="tiny"))
+    assert isinstance(backbone, PVT)
+    assert backbone.channels == (64, 128, 320, 512)
+    assert backbone.strides == (4, 8, 16, 32)
+    from mmengine.registry import MODELS as root
+
+    assert isinstance(root.build(dict(type="mm_vitbackbones.PVTv2", arch="b0", out_indices=(1, 3))), PVTv2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(arch="smal"), "did you mean 'small'"),
+        (dict(arch=dict(depths=(1, 1, 1, 1), depth=3)), "no field \\['depth'\\]"),
+        (dict(arch=dict(depths=(1, 1, 1))), "4 stages"),
+        (dict(arch=dict(depths=(1, 1, 1, 1), dims=(10, 20, 30, 33))), "num_heads"),
+        (dict(out_indices=(0, 4)), "out_indices"),
+        (dict(out_indices=()), "out_indices"),
+        (dict(out_indices=(2, 1)), "ascending"),
+        (dict(frozen_stages=5), "frozen_stages"),
+        (dict(with_cp="blocks"), "with_cp"),
+        (dict(in_channels=0), "in_channels"),
+        (dict(drop_path_rate=1.0), "drop_path_rate"),
+        (dict(norm_eps=0.0), "norm_eps"),
+    ],
+    ids=str,
+)
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        PVT(**arguments)
+
+
+@pytest.mark.parametrize(("arch", "strides"), [("ti", (8, 16, 32)), ("b_distilled", (7, 14, 28))])
+def test_the_published_geometry_of_pit(arch, strides):
+    with torch.device("meta"):
+        backbone = PiT(arch, stem="published", out_indices=(1, 2, 3))
+        outputs = backbone(torch.empty(2, 3, 800, 1344))
+    assert backbone.strides == strides
+    grids = {8: [(99, 167), (50, 84), (25, 42)], 7: [(113, 191), (57, 96), (29, 48)]}
+    assert [tuple(o.shape[2:]) for o in outputs] == grids[strides[0]]
+    assert not any(name.startswith("upsample") for name, _ in backbone.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(stem="published"), "no 0"),
+        (dict(stem="official"), "'aligned' or 'published'"),
+        (dict(arch="s_distiled"), "did you mean 's_distilled'"),
+        (dict(arch=dict(TINY_PIT, dims=(8, 12, 32))), "multiples of the stage before"),
+        (dict(arch=dict(TINY_PIT, patch_size=7)), "even number of at least 8"),
+        (dict(arch=TINY), "3 stages"),
+    ],
+    ids=str,
+)
+def test_bad_arguments_of_pit_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        PiT(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("image", "error", "message"),
+    [
+        (torch.zeros(1, 3, 31, 64), ValueError, "at least 32"),
+        (torch.zeros(3, 64, 64), ValueError, "B, 3, H, W"),
+        (torch.zeros(1, 3, 64, 64, dtype=torch.uint8), TypeError, "uint8"),
+    ],
+    ids=["small", "3d", "uint8"],
+)
+def test_bad_images_are_named(image, error, message):
+    with pytest.raises(error, match=message):
+        TOYS["pvt"]()(image)

@@ -1,0 +1,216 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from helpers.official import TOYS, official_state
+from helpers.paths import TOOLS
+from mm_vitbackbones.backbones import PVT, MiT, PiT, PVTv2
+from mm_vitbackbones.checkpoints import CheckpointError, convert_checkpoint, load_pretrained, read_checkpoint
+from mm_vitbackbones.checkpoints.recognise import FAMILIES
+
+TOOL = TOOLS / "convert_checkpoint.py"
+
+
+def build(toy):
+    """A backbone with nothing that published files lack."""
+    cls, arch = TOYS[toy]
+    return cls(arch, out_indices=(1, 2, 3)) if cls is PiT else cls(arch)
+
+
+def skip_without_layout(toy, *names):
+    if missing := set(names) - {layout.name for layout in FAMILIES[TOYS[toy][0].__name__].layouts}:
+        pytest.skip(f"{toy} has no layout {', '.join(missing)}")
+
+
+@pytest.fixture(params=TOYS)
+def toy(request):
+    return request.param
+
+
+@pytest.fixture
+def source(tmp_path, toy):
+    torch.save(official_state(toy), tmp_path / "official.pth")
+    return tmp_path / "official.pth"
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) and a[key].dtype == b[key].dtype for key in a)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(
+    ("between", "suffix"),
+    [
+        (["ours"], ".pth"),
+        (["ours"], ".safetensors"),  # OpenMMLab's names leave the classifier no room in this format
+        (["openmmlab"], ".pth"),
+        (["ours", "openmmlab"], ".pth"),
+        (["openmmlab", "ours"], ".pth"),
+    ],
+)
+def test_round_trips_give_the_very_file(source, toy, tmp_path, between, suffix, dtype):
+    skip_without_layout(toy, *between)
+    arch = TOYS[toy][1]
+    original = {k: t.to(dtype) if t.is_floating_point() else t for k, t in torch.load(source).items()}
+    torch.save(original, source)
+    previous = source
+    for i, to in enumerate(between):
+        convert_checkpoint(previous, tmp_path / f"{i}{suffix}", to, arch)
+        previous = tmp_path / f"{i}{suffix}"
+    convert_checkpoint(previous, tmp_path / "again.pth", "official", arch)
+    assert same(torch.load(tmp_path / "again.pth"), original)
+
+
+@pytest.mark.parametrize("to", ["official", "ours", "openmmlab"])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_the_result_can_be_loaded(source, toy, tmp_path, to, suffix):
+    skip_without_layout(toy, to)
+    convert_checkpoint(source, tmp_path / f"out{suffix}", to, TOYS[toy][1])
+    expected, backbone = build(toy), build(toy)
+    load_pretrained(expected, source)
+    report = load_pretrained(backbone, tmp_path / f"out{suffix}")
+    assert report.layout == to
+    assert same(backbone.state_dict(), expected.state_dict())
+
+
+def test_our_file_is_the_backbones_own_state_dict(source, toy, tmp_path):
+    cls, arch = TOYS[toy]
+    convert_checkpoint(source, tmp_path / "ours.pth", "ours", arch)
+    content = torch.load(tmp_path / "ours.pth")
+    build(toy).load_state_dict(content["state_dict"], strict=True)
+    assert content["meta"]["family"] == cls.__name__
+    assert "head.weight" in content["classifier"]
+
+
+def test_what_is_no_weight_of_the_backbone_is_named(tmp_path, toy):
+    arch = TOYS[toy][1]
+    state = {f"backbone.{key}": tensor for key, tensor in build(toy).state_dict().items()} | {"neck.w": torch.ones(1)}
+    torch.save({"state_dict": state, "optimizer": {}}, tmp_path / "detector.pth")
+    text = str(convert_checkpoint(tmp_path / "detector.pth", tmp_path / "out.pth", "official", arch))
+    assert "left behind, as not of the backbone: neck.w, optimizer" in text
+    assert "holds no classifier" in text
+    backbone = build(toy)
+    load_pretrained(backbone, tmp_path / "out.pth")
+    assert same(backbone.state_dict(), {k.removeprefix("backbone."): v for k, v in state.items() if k != "neck.w"})
+
+
+def test_what_a_form_has_no_room_for_is_named(source, toy, tmp_path):
+    skip_without_layout(toy, "openmmlab")
+    result = convert_checkpoint(source, tmp_path / "out.safetensors", "openmmlab", TOYS[toy][1])
+    assert "no room for it: classifier." in str(result)
+
+
+def test_an_upsampling_stays_in_our_layout(tmp_path):
+    state = PiT("ti_distilled", out_indices=(0, 3)).state_dict()
+    torch.save(state, tmp_path / "in.pth")
+    result = convert_checkpoint(tmp_path / "in.pth", tmp_path / "out.pth", "official")
+    assert result.arch == "ti_distilled"
+    assert "no room for it: upsample.weight, upsample.bias" in str(result)
+    convert_checkpoint(tmp_path / "out.pth", tmp_path / "again.pth", "ours")
+    again = torch.load(tmp_path / "again.pth")["state_dict"]
+    assert same(again, {key: tensor for key, tensor in state.items() if not key.startswith("upsample.")})
+
+
+def test_the_published_archs_are_recognised(tmp_path):
+    for backbone, arch in {
+        PVT("tiny"): "tiny",
+        PVT("large", out_indices=(0,)): "small or medium or large",
+        PVTv2("b0", in_channels=4): "b0",
+        PVTv2("b2_li", out_indices=(0, 1)): "b2_li",
+    }.items():
+        torch.save(backbone.state_dict(), tmp_path / "in.pth")
+        result = convert_checkpoint(tmp_path / "in.pth", tmp_path / "out.pth", "openmmlab", force=True)
+        assert result.arch == arch
+        assert ("no linear attention" in str(result)) == (arch == "b2_li")
+
+
+def test_twins_are_noted(tmp_path):
+    for source, other in ((MiT, "huggingface"), (PVTv2, "timm")):
+        weights, layouts = source("b5", out_indices=(0,)).state_dict(), FAMILIES[source.__name__]
+        for layout in ("official", other):
+            torch.save(layouts.layout(layout).to_theirs(weights)[0], tmp_path / "in.pth")
+            text = str(convert_checkpoint(tmp_path / "in.pth", tmp_path / "out.pth", arch="b5", force=True))
+            assert ("may as well be of PVTv2 b5" in text) == (layout == "official")
+
+
+def test_a_table_that_is_not_square_stays_in_our_layout(tmp_path):
+    state = PVT("tiny").state_dict()
+    state["stages.0.position.table"] = state["stages.0.position.table"][:, :28]
+    torch.save(state, tmp_path / "in.pth")
+    convert_checkpoint(tmp_path / "in.pth", tmp_path / "ours.pth", "ours")
+    for to in ("official", "openmmlab"):
+        with pytest.raises(CheckpointError, match=f"the {to} layout cannot hold these weights"):
+            convert_checkpoint(tmp_path / "in.pth", tmp_path / "out.pth", to)
+    assert not (tmp_path / "out.pth").exists()
+
+
+def run(*args):
+    environment = os.environ | {"PYTHONPATH": str(TOOL.parents[1])}
+    return subprocess.run([sys.executable, TOOL, *map(str, args)], capture_output=True, text=True, env=environment)
+
+
+def test_the_tool(tmp_path):
+    state, _ = FAMILIES["PVTv2"].layout("official").to_theirs(PVTv2("b0").state_dict())
+    torch.save(state, tmp_path / "in.pth")
+    done = run(tmp_path / "in.pth", tmp_path / "out.pth", "--to", "openmmlab")
+    assert done.returncode == 0
+    assert "PVTv2 b0" in done.stdout
+    written = (tmp_path / "out.pth").read_bytes()
+
+    again = run(tmp_path / "in.pth", tmp_path / "out.pth", "--to", "official")
+    assert again.returncode == 2
+    assert again.stderr.count("\n") == 1
+    assert "out.pth exists" in again.stderr
+    assert (tmp_path / "out.pth").read_bytes() == written
+
+    forced = run(tmp_path / "out.pth", tmp_path / "out.pth", "--to", "official", "--force")
+    assert forced.returncode == 0
+    assert same(read_checkpoint(tmp_path / "out.pth"), state)
+    assert {path.name for path in tmp_path.iterdir()} == {"in.pth", "out.pth"}
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments", "message"),
+    [
+        ({"w": torch.ones(1)}, {}, "no network that is known"),
+        (official_state("pvt"), {}, "no published arch.*--arch"),
+        (official_state("pvt"), {"arch": "tiny"}, "is not of arch tiny"),
+        (official_state("pvt"), {"arch": "tny"}, "--arch: PVT has no arch 'tny'"),
+        (official_state("pvt"), {"arch": {"depth": 1}}, "--arch: .*depth"),
+        (official_state("pvt") | {"extra.weight": torch.ones(1)}, {"arch": TOYS["pvt"][1]}, r"has no extra\.weight"),
+        (official_state("pvt"), {"to": "jax"}, "no layout 'jax'"),
+        (official_state("pit"), {"to": "openmmlab", "arch": TOYS["pit"][1]}, "PiT has no layout 'openmmlab'"),
+        (official_state("coat"), {"to": "openmmlab", "arch": TOYS["coat"][1]}, "CoaT has no layout 'openmmlab'"),
+        ({"a": 1}, {}, "no state dict"),
+    ],
+)
+def test_what_cannot_be_converted(tmp_path, content, arguments, message):
+    torch.save(content, tmp_path / "in.pth")
+    with pytest.raises(CheckpointError, match=message):
+        convert_checkpoint(tmp_path / "in.pth", tmp_path / "out.pth", **arguments)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.pth"]
+
+
+def test_where_it_cannot_be_written(source, toy, tmp_path):
+    with pytest.raises(CheckpointError, match="no folder"):
+        convert_checkpoint(source, tmp_path / "no" / "out.pth", arch=TOYS[toy][1])
+    with pytest.raises(FileExistsError, match="exists"):
+        convert_checkpoint(source, tmp_path, arch=TOYS[toy][1])
+
+
+def test_an_interrupted_write_leaves_what_was_there(source, toy, tmp_path, monkeypatch):
+    (tmp_path / "out.pth").write_bytes(b"precious")
+
+    def fails(content, path):
+        Path(path).write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(torch, "save", fails)
+    with pytest.raises(CheckpointError, match="No space left"):
+        convert_checkpoint(source, tmp_path / "out.pth", arch=TOYS[toy][1], force=True)
+    assert (tmp_path / "out.pth").read_bytes() == b"precious"
+    assert {path.name for path in tmp_path.iterdir()} == {"official.pth", "out.pth"}

@@ -1,0 +1,453 @@
+import argparse
+import logging
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from helpers.official import SPEC, TOYS, official_state, relative_error
+from helpers.paths import DATA
+from mm_vitbackbones.backbones import PVT, CoaT, MiT, PiT, PVTv2, Swin
+from mm_vitbackbones.checkpoints import CheckpointError, CheckpointMismatch, load_pretrained
+from mm_vitbackbones.checkpoints.recognise import FAMILIES, looks_like
+from mm_vitbackbones.checkpoints.surgery import adapt_in_channels
+
+PUBLISHED_FORM = {"pit": {"stem": "published", "out_indices": (1, 2, 3)}}
+"""Arguments that give a network the form of the recorded features, where it has several."""
+CASES = [(toy, layout.name) for toy, (cls, _) in TOYS.items() for layout in FAMILIES[cls.__name__].layouts]
+CASES.remove(("swin", "timm"))  # which has no norms of levels: see test_checkpoints_swin.py
+
+
+def build(toy, **kwargs):
+    cls, spec = TOYS[toy]
+    return cls(**{"arch": spec} | PUBLISHED_FORM.get(toy, {}) | kwargs)
+
+
+def renamed(toy, layout):
+    family = FAMILIES[TOYS[toy][0].__name__]
+    return family.layout(layout).to_theirs(family.layout("official").to_ours(official_state(toy))[0])[0]
+
+
+def check_loaded(backbone, toy):
+    """The backbone gives what the official network gave."""
+    with np.load(DATA / f"{toy}.npz") as arrays, torch.no_grad():
+        maps = backbone.eval()(torch.from_numpy(arrays["input0"]))
+        for i, level in zip(backbone.out_indices, maps, strict=True):
+            feature = torch.from_numpy(arrays[f"feature0_{i - (toy == 'pit')}"])
+            assert relative_error(level, feature) <= 1e-5
+
+
+@pytest.fixture
+def unchanged():
+    """A check that what the backbone held is what it holds."""
+
+    class Watch:
+        def __call__(self, backbone):
+            self.backbone, self.before = backbone, {k: v.clone() for k, v in backbone.state_dict().items()}
+            return backbone
+
+    watch = Watch()
+    yield watch
+    after = watch.backbone.state_dict()
+    assert all(torch.equal(after[key], watch.before[key]) for key in watch.before)
+
+
+@pytest.mark.parametrize(("toy", "layout"), CASES)
+def test_each_layout_gives_the_official_features(toy, layout):
+    backbone = build(toy)
+    report = load_pretrained(backbone, renamed(toy, layout))
+    check_loaded(backbone, toy)
+    assert report.layout == layout
+    assert report.parameters == sum(p.numel() for p in backbone.parameters())
+    assert set(report.loaded) == set(backbone.state_dict())
+    assert not report.fresh
+    assert bool(report.left_out) == (layout != "openmmlab")
+
+
+def hf_classifier(state):
+    return {key if key.startswith("classifier.") else f"pvt.{key}": tensor for key, tensor in state.items()}
+
+
+WRAPPERS = {
+    "state_dict": lambda state: {"state_dict": state, "epoch": 3, "optimizer": {"lr": 0.1}},
+    "model": lambda state: {"model": state, "args": argparse.Namespace(lr=0.1)},
+    "nested": lambda state: {"state_dict": {"model": state}},
+    "ema beside": lambda state: {"model": state, "model_ema": {k: torch.zeros_like(v) for k, v in state.items()}},
+    "module": lambda state: {f"module.{k}": v for k, v in state.items()},
+    "detector": lambda state: {
+        "state_dict": {f"backbone.{k}": v for k, v in state.items()}
+        | {"neck.w": torch.ones(1), "bbox_head.w": torch.ones(1)}
+    },
+    "ddp detector": lambda state: (
+        {f"module.backbone.{k}": v for k, v in state.items()} | {"module.neck.w": torch.ones(1)}
+    ),
+}
+
+
+@pytest.mark.parametrize("layout", ["official", "ours", "openmmlab", "huggingface"])
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_wrappers_and_prefixes(tmp_path, wrapper, layout):
+    backbone = build("pvt")
+    torch.save(WRAPPERS[wrapper](renamed("pvt", layout)), tmp_path / "file.pth")
+    report = load_pretrained(backbone, tmp_path / "file.pth")
+    check_loaded(backbone, "pvt")
+    assert ("neck" in str(report)) == ("detector" in wrapper)
+    assert ("optimizer" in str(report)) == (wrapper == "state_dict")
+
+
+def test_the_published_form_of_hugging_face():
+    backbone = build("pvt")
+    report = load_pretrained(backbone, hf_classifier(renamed("pvt", "huggingface")))
+    check_loaded(backbone, "pvt")
+    assert "classifier.weight" in report.left_out
+    assert not report.outside
+
+
+DECODE_HEADS = {
+    "official": ("linear_c4.proj.weight", "linear_fuse.conv.weight", "linear_fuse.bn.weight", "linear_pred.weight"),
+    "openmmlab": ("convs.0.conv.weight", "fusion_conv.conv.weight", "conv_seg.weight"),
+    "huggingface": ("linear_c.0.proj.weight", "linear_fuse.weight", "batch_norm.weight", "classifier.weight"),
+    "huggingface-5": ("linear_projections.0.proj.weight", "batch_norm.weight", "classifier.weight"),
+}
+
+
+@pytest.mark.parametrize("layout", DECODE_HEADS)
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_whole_segformer_gives_its_encoder(layout, prefix):
+    encoder = {key: t for key, t in renamed("mit", layout).items() if not key.startswith(("head.", "classifier."))}
+    own = "segformer." if layout.startswith("huggingface") else "backbone."
+    head = {f"{prefix}decode_head.{key}": torch.ones(1) for key in DECODE_HEADS[layout]}
+    backbone = build("mit")
+    report = load_pretrained(backbone, {"state_dict": {f"{prefix}{own}{k}": t for k, t in encoder.items()} | head})
+    check_loaded(backbone, "mit")
+    assert (report.layout, report.outside, report.left_out) == (layout, tuple(head), ())
+    assert f"not of the backbone: decode_head ({len(head)})" in str(report)
+
+
+def test_safetensors(tmp_path):
+    from safetensors.torch import save_file
+
+    save_file({k: v.contiguous() for k, v in renamed("pvt_v2", "timm").items()}, tmp_path / "model.safetensors")
+    backbone = build("pvt_v2")
+    load_pretrained(backbone, str(tmp_path / "model.safetensors"))
+    check_loaded(backbone, "pvt_v2")
+
+
+def test_init_cfg_loads(tmp_path):
+    torch.save(official_state("pvt_v2"), tmp_path / "file.pth")
+    backbone = build("pvt_v2", init_cfg={"type": "Pretrained", "checkpoint": str(tmp_path / "file.pth")})
+    backbone.init_weights()
+    check_loaded(backbone, "pvt_v2")
+
+
+def test_one_line_says_it_all(tmp_path, monkeypatch):
+    lines = []
+    monkeypatch.setattr(
+        "mm_vitbackbones.checkpoints.loading.print_log",
+        lambda text, logger=None, level=logging.INFO: lines.append(text),
+    )
+    backbone = build("pvt", arch=SPEC | {"pretrain_grid": 24}, in_channels=1, out_indices=(0, 2))
+    torch.save({k: v.half() for k, v in official_state("pvt").items()}, tmp_path / "file.pth")
+    report = load_pretrained(backbone, tmp_path / "file.pth")
+    (line,) = lines
+    assert line == str(report)
+    assert "\n" not in line
+    for part in (
+        "file.pth (official layout): all tensors",
+        f"{report.parameters:,} parameters",
+        "fresh: none",
+        "stages.0.patch_embed.proj.weight adapted from 3 to 1 input channels",
+        "stages.2.position.table resized from 4x4 to 6x6",
+        "tensors cast from float16 to float32",
+        "head.weight",
+        "cls_token",
+        "stages that are not built: 3",
+    ):
+        assert part in line
+
+
+# ---- what is made to fit
+
+
+def test_a_position_table_of_another_grid_is_resized():
+    backbone = build("pvt", arch=SPEC | {"pretrain_grid": 32})
+    state = official_state("pvt")
+    report = load_pretrained(backbone, state)
+    assert len(report.adapted) == 4
+    table = state["pos_embed1"].reshape(1, 16, 16, 8).permute(0, 3, 1, 2)
+    expected = F.interpolate(table, size=(32, 32), mode="bilinear", align_corners=False).permute(0, 2, 3, 1)
+    torch.testing.assert_close(backbone.stages[0].position.table.data, expected)
+
+
+def test_pits_table_is_resized_bicubically():
+    backbone, state = build("pit", arch=TOYS["pit"][1] | {"pretrain_grid": 12}), official_state("pit")
+    report = load_pretrained(backbone, state)
+    assert report.adapted == ("stem.position.table resized from 7x7 to 12x12",)
+    expected = F.interpolate(state["pos_embed"], size=(12, 12), mode="bicubic", align_corners=False)
+    torch.testing.assert_close(backbone.stem.position.table.data, expected.permute(0, 2, 3, 1))
+
+
+def test_a_table_that_is_not_square_comes_in_our_layout_only(unchanged):
+    state = build("pvt").state_dict()
+    state["stages.0.position.table"] = state["stages.0.position.table"][:, :8]
+    report = load_pretrained(build("pvt"), state)
+    assert report.adapted == ("stages.0.position.table resized from 8x16 to 16x16",)
+    with pytest.raises(CheckpointError, match=r"\(1, 128, 8\).*square"):
+        load_pretrained(unchanged(build("pvt")), official_state("pvt") | {"pos_embed1": torch.zeros(1, 128, 8)})
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 6, 7])
+def test_a_stem_answers_equal_channels_as_before(channels):
+    weight = torch.randn(8, 3, 4, 4)
+    adapted = adapt_in_channels(weight, torch.Size((8, channels, 4, 4)))
+    image = torch.rand(1, 1, 16, 16)
+    torch.testing.assert_close(
+        F.conv2d(image.expand(1, channels, 16, 16), adapted), F.conv2d(image.expand(1, 3, 16, 16), weight)
+    )
+    if channels % 3 == 0:
+        assert torch.equal(adapted[:, :3], (weight * (3 / channels)))
+    if channels == 1:
+        torch.testing.assert_close(adapted, weight.sum(1, keepdim=True))
+
+
+@pytest.mark.parametrize("toy", TOYS)
+def test_a_backbone_of_other_channels_loads(toy):
+    backbone = build(toy, in_channels=5)
+    report = load_pretrained(backbone, official_state(toy))
+    stem = "stem.proj" if toy == "pit" else "stages.0.patch_embed.proj"
+    assert report.adapted == (f"{stem}.weight adapted from 3 to 5 input channels",)
+
+
+def test_only_an_rgb_stem_is_adapted(unchanged):
+    state = build("pvt_v2", in_channels=4).state_dict()
+    with pytest.raises(CheckpointMismatch, match=r"patch_embed\.proj\.weight \(8, 4, 7, 7\) for \(8, 5, 7, 7\)"):
+        load_pretrained(unchanged(build("pvt_v2", in_channels=5)), state)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_types_are_cast(dtype):
+    backbone = build("pvt_v2")
+    report = load_pretrained(backbone, {key: tensor.to(dtype) for key, tensor in official_state("pvt_v2").items()})
+    count = len(backbone.state_dict())
+    assert report.cast == (f"{count} tensors cast from {str(dtype)[6:]} to float32",)
+    assert all(p.dtype == torch.float32 for p in backbone.parameters())
+
+
+def test_stages_that_are_not_built_are_left_out():
+    backbone = build("pvt_v2", out_indices=(0, 1))
+    report = load_pretrained(backbone, official_state("pvt_v2"))
+    check_loaded(backbone, "pvt_v2")
+    assert {key.split(".")[1] for key in report.unbuilt} == {"2", "3"}
+
+
+def test_an_upsampling_that_no_published_file_holds_stays_fresh():
+    backbone = build("pit", stem="aligned", out_indices=(0, 1, 2, 3))
+    before = {key: tensor.clone() for key, tensor in backbone.upsample.state_dict().items()}
+    report = load_pretrained(backbone, official_state("pit"))
+    assert report.fresh == ("upsample.weight", "upsample.bias")
+    assert all(torch.equal(before[key], tensor) for key, tensor in backbone.upsample.state_dict().items())
+    # Files of ours hold it; a backbone without level 0 does not build it.
+    state = {key: tensor + 1 for key, tensor in backbone.state_dict().items()}
+    assert not load_pretrained(backbone, state).fresh
+    assert torch.equal(backbone.upsample.bias, before["bias"] + 1)
+    report = load_pretrained(build("pit"), state)
+    assert report.unbuilt == ("upsample.weight", "upsample.bias")
+    assert "left out, as not built: upsample.weight, upsample.bias" in str(report)
+
+
+@pytest.mark.parametrize("out_indices", [(0,), (1,), (0, 2), (1, 2), (3,)])
+def test_levels_that_meet_in_parallel_blocks(out_indices):
+    backbone = build("coat", out_indices=out_indices)
+    report = load_pretrained(backbone, official_state("coat"))
+    check_loaded(backbone, "coat")
+    assert bool(report.unbuilt) == (out_indices != (0, 1, 2, 3))
+    again = build("coat", out_indices=out_indices)
+    assert not load_pretrained(again, backbone.state_dict()).unbuilt
+    with pytest.raises(CheckpointMismatch, match=r"missing: "):
+        load_pretrained(build("coat"), backbone.state_dict())
+
+
+def test_frozen_parameters_are_loaded_and_stay_frozen():
+    backbone = build("pvt", frozen_stages=2)
+    load_pretrained(backbone, official_state("pvt"))
+    check_loaded(backbone, "pvt")
+    assert not backbone.stages[1].position.table.requires_grad
+
+
+# ---- what is refused, with the backbone as it was
+
+
+def test_a_missing_and_an_unexpected_key(unchanged):
+    state = official_state("pvt_v2")
+    state["block1.0.attn.w.weight"] = state.pop("block1.0.attn.q.bias")
+    message = r"1 missing: block1\.0\.attn\.q\.bias; 1 unexpected: block1\.0\.attn\.w\.weight"
+    with pytest.raises(CheckpointMismatch, match=message):
+        load_pretrained(unchanged(build("pvt_v2")), state)
+
+
+@pytest.mark.parametrize("layout", ["openmmlab", "huggingface", "timm", "ours"])
+def test_every_single_key_counts(layout):
+    state = renamed("pvt_v2", layout)
+    backbone = build("pvt_v2")
+    before = {key: tensor.clone() for key, tensor in backbone.state_dict().items()}
+    for key in [k for k in state if "head" not in k and "classifier" not in k]:
+        rest = {name: tensor for name, tensor in state.items() if name != key}
+        with pytest.raises(CheckpointMismatch):
+            load_pretrained(backbone, rest)
+    assert all(torch.equal(before[key], tensor) for key, tensor in backbone.state_dict().items())
+
+
+def test_missing_keys_have_the_files_own_names(unchanged):
+    state = {f"backbone.{k}": v for k, v in renamed("pvt", "openmmlab").items()}
+    del state["backbone.layers.1.1.1.attn.attn.in_proj_weight"]
+    with pytest.raises(CheckpointMismatch, match=r"missing: backbone\.layers\.1\.1\.1\.attn\.attn\.in_proj_weight\."):
+        load_pretrained(unchanged(build("pvt")), state)
+
+
+def test_half_of_a_joined_pair(unchanged):
+    state = renamed("pvt", "huggingface")
+    del state["encoder.block.0.1.attention.self.key.weight"]
+    with pytest.raises(CheckpointMismatch, match=r"1 missing: encoder\.block\.0\.1\.attention\.self\.key\.weight"):
+        load_pretrained(unchanged(build("pvt")), state)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "state", "message"),
+    [
+        (lambda: PVT("tiny"), lambda: PVT("small").state_dict(), r"looks like PVT small .*Give arch='small'"),
+        (
+            lambda: PVTv2("b2", out_indices=(0, 1)),
+            lambda: PVTv2("b2_li", out_indices=(0, 1)).state_dict(),
+            r"looks like PVTv2 b2_li .*Give arch='b2_li'",
+        ),
+        (
+            lambda: PVTv2("b0"),
+            lambda: PVTv2("b1").state_dict(),
+            r"looks like PVTv2 b1 .*not PVTv2 b0.*of another shape",
+        ),
+        (lambda: PVTv2("b0"), lambda: PVT("tiny").state_dict(), "looks like PVT tiny, and the backbone is PVTv2 b0"),
+        (
+            lambda: PiT("ti", out_indices=(0,)),
+            lambda: PiT("ti_distilled", out_indices=(0,)).state_dict(),
+            r"looks like PiT ti_distilled .*not PiT ti: .*class_tokens \(1, 2, 64\).*Give arch='ti_distilled'",
+        ),
+        (lambda: PVT("tiny"), lambda: PiT("xs", out_indices=(1, 2)).state_dict(), "looks like PiT xs, and"),
+        (
+            lambda: CoaT("lite_tiny"),
+            lambda: CoaT("mini", out_indices=(1,)).state_dict(),
+            r"looks like CoaT mini .*not CoaT lite_tiny.*Give arch='mini'",
+        ),
+        (lambda: PVT("tiny"), lambda: {"layer1.0.conv1.weight": torch.ones(1)}, "looks like a ResNet"),
+        (lambda: PVT("tiny"), lambda: {"blocks.0.attn.qkv.weight": torch.ones(1)}, "looks like a ViT"),
+        (
+            lambda: PVT("tiny"),
+            lambda: FAMILIES["Swin"].layout("timm").to_theirs(Swin("small").state_dict())[0],
+            "looks like Swin small",
+        ),
+        (lambda: PVT("tiny"), lambda: {"encoder.weight": torch.ones(1)}, "no network that is known"),
+    ],
+)
+def test_the_file_is_named(unchanged, backbone, state, message):
+    with pytest.raises(CheckpointMismatch, match=message):
+        load_pretrained(unchanged(backbone()), state())
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [(MiT, PVTv2), (PVTv2, MiT)], ids=["mit", "pvt_v2"])
+@pytest.mark.parametrize("arch", ["b0", "b1", "b2", "b3", "b4"])
+@pytest.mark.parametrize("layout", ["official", "openmmlab", "ours"])
+def test_mit_and_pvt_v2_are_told_apart(unchanged, theirs, ours, arch, layout):
+    with torch.device("meta"):
+        weights = theirs(arch).state_dict()
+    state, _ = FAMILIES[theirs.__name__].layout(layout).to_theirs(weights)
+    assert looks_like(state) == f"{theirs.__name__} {arch}"
+    state = {f"backbone.{key}": torch.zeros_like(tensor, device="cpu") for key, tensor in state.items()}
+    message = rf"looks like {theirs.__name__} {arch} \({layout} layout\), which is not {ours.__name__} b0: "
+    if arch == "b0":  # the hidden maps of two times two blocks differ, by two linears and a convolution
+        message += "20 of another shape"
+    with pytest.raises(CheckpointMismatch, match=message):
+        load_pretrained(unchanged(ours("b0")), state)
+
+
+@pytest.mark.parametrize("cls", [MiT, PVTv2])
+def test_twins_are_named_where_the_names_do_not_tell(cls):
+    with torch.device("meta"):
+        weights = cls("b5").state_dict()
+    for layout in FAMILIES[cls.__name__].layouts:
+        name = looks_like(layout.to_theirs(weights)[0])
+        if layout.name in ("official", "openmmlab", "ours"):
+            assert name == "MiT b5 (or PVTv2 b5, which has the same names and shapes)"
+        else:
+            assert name == f"{cls.__name__} b5"
+
+
+def test_weights_of_twins_load_into_both(tmp_path):
+    torch.save(PVTv2("b5", out_indices=(0,)).state_dict(), tmp_path / "file.pth")
+    for backbone, twin in ((MiT("b5", out_indices=(0,)), "PVTv2 b5"), (PVTv2("b5", out_indices=(0,)), "MiT b5")):
+        assert f"may as well be of {twin}" in str(load_pretrained(backbone, tmp_path / "file.pth"))
+    huggingface, _ = FAMILIES["MiT"].layout("huggingface").to_theirs(MiT("b5", out_indices=(0,)).state_dict())
+    assert "may as well" not in str(load_pretrained(MiT("b5", out_indices=(0,)), huggingface))
+
+
+def test_long_lists_are_shortened(unchanged):
+    with pytest.raises(CheckpointMismatch, match=r"\.\.\. \(\d+ more\)") as caught:
+        load_pretrained(unchanged(build("pvt")), PVT("tiny", out_indices=(0, 1, 2)).state_dict())
+    assert len(str(caught.value)) < 2500
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nan_and_infinite_weights(unchanged, value):
+    state = official_state("pvt")
+    state["block2.0.norm1.weight"] = torch.full((16,), value)
+    with pytest.raises(CheckpointError, match=r"NaN or infinite.*stages\.1\.blocks\.0\.norm1\.weight"):
+        load_pretrained(unchanged(build("pvt")), state)
+
+
+def test_values_that_a_narrow_type_cannot_hold(unchanged):
+    state = official_state("pvt")
+    state["block2.0.norm1.weight"] = torch.full((16,), 1e6)
+    with pytest.raises(CheckpointError, match="too large"):
+        load_pretrained(unchanged(build("pvt").half()), state)
+
+
+def test_two_backbones_in_one_file(unchanged):
+    state = official_state("pvt")
+    both = {f"{who}.{key}": tensor for who in ("student", "teacher") for key, tensor in state.items()}
+    with pytest.raises(CheckpointError, match=r"2 backbones, under the prefixes 'student\.', 'teacher\.'"):
+        load_pretrained(unchanged(build("pvt")), both)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({}, "no state dict"),
+        ({"epoch": 3, "lr": 0.1}, r"no state dict \(it holds epoch, lr\)"),
+        ({"model": {}}, "no state dict"),
+        ([torch.ones(1)], "no state dict"),
+        (torch.ones(3), "no state dict"),
+        (nn.Linear(2, 2).weight, "no state dict"),
+    ],
+)
+def test_files_without_weights(unchanged, tmp_path, content, message):
+    torch.save(content, tmp_path / "file.pth")
+    with pytest.raises(CheckpointError, match=rf"file\.pth: holds {message}"):
+        load_pretrained(unchanged(build("pvt")), tmp_path / "file.pth")
+
+
+@pytest.mark.parametrize("broken", [torch.ones(8).to_sparse(), torch.ones(8, device="meta")])
+def test_tensors_without_plain_values(unchanged, broken):
+    with pytest.raises(CheckpointError, match=r"block1\.0\.norm1\.weight is quantized, sparse or without data"):
+        load_pretrained(unchanged(build("pvt")), official_state("pvt") | {"block1.0.norm1.weight": broken})
+
+
+def test_whole_numbers_are_not_weights(unchanged):
+    with pytest.raises(CheckpointMismatch, match=r"of another shape or type: block1\.0\.norm1\.weight"):
+        load_pretrained(
+            unchanged(build("pvt")), official_state("pvt") | {"block1.0.norm1.weight": torch.ones(8, dtype=torch.int64)}
+        )
+
+
+def test_a_network_without_a_table():
+    with pytest.raises(CheckpointError, match="no key table for Linear"):
+        load_pretrained(nn.Linear(1, 1), official_state("pvt"))

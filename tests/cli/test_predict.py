@@ -1,0 +1,158 @@
+"""tools/predict.py: pictures and folders in, drawn pictures and results in open formats out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from helpers.runs import run_tool, write_config
+
+pytest.importorskip("mmdet")
+pytest.importorskip("mmseg")
+
+from mmengine.structures import InstanceData, PixelData
+
+from mm_vitbackbones.cli.config import load_config
+from mm_vitbackbones.cli.model import build_model
+from mm_vitbackbones.cli.predict import Results, find_pictures
+from mm_vitbackbones.data import mini
+from mm_vitbackbones.errors import UserError
+
+pytestmark = [pytest.mark.mmdet, pytest.mark.mmseg]
+
+
+def random_checkpoint(config: Path) -> Path:
+    """A checkpoint with the random weights that the config's model begins with."""
+    torch.manual_seed(0)
+    model = build_model(load_config(config, {}))
+    torch.save({"state_dict": model.state_dict()}, config.with_suffix(".pth"))
+    return config.with_suffix(".pth")
+
+
+@pytest.fixture(scope="module")
+def detector(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    path = write_config("tiny_detector", data, tmp_path_factory.mktemp("detector"))
+    return path, random_checkpoint(path)
+
+
+@pytest.fixture(scope="module")
+def segmentor(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    path = write_config("tiny_segmentor", data, tmp_path_factory.mktemp("segmentor"))
+    return path, random_checkpoint(path)
+
+
+def pictures(folder: Path, *sizes: tuple[int, int]) -> list[Path]:
+    rng = np.random.default_rng(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"picture_{i}.png" for i in range(len(sizes))]
+    for path, size in zip(paths, sizes, strict=True):
+        cv2.imwrite(str(path), rng.integers(0, 255, (*size, 3), dtype=np.uint8))
+    return paths
+
+
+def test_a_detector_draws_and_writes_cocos_format(detector, tmp_path):
+    config, checkpoint = detector
+    pictures(tmp_path / "in", (60, 80), (90, 50))
+    (tmp_path / "in/deeper").mkdir()
+    (alone,) = pictures(tmp_path / "alone", (64, 64))
+    (tmp_path / "in/notes.txt").write_text("no picture")
+    out = tmp_path / "out"
+    arguments = (config, checkpoint, tmp_path / "in", alone, "--out", out, "--score-thr", 0.0)
+    result = run_tool("predict", *arguments, "--cfg-options", "model.test_cfg.score_thr=0.0")
+    assert result.returncode == 0, result.stderr
+    drawn = sorted(path.name for path in out.glob("*.png"))
+    assert drawn == ["picture_0.png", "picture_0_2.png", "picture_1.png"]  # two pictures of one name
+    found = json.loads((out / "predictions.json").read_text())
+    assert [image["width"] for image in found["images"]] == [80, 50, 64]
+    assert [category["name"] for category in found["categories"]] == [*mini.THINGS]
+    assert {annotation["image_id"] for annotation in found["annotations"]} == {1, 2, 3}
+    for annotation in found["annotations"]:
+        x, y, width, height = annotation["bbox"]
+        image = found["images"][annotation["image_id"] - 1]
+        assert 0 <= x <= x + width <= image["width"] + 0.02
+        assert 0 <= y <= y + height <= image["height"] + 0.02
+        assert 0 <= annotation["score"] <= 1
+        assert 1 <= annotation["category_id"] <= 5
+    again = run_tool("predict", *arguments)
+    assert again.returncode == 2
+    assert "is there already, and nothing is overwritten" in again.stderr
+
+
+def test_a_segmentor_writes_label_maps_and_goes_on_behind_broken_pictures(segmentor, tmp_path):
+    config, checkpoint = segmentor
+    good = pictures(tmp_path, (60, 80), (64, 64))
+    (tmp_path / "broken.jpg").write_text("<html>")
+    out = tmp_path / "out"
+    result = run_tool("predict", config, checkpoint, good[0], tmp_path / "broken.jpg", good[1], "--out", out)
+    assert result.returncode == 1
+    assert f"skipped {tmp_path / 'broken.jpg'}: not a picture that OpenCV can read" in result.stderr
+    assert result.stderr.strip().endswith("1 of 3 pictures could not be read")
+    for path, size in zip(good, ((60, 80), (64, 64)), strict=True):
+        labels = cv2.imread(str(out / f"{path.stem}_labels.png"), cv2.IMREAD_UNCHANGED)
+        assert labels.shape == size
+        assert labels.max() < 9
+        assert (out / path.name).is_file()
+    assert not (out / "predictions.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("no_such.jpg",), "there is no picture or folder no_such.jpg"),
+        (("{empty}",), "there is no picture in"),
+        (("{empty}/../a.png", "--device", "cuda:7"), "there is no GPU"),
+    ],
+)
+def test_what_is_refused(segmentor, tmp_path, arguments, message):
+    (tmp_path / "empty").mkdir()
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((40, 40, 3), np.uint8))
+    if "GPU" in message and torch.cuda.is_available():
+        pytest.skip("there is one")
+    filled = [argument.replace("{empty}", str(tmp_path / "empty")) for argument in arguments]
+    result = run_tool("predict", *segmentor, *filled, "--out", tmp_path / "out")
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_of_results_are_unlike(tmp_path):
+    for folder in ("a", "b"):
+        pictures(tmp_path / folder / "x", (8, 8))
+    names = [name for _, name in find_pictures([tmp_path / "a", tmp_path / "b"])]
+    assert names == ["x/picture_0", "x/picture_0_2"]
+    (tmp_path / "c").mkdir()
+    with pytest.raises(UserError, match="no picture in"):
+        find_pictures([tmp_path / "c"])
+
+
+class Sample(SimpleNamespace):
+    def __contains__(self, name: str) -> bool:
+        return name in vars(self)
+
+
+def test_masks_are_run_lengths_and_their_area_is_counted():
+    from pycocotools import mask as coco_mask
+
+    masks = torch.zeros(2, 6, 8, dtype=torch.bool)
+    masks[0, 1:4, 2:7] = True
+    found = InstanceData(
+        bboxes=torch.tensor([[2.0, 1.0, 7.0, 4.0], [0.0, 0.0, 1.0, 1.0]]),
+        labels=torch.tensor([1, 0]),
+        scores=torch.tensor([0.9, 0.1]),
+        masks=masks,
+    )
+    results = Results(("cat", "dog"))
+    results.add(0, Path("a.png"), (6, 8), Sample(pred_instances=found), score_thr=0.3)
+    (annotation,) = results.coco()["annotations"]
+    assert (annotation["bbox"], annotation["category_id"], annotation["area"]) == ([2.0, 1.0, 5.0, 3.0], 2, 15)
+    assert np.array_equal(coco_mask.decode(annotation["segmentation"]), masks[0].numpy())
+    assert results.said(Sample(pred_instances=found), 0.0) == "1 dog, 1 cat"
+    assert results.said(Sample(pred_instances=found), 0.95) == "nothing"
+    labels = PixelData(data=torch.tensor([[[0, 1, 7]]]))
+    assert results.said(Sample(pred_sem_seg=labels), 0.3) == "cat, dog, class 7"

@@ -1,0 +1,122 @@
+"""Rates that fall with the depth, in groups that can be read."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from mmengine.optim import build_optim_wrapper
+from torch import nn
+
+from helpers.toys import TOYS
+from mm_vitbackbones.engine import layer_decay as optimizing
+
+RULES = dict(norm_decay_mult=0.0, bias_decay_mult=0.0)
+
+
+class Detector(nn.Module):
+    def __init__(self, toy: str = "pvt_v2", **kwargs) -> None:
+        super().__init__()
+        self.backbone = TOYS[toy](**kwargs)
+        self.head = nn.Linear(4, 4)
+
+
+def settings(model: nn.Module, **rules) -> tuple[dict[str, tuple[float, float]], int]:
+    """(rate, decay) by name, and the number of groups."""
+    wrapper = build_optim_wrapper(
+        model,
+        dict(
+            constructor="mm_vitbackbones.LayerDecayOptimWrapperConstructor",
+            paramwise_cfg=dict(layer_decay_rate=0.5) | rules,
+            optimizer=dict(type="AdamW", lr=1.0, weight_decay=0.1),
+        ),
+    )
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = [group for group in wrapper.optimizer.param_groups if id(group["params"][0]) in names]
+    found = {names[id(p)]: (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
+    return found, len(groups)
+
+
+@pytest.mark.parametrize("toy", TOYS)
+def test_rates_halve_with_each_depth(toy):
+    model = Detector(toy)
+    found, groups = settings(model, **RULES)
+    assert found.keys() == dict(model.named_parameters()).keys()
+    for name, (rate, decay) in found.items():
+        if name.startswith("head."):
+            assert rate == 1.0
+        else:
+            depth, count = model.backbone.get_layer_depth(name, "backbone.")
+            assert rate == pytest.approx(0.5 ** (count - 1 - depth))
+        spared = name.endswith(".bias") or ".norm" in name
+        assert decay == (0.0 if spared else 0.1), name
+    assert groups == len(set(found.values()))
+
+
+def test_without_other_rules():
+    found, _ = settings(Detector())
+    assert {decay for _, decay in found.values()} == {0.1}
+    assert len({rate for rate, _ in found.values()}) == 8  # six blocks, the stem, the head
+
+
+def test_rules_by_name_hold_beside_the_depth():
+    found, _ = settings(
+        Detector(), custom_keys={"stages.3": dict(lr_mult=10.0, decay_mult=0.0), "head": dict(lr_mult=3.0)}
+    )
+    plain, _ = settings(Detector())
+    for name, (rate, decay) in found.items():
+        factor = 10.0 if "stages.3" in name else 3.0 if "head" in name else 1.0
+        assert rate == pytest.approx(plain[name][0] * factor)
+        assert decay == (0.0 if "stages.3" in name else 0.1)
+
+
+def test_frozen_parameters_are_in_no_group():
+    found, _ = settings(Detector(frozen_stages=1))
+    assert not [name for name in found if name.startswith("backbone.stages.0.")]
+
+
+def test_groups_are_told_as_a_table(monkeypatch):
+    told: list[str] = []
+    monkeypatch.setattr(optimizing, "print_log", lambda text, **kwargs: told.append(text))
+    _, groups = settings(Detector(), **RULES)
+    (table,) = told
+    title, head, *rows = table.splitlines()
+    assert title == "parameter groups"
+    assert head.split() == ["rate", "decay", "tensors", "values", "first", "and", "last"]
+    assert len(rows) == groups
+    assert rows[-1].split()[:2] == ["1.000e+00", "0.1"]
+    assert sum(int(row.split()[3].replace(",", "")) for row in rows) == sum(p.numel() for p in Detector().parameters())
+
+
+@pytest.mark.parametrize(
+    ("model", "rules", "message"),
+    [
+        (Detector, dict(layer_decay_rate=1.5), "layer_decay_rate=1.5"),
+        (Detector, dict(layer_decay_rate=None), "layer_decay_rate=None"),
+        (Detector, dict(custom_keys=dict(haed=dict(lr_mult=2.0))), r"\['haed'\] are part of no parameter's name"),
+        (lambda: nn.Linear(2, 2), {}, "no backbone of mm_vitbackbones"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(model, rules, message):
+    with pytest.raises(ValueError, match=message):
+        settings(model(), **rules)
+
+
+def test_the_model_learns():
+    model = Detector(drop_path_rate=0.0)
+    wrapper = build_optim_wrapper(
+        model,
+        dict(
+            constructor="mm_vitbackbones.LayerDecayOptimWrapperConstructor",
+            paramwise_cfg=dict(layer_decay_rate=0.5),
+            optimizer=dict(type="SGD", lr=0.1),
+        ),
+    )
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    # Weighed, as what a norm returns has the same mean and the same square whatever it was given.
+    levels = [level.flatten() for level in model.backbone(torch.randn(1, 3, 64, 64))]
+    loss = sum(level @ torch.linspace(-1, 1, len(level)) for level in levels) + model.head.weight.sum()
+    wrapper.update_params(loss)
+    assert not torch.equal(model.head.weight, before["head.weight"])
+    assert not torch.equal(
+        model.backbone.stages[0].patch_embed.proj.weight, before["backbone.stages.0.patch_embed.proj.weight"]
+    )

@@ -1,0 +1,624 @@
+"""Every fast form equals its plain form, and the counts that make it fast hold."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from helpers.official import relative_error
+from mm_vitbackbones.backbones import PVT, CoaT, MiT, PiT, PVTv2, Swin
+from mm_vitbackbones.backbones.coat import (
+    ConvPosition,
+    ConvRelativePosition,
+    FactorizedAttention,
+    SerialBlock,
+    Shared,
+    resized_sum,
+)
+from mm_vitbackbones.backbones.pit import SelfAttention, Upsample
+from mm_vitbackbones.layers import (
+    Block,
+    ChannelsLastConv2d,
+    ConvReduction,
+    DropPath,
+    FeedForward,
+    LearnedPosition,
+    MixFeedForward,
+    PatchEmbed,
+    SpatialReductionAttention,
+    add_residual,
+    attend,
+    feed_forward,
+)
+from mm_vitbackbones.measuring import OperatorCount, copies, held_bytes, peak_bytes
+from mm_vitbackbones.ops import memory as recompute
+from mm_vitbackbones.ops import onednn as fused
+
+FEED_FORWARD = {
+    "plain": lambda: FeedForward(16, 64),
+    "mix": lambda: MixFeedForward(16, 64),
+    "mix_relu": lambda: MixFeedForward(16, 64, relu=True),
+}
+
+
+def gradients(function, module, grid):
+    module.zero_grad()
+    grid = grid.clone().requires_grad_()
+    out = function(grid)
+    (out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
+    return [out.detach(), grid.grad, *(p.grad.clone() for p in module.parameters())]
+
+
+def naive_attention(query, key, value, heads):
+    out = []
+    for q, k, v in zip(query.chunk(heads, -1), key.chunk(heads, -1), value.chunk(heads, -1), strict=True):
+        weights = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).softmax(-1)
+        out.append(weights @ v)
+    return torch.cat(out, -1)
+
+
+def test_attend_is_attention():
+    torch.manual_seed(0)
+    query, key, value = torch.randn(2, 30, 24), torch.randn(2, 7, 24), torch.randn(2, 7, 24)
+    for heads in (1, 3):
+        expected = naive_attention(query, key, value, heads)
+        torch.testing.assert_close(attend(query, key, value, heads), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("ratio", [1, 2, 4])
+@pytest.mark.parametrize("heads", [1, 2])
+def test_lean_attention_equals_plain(ratio, heads):
+    torch.manual_seed(1)
+    attention = SpatialReductionAttention(16, heads, ConvReduction(16, ratio) if ratio > 1 else None)
+    both = nn.ModuleList([attention, norm := nn.LayerNorm(16)]).double()  # sums that cancel: fp32 would blur them
+    grid = torch.randn(2, 9, 13, 16, dtype=torch.float64)
+    for a, b in zip(
+        gradients(lambda x: attention.lean(x, norm), both, grid),
+        gradients(lambda x: attention.plain(x, norm), both, grid),
+        strict=True,
+    ):
+        assert relative_error(a, b) <= 1e-12
+
+
+@pytest.mark.parametrize("ratio", [1, 2, 4])
+@pytest.mark.parametrize("heads", [1, 2])
+def test_fast_attention_equals_plain(ratio, heads):
+    torch.manual_seed(1)
+    attention = SpatialReductionAttention(16, heads, ConvReduction(16, ratio) if ratio > 1 else None)
+    for parameter in attention.parameters():
+        nn.init.normal_(parameter, std=0.5)  # biases too: one of them becomes the mask
+    norm, grid = nn.LayerNorm(16), torch.randn(2, 9, 13, 16)
+    with torch.no_grad():
+        expected = attention.plain(grid, norm)
+        assert relative_error(attention.fast(grid, norm), expected) <= 1e-5
+        assert torch.equal(attention(grid, norm), attention.fast(grid, norm))
+
+
+@pytest.mark.parametrize("form", ["eval", "eval_without_fused_operators", "train"])
+def test_self_attention_is_attention(form, monkeypatch):
+    torch.manual_seed(1)
+    attention, norm = SelfAttention(16, 2), nn.LayerNorm(16)
+    for parameter in attention.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    both, tokens = nn.ModuleList([attention, norm]), torch.randn(2, 30, 16)
+
+    def plain(x):
+        query, key, value = attention.qkv(norm(x)).chunk(3, dim=-1)
+        return attention.proj(naive_attention(query, key, value, 2))
+
+    if form == "train":
+        both.double()
+        actual = gradients(lambda x: attention(x, norm), both, tokens.double())
+        for a, b in zip(actual, gradients(plain, both, tokens.double()), strict=True):
+            assert relative_error(a, b) <= 1e-12
+        return
+    if form != "eval":
+        monkeypatch.setattr(fused, "_operators_work", lambda: False)
+    with torch.no_grad():
+        assert relative_error(attention(tokens, norm), plain(tokens)) <= 1e-5
+
+
+def test_upsampling_makes_four_cells_of_each():
+    torch.manual_seed(1)
+    upsample, grid = Upsample(4), torch.randn(2, 3, 5, 4)
+    out = upsample(grid)
+    assert out.shape == (2, 6, 10, 4)
+    for i in (0, 1):
+        for j in (0, 1):
+            cells = grid @ upsample.weight[:, :, i, j] + upsample.bias
+            torch.testing.assert_close(out[:, i::2, j::2], cells, rtol=1e-5, atol=1e-6)
+
+
+def naive_factorized(attention, cls, grid, norm, crpe):
+    """As in the paper: all tokens in one tensor, head by head, a window for each head."""
+    _, height, width, dim = grid.shape
+    tokens = norm(torch.cat([cls.flatten(1, 2), grid.flatten(1, 2)], 1))
+    query, key = attention.qk(tokens).chunk(2, -1)
+    parts = [x.chunk(8, -1) for x in (query, key, attention.v(tokens))]
+    windows = [(i, conv) for conv in crpe.convs for i in range(conv.out_channels // (dim // 8))]
+    out = []
+    for q, k, v, (i, conv) in zip(*parts, windows, strict=True):
+        mine = slice(i * dim // 8, (i + 1) * dim // 8)
+        maps = v[:, 1:].transpose(1, 2).unflatten(2, (height, width))
+        seen = F.conv2d(maps, conv.weight[mine], conv.bias[mine], padding=conv.kernel_size[0] // 2, groups=dim // 8)
+        position = torch.cat([torch.zeros_like(v[:, :1]), seen.flatten(2).transpose(1, 2)], 1)
+        out.append(q @ (k.softmax(1).transpose(1, 2) @ v) * (dim // 8) ** -0.5 + q * position)
+    result = attention.proj(torch.cat(out, -1))
+    return result[:, :1].view_as(cls), result[:, 1:].view_as(grid)
+
+
+@pytest.mark.parametrize("grad", [True, False], ids=["lean", "fast"])
+def test_factorized_attention_is_that_of_the_paper(grad):
+    torch.manual_seed(12)
+    modules = nn.ModuleList([FactorizedAttention(24), nn.LayerNorm(24), ConvPosition(24), ConvRelativePosition(24)])
+    for parameter in modules.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    attention, norm, cpe, crpe = modules
+    cls, grid = torch.randn(2, 1, 1, 24), torch.randn(2, 9, 6, 24)
+    with torch.no_grad():
+        expected = naive_factorized(attention, cls, grid, norm, crpe)
+    with torch.set_grad_enabled(grad):
+        for a, b in zip(attention((cls, grid), norm, Shared(cpe, *crpe())), expected, strict=True):
+            assert relative_error(a, b) <= 1e-5
+
+
+def test_gradients_of_factorized_attention():
+    torch.manual_seed(13)
+    modules = nn.ModuleList([FactorizedAttention(16), nn.LayerNorm(16), ConvPosition(16), ConvRelativePosition(16)])
+    attention, norm, cpe, crpe = modules.double()
+    tokens = torch.randn(2, 31, 16, dtype=torch.float64)
+
+    def ours(x):
+        parts = x[:, :1].unsqueeze(1), x[:, 1:].unflatten(1, (5, 6))
+        return torch.cat([p.flatten(1, 2) for p in attention(parts, norm, Shared(cpe, *crpe()))], 1)
+
+    def naive(x):
+        parts = x[:, :1].unsqueeze(1), x[:, 1:].unflatten(1, (5, 6))
+        return torch.cat([p.flatten(1, 2) for p in naive_factorized(attention, *parts, norm, crpe)], 1)
+
+    used = nn.ModuleList([attention, norm, crpe])
+    for a, b in zip(gradients(ours, used, tokens), gradients(naive, used, tokens), strict=True):
+        assert relative_error(a, b) <= 1e-12
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_softmax_over_tokens_is_in_full_precision_under_autocast(dtype):
+    # 65536 equal keys: each weighs 2**-16. Their sum in a narrow type stops growing at 256 (bf16) or 2048 (fp16).
+    attention = FactorizedAttention(8)
+    key, value = torch.zeros(1, 2**16, 8, dtype=dtype), torch.ones(1, 2**16, 8, dtype=dtype)
+    with torch.autocast("cpu", dtype=dtype):
+        context = attention._context(key, value, key[:, :1], value[:, :1])
+    assert context.dtype == torch.float32
+    torch.testing.assert_close(context, torch.ones(1, 8, 1, 1))
+
+
+def test_levels_are_resized_to_each_other():
+    torch.manual_seed(14)
+    grids = [torch.randn(2, height, width, 8) for height, width in ((9, 13), (5, 7), (3, 4))]
+    before = [grid.clone() for grid in grids]
+    for height, width in ((9, 13), (5, 7), (3, 4)):
+        expected = sum(F.interpolate(g.permute(0, 3, 1, 2), (height, width), mode="bilinear") for g in grids)
+        with torch.no_grad():
+            torch.testing.assert_close(resized_sum(grids, height, width), expected.permute(0, 2, 3, 1))
+    assert all(torch.equal(a, b) for a, b in zip(grids, before, strict=True))
+
+
+@pytest.mark.parametrize("make", FEED_FORWARD.values(), ids=FEED_FORWARD.keys())
+def test_lean_feed_forward_equals_plain(make):
+    torch.manual_seed(2)
+    ffn, norm = make(), nn.LayerNorm(16)
+    both, grid = nn.ModuleList([ffn, norm]).double(), torch.randn(2, 6, 7, 16, dtype=torch.float64)
+    for a, b in zip(
+        gradients(lambda x: ffn.lean(x, norm), both, grid),
+        gradients(lambda x: ffn.plain(x, norm), both, grid),
+        strict=True,
+    ):
+        assert relative_error(a, b) <= 1e-12
+
+
+@pytest.mark.parametrize("make", FEED_FORWARD.values(), ids=FEED_FORWARD.keys())
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (2, 5), (7, 5), (8, 8), (33, 3)], ids=str)
+@pytest.mark.parametrize("rows", [1, 2, 3, 8, 100])
+def test_bands_equal_the_whole(make, size, rows, monkeypatch):
+    torch.manual_seed(3)
+    monkeypatch.setattr(feed_forward, "BAND_BYTES", rows * size[1] * 64 * 4)
+    ffn, norm = make().eval(), nn.LayerNorm(16)
+    grid = torch.randn(2, *size, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(ffn.in_bands(grid, norm), ffn.plain(grid, norm), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 29, 100])
+def test_bands_of_tokens_equal_the_whole(rows, monkeypatch):
+    torch.manual_seed(3)
+    monkeypatch.setattr(feed_forward, "BAND_BYTES", rows * 64 * 4)
+    ffn, norm, tokens = FeedForward(16, 64).eval(), nn.LayerNorm(16), torch.randn(2, 29, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(ffn.in_bands(tokens, norm), ffn.plain(tokens, norm), rtol=1e-5, atol=1e-6)
+
+
+def test_bands_run_in_inference_on_cpu_in_fp32_only(monkeypatch):
+    ffn, norm, grid = FeedForward(8, 16), nn.LayerNorm(8), torch.randn(1, 4, 4, 8)
+    calls = []
+    monkeypatch.setattr(FeedForward, "in_bands", lambda self, x, norm: calls.append(x.dtype) or x)
+    ffn(grid, norm)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        ffn(grid, norm)
+    with torch.no_grad():
+        ffn.double()(grid.double(), norm.double())
+    assert calls == []
+    with torch.no_grad():
+        ffn.float()(grid, norm.float())
+    assert calls == [torch.float32]
+
+
+def test_networks_equal_without_the_fused_operators(monkeypatch):
+    torch.manual_seed(4)
+    backbone = PVTv2(arch=dict(depths=(1, 1, 1, 1), dims=(8, 16, 20, 32), linear=True)).eval()
+    image = torch.randn(1, 3, 64, 80)
+    with torch.no_grad():
+        with_them = backbone(image)
+        monkeypatch.setattr(fused, "_operators_work", lambda: False)
+        for a, b in zip(with_them, backbone(image), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+def test_fused_operators_are_given_up_when_they_fail(monkeypatch):
+    assert fused._operators_work()
+    fused._operators_work.cache_clear()
+    monkeypatch.setattr(fused, "linear_gelu", lambda grid, layer: layer(grid))  # another function of that name
+    assert not fused._operators_work()
+    fused._operators_work.cache_clear()
+
+    def gone(grid, conv):
+        raise AttributeError("no such operator")
+
+    monkeypatch.undo()
+    monkeypatch.setattr(fused, "conv_gelu", gone)
+    assert not fused._operators_work()
+    monkeypatch.undo()
+    fused._operators_work.cache_clear()
+    assert fused._operators_work()
+
+
+def test_channels_last_conv_is_the_conv_without_copies():
+    torch.manual_seed(5)
+    conv = ChannelsLastConv2d(8, 12, 3, stride=2, padding=1)
+    plain = nn.Conv2d(8, 12, 3, stride=2, padding=1)
+    plain.load_state_dict(conv.state_dict())
+    grid = torch.randn(2, 9, 7, 8)
+    out = conv(grid)
+    torch.testing.assert_close(out.permute(0, 3, 1, 2), plain(grid.permute(0, 3, 1, 2).contiguous()))
+    assert out.is_contiguous()
+
+
+def test_tiling_patches_pad_at_the_bottom_and_right():
+    torch.manual_seed(6)
+    embed = PatchEmbed(4, 8, kernel_size=2, stride=2)
+    grid = torch.randn(1, 5, 6, 4)
+    padded = F.pad(grid, (0, 0, 0, 0, 0, 1))
+    assert torch.equal(embed(grid), embed(padded))
+    assert embed(grid).shape == (1, 3, 3, 8)
+
+
+def test_position_is_resized_by_its_own_grid():
+    torch.manual_seed(7)
+    position = LearnedPosition(4, 14, 14)
+    grid = torch.zeros(1, 14, 14, 4)
+    assert torch.equal(position(grid), position.table)
+    # As many tokens as the table has, but another grid: the official code leaves this one as it is.
+    wide = position(torch.zeros(1, 7, 28, 4))
+    expected = F.interpolate(position.table.permute(0, 3, 1, 2), (7, 28), mode="bilinear").permute(0, 2, 3, 1)
+    torch.testing.assert_close(wide, expected)
+    position.mode = "bicubic"
+    expected = F.interpolate(position.table.permute(0, 3, 1, 2), (7, 28), mode="bicubic").permute(0, 2, 3, 1)
+    torch.testing.assert_close(position(torch.zeros(1, 7, 28, 4)), expected)
+
+
+def test_residual_is_written_into_the_branch_without_autograd():
+    grid, branch = torch.randn(3, 4), torch.randn(3, 4)
+    expected = grid + branch
+    with torch.no_grad():
+        kept = grid.clone()
+        out = add_residual(grid, branch)
+    assert out is branch
+    assert torch.equal(out, expected)
+    assert torch.equal(grid, kept)
+    with torch.no_grad():
+        half = torch.randn(3, 4, dtype=torch.bfloat16)
+        assert torch.equal(add_residual(grid, half), grid + half)
+
+
+def test_drop_path_keeps_the_mean():
+    torch.manual_seed(8)
+    drop = DropPath(0.25).train()
+    out = drop(torch.ones(4000, 2, 2, 1))
+    assert out.unique().tolist() == pytest.approx([0, 1 / 0.75])
+    assert torch.equal(out.amin((1, 2, 3)), out.amax((1, 2, 3)))
+    assert float(out.mean()) == pytest.approx(1, abs=0.05)
+
+
+FIRST_FEED_FORWARD = {
+    "pvt": lambda: FeedForward(64, 512),
+    "pvt_v2": lambda: MixFeedForward(64, 512),
+    "mit": lambda: MixFeedForward(64, 256),
+}
+
+
+def make_block(family: str) -> Block:
+    """A block of the first stage, which has the largest maps."""
+    attention, ffn = SpatialReductionAttention(64, 1, ConvReduction(64, 8)), FIRST_FEED_FORWARD[family]()
+    return Block(64, attention, ffn, 1e-6, drop_path=0.0, recomputed=None)
+
+
+@pytest.mark.parametrize("family", FIRST_FEED_FORWARD)
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+def test_no_map_is_copied_inside_a_block(family, training):
+    block, grid = make_block(family).train(training), torch.randn(2, 64, 64, 64)
+
+    def run():
+        with torch.set_grad_enabled(training):
+            out = block(grid)
+            if training:
+                out.backward(torch.ones_like(out))
+
+    run()
+    found = copies(run, at_least=grid.numel())
+    if training:
+        # F.linear writes its bias into the result by a copy, which is none of layout. The linears are q, proj, fc1 and
+        # fc2; recomputation stops before it would run one again.
+        assert found == {"aten::copy_": 4}
+    else:
+        assert not found
+
+
+@pytest.mark.parametrize(
+    ("backbone", "merges"),
+    [(PVT("tiny"), 0), (PVTv2("b1"), 0), (MiT("b1"), 0), (CoaT("lite_mini"), 0), (PiT("s"), 0), (Swin("tiny"), 3)],
+    ids=["pvt", "pvt_v2", "mit", "coat_lite", "pit", "swin"],
+)
+def test_the_image_and_the_four_outputs_are_the_only_clones(backbone, merges):
+    backbone.eval()
+    image = torch.randn(1, 3, 128, 192)
+
+    def run():
+        with torch.no_grad():
+            backbone(image)
+
+    run()
+    smallest_map = backbone.channels[-1] * 4 * 6
+    # Swin's patch merging brings neighbours together, which is a copy.
+    assert copies(run, at_least=smallest_map)["aten::clone"] == 1 + 4 + merges
+
+
+@pytest.mark.parametrize(("family", "limit"), [("pvt", 21), ("pvt_v2", 24), ("mit", 24)])
+def test_operators_of_a_block(family, limit):
+    block, grid = make_block(family).eval(), torch.randn(1, 8, 8, 64)
+    with torch.no_grad():
+        block(grid)
+        with OperatorCount() as count:
+            block(grid)
+    assert count.total <= limit, count.by_name
+
+
+@pytest.mark.parametrize("family", FIRST_FEED_FORWARD)
+def test_no_query_by_key_matrix_and_no_hidden_map_in_eval(family):
+    block, grid = make_block(family).eval(), torch.randn(1, 256, 256, 64)
+
+    def run():
+        with torch.no_grad():
+            return block(grid)
+
+    run()
+    map_bytes = grid.numel() * 4
+    # The hidden map alone would be 8 maps (MiT: 4, and as much after its convolution), the attention matrix 16.
+    assert peak_bytes(run) < 6 * map_bytes
+
+
+@pytest.mark.parametrize("family", FIRST_FEED_FORWARD)
+def test_training_keeps_the_hidden_map_once(family):
+    block, grid = make_block(family).train(), torch.randn(1, 64, 64, 64, requires_grad=True)
+    map_bytes = grid.numel() * 4
+    hidden_bytes = block.ffn.fc1.out_features // 64 * map_bytes
+    kept = held_bytes(lambda: block(grid))
+    assert hidden_bytes < kept < hidden_bytes + 6 * map_bytes
+    block.recomputed = "ffn"
+    assert held_bytes(lambda: block(grid)) < 3 * map_bytes  # what attention gave, and the block's own result
+    block.recomputed = "block"
+    assert held_bytes(lambda: block(grid)) < 2 * map_bytes
+
+
+@pytest.mark.parametrize(("recomputed", "runs"), [(None, 1), ("ffn", 1), ("block", 2)])
+def test_attention_is_computed_once_but_where_the_whole_block_is_recomputed(recomputed, runs):
+    # 81 keys of 64 channels
+    block, grid = make_block("mit").train(), torch.randn(1, 72, 72, 64, requires_grad=True)
+    block.recomputed = recomputed
+    with OperatorCount() as count:
+        block(grid).sum().backward()
+    assert count.by_name["aten._scaled_dot_product_flash_attention_for_cpu"] == runs
+
+
+@pytest.mark.parametrize(("tokens", "runs"), [(64, 2), (65, 1)])
+def test_attention_over_fewer_tokens_than_channels_is_cheap_to_compute_again(tokens, runs):
+    block, tokens = make_token_block().train(), torch.randn(2, tokens, 64, requires_grad=True)
+    block.recomputed = "ffn"
+    with OperatorCount() as count:
+        block(tokens).sum().backward()
+    assert count.by_name["aten._scaled_dot_product_flash_attention_for_cpu"] == runs
+
+
+def test_without_selective_checkpointing_all_is_recomputed(monkeypatch):
+    block, grid = make_block("mit").train(), torch.randn(1, 16, 16, 64, requires_grad=True)
+    block(grid).sum().backward()
+    expected, grid.grad = grid.grad, None
+    monkeypatch.setattr(recompute, "attention_kept", lambda: None)
+    block.recomputed = "ffn"
+    block(grid).sum().backward()
+    torch.testing.assert_close(grid.grad, expected)
+
+
+# ---- PiT: class tokens and cells of the grid in one tensor (B, N, C)
+
+
+def make_token_block() -> Block:
+    return Block(64, SelfAttention(64, 2), FeedForward(64, 256), 1e-6, drop_path=0.0, recomputed=None)
+
+
+def test_a_block_of_tokens_copies_nothing_and_takes_nine_operators():
+    block, tokens = make_token_block().eval(), torch.randn(2, 1025, 64)
+    with torch.no_grad():
+        block(tokens)
+        assert not copies(lambda: block(tokens), at_least=tokens.numel())
+        with OperatorCount() as count:
+            block(tokens)
+    # Two norms, four linear maps with their bias (one with its GELU, too), attention, two sums.
+    assert count.total <= 9, count.by_name
+
+
+def test_training_a_block_of_tokens_copies_biases_only():
+    block, tokens = make_token_block().train(), torch.randn(2, 1025, 64)
+
+    def run():
+        out = block(tokens)
+        out.backward(torch.ones_like(out))
+
+    run()
+    # F.linear writes its bias into the result by a copy: four of them, and qkv again in the backward pass.
+    assert copies(run, at_least=tokens.numel()) == {"aten::copy_": 5}
+
+
+def test_a_block_of_tokens_holds_no_scores_and_no_hidden_map(monkeypatch):
+    monkeypatch.setattr(feed_forward, "BAND_BYTES", 2**16)
+    block, tokens = make_token_block().eval(), torch.randn(1, 4097, 64)
+
+    def run():
+        with torch.no_grad():
+            return block(tokens)
+
+    run()
+    # The scores would be 128 maps, the hidden map 4, which with the norm and the sums are more than 6.
+    assert peak_bytes(run) < 6 * tokens.numel() * 4
+    block.train()
+    lived = held_bytes(lambda: block(tokens))
+    assert lived < 11 * tokens.numel() * 4
+    block.recomputed = "ffn"
+    assert held_bytes(lambda: block(tokens)) < lived - 3.5 * tokens.numel() * 4
+    block.recomputed = "block"
+    assert held_bytes(lambda: block(tokens)) < 1.5 * tokens.numel() * 4
+
+
+def test_pits_memory_grows_with_the_pixels_and_not_with_their_square():
+    spec = dict(depths=(1, 1, 1), dims=(8, 16, 32), num_heads=(1, 2, 4), pretrain_grid=7)
+    backbone = PiT(spec).eval()
+
+    def peak(side):
+        image = torch.randn(1, 3, side, side)
+        with torch.no_grad():
+            backbone(image)
+            return peak_bytes(lambda: backbone(image))
+
+    assert peak(768) < 4.5 * peak(384)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "make", [lambda: PVTv2("b2"), lambda: MiT("b2"), lambda: PiT("s")], ids=["pvt_v2", "mit", "pit"]
+)
+def test_an_image_of_2048_pixels_a_side_fits_into_8_gigabytes(make):
+    backbone, image = make().eval(), torch.randn(1, 3, 2048, 2048)
+    weights = sum(parameter.nbytes for parameter in backbone.parameters())
+
+    def run():
+        with torch.no_grad():
+            return backbone(image)
+
+    assert weights + image.nbytes + peak_bytes(run) < 8e9
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_pit_copies_the_image_its_outputs_and_what_the_class_tokens_part(batch):
+    backbone, image = PiT("ti", out_indices=(1, 2, 3)).eval(), torch.randn(batch, 3, 128, 192)
+
+    def run():
+        with torch.no_grad():
+            backbone(image)
+
+    run()
+    # The cells of one image lie together behind its class token. Those of several do not: the convolutions of both
+    # poolings copy them.
+    expected = 1 + 3 + (2 if batch > 1 else 0)
+    assert copies(run, at_least=batch * 256 * 4 * 6)["aten::clone"] == expected
+
+
+# ---- CoaT: class tokens beside grids
+
+
+class CoatBlock(nn.Module):
+    """A serial block of CoaT with what its stage owns: (B, H, W, 64) -> (B, H, W, 64)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = SerialBlock(64, 512, drop_path=0.0, recomputed=None)
+        self.cpe, self.crpe = ConvPosition(64), ConvRelativePosition(64)
+
+    def forward(self, grid):
+        return self.block((grid[:, :1, :1], grid), Shared(self.cpe, *self.crpe()))[1]
+
+
+def test_copies_of_maps_in_a_block_of_coat():
+    block, grid = CoatBlock().eval(), torch.randn(2, 64, 64, 64)
+
+    def infer():
+        with torch.no_grad():
+            block(grid)
+
+    def train():
+        out = block(grid[:1])
+        out.backward(torch.ones_like(out))
+
+    infer()
+    # The bands of the feed-forward network, one for each image, go into the result.
+    assert copies(infer, at_least=grid[0].numel()) == {"aten::copy_": 2}
+    block.train()
+    train()
+    # The linears' biases are copied into their results: qk, v, proj, fc1, fc2. The heads' results are joined by one
+    # copy, and two more come of taking them apart in the backward pass.
+    assert copies(train, at_least=grid[:1].numel()) == {"aten::copy_": 5 + 3, "aten::clone": 3}
+
+
+def test_operators_of_the_blocks_of_coat():
+    backbone = CoaT(arch=dict(depths=(1, 1, 1, 1), dims=(64,) * 4, parallel_depth=1, mlp_ratios=(4,) * 4)).eval()
+    calls = []
+    for block in (backbone.stages[1].blocks[0], backbone.parallel_blocks[0]):
+        block.register_forward_pre_hook(lambda block, inputs: calls.append((block, inputs)))
+    with torch.no_grad():
+        backbone(torch.randn(1, 3, 64, 64))
+        counts = []
+        for block, inputs in list(calls):
+            with OperatorCount() as count:
+                block.forward(*inputs)
+            counts.append(count.total)
+    assert counts[0] <= 52  # eight products of the heads, and what the class token takes
+    assert counts[1] <= 174
+
+
+def test_memory_of_a_block_of_coat():
+    block, grid = CoatBlock().eval(), torch.randn(1, 256, 256, 64)
+
+    def infer():
+        with torch.no_grad():
+            return block(grid)
+
+    infer()
+    # The hidden map alone would be 8 maps.
+    assert peak_bytes(infer) < 6.5 * grid.numel() * 4
+    grid = torch.randn(1, 64, 64, 64, requires_grad=True)
+    hidden_bytes = 8 * grid.numel() * 4
+    block.train()
+    assert hidden_bytes < held_bytes(lambda: block(grid)) < 2.1 * hidden_bytes
+    block.block.recomputed = "ffn"
+    assert held_bytes(lambda: block(grid)) < 1.1 * hidden_bytes
+    block.block.recomputed = "block"
+    assert held_bytes(lambda: block(grid)) < 0.25 * hidden_bytes

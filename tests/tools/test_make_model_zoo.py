@@ -1,0 +1,86 @@
+"""The model zoo page is what the configs and the published results make of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from helpers.paths import ROOT
+
+pytest.importorskip("mmdet")
+pytest.importorskip("mmseg")
+
+from mm_vitbackbones.errors import UserError
+from tools import make_model_zoo as zoo
+
+pytestmark = [pytest.mark.mmdet, pytest.mark.mmseg]
+
+
+@pytest.fixture(scope="module")
+def made() -> dict[Path, str]:
+    return zoo.files(ROOT)
+
+
+def test_nothing_is_stale(made):
+    stale = [str(path.relative_to(ROOT)) for path, text in made.items() if path.read_text(encoding="utf-8") != text]
+    assert not stale, "run tools/make_model_zoo.py"
+
+
+def test_every_config_is_on_the_page(made):
+    page = made[ROOT / "docs/model_zoo.md"]
+    for path in (ROOT / "configs").glob("*.py"):
+        assert page.count(f"(../configs/{path.name})") == 1
+    assert "| untested |" in page
+
+
+def entry(name: str) -> zoo.Entry:
+    published = json.loads((ROOT / "docs/published.json").read_text())
+    return zoo.make_entry(ROOT / f"configs/{name}.py", published.get(name, {}))
+
+
+@pytest.mark.parametrize(
+    ("name", "giga"),
+    [  # as published, in multiply-adds
+        ("mask_rcnn_swin_t_coco", 267),
+        ("cascade_mask_rcnn_swin_t_3x_coco", 745),
+        ("fpn_pvt_t_ade20k", 33.2),
+        ("fpn_pvt_v2_b2_ade20k", 45.8),
+    ],
+)
+def test_whole_networks_cost_what_was_published(name, giga):
+    assert entry(name).multiply_adds / 1e9 == pytest.approx(giga, rel=0.02)
+
+
+def test_segformers_decoder_costs_less_than_published():
+    # 62.4 with the map of 4E channels.
+    assert entry("segformer_mit_b2_ade20k").multiply_adds / 1e9 < 0.45 * 62.4
+
+
+def test_parameters_that_are_not_the_published_ones_are_told():
+    good = entry("retinanet_pvt_s_coco")
+    assert zoo.differing([good]) == []
+    bad = dataclasses.replace(good, parameters=int(1.02 * good.parameters))
+    assert zoo.differing([bad]) == ["retinanet_pvt_s_coco: 34.91 M counted, 34.2 M published"]
+
+
+def test_results_of_no_config_are_refused(tmp_path):
+    (tmp_path / "published.json").write_text('{"retinanet_pvt_xl_coco": {}}')
+    with pytest.raises(UserError, match="results of retinanet_pvt_xl_coco, and there is no such config"):
+        zoo.collect(ROOT / "configs", tmp_path / "published.json")
+
+
+def test_metafiles_are_yaml_of_openmmlabs_form(made):
+    import yaml
+
+    index = yaml.safe_load(made[ROOT / "model-index.yml"])
+    for name in index["Import"]:
+        content = yaml.safe_load(made[ROOT / name])
+        (collection,) = content["Collections"]
+        for model in content["Models"]:
+            assert model["In Collection"] == collection["Name"]
+            assert (ROOT / model["Config"]).is_file()
+            for result in model.get("Results", ()):
+                assert {"Task", "Dataset", "Metrics"} == result.keys()
