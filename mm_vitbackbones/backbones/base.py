@@ -7,19 +7,53 @@ everywhere inside; *tokens* are (B, N, C), inside attention only.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from mm_vitbackbones.errors import did_you_mean
+from mm_vitbackbones.layers import Recomputable
+from mm_vitbackbones.ops import memory
 from mm_vitbackbones.registry import WEIGHT_INITIALIZERS
 
 MIN_SIDE = 32
 STRIDES = (4, 8, 16, 32)
+
+WITH_CP = {
+    "nothing": memory.NOTHING,
+    "all_but_attention": memory.ALL_BUT_ATTENTION,
+    "all": memory.ALL,
+    # The same in other words, which stay.
+    False: memory.NOTHING,
+    "ffn": memory.ALL_BUT_ATTENTION,
+    "block": memory.ALL,
+    True: memory.ALL,
+}
+"""What ``with_cp`` may be, and what it means."""
+
+
+class Level(NamedTuple):
+    """What a network gives at one stride, or after one block."""
+
+    grid: Tensor
+    """(B, H, W, C)."""
+    class_tokens: Tensor | None = None
+    """(B, T, C): those that took part in the same blocks; None in a family that has none."""
+
+
+class Part(NamedTuple):
+    """A piece of a network in the order of computation."""
+
+    modules: tuple[nn.Module | nn.Parameter, ...]
+    stage: int
+    """Counted from 0. Freezing a stage freezes its parts."""
+    kind: str
+    """``"open"`` makes the grid of a stage, ``"shared"`` serves all its blocks, then each ``"block"``, and ``"close"``
+    comes after them, such as the norm of a level. What opens the first stage is the stem."""
 
 
 class Backbone(BaseModule):
@@ -27,7 +61,7 @@ class Backbone(BaseModule):
 
     Level i of an image (B, in_channels, H, W), H and W at least 32 and of any parity, is a contiguous map
     (B, channels[i], ceil(H / strides[i]), ceil(W / strides[i])). Families are final: they derive from this class
-    (PVT and its successors from ``StagedBackbone``) and from nothing else.
+    (PVT and its successors from ``StagedBackbone``) and from nothing else. They call ``finish`` once they are built.
 
     Args:
         arch: a name out of ``archs``, a spec (``spec_type``), or a dict of the spec's fields.
@@ -37,8 +71,10 @@ class Backbone(BaseModule):
         frozen_stages: -1 for none, 0 for the stem, n for the stem and the first n stages: no gradients, always
             in eval mode.
         norm_eval: keep batch norms in eval mode while training.
-        with_cp: what to compute again in the backward pass to save memory: False; 'ffn' (the feed-forward networks
-            and the other linear maps, but not attention over many tokens); 'block' or True (whole blocks).
+        with_cp: what to compute again in the backward pass to save memory: ``"nothing"`` or False (norms and
+            activations are computed again in any case: that is nearly free); ``"all_but_attention"`` (the
+            feed-forward networks and the other linear maps, but not attention over many tokens), also called ``"ffn"``;
+            ``"all"`` (whole blocks), also called ``"block"`` or True.
         init_cfg: MMEngine's. ``dict(type='Pretrained', checkpoint=PATH_OR_URL)`` takes any known layout of the
             family's published files (see ``mm_vitbackbones.checkpoints``).
         strides: of all levels, in a family that offers others.
@@ -73,30 +109,91 @@ class Backbone(BaseModule):
             raise ValueError(f"out_indices={out_indices!r}: give ascending levels out of {[*levels]}")
         if frozen_stages not in range(-1, len(dims) + 1):
             raise ValueError(f"frozen_stages={frozen_stages!r}: give -1 (none), 0 (the stem) or 1 to {len(dims)}")
-        if with_cp not in (False, True, "ffn", "block"):
-            raise ValueError(f"with_cp={with_cp!r}: give False, 'ffn', 'block' or True (the same as 'block')")
+        if not isinstance(with_cp, (bool, str)) or with_cp not in WITH_CP:
+            raise ValueError(
+                f"with_cp={with_cp!r}: give 'nothing' (or False), 'all_but_attention' (or 'ffn') or 'all' (or 'block', "
+                "or True): what to compute again in the backward pass"
+            )
         if in_channels < 1:
             raise ValueError(f"in_channels={in_channels!r}: give the number of channels of the image")
         self.in_channels = in_channels
         self.out_indices = tuple(out_indices)
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
+        self.recompute = WITH_CP[with_cp]
         self.channels = tuple(dims[i] for i in out_indices)
         self.strides = tuple(strides[i] for i in out_indices)
 
     @abstractmethod
-    def levels(self, image: Tensor) -> Iterator[Tensor]:
-        """The grids of levels 0, 1, ... up to the last one asked for: (B, H, W, C) each."""
+    def levels(self, image: Tensor) -> Iterator[Level]:
+        """Levels 0, 1, ... up to the last one that is built."""
 
     @abstractmethod
-    def freezable(self) -> list[list[nn.Module]]:
-        """The modules that ``frozen_stages`` counts: first the stem's, then each stage's."""
+    def parts(self) -> list[Part]:
+        """All that the network is made of, in the order of computation, except its buffers and containers.
+
+        Freezing, depths for layer-wise decay, and which weights of a file belong to stages that are not built follow
+        from it.
+        """
+
+    def finish(self) -> None:
+        """What remains once all parts are there: freezing, and what training computes again."""
+        for module in self.modules():
+            if isinstance(module, Recomputable):
+                module.recompute = self.recompute
+        self.freeze()
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """(B, in_channels, H, W) -> one map (B, C, ceil(H/stride), ceil(W/stride)) per level of ``out_indices``."""
         self._check_image(image)
-        grids = enumerate(self.levels(image))
-        return tuple(grid.permute(0, 3, 1, 2).contiguous() for i, grid in grids if i in self.out_indices)
+        levels = enumerate(self.levels(image))
+        return tuple(level.grid.permute(0, 3, 1, 2).contiguous() for i, level in levels if i in self.out_indices)
+
+    def features(self, image: Tensor, blocks: Sequence[int] | None = None) -> list[Level]:
+        """What ``forward`` returns as maps, as grids and with the class tokens of a family that has them.
+
+        Args:
+            image: as of ``forward``.
+            blocks: instead of levels, what these blocks give, counted from 0 through all stages; -1 is the last one. A
+                block of several levels (CoaT's parallel ones) gives each of them in turn.
+
+        Returns:
+            one ``Level`` per level of ``out_indices``, or per block.
+
+        Raises:
+            ValueError: for a block that there is not, and as ``forward``.
+        """
+        self._check_image(image)
+        if blocks is None:
+            return [level for i, level in enumerate(self.levels(image)) if i in self.out_indices]
+        every = [part for part in self.parts() if part.kind == "block"]
+        if wrong := [i for i in blocks if i not in range(-len(every), len(every))]:
+            raise ValueError(f"blocks={[*blocks]!r}: there is no block {wrong[0]}; there are {len(every)}, from 0")
+        found: dict[int, Any] = {}
+        asked = {i % len(every) for i in blocks}
+
+        def keep(index: int, output: Any) -> None:
+            found[index] = output
+
+        blocks_asked = ((i, cast(nn.Module, every[i].modules[0])) for i in asked)
+        hooks = [block.register_forward_hook(lambda _, __, out, i=i: keep(i, out)) for i, block in blocks_asked]
+        try:
+            levels = [*self.levels(image)]
+        finally:
+            for hook in hooks:
+                hook.remove()
+        numbers = [i % len(every) for i in blocks]
+        return [level for i in numbers for level in self.levels_of_block(found[i], every[i].stage, levels)]
+
+    def levels_of_block(self, output: Any, stage: int, levels: Sequence[Level]) -> list[Level]:
+        """What ``features`` gives of a block.
+
+        Args:
+            output: what the block returns.
+            stage: its own.
+            levels: all of the same image.
+        """
+        return [Level(output)]
 
     def train(self, mode: bool = True) -> Backbone:
         super().train(mode)
@@ -108,47 +205,60 @@ class Backbone(BaseModule):
         return self
 
     def freeze(self) -> None:
-        """Puts the stem and the first ``frozen_stages`` stages out of training. Families call it once built."""
-        for modules in self.freezable()[: self.frozen_stages + 1]:
-            for module in modules:
-                module.eval().requires_grad_(False)
+        """Puts the stem and the first ``frozen_stages`` stages out of training."""
+        if self.frozen_stages < 0:
+            return
+        parts = self.parts()
+        first_block = next((i for i, part in enumerate(parts) if part.kind == "block"), len(parts))
+        for i, part in enumerate(parts):
+            if part.stage < self.frozen_stages or (i < first_block and part.kind == "open"):
+                for module in part.modules:
+                    if isinstance(module, nn.Module):
+                        module.eval()
+                    module.requires_grad_(False)
+
+    def parameter_stages(self) -> dict[str, int]:
+        """The stage of each parameter and buffer, by its name in the state dict."""
+        return {name: part.stage for part, name, _ in self._names_of_parts()}
 
     def get_layer_depth(self, param_name: str, prefix: str = "") -> tuple[int, int]:
         """How deep a parameter stands, for a learning rate that falls with the depth.
 
         0 is the stem, n the n-th block, counted through all stages (in CoaT the parallel blocks follow the serial
-        ones). What stands between two stages, and what the blocks of a stage share, goes with the first block behind
-        it; what follows a stage with its last one.
+        ones). What opens a later stage, or serves its blocks, goes with its first block; what closes a stage goes with
+        its last one.
 
         Args:
             param_name: as ``named_parameters`` of the backbone or, with its ``prefix``, of the whole model has it.
             prefix: what stands before the backbone's own names, such as ``"backbone."``.
 
         Returns:
-            the depth, and how many there are: the last one is that of what follows the backbone.
+            the depth, and how many there are: the last one is that of everything after the backbone.
 
         Raises:
             ValueError: for a name that is none of the backbone's.
         """
-        stages: Any = self.stages
-        before = [0]
-        for stage in stages:
-            before.append(before[-1] + len(stage.blocks))
-        total = before[-1] + len(getattr(self, "parallel_blocks", ())) + 2
+        depths, total = {}, 0
+        for _, name, depth in self._names_of_parts():
+            depths[name] = depth
+            total = max(total, depth)
         name = param_name.removeprefix(prefix)
-        if not param_name.startswith(prefix) or name not in dict(self.named_parameters()):
-            raise ValueError(f"{param_name!r} is no parameter of {type(self).__name__} behind the prefix {prefix!r}")
-        first, *rest = name.split(".")
-        if first == "stages":
-            stage, part = int(rest[0]), rest[1]
-            if part == "blocks":
-                return before[stage] + int(rest[2]) + 1, total
-            if part == "norm":
-                return before[stage + 1], total
-            return (before[stage] + 1 if stage else 0), total
-        if first == "parallel_blocks":
-            return before[-1] + int(rest[0]) + 1, total
-        return (before[1] if first == "upsample" else 0), total
+        if not param_name.startswith(prefix) or name not in depths:
+            raise ValueError(f"{param_name!r} is no parameter of {type(self).__name__} after the prefix {prefix!r}")
+        return depths[name], total + 2
+
+    def _names_of_parts(self) -> Iterator[tuple[Part, str, int]]:
+        """Each part with the names of its parameters and buffers, and with its depth (see ``get_layer_depth``)."""
+        names = {id(tensor): name for name, tensor in self.named_parameters()}
+        names |= {id(tensor): name for name, tensor in self.named_buffers()}
+        blocks = 0
+        for part in self.parts():
+            blocks += part.kind == "block"
+            depth = blocks + 1 if part.kind in ("open", "shared") and blocks else blocks
+            for module in part.modules:
+                tensors = [*module.parameters(), *module.buffers()] if isinstance(module, nn.Module) else [module]
+                for tensor in tensors:
+                    yield part, names[id(tensor)], depth
 
     def init_weights(self) -> None:
         """MMEngine's hook. The constructor has initialised all parameters; only ``init_cfg`` remains."""
@@ -171,9 +281,8 @@ class Backbone(BaseModule):
             return cls.spec_type(**{k: tuple(v) if isinstance(v, Sequence) else v for k, v in arch.items()})
         if arch in cls.archs:
             return cls.archs[arch]
-        near = difflib.get_close_matches(str(arch), cls.archs, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{cls.__name__} has no arch {arch!r}; known are {', '.join(cls.archs)}{hint}")
+        near = did_you_mean(str(arch), cls.archs, count=1)
+        raise ValueError(f"{cls.__name__} has no arch {arch!r}; known are {', '.join(cls.archs)}{near}")
 
     def _check_image(self, image: Tensor) -> None:
         if image.dim() != 4 or image.shape[1] != self.in_channels:
@@ -197,6 +306,12 @@ def check_stages(spec: Any, stages: int = len(STRIDES)) -> None:
             raise ValueError(f"dims={spec.dims} and num_heads={spec.num_heads}: {dim} is not divisible by {heads}")
 
 
-def recompute_mode(with_cp: bool | str) -> str | None:
-    """``with_cp`` in the words of ``layers.Block``."""
-    return "block" if with_cp is True else with_cp or None
+def parts_of_stage(stage: nn.Module, index: int) -> Iterator[Part]:
+    """Of a stage whose children stand in the order of computation, its blocks under ``blocks``."""
+    kind = "open"
+    for name, child in stage.named_children():
+        if name == "blocks":
+            kind = "close"
+            yield from (Part((block,), index, "block") for block in child.children())
+        else:
+            yield Part((child,), index, kind)

@@ -6,8 +6,7 @@ import math
 
 from torch import nn
 
-from mm_vitbackbones.layers import SpatialReductionAttention, init_convs_fan_out
-from mm_vitbackbones.layers.feed_forward import _FeedForward
+from mm_vitbackbones.layers import FeedForward, MixFeedForward, SpatialReductionAttention, init_convs_fan_out
 from mm_vitbackbones.registry import WEIGHT_INITIALIZERS
 
 
@@ -22,7 +21,7 @@ class FromScratch:
     def __call__(self, module: nn.Module) -> None:
         init_convs_fan_out(module)
         for part in module.modules():
-            if isinstance(part, _FeedForward):
+            if isinstance(part, (FeedForward, MixFeedForward)):
                 for linear in (part.fc1, part.fc2):
                     nn.init.normal_(linear.weight, std=math.sqrt(2 / linear.out_features))
             elif isinstance(part, SpatialReductionAttention):

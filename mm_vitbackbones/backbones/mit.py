@@ -16,7 +16,7 @@ normalised grid is what a level returns and what the next stage takes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast, final
+from typing import final
 
 from torch import nn
 
@@ -61,7 +61,7 @@ class MiT(StagedBackbone):
     spec_type = Arch
     default_arch = "b2"
 
-    def make_stage(self, in_channels: int, index: int, drop_paths: list[float], recomputed: str | None) -> nn.Module:
+    def make_stage(self, in_channels: int, index: int, drop_paths: list[float]) -> nn.Module:
         arch: Arch = self.arch
         dim, ratio = arch.dims[index], arch.reductions[index]
         return OverlapStage(
@@ -72,12 +72,8 @@ class MiT(StagedBackbone):
             first=index == 0,
             reduction=lambda: ConvReduction(dim, ratio) if ratio > 1 else None,
             drop_paths=drop_paths,
-            recomputed=recomputed,
         )
 
     def init_parameters(self) -> None:
         init_linears_and_norms(self)
         init_convs_fan_out(self)
-
-    def stem(self) -> list[nn.Module]:
-        return [cast(OverlapStage, self.stages[0]).patch_embed]

@@ -25,20 +25,18 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from mm_vitbackbones.backbones.base import STRIDES, Backbone, check_stages, recompute_mode
+from mm_vitbackbones.backbones.base import STRIDES, Backbone, Level, Part, check_stages, parts_of_stage
 from mm_vitbackbones.layers import (
     Block,
     ChannelsLastConv2d,
     FeedForward,
     LearnedPosition,
-    attend,
+    Upsample2x,
     drop_path_rates,
     init_linears_and_norms,
+    pad_to_multiple,
 )
-from mm_vitbackbones.layers.conv import OverGrids
-from mm_vitbackbones.layers.patch_embed import pad_to_multiple
-from mm_vitbackbones.ops import onednn as fused
-from mm_vitbackbones.ops.memory import recompute_between
+from mm_vitbackbones.ops import attention, context, onednn
 from mm_vitbackbones.registry import BACKBONES
 
 STAGES = 3
@@ -119,8 +117,9 @@ class Pool(nn.Module):
         return self.fc(class_tokens), self.conv(grid)
 
 
+@context.plain
 class SelfAttention(nn.Module):
-    """Attention of every token of norm(x) over all of them: (B, N, C) -> (B, N, C)."""
+    """Attention of every token over all of them: (B, N, C) -> (B, N, C)."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -128,23 +127,17 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, tokens: Tensor, norm: nn.Module) -> Tensor:
-        if fused.usable(tokens):
-            query_key_value = fused.linear(norm(tokens), self.qkv)
-            return fused.linear(self._attend(query_key_value), self.proj)
-        # Queries, keys and values are computed again, too: elsewhere they are nothing beside a hidden map of eight
+    def forward(self, tokens: Tensor) -> Tensor:
+        # Training computes queries, keys and values again: elsewhere they are nothing next to a hidden map of eight
         # times the width, and here they are a third of what would be kept.
-        return self.proj(recompute_between(tokens, norm, self.qkv, self._attend))
-
-    def _attend(self, query_key_value: Tensor) -> Tensor:
-        query, key, value = query_key_value.chunk(3, dim=-1)
-        return attend(query, key, value, self.num_heads)
+        query, key, value = onednn.linear(tokens, self.qkv, again=True).chunk(3, dim=-1)
+        return onednn.linear(attention.attend(query, key, value, self.num_heads), self.proj)
 
 
 class Stage(nn.Module):
     """Pooling (but in the first), blocks: class tokens (B, T, C) and a grid (B, H, W, C) -> both, of this stage."""
 
-    def __init__(self, arch: Arch, index: int, drop_paths: list[float], recomputed: str | None) -> None:
+    def __init__(self, arch: Arch, index: int, drop_paths: list[float]) -> None:
         super().__init__()
         dim, heads = arch.dims[index], arch.num_heads[index]
         self.pool = Pool(arch.dims[index - 1], dim) if index > 0 else None
@@ -156,7 +149,6 @@ class Stage(nn.Module):
                     ffn=FeedForward(dim, 4 * dim),
                     norm_eps=1e-6,
                     drop_path=drop_path,
-                    recomputed=recomputed,
                 )
                 for drop_path in drop_paths
             )
@@ -170,13 +162,6 @@ class Stage(nn.Module):
         return tokens[:, :count], tokens[:, count:].unflatten(1, sides)
 
 
-class Upsample(OverGrids, nn.ConvTranspose2d):  # type: ignore[misc]
-    """(B, H, W, C) -> (B, 2H, 2W, C). Each cell becomes 2x2 cells by a linear map of its own."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__(dim, dim, kernel_size=2, stride=2)
-
-
 @final
 @BACKBONES.register_module()
 class PiT(Backbone):
@@ -185,7 +170,7 @@ class PiT(Backbone):
     stem: ``"aligned"``: strides 4, 8, 16 and 32, as the contract says. ``"published"``: the official geometry, whose
         levels 1 to 3 have strides 8, 16 and 32 (PiT-B: 7, 14 and 28), fewer cells than ceil(H/stride), and equal the
         official features; there is no level 0.
-    drop_path_rate: the rate of stochastic depth at the last block; it grows linearly from 0.
+    drop_path_rate: of stochastic depth; block i of n has ``drop_path_rate * i / n``, as in the official code.
 
     Stages are counted as in the paper: level 0 needs the first only, and ``frozen_stages=4`` freezes its upsampling
     as well, which no published file holds.
@@ -226,24 +211,32 @@ class PiT(Backbone):
             init_cfg,
             strides=(0, stride, 2 * stride, 4 * stride) if published else STRIDES,
         )
-        rates = drop_path_rates(drop_path_rate, self.arch.depths)
+        rates = drop_path_rates(drop_path_rate, self.arch.depths, last=False)
         self.stem = Stem(in_channels, self.arch, published)
-        self.stages = nn.ModuleList(
-            Stage(self.arch, i, rates[i], recompute_mode(with_cp)) for i in range(max(out_indices[-1], 1))
-        )
-        self.upsample = Upsample(dims[0]) if 0 in out_indices else nn.Identity()
+        self.stages = nn.ModuleList(Stage(self.arch, i, rates[i]) for i in range(max(out_indices[-1], 1)))
+        self.upsample = Upsample2x(dims[0]) if 0 in out_indices else None
         init_linears_and_norms(self)
-        self.freeze()
+        self.finish()
 
-    def levels(self, image: Tensor) -> Iterator[Tensor]:
+    def levels(self, image: Tensor) -> Iterator[Level]:
         class_tokens, grid = self.stem(image.permute(0, 2, 3, 1))
         for i, stage in enumerate(self.stages):
             class_tokens, grid = stage(class_tokens, grid)
             if i == 0:
                 height, width = (-(-side // 4) for side in image.shape[2:])
-                yield self.upsample(grid)[:, :height, :width]
-            yield grid
+                # Where nobody asks for level 0, it is the grid as it is.
+                fine = grid if self.upsample is None else self.upsample(grid)[:, :height, :width]
+                yield Level(fine, class_tokens)
+            yield Level(grid, class_tokens)
 
-    def freezable(self) -> list[list[nn.Module]]:
-        stages = ([*self.stages[i : i + 1]] for i in range(STAGES))  # none where a stage is not built
-        return [[self.stem], *stages, [self.upsample]]
+    def parts(self) -> list[Part]:
+        parts = [Part((self.stem,), 0, "open")]
+        for index, stage in enumerate(self.stages):
+            parts += parts_of_stage(stage, index)
+            if index == 0 and self.upsample is not None:
+                parts.append(Part((self.upsample,), STAGES, "close"))  # no stage of the published network
+        return parts
+
+    def levels_of_block(self, output: Tensor, stage: int, levels: Sequence[Level]) -> list[Level]:
+        count, sides = self.arch.num_tokens, levels[stage + 1].grid.shape[1:3]
+        return [Level(output[:, count:].unflatten(1, sides), output[:, :count])]

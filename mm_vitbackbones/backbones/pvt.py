@@ -15,7 +15,7 @@ the dense form.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast, final
+from typing import final
 
 from torch import Tensor, nn
 
@@ -60,9 +60,7 @@ ARCHS = {
 class Stage(nn.Module):
     """Patch embedding, position, blocks: (B, H, W, Cin) -> (B, ceil(H/patch), ceil(W/patch), C)."""
 
-    def __init__(
-        self, in_channels: int, arch: Arch, index: int, drop_paths: list[float], recomputed: str | None
-    ) -> None:
+    def __init__(self, in_channels: int, arch: Arch, index: int, drop_paths: list[float]) -> None:
         super().__init__()
         dim, heads, ratio = arch.dims[index], arch.num_heads[index], arch.reductions[index]
         patch, side = (4 if index == 0 else 2), arch.pretrain_grid // 2**index
@@ -76,7 +74,6 @@ class Stage(nn.Module):
                     ffn=FeedForward(dim, arch.mlp_ratios[index] * dim),
                     norm_eps=1e-6,
                     drop_path=drop_path,
-                    recomputed=recomputed,
                 )
                 for drop_path in drop_paths
             )
@@ -96,12 +93,8 @@ class PVT(StagedBackbone):
     spec_type = Arch
     default_arch = "small"
 
-    def make_stage(self, in_channels: int, index: int, drop_paths: list[float], recomputed: str | None) -> Stage:
-        return Stage(in_channels, self.arch, index, drop_paths, recomputed)
+    def make_stage(self, in_channels: int, index: int, drop_paths: list[float]) -> Stage:
+        return Stage(in_channels, self.arch, index, drop_paths)
 
     def init_parameters(self) -> None:
         init_linears_and_norms(self)
-
-    def stem(self) -> list[nn.Module]:
-        first = cast(Stage, self.stages[0])
-        return [first.patch_embed, first.position]

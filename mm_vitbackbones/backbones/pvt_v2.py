@@ -17,7 +17,7 @@ and what the next stage takes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast, final
+from typing import final
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -85,7 +85,7 @@ class PVTv2(StagedBackbone):
     spec_type = Arch
     default_arch = "b2"
 
-    def make_stage(self, in_channels: int, index: int, drop_paths: list[float], recomputed: str | None) -> nn.Module:
+    def make_stage(self, in_channels: int, index: int, drop_paths: list[float]) -> nn.Module:
         arch: Arch = self.arch
         dim, ratio = arch.dims[index], arch.reductions[index]
 
@@ -102,13 +102,9 @@ class PVTv2(StagedBackbone):
             first=index == 0,
             reduction=reduction,
             drop_paths=drop_paths,
-            recomputed=recomputed,
             relu=arch.linear,
         )
 
     def init_parameters(self) -> None:
         init_linears_and_norms(self)
         init_convs_fan_out(self)
-
-    def stem(self) -> list[nn.Module]:
-        return [cast(OverlapStage, self.stages[0]).patch_embed]

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, final
 
 from torch import Tensor, nn
 
-from mm_vitbackbones.backbones.base import Backbone, recompute_mode
+from mm_vitbackbones.backbones.base import Backbone, Level, Part, parts_of_stage
 from mm_vitbackbones.layers import drop_path_rates, set_norm_eps
 
 
@@ -43,39 +43,34 @@ class StagedBackbone(Backbone):
         super().__init__(self.arch.dims, in_channels, out_indices, frozen_stages, norm_eval, with_cp, init_cfg)
         rates = drop_path_rates(drop_path_rate, self.arch.depths)
         widths = (in_channels, *self.arch.dims)
-        self.stages = nn.ModuleList(
-            self.make_stage(widths[i], i, rates[i], recompute_mode(with_cp)) for i in range(out_indices[-1] + 1)
-        )
+        self.stages = nn.ModuleList(self.make_stage(widths[i], i, rates[i]) for i in range(out_indices[-1] + 1))
         self.norm_eps = norm_eps
         if norm_eps is not None:
             set_norm_eps(self, norm_eps)
         self.init_parameters()
-        self.freeze()
+        self.finish()
 
     @abstractmethod
-    def make_stage(self, in_channels: int, index: int, drop_paths: list[float], recomputed: str | None) -> nn.Module:
+    def make_stage(self, in_channels: int, index: int, drop_paths: list[float]) -> nn.Module:
         """Stage ``index`` of ``self.arch``: (B, H, W, in_channels) -> (B, ceil(H/stride), ceil(W/stride), C).
+
+        Its children stand in the order of computation, and those that are called ``blocks`` are its blocks.
 
         Args:
             drop_paths: the rate of each of its blocks.
-            recomputed: see ``layers.Block``.
         """
 
     @abstractmethod
     def init_parameters(self) -> None:
         """The official initialisation, once all stages are there."""
 
-    @abstractmethod
-    def stem(self) -> list[nn.Module]:
-        """The modules before the first block, which ``frozen_stages=0`` freezes."""
-
     @final
-    def levels(self, image: Tensor) -> Iterator[Tensor]:
+    def levels(self, image: Tensor) -> Iterator[Level]:
         grid = image.permute(0, 2, 3, 1)
         for stage in self.stages:
             grid = stage(grid)
-            yield grid
+            yield Level(grid)
 
     @final
-    def freezable(self) -> list[list[nn.Module]]:
-        return [self.stem(), *([stage] for stage in self.stages)]
+    def parts(self) -> list[Part]:
+        return [part for index, stage in enumerate(self.stages) for part in parts_of_stage(stage, index)]

@@ -23,7 +23,7 @@ from mmcv.cnn import build_norm_layer
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from torch import Tensor, nn
 
-from mm_vitbackbones.layers import add_residual
+from mm_vitbackbones.ops import context, residual
 from mm_vitbackbones.registry import MODELS, WEIGHT_INITIALIZERS
 
 
@@ -83,7 +83,11 @@ class SegFormerHead(BaseDecodeHead):
 
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:
         """Maps (B, C_i, H_i, W_i) of all levels -> logits (B, classes, H_0, W_0)."""
-        return self.cls_seg(F.relu(self.norm(self.fused(self._transform_inputs(inputs))), inplace=True))
+        maps = self._transform_inputs(inputs)
+        # What a user attaches to the linear maps, such as an adapter, takes part in the paper's form alone.
+        plain = context.is_plain(self.fuse) and all(map(context.is_plain, self.linears))
+        fused = self.fused(maps) if plain else self.plain(maps)
+        return self.cls_seg(F.relu(self.norm(fused), inplace=not context.has_hooks(self.norm)))
 
     def plain(self, maps: Sequence[Tensor]) -> Tensor:
         """As in the paper: maps (B, C_i, H_i, W_i) -> the fused map (B, E, H_0, W_0), before its norm."""
@@ -97,7 +101,8 @@ class SegFormerHead(BaseDecodeHead):
         parts = self.fuse.weight.split(self.channels, dim=1)
         first, *others = (self._part(i, map, part) for i, (map, part) in enumerate(zip(maps, parts, strict=True)))
         for level in others:
-            first = add_residual(first, self._upsample(level, size))
+            upsampled = self._upsample(level, size)
+            first = first + upsampled if upsampled is level else residual.add_fresh(first, upsampled)
         return first
 
     def _part(self, index: int, map: Tensor, part: Tensor) -> Tensor:

@@ -1,49 +1,114 @@
+"""The pre-norm transformer block and its parts."""
+
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import torch
 from torch import Tensor, nn
 
-from mm_vitbackbones.layers.feed_forward import FeedForward, MixFeedForward
+from mm_vitbackbones.layers.drop_path import DropPath
 from mm_vitbackbones.layers.norm import LayerNorm
-from mm_vitbackbones.layers.residual import DropPath, add_residual
-from mm_vitbackbones.ops.memory import recompute, recompute_but_attention
+from mm_vitbackbones.ops import context, memory, residual
+
+T = TypeVar("T")
 
 
-class Block(nn.Module):
-    """The pre-norm transformer block over grids (B, H, W, C), or tokens (B, N, C) where ``attn`` takes
-    these: x + attn(norm1(x)), then x + ffn(norm2(x)).
+@context.plain
+class LayerScale(nn.Module):
+    """A learned factor for each channel of a branch, which begins near zero (Touvron et al. 2021, CaiT, section 2)."""
 
-    ``attn`` and ``ffn`` are called with the grid and with its norm, so that they decide what training keeps of it.
+    def __init__(self, dim: int, initial: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((dim,), initial))
 
-    ``recomputed`` trades time for memory in training: ``"ffn"`` computes all linear maps, among them the feed-forward
-    network with its hidden map, the largest tensor of all, again in the backward pass, and attention where it is no
-    dearer; ``"block"`` computes the whole block again; ``None`` nothing but what is nearly free.
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
+class Branch(NamedTuple):
+    """What a block adds to its grid: drop_path(layer_scale(function(norm(x))))."""
+
+    norm: nn.Module
+    function: nn.Module
+    drop_path: Callable[[Tensor], Tensor]
+    layer_scale: nn.Module | None = None
+
+    def of(self, x: Tensor) -> Tensor:
+        """The branch's own result."""
+        x = self.function(memory.cheap(self.norm, x))
+        return self.drop_path(x if self.layer_scale is None else self.layer_scale(x))
+
+    def add_to(self, x: Tensor) -> Tensor:
+        """x + branch(x)."""
+        return residual.add(x, self.of, self.parts, self.reach)
+
+    @property
+    def parts(self) -> list[nn.Module]:
+        """The modules that a call of the branch calls."""
+        return [part for part in self if isinstance(part, nn.Module)]
+
+    @property
+    def reach(self) -> residual.Reach | None:
+        """How far the branch looks: as far as its function."""
+        return getattr(self.function, "reach", None)
+
+
+class Recomputable(nn.Module):
+    """A part that can save memory in training, by computing again in the backward pass what ``recompute`` says.
+
+    ``recompute`` is one of the words of ``ops.memory``; the backbone sets it, by its ``with_cp``.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        attn: nn.Module,
-        ffn: FeedForward | MixFeedForward,
-        norm_eps: float,
-        drop_path: float,
-        recomputed: str | None,
-    ) -> None:
+    recompute: str = memory.NOTHING
+
+    def recomputed(self, function: Callable[..., T], *inputs: Any) -> T:
+        """``function(*inputs)``, a method or a part of this module, computed again as ``recompute`` says."""
+        return self._recomputed(self.recompute, function, *inputs)
+
+    def wholly(self, function: Callable[..., T], *inputs: Any) -> T:
+        """``function(*inputs)``, computed again if ``recompute`` says "all"."""
+        return self._recomputed(memory.ALL if self.recompute == memory.ALL else memory.NOTHING, function, *inputs)
+
+    def lightly(self, function: Callable[..., T], *inputs: Any) -> T:
+        """``function(*inputs)``, which is no expensive attention, computed again if ``recompute`` says
+        "all but attention"."""
+        light = self.recompute == memory.ALL_BUT_ATTENTION
+        return self._recomputed(memory.ALL if light else memory.NOTHING, function, *inputs)
+
+    def _recomputed(self, what: str, function: Callable[..., T], *inputs: Any) -> T:
+        if what == memory.NOTHING or not self.training:
+            return function(*inputs)
+        # Drop path draws random numbers, and so may what a user has put into this part.
+        random = not context.is_plain_tree(self) or any(
+            isinstance(part, DropPath) and part.rate > 0 for part in self.modules()
+        )
+        return memory.recomputed(function, *inputs, what=what, random=random)
+
+
+@context.plain
+class Block(Recomputable):
+    """The pre-norm transformer block over grids (B, H, W, C), or tokens (B, N, C) where ``attn`` takes these:
+    x + attn(norm1(x)), then x + ffn(norm2(x))."""
+
+    def __init__(self, dim: int, attn: nn.Module, ffn: nn.Module, norm_eps: float, drop_path: float) -> None:
         super().__init__()
         self.norm1 = LayerNorm(dim, eps=norm_eps)
         self.attn = attn
         self.norm2 = LayerNorm(dim, eps=norm_eps)
         self.ffn = ffn
         self.drop_path = DropPath(drop_path)
-        self.recomputed = recomputed
 
-    def forward(self, grid: Tensor) -> Tensor:
-        random = self.drop_path.rate > 0
-        if self.recomputed == "block" and self.training:
-            return recompute(self._residuals, grid, random=random)
-        if self.recomputed == "ffn" and self.training:
-            return recompute_but_attention(self._residuals, grid, random=random)
-        return self._residuals(grid)
+    def branches(self) -> tuple[Branch, ...]:
+        """What the block adds, in this order."""
+        return Branch(self.norm1, self.attn, self.drop_path), Branch(self.norm2, self.ffn, self.drop_path)
 
-    def _residuals(self, grid: Tensor) -> Tensor:
-        grid = add_residual(grid, self.drop_path(self.attn(grid, self.norm1)))
-        return add_residual(grid, self.drop_path(self.ffn(grid, self.norm2)))
+    def forward(self, x: Tensor) -> Tensor:
+        return self.recomputed(self.residuals, x)
+
+    def residuals(self, x: Tensor) -> Tensor:
+        with memory.saving():
+            for branch in self.branches():
+                x = branch.add_to(x)  # x + branch(x)
+            return x

@@ -1,30 +1,30 @@
 from __future__ import annotations
 
-from typing import Any
-
-import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mm_vitbackbones.ops import context, conv
 
-class OverGrids(nn.Module):
-    """Before one of PyTorch's convolutions in a class's bases, it makes that one over grids: (B, H, W, C) -> (B, H',
-    W', C'). Both permutes are views.
 
-    The weight is kept in channels-last memory (its shape is unchanged), so that the result is a contiguous grid
-    even where the input is a permuted NCHW image.
-    """
-
-    weight: Tensor
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        # `contiguous` would leave a depthwise weight as it is, since both memory formats describe it. Its gradient has
-        # the strides of this one, and distributed training warns where they are not those of the weight.
-        self.weight.data = self.weight.data.clone(memory_format=torch.channels_last)
+@context.plain
+class ChannelsLastConv2d(nn.Conv2d):
+    """``nn.Conv2d`` over grids: (B, H, W, C) -> (B, H', W', C'), contiguous. Both permutes are views."""
 
     def forward(self, grid: Tensor) -> Tensor:
-        return super().forward(grid.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        out = conv.over_patches(grid, self)
+        return super().forward(grid.permute(0, 3, 1, 2)).permute(0, 2, 3, 1) if out is None else out
+
+    def _conv_forward(self, maps: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return super()._conv_forward(maps, conv.channels_last(weight), bias)
 
 
-class ChannelsLastConv2d(OverGrids, nn.Conv2d):
-    """``nn.Conv2d`` over grids."""
+@context.plain
+class Upsample2x(nn.ConvTranspose2d):
+    """Each cell becomes 2x2 cells by a linear map of its own: (B, H, W, C) -> (B, 2H, 2W, C)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim, dim, kernel_size=2, stride=2)
+
+    def forward(self, grid: Tensor) -> Tensor:  # type: ignore[override]
+        weight = conv.channels_last(self.weight)
+        return F.conv_transpose2d(grid.permute(0, 3, 1, 2), weight, self.bias, stride=2).permute(0, 2, 3, 1)

@@ -3,18 +3,19 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mm_vitbackbones.ops.context import autocast_dtype
+from mm_vitbackbones.ops import context
 
 
+@context.plain
 class LayerNorm(nn.LayerNorm):
     """``nn.LayerNorm``, in fp32 under autocast: what it takes, computes and returns.
 
-    That is autocast's rule on CUDA. On CPU there is none, and what follows a norm, which is the whole residual stream,
-    would be bf16: gradients of norms come out wrong by a tenth then, and a network learns visibly less.
+    That is autocast's rule on CUDA. On a CPU there is none, and everything after a norm, that is, the whole residual
+    stream, would be bf16: gradients of norms would be wrong by a tenth, and a network would learn visibly less.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        if autocast_dtype(input.device) is None:
+        if context.autocast_dtype(input.device) is None:
             return super().forward(input)
         weight, bias = self.weight.float(), self.bias.float()
         return F.layer_norm(input.float(), self.normalized_shape, weight, bias, self.eps)

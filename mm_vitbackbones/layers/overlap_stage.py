@@ -1,19 +1,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 from torch import Tensor, nn
 
 from mm_vitbackbones.layers.attention import SpatialReductionAttention
-from mm_vitbackbones.layers.block import Block
+from mm_vitbackbones.layers.block import Block, Recomputable
 from mm_vitbackbones.layers.feed_forward import MixFeedForward
 from mm_vitbackbones.layers.norm import LayerNorm
 from mm_vitbackbones.layers.patch_embed import PatchEmbed
-from mm_vitbackbones.ops.memory import recompute
 
 
-class OverlapStage(nn.Module):
+class OverlapStage(Recomputable):
     """Overlapping patch embedding, blocks, norm: (B, H, W, Cin) -> (B, ceil(H/stride), ceil(W/stride), C)
     (PVTv2, section 3; SegFormer, section 3.1).
 
@@ -30,7 +28,6 @@ class OverlapStage(nn.Module):
         first: bool,
         reduction: Callable[[], nn.Module | None],
         drop_paths: list[float],
-        recomputed: str | None,
         relu: bool = False,
     ) -> None:
         super().__init__()
@@ -44,14 +41,11 @@ class OverlapStage(nn.Module):
                     ffn=MixFeedForward(dim, mlp_ratio * dim, relu=relu),
                     norm_eps=1e-6,
                     drop_path=drop_path,
-                    recomputed=recomputed,
                 )
                 for drop_path in drop_paths
             )
         )
         self.norm = LayerNorm(dim, eps=1e-6)
-        self.recomputed = recomputed
 
     def forward(self, grid: Tensor) -> Tensor:
-        embed = partial(recompute, self.patch_embed) if self.recomputed and self.training else self.patch_embed
-        return self.norm(self.blocks(embed(grid)))
+        return self.norm(self.blocks(self.recomputed(self.patch_embed, grid)))

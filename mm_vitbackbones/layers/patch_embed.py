@@ -5,9 +5,10 @@ from torch import Tensor, nn
 
 from mm_vitbackbones.layers.conv import ChannelsLastConv2d
 from mm_vitbackbones.layers.norm import LayerNorm
-from mm_vitbackbones.ops.context import is_compiling
+from mm_vitbackbones.ops import context, memory
 
 
+@context.plain
 class PatchEmbed(nn.Module):
     """Patches of a grid, embedded and normalised: (B, H, W, Cin) -> (B, ceil(H/stride), ceil(W/stride), dim).
 
@@ -28,12 +29,13 @@ class PatchEmbed(nn.Module):
     def forward(self, grid: Tensor) -> Tensor:
         if self.tiles:
             grid = pad_to_multiple(grid, self.stride)
-        return self.norm(self.proj(grid))
+        with memory.saving():
+            return self.norm(self.proj(grid))
 
 
 def pad_to_multiple(grid: Tensor, multiple: int) -> Tensor:
     """Zeros at the bottom and right of (B, H, W, C), up to sides divisible by ``multiple``; no copy if they are."""
     bottom, right = (multiple * -(-side // multiple) - side for side in grid.shape[1:3])
     # A compiled graph that asked whether to pad would hold for one answer only.
-    padded = is_compiling() or bottom or right
+    padded = context.is_compiling() or bottom or right
     return F.pad(grid, (0, 0, 0, right, 0, bottom)) if padded else grid

@@ -1,11 +1,28 @@
-"""What PyTorch is doing around a call: autocast and compilation, asked the same way of every version from 2.1 on."""
+"""What PyTorch is doing around a call, and what a user has attached to a module.
+
+All fast forms ask here whether they may run. PyTorch is asked in the same way in every version from 2.1 on.
+"""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+
+Class = TypeVar("Class", bound=type)
+
+
+class _Local(threading.local):
+    device_type: str | None = None
+    kept: frozenset[int] | None = None
+
+
+_local = _Local()
 
 
 def is_compiling() -> bool:
@@ -15,6 +32,14 @@ def is_compiling() -> bool:
     from torch._dynamo import is_compiling as dynamo_is_compiling
 
     return dynamo_is_compiling()
+
+
+def is_eager() -> bool:
+    """Whether this call computes, and no more: nobody compiles, exports or traces it, or transforms its functions."""
+    if is_compiling() or torch.jit.is_tracing():
+        return False
+    transformed = getattr(torch._C, "_are_functorch_transforms_active", None)
+    return transformed is None or not transformed()
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
@@ -28,7 +53,89 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
 
 
 def autocast_to(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
-    """A context in which autocast is as ``autocast_dtype`` told: to that type, or off."""
+    """A context in which autocast is as ``autocast_dtype`` has reported it: to that type, or off."""
     if autocast_dtype(device) == dtype:
         return nullcontext()
     return torch.autocast(device.type, dtype, enabled=dtype is not None)
+
+
+# ---- devices
+
+
+def device_type(tensor: Tensor) -> str:
+    """The kind of device whose fast forms serve a tensor: its own, except inside ``pretend_device``."""
+    return _local.device_type or tensor.device.type
+
+
+@contextmanager
+def pretend_device(kind: str) -> Iterator[None]:
+    """Within it, this thread takes the forms of another kind of device, so that a CPU can test those of ``"cuda"``."""
+    before, _local.device_type = _local.device_type, kind
+    try:
+        yield
+    finally:
+        _local.device_type = before
+
+
+# ---- what is attached to modules
+
+_PLAIN: set[type] = {nn.Linear, nn.Conv2d, nn.LayerNorm, nn.Identity}
+_WEIGHTS = {nn.Parameter, Tensor, type(None)}
+
+
+def plain(kind: Class) -> Class:
+    """A decorator: modules of exactly this class do what its ``forward`` says and keep nothing of what passes."""
+    _PLAIN.add(kind)
+    return kind
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether a fast form may use the weights of a module instead of calling it.
+
+    Its class is exactly one that is known, which excludes parametrisations, adapters, quantised layers and a user's
+    subclasses; its weight is a tensor of PyTorch's own, and nothing is attached to its calls: no hook of any kind, no
+    other ``forward``.
+    """
+    state = module.__dict__
+    return (
+        type(module) in _PLAIN
+        and not has_hooks(module)
+        and "forward" not in state
+        and type(state["_parameters"].get("weight")) in _WEIGHTS
+    )
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether anything is called with a module's inputs, results or gradients when it is called."""
+    state = module.__dict__
+    return bool(
+        state["_forward_hooks"]
+        or state["_forward_pre_hooks"]
+        or state["_backward_hooks"]
+        or state["_backward_pre_hooks"]
+        or torch_module._global_forward_hooks
+        or torch_module._global_forward_pre_hooks
+        or torch_module._global_backward_hooks
+        or torch_module._global_backward_pre_hooks
+    )
+
+
+def is_plain_tree(module: nn.Module) -> bool:
+    """Whether a module and all its parts are plain, so that nobody sees what passes between them."""
+    return is_plain(module) and all(map(is_plain_tree, module.children()))
+
+
+@contextmanager
+def unobserved(*inputs: Tensor) -> Iterator[None]:
+    """Within it, the modules that this thread calls on these inputs are plain: what one of them has computed, and only
+    that, the next may overwrite."""
+    before, _local.kept = _local.kept, frozenset(x.untyped_storage().data_ptr() for x in inputs)
+    try:
+        yield
+    finally:
+        _local.kept = before
+
+
+def may_overwrite(tensor: Tensor) -> bool:
+    """Whether a plain module that is called with this tensor may write into it."""
+    return _local.kept is not None and tensor.untyped_storage().data_ptr() not in _local.kept

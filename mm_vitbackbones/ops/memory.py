@@ -1,20 +1,32 @@
+"""What autograd keeps for the backward pass, and what is computed again there instead.
+
+Two means, which do not meet inside one block:
+
+- ``saving`` and ``cheap``. Norms and activations before a linear map are nearly free to compute again. They are marked
+  where they stand, ``cheap(norm, x)``, and inside ``saving()`` autograd keeps a recipe in place of their results.
+- ``recomputed``. A whole function, or all of it except attention, is computed again, by PyTorch's checkpoints.
+"""
+
 from __future__ import annotations
 
 import threading
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache, partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 from weakref import ref
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import checkpoint as checkpointing
 from torch.utils.checkpoint import checkpoint
 
-from mm_vitbackbones.ops.context import autocast_dtype, autocast_to, is_compiling
+from mm_vitbackbones.ops import context
 
 T = TypeVar("T")
+
+NOTHING, ALL_BUT_ATTENTION, ALL = "nothing", "all_but_attention", "all"
+"""What ``recomputed`` computes again."""
 
 ATTENTION_KERNELS = (
     "_scaled_dot_product_flash_attention_for_cpu",
@@ -25,144 +37,202 @@ ATTENTION_KERNELS = (
 """What ``F.scaled_dot_product_attention`` comes down to, by device and shapes."""
 
 
-def recompute(function: Callable[..., T], *inputs: Any, random: bool = False) -> T:
-    """``function(*inputs)``, of which only the inputs are kept for the backward pass, where the rest is computed again.
+class _Local(threading.local):
+    """Of one thread; the backward pass has threads of its own."""
 
-    The second computation stops at the last tensor that the backward pass needs. So where ``function`` ends in a
-    linear map, that map is not computed twice. ``random``: whether ``function`` draws random numbers.
+    recipes: _Recipes | None = None
+    """Of the innermost ``saving``."""
+    inside_larger = False
+    """Whether what runs now will be computed again, as a part of something larger."""
+
+
+_local = _Local()
+
+
+# ---- cheap results
+
+
+def saving() -> AbstractContextManager[Any]:
+    """Within it, autograd keeps recipes in place of the results of ``cheap``.
+
+    Nothing changes without autograd; in compiled graphs, as compilers make this choice by themselves; and inside
+    ``recomputed``, where cheap results would be computed three times. Inside somebody else's hooks on saved tensors,
+    such as a checkpoint of something larger, what is kept here is handed to them.
     """
-    if not torch.is_grad_enabled():
-        return function(*inputs)
-    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=random)
+    if not torch.is_grad_enabled() or not context.is_eager() or _local.inside_larger:
+        return nullcontext()
+    return _Recipes()
 
 
-def chain(x: Tensor, *functions: Callable[[Any], Any]) -> Any:
-    """``functions[-1](... functions[0](x))``."""
-    for function in functions:
-        x = function(x)
-    return x
+def cheap(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """``function(x)``, of which ``saving`` keeps no result: the backward pass computes it again.
 
+    Args:
+        function: draws no random numbers. Of a module, the recipe would be a second call: one with hooks or of an
+            unknown class is called as usual, and its result is kept.
+        x: what the function is computed from again. It should be alive anyway.
 
-def recompute_between(x: Tensor, *functions: Callable[[Any], Any]) -> Any:
-    """``chain``, except that the results of all functions but the last are computed again in the backward pass instead
-    of kept. For norms and activations before a linear map this always pays.
-
-    The functions but the last give one tensor each, and draw no random numbers. Under autocast these tensors are of
-    its narrower type.
-
-    Compiled graphs are left as they are: the compiler makes this choice by itself. So is what is computed again as a
-    part of something larger by ``recompute_but_attention``: it would be computed three times.
+    Returns:
+        the result; inside ``saving`` under autocast it is of autocast's narrower type. Autograd would otherwise keep
+        the copy that autocast makes of it, of which nothing is known here.
     """
-    if not torch.is_grad_enabled() or is_compiling() or getattr(_larger, "running", False):
-        return chain(x, *functions)
-    if _inside_hooks():
-        return recompute(chain, x, *functions)
-    results = _Results(x, functions[:-1])
-    with torch.autograd.graph.saved_tensors_hooks(results.pack, results.unpack):
-        return functions[-1](results.run(x))
+    recipes = _local.recipes
+    if recipes is None or (isinstance(function, nn.Module) and not context.is_plain(function)):
+        return function(x)
+    return recipes.record(function, x)
 
 
-def _inside_hooks() -> bool:
-    """Whether somebody else decides what is kept for the backward pass, such as a checkpoint of something larger. What
-    is packed here would escape them, but for a checkpoint inside theirs. (Where PyTorch cannot tell: true.)"""
-    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
-    return top is None or top(True) is not None
+class _Recipe:
+    """How to compute a tensor again: a function of what autograd keeps, or of what another recipe gives.
 
-
-class _Part(NamedTuple):
-    """A view of one of the results, which autograd meant to keep."""
-
-    which: int
-    shape: torch.Size
-    strides: tuple[int, ...]
-    offset: int
-
-
-class _Results:
-    """The results of a chain of functions, of which autograd keeps the input. When the first of them is asked for,
-    all are computed again, and each is dropped when it has been asked for as often as it was to be kept.
-
-    ``torch.utils.checkpoint`` does the same for any function, and takes a fifth of a millisecond each time, which in
-    small maps is more than the computation.
+    The result is held from the first time that it is asked for until it has been asked for as often as it was to be
+    kept: the gradients of two operators may need it.
     """
 
-    def __init__(self, x: Tensor, functions: Sequence[Callable[[Any], Any]]) -> None:
-        self.x = x.detach()
-        self.functions = functions
-        self.narrow = autocast_dtype(x.device)
-        self.results: list[ref[Tensor]] = []
-        self.wanted: Counter[int] = Counter()
-        self.left: Counter[int] = Counter()
-        self.again: dict[int, Tensor] = {}
+    __slots__ = ("again", "function", "left", "narrow", "result", "source", "unpack", "wanted")
 
-    def run(self, x: Tensor) -> Tensor:
-        for result in self._each(x):
-            self.results.append(ref(result))
-        return result
+    def __init__(
+        self,
+        function: Callable[[Tensor], Tensor],
+        source: Any,
+        unpack: Callable[[Any], Tensor] | None,
+        narrow: torch.dtype | None,
+    ) -> None:
+        self.function, self.source, self.unpack, self.narrow = function, source, unpack, narrow
+        self.wanted = self.left = 0
+        self.again: Tensor | None = None
+        self.result: ref[Tensor]
 
-    def _each(self, x: Tensor) -> Iterator[Tensor]:
-        for function in self.functions:
-            x = function(x)
-            if self.narrow is not None:
-                # Else autograd would keep the copy that autocast makes of a result, of which nothing is known here.
-                x = x.to(self.narrow)
-            yield x
+    def compute(self, x: Tensor) -> Tensor:
+        y = self.function(x)
+        return y if self.narrow is None else y.to(self.narrow)
 
-    def pack(self, tensor: Tensor) -> Tensor | _Part:
-        for index, result in enumerate(self.results):
-            alive = result()  # what is not alive has no part in what runs now, and others may have its memory
-            if alive is not None and alive.untyped_storage()._cdata == tensor.untyped_storage()._cdata:
-                self.wanted[index] += 1
-                return _Part(index, tensor.shape, tensor.stride(), int(tensor.storage_offset()))
+    def value(self) -> Tensor:
+        """The result, computed again unless it is held."""
+        if self.again is not None:
+            return self.again
+        if isinstance(self.source, _Recipe):
+            x = self.source.value()
+        else:
+            x = self.source if self.unpack is None else self.unpack(self.source)
+        with torch.no_grad(), context.autocast_to(x.device, self.narrow):
+            y = self.compute(x)
+        if self.wanted:
+            self.again, self.left = y, self.wanted
+        return y
+
+    def take(self) -> Tensor:
+        """``value``, for one of those that wanted to keep it."""
+        y = self.value()
+        self.left -= 1
+        if not self.left:
+            self.again = None
+        return y
+
+
+class _Part:
+    """A view of a recipe's result, which autograd meant to keep."""
+
+    __slots__ = ("offset", "recipe", "shape", "strides")
+
+    def __init__(self, recipe: _Recipe, tensor: Tensor) -> None:
+        self.recipe = recipe
+        self.shape, self.strides, self.offset = tensor.shape, tensor.stride(), tensor.storage_offset()
+
+    def tensor(self) -> Tensor:
+        return self.recipe.take().as_strided(self.shape, self.strides, self.offset)
+
+
+class _Recipes:
+    """The recipes of one ``saving``, by the memory of their results."""
+
+    def __init__(self) -> None:
+        top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+        outer: Any = None if top is None else top(True)
+        self.outer_pack: Callable[[Tensor], Any] | None = outer[0] if outer else None
+        self.outer_unpack: Callable[[Any], Tensor] | None = outer[1] if outer else None
+        self.known: dict[int, _Recipe] = {}
+        self.before: _Recipes | None = None
+        self.hooks = torch.autograd.graph.saved_tensors_hooks(self.pack, self.unpack)
+
+    def __enter__(self) -> None:
+        self.before, _local.recipes = _local.recipes, self
+        self.hooks.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self.hooks.__exit__(*error)
+        _local.recipes = self.before
+        self.known.clear()  # what autograd keeps refers to the recipes that it needs
+
+    def record(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        source: Any = self.find(x)
+        if source is None:
+            source = x.detach()
+            if self.outer_pack is not None:
+                source = self.outer_pack(source)
+        recipe = _Recipe(function, source, self.outer_unpack, context.autocast_dtype(x.device))
+        y = recipe.compute(x)
+        recipe.result = ref(y)
+        self.known[y.untyped_storage()._cdata] = recipe
+        return y
+
+    def find(self, tensor: Tensor) -> _Recipe | None:
+        recipe = self.known.get(tensor.untyped_storage()._cdata)
+        # What is not alive has no part in what runs now, and others may have its memory.
+        return recipe if recipe is not None and recipe.result() is not None else None
+
+    def pack(self, tensor: Tensor) -> Any:
+        if (recipe := self.find(tensor)) is not None:
+            recipe.wanted += 1
+            return _Part(recipe, tensor)
         # An operator may keep its own result. With what knows the operator as its origin, it would hold itself for
         # ever (PyTorch puts the origin back when it unpacks).
-        return tensor if tensor.grad_fn is None else tensor.data
+        kept = tensor if tensor.grad_fn is None else tensor.data
+        return kept if self.outer_pack is None else self.outer_pack(kept)
 
-    def unpack(self, kept: Tensor | _Part) -> Tensor:
-        if not isinstance(kept, _Part):
-            return kept
-        if kept.which not in self.again:
-            self._run_again()
-        result = self.again[kept.which].as_strided(kept.shape, kept.strides, kept.offset)
-        self.left[kept.which] -= 1
-        if not self.left[kept.which]:
-            del self.again[kept.which]
-        return result
-
-    def _run_again(self) -> None:
-        self.left = self.wanted.copy()
-        with torch.no_grad(), autocast_to(self.x.device, self.narrow):
-            self.again = {index: result for index, result in enumerate(self._each(self.x)) if self.left[index]}
+    def unpack(self, kept: Any) -> Tensor:
+        if isinstance(kept, _Part):
+            return kept.tensor()
+        return kept if self.outer_unpack is None else self.outer_unpack(kept)
 
 
-def recompute_but_attention(function: Callable[..., T], *inputs: Any, random: bool = False) -> T:
-    """``recompute``, except that the results of PyTorch's attention kernels are kept beside the inputs where there are
-    more keys than channels: there they are dearer to compute again than linear maps, and no larger than the inputs.
+# ---- whole functions
 
-    PyTorch before 2.4 cannot tell them apart, and computes them again, too.
+
+def recomputed(function: Callable[..., T], *inputs: Any, what: str = ALL, random: bool = False) -> T:
+    """``function(*inputs)``, of which training keeps little more than the inputs.
+
+    Args:
+        what: ``ALL``: all of the function is computed again in the backward pass. ``ALL_BUT_ATTENTION``: the results of
+            PyTorch's attention kernels are kept where there are more keys than channels: there they are more expensive
+            to compute again than linear maps, and no larger than the inputs. (PyTorch before 2.4 cannot tell them
+            apart, and computes them again, too.) ``NOTHING``: the function is called as it is.
+        random: whether the function draws random numbers.
+
+    The second computation stops at the last tensor that the backward pass needs. So where the function ends in a linear
+    map, that map is not computed twice.
     """
-    make_contexts = attention_kept()
-    if make_contexts is None or not torch.is_grad_enabled():
-        return recompute(function, *inputs, random=random)
+    if what == NOTHING or not torch.is_grad_enabled():
+        return function(*inputs)
+    make_contexts = _attention_kept() if what == ALL_BUT_ATTENTION else None
 
     def run(*inputs: Any) -> T:
-        _larger.running = True
+        # Both times the same way, whatever is around the first one.
+        before = _local.recipes, _local.inside_larger
+        _local.recipes, _local.inside_larger = None, make_contexts is not None
         try:
             return function(*inputs)
         finally:
-            _larger.running = False
+            _local.recipes, _local.inside_larger = before
 
-    return checkpoint(run, *inputs, use_reentrant=False, preserve_rng_state=random, context_fn=make_contexts)
-
-
-_larger = threading.local()
-"""``running``: whether this thread (the backward pass has threads of its own) is inside ``recompute_but_attention``."""
+    options: dict[str, Any] = {} if make_contexts is None else {"context_fn": make_contexts}
+    return checkpoint(run, *inputs, use_reentrant=False, preserve_rng_state=random, **options)
 
 
 @cache
-def attention_kept() -> Callable[[], Any] | None:
-    """Makes the contexts in which a function is checkpointed but for its dear attention kernels; None where PyTorch
-    has no such thing."""
+def _attention_kept() -> Callable[[], Any] | None:
+    """Makes the contexts in which a function is checkpointed except for its expensive attention kernels; None where
+    PyTorch has no such thing."""
     make = getattr(checkpointing, "create_selective_checkpoint_contexts", None)
     if make is None:
         return None

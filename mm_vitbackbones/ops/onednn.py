@@ -1,29 +1,32 @@
-"""oneDNN's fused operators: a linear map or a convolution with its bias and GELU in one pass over memory.
+"""Linear maps and convolutions with the activation that follows them.
 
-They serve eager fp32 inference on CPU, where the separate passes cost page faults and a fifth of the time. PyTorch
-offers them to its own compiler and promises no stable signature, so ``usable`` tries them once against the plain
-forms; where they are absent or have changed, the plain forms run.
+In eager fp32 inference on a CPU, oneDNN's fused operators compute each pair in one pass over memory: the separate
+passes cost page faults and a fifth of the time. Everywhere else the modules are called one after the other. PyTorch
+offers the operators to its own compiler and promises no stable signature, so they are tried once against the
+references; where they are absent or have changed, the references run.
 """
 
 from __future__ import annotations
 
 import functools
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mm_vitbackbones.ops.context import autocast_dtype, is_compiling
+from mm_vitbackbones.ops import context, memory
 
 
-def usable(grid: Tensor) -> bool:
-    """Whether ``grid`` is worked on in eager fp32 inference on CPU and this PyTorch has the operators."""
+def usable(x: Tensor) -> bool:
+    """Whether ``x`` is worked on in eager fp32 inference on a CPU, and this PyTorch has the operators."""
     return (
         not torch.is_grad_enabled()
-        and grid.device.type == "cpu"
-        and grid.dtype == torch.float32
-        and autocast_dtype(grid.device) is None
-        and not is_compiling()
+        and x.dtype == torch.float32
+        and context.device_type(x) == "cpu"
+        and type(x) is Tensor
+        and context.autocast_dtype(x.device) is None
+        and context.is_eager()
         and _operators_work()
     )
 
@@ -32,22 +35,49 @@ FEW_TOKENS, LARGE_WEIGHT = 128, 2**18
 """oneDNN reorders a weight at each call, which so few tokens do not pay for if it has so many elements."""
 
 
-def linear(grid: Tensor, layer: nn.Linear) -> Tensor:
-    """Equal to ``layer(grid)``: (..., C) -> (..., C')."""
-    if _few_for(grid, layer):
-        return layer(grid)
-    return torch.ops.mkldnn._linear_pointwise(grid, layer.weight, layer.bias, "none", [], "")
+def linear(x: Tensor, layer: nn.Module, again: bool = False) -> Tensor:
+    """``layer(x)`` of an ``nn.Linear``: (..., C) -> (..., C').
+
+    Args:
+        again: whether training computes the result again instead of keeping it.
+    """
+    if usable(x) and context.is_plain(layer) and not _few_for(x, layer):
+        return _linear(x, layer, "none")
+    return memory.cheap(layer, x) if again else layer(x)
 
 
-def linear_gelu(grid: Tensor, layer: nn.Linear) -> Tensor:
-    """Equal to ``F.gelu(layer(grid))``: (..., C) -> (..., C')."""
-    if _few_for(grid, layer):
-        return F.gelu(layer(grid))
-    return torch.ops.mkldnn._linear_pointwise(grid, layer.weight, layer.bias, "gelu", [], "none")
+def linear_relu(x: Tensor, layer: nn.Module) -> Tensor:
+    """``relu(layer(x))``: (..., C) -> (..., C')."""
+    if usable(x) and context.is_plain(layer) and not _few_for(x, layer):
+        return _linear(x, layer, "relu")
+    return F.relu(layer(x))
 
 
-def conv_gelu(grid: Tensor, conv: nn.Conv2d) -> Tensor:
-    """Equal to ``F.gelu(conv(grid))`` for a convolution over grids: (B, H, W, C) -> (B, H', W', C')."""
+def linear_gelu(x: Tensor, layer: nn.Module) -> Tensor:
+    """``gelu(layer(x))``: (..., C) -> (..., C'). Training computes the GELU again instead of keeping its result."""
+    if usable(x) and context.is_plain(layer) and not _few_for(x, layer):
+        return _linear(x, layer, "gelu")
+    return memory.cheap(F.gelu, layer(x))
+
+
+def conv_gelu(grid: Tensor, conv: nn.Module) -> Tensor:
+    """``gelu(conv(grid))`` of a convolution over grids: (B, H, W, C) -> (B, H', W', C'). Training computes both again
+    instead of keeping their results, which suits depthwise convolutions."""
+    if usable(grid) and context.is_plain(conv):
+        return _conv_gelu(grid, conv)
+    return memory.cheap(F.gelu, memory.cheap(conv, grid))
+
+
+def _few_for(x: Tensor, layer: nn.Module) -> bool:
+    return x.numel() < FEW_TOKENS * x.shape[-1] and cast(Tensor, layer.weight).numel() > LARGE_WEIGHT
+
+
+def _linear(x: Tensor, layer: nn.Module, activation: str) -> Tensor:
+    algorithm = "none" if activation == "gelu" else ""
+    return torch.ops.mkldnn._linear_pointwise(x, layer.weight, layer.bias, activation, [], algorithm)
+
+
+def _conv_gelu(grid: Tensor, conv: nn.Module) -> Tensor:
     out = torch.ops.mkldnn._convolution_pointwise(
         grid.permute(0, 3, 1, 2),
         conv.weight,
@@ -63,21 +93,17 @@ def conv_gelu(grid: Tensor, conv: nn.Conv2d) -> Tensor:
     return out.permute(0, 2, 3, 1)
 
 
-def _few_for(grid: Tensor, layer: nn.Linear) -> bool:
-    return grid.numel() < FEW_TOKENS * grid.shape[-1] and layer.weight.numel() > LARGE_WEIGHT
-
-
 @functools.cache
 def _operators_work() -> bool:
-    from mm_vitbackbones.layers.conv import ChannelsLastConv2d
-
     with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices=[]):
-        grid, layer, conv = torch.randn(1, 3, 4, 8), nn.Linear(8, 8), ChannelsLastConv2d(8, 8, 3, padding=1, groups=8)
+        grid, layer, conv = torch.randn(1, 3, 4, 8), nn.Linear(8, 8), nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        maps = F.gelu(conv(grid.permute(0, 3, 1, 2)))
         try:
             return (
-                torch.allclose(linear(grid, layer), layer(grid), atol=1e-5)
-                and torch.allclose(linear_gelu(grid, layer), F.gelu(layer(grid)), atol=1e-5)
-                and torch.allclose(conv_gelu(grid, conv), F.gelu(conv(grid)), atol=1e-5)
+                torch.allclose(_linear(grid, layer, "none"), layer(grid), atol=1e-5)
+                and torch.allclose(_linear(grid, layer, "relu"), F.relu(layer(grid)), atol=1e-5)
+                and torch.allclose(_linear(grid, layer, "gelu"), F.gelu(layer(grid)), atol=1e-5)
+                and torch.allclose(_conv_gelu(grid, conv), maps.permute(0, 2, 3, 1), atol=1e-5)
             )
         except (AttributeError, RuntimeError, TypeError):
             return False

@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from mm_vitbackbones.backbones.swin import relative_positions
 from mm_vitbackbones.checkpoints.key_map import KeyMap, under
 from mm_vitbackbones.checkpoints.layout import Adapter, Family, Layout, State, Surgery
 from mm_vitbackbones.checkpoints.surgery import STEM, inverse, resize_table, rows, square_side
 from mm_vitbackbones.errors import CheckpointError
+from mm_vitbackbones.ops.windows import relative_positions
 
 TABLE = "relative_position_bias_table"
 INDEX = "relative_position_index"

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from mm_vitbackbones.ops import context
+
+
+@context.plain
+class DropPath(nn.Module):
+    """Stochastic depth (Huang et al. 2016): drops a residual branch per sample with probability ``rate``."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, branch: Tensor) -> Tensor:
+        return self.draw(branch)(branch)
+
+    def draw(self, x: Tensor) -> Callable[[Tensor], Tensor]:
+        """One draw for all tensors that hold the same samples as ``x``, in as many dimensions: what drops them."""
+        if not self.training or self.rate == 0.0:
+            return _keep
+        keep = 1.0 - self.rate
+        mask = x.new_empty((x.shape[0],) + (1,) * (x.dim() - 1)).bernoulli_(keep).div_(keep)
+        return mask.mul
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate:.3f}"
+
+
+def _keep(branch: Tensor) -> Tensor:
+    return branch
+
+
+def check_drop_path_rate(rate: float) -> None:
+    """ValueError if it is no rate to drop at."""
+    if not 0.0 <= rate < 1.0:
+        raise ValueError(f"drop_path_rate={rate!r}: give a probability of at least 0 and below 1")
+
+
+def drop_path_rates(rate: float, depths: tuple[int, ...], last: bool = True) -> list[list[float]]:
+    """A rate that grows linearly from 0 over all n blocks, as one list per stage.
+
+    Args:
+        rate: of the last block, which gets ``rate * i / (n - 1)`` for i = n - 1 (PVT, PVTv2, Swin, MiT). Without
+            ``last``, block i gets ``rate * i / n``, and no block the whole rate (PiT).
+    """
+    check_drop_path_rate(rate)
+    total = sum(depths)
+    flat = iter(rate * i / max(total - 1 if last else total, 1) for i in range(total))
+    return [[next(flat) for _ in range(depth)] for depth in depths]

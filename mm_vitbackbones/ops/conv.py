@@ -1,0 +1,137 @@
+"""Convolutions over grids, whose weights (O, C, k, k) are contiguous parameters.
+
+The maps that such a convolution sees are permuted grids, that is, channels-last ones. On a CPU it then needs its weight
+in channels-last memory, too: a copy at each call, which for small images costs as much as the convolution. So there the
+smaller of two things is copied: the weight, or the patches that the convolution sees. (To keep the copy of the weight
+from call to call would take twice the memory, and to find out whether it is still right as long as to copy it.)
+
+B images, H x W grid, h x w results, C channels in, O channels out, k the side of a patch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mm_vitbackbones.ops import context, memory
+
+MANY_PLACES = 16
+"""From more places in a patch on, one strided copy is faster than one copy for each place."""
+
+
+def over_patches(grid: Tensor, conv: nn.Conv2d) -> Tensor | None:
+    """``conv`` over a grid as a linear map of its patches: (B, H, W, C) -> (B, h, w, O). None where the convolution
+    itself is the better form."""
+    if context.device_type(grid) != "cpu" or not context.is_eager():
+        return None
+    if conv.groups > 1 or isinstance(conv.padding, str) or max(conv.dilation) > 1 or conv.padding_mode != "zeros":
+        return None
+    weight = conv.weight
+    places = Places(conv.kernel_size, conv.stride, conv.padding)
+    rows, columns = places.results(grid)
+    if len(grid) * rows * columns * weight[0].numel() >= weight.numel():
+        return None
+    return F.linear(memory.cheap(places.patches, grid), weight.flatten(1), conv.bias)
+
+
+def channels_last(weight: Tensor) -> Tensor:
+    """The weight in channels-last memory. A convolution over a permuted grid then gives a permuted grid, also where
+    memory alone does not tell the two formats apart."""
+    if weight.shape[1] == 1:
+        # Both formats describe the same memory. These views give it channels-last strides, and its gradient contiguous
+        # ones: distributed training warns where the strides of a gradient are not those of its parameter.
+        return weight.squeeze(1).unsqueeze(3).permute(0, 3, 1, 2)
+    return memory.cheap(_copied, weight)
+
+
+def _copied(weight: Tensor) -> Tensor:
+    return weight.contiguous(memory_format=torch.channels_last)
+
+
+def framed(convs: Sequence[nn.Module]) -> tuple[Tensor, Tensor] | None:
+    """The weight (C, 1, k, k) and the bias (C,) of one depthwise convolution that does what several do, each on channels
+    of its own, with zeros around the smaller windows. None where something is attached to one of them."""
+    if not all(map(context.is_plain, convs)):
+        return None
+    weights = [cast(Tensor, conv.weight) for conv in convs]
+    largest = max(weight.shape[-1] for weight in weights)
+    frames = [F.pad(weight, [(largest - weight.shape[-1]) // 2] * 4) for weight in weights]
+    return torch.cat(frames), torch.cat([cast(Tensor, conv.bias) for conv in convs])
+
+
+def depthwise(grid: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A depthwise convolution that keeps the size: (B, H, W, C) and (C, 1, k, k) -> (B, H, W, C)."""
+    maps, weight = grid.permute(0, 3, 1, 2), channels_last(weight)
+    return F.conv2d(maps, weight, bias, padding=weight.shape[-1] // 2, groups=len(weight)).permute(0, 2, 3, 1)
+
+
+class Places:
+    """The places of a patch, and the patches of a grid."""
+
+    def __init__(self, kernel: tuple[int, ...], stride: tuple[int, ...], padding: tuple[int, ...]) -> None:
+        self.kernel, self.stride, self.padding = kernel, stride, padding
+        self.tiles = kernel == stride and not any(padding)
+        """Whether the patches are side by side, without gaps, overlaps or padding."""
+
+    def results(self, grid: Tensor) -> tuple[int, int]:
+        """h and w."""
+        sides = zip(grid.shape[1:3], self.kernel, self.stride, self.padding, strict=True)
+        rows, columns = ((side + 2 * pad - kernel) // stride + 1 for side, kernel, stride, pad in sides)
+        return rows, columns
+
+    def patches(self, grid: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, h, w, C * k * k), in the order of a flat weight."""
+        height, width = self.kernel
+        if self.tiles and height * width > MANY_PLACES:
+            rows, columns = self.results(grid)
+            whole = grid[:, : rows * height, : columns * width]
+            tiled = whole.unflatten(1, (rows, height)).unflatten(3, (columns, width))
+            return tiled.permute(0, 1, 3, 5, 2, 4).flatten(3)
+        bottom, right = self.padding
+        padded = F.pad(grid, (0, 0, right, right, bottom, bottom)) if any(self.padding) else grid
+        return _Patches.apply(padded, self)
+
+    def at_each_place(self, padded: Tensor, rows: int, columns: int) -> list[Tensor]:
+        """Views (B, h, w, C) of a padded grid: what each place of the patches sees."""
+        (height, width), (down, right) = self.kernel, self.stride
+        return [
+            padded[:, y : y + down * rows : down, x : x + right * columns : right]
+            for y in range(height)
+            for x in range(width)
+        ]
+
+
+class _Patches(torch.autograd.Function):
+    """The patches of a padded grid. The gradient of a slice alone would be a whole grid of zeros around it."""
+
+    @staticmethod
+    def forward(ctx: Any, padded: Tensor, places: Places) -> Tensor:
+        (height, width), (down, right) = places.kernel, places.stride
+        rows, columns = (padded.shape[1] - height) // down + 1, (padded.shape[2] - width) // right + 1
+        ctx.places, ctx.shape, ctx.results = places, padded.shape, (rows, columns)
+        return torch.stack(places.at_each_place(padded, rows, columns), -1).flatten(3)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return _Overlaid.apply(grad, ctx.places, ctx.shape, ctx.results), None
+
+
+class _Overlaid(torch.autograd.Function):
+    """The sum of patches where they lie in the padded grid: the transpose of ``_Patches``, and its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, patches: Tensor, places: Places, shape: torch.Size, results: tuple[int, int]) -> Tensor:
+        ctx.places = places
+        out = patches.new_zeros(shape)
+        values = patches.unflatten(3, (shape[3], -1)).unbind(-1)
+        for view, value in zip(places.at_each_place(out, *results), values, strict=True):
+            view.add_(value)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return _Patches.apply(grad, ctx.places), None, None, None

@@ -1,0 +1,109 @@
+"""The sum of a grid and what a branch makes of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mm_vitbackbones.ops import context, onednn
+
+BAND_BYTES = 8 * 2**20
+"""The size of a band's widest tensor on a CPU: it fits into the caches, and halo rows do not matter."""
+
+
+class Reach:
+    """How far a function of a grid looks, and how wide its widest tensor is.
+
+    Args:
+        rows: on each side of a row, that its result depends on; 0: each token is mapped alone.
+        width: channels of the widest tensor inside.
+    """
+
+    def __init__(self, rows: int, width: int) -> None:
+        self.rows, self.width = rows, width
+
+
+def add(
+    x: Tensor, branch: Callable[[Tensor], Tensor], parts: Sequence[nn.Module], reach: Reach | None = None
+) -> Tensor:
+    """``x + branch(x)``.
+
+    In inference on a CPU, if nobody sees what the parts of the branch compute, the sum is written into the branch's
+    result; and in fp32 a branch that looks no farther than its ``reach`` is computed in bands that fit into the caches.
+
+    Args:
+        x: a grid (B, H, W, C), or tokens (B, N, C).
+        branch: keeps the shape.
+        parts: the modules that the branch calls.
+        reach: how far the branch looks; None: as far as ``x`` goes.
+    """
+    if not may_write_into(x, parts):
+        return x + branch(x)
+    with context.unobserved(x):
+        if reach is not None and (bands := _bands(x, reach)) > 1 and onednn.usable(x):
+            return _add_in_bands(x, branch, reach, bands)
+        return add_into(branch(x), x)
+
+
+Pair = tuple[Tensor, Tensor]
+
+
+def add_both(pair: Pair, branch: Callable[[Pair], Pair], parts: Sequence[nn.Module]) -> Pair:
+    """``add`` of two tensors, such as a class token and a grid, that one branch takes together."""
+    first, second = pair
+    if not may_write_into(second, parts):
+        results = branch(pair)
+        return first + results[0], second + results[1]
+    with context.unobserved(first, second):
+        results = branch(pair)
+        return add_into(results[0], first), add_into(results[1], second)
+
+
+def add_fresh(x: Tensor, result: Tensor) -> Tensor:
+    """``x + result``, of a tensor that was computed for this sum alone."""
+    return add_into(result, x) if may_write_into(x, ()) else x + result
+
+
+def may_write_into(x: Tensor, parts: Sequence[nn.Module]) -> bool:
+    """Whether what these modules make of ``x`` may be written into: in inference, on a CPU, where a fresh tensor costs
+    page faults, if nobody sees it."""
+    if torch.is_grad_enabled() or context.device_type(x) != "cpu" or not context.is_eager():
+        return False
+    return all(map(context.is_plain_tree, parts))
+
+
+def add_into(result: Tensor, x: Tensor) -> Tensor:
+    """``x + result``, written into ``result`` where it is a tensor of the same type and of memory of its own."""
+    shares = result.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
+    return x + result if shares or result.dtype != x.dtype else result.add_(x)
+
+
+def _bands(x: Tensor, reach: Reach) -> int:
+    """How many bands; half a band is added, so that what barely fits is two."""
+    total = x.numel() // x.shape[-1] * reach.width * x.element_size()
+    return math.ceil(total / BAND_BYTES + 0.5)
+
+
+def _add_in_bands(x: Tensor, branch: Callable[[Tensor], Tensor], reach: Reach, bands: int) -> Tensor:
+    """``x + branch(x)``, a band at a time, so that the widest tensor never leaves the caches."""
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    if reach.rows == 0:
+        tokens, results = x.flatten(0, -2), out.flatten(0, -2)
+        size = math.ceil(len(tokens) / bands)
+        for band, result in zip(tokens.split(size), results.split(size), strict=True):
+            torch.add(band, branch(band), out=result)
+        return out
+    # A band carries more rows on each side, which are computed and dropped. At the border of the grid there are none:
+    # there the branch pads with zeros, as it does in the whole grid.
+    batch, height, _, _ = x.shape
+    size = math.ceil(height / math.ceil(bands / batch))
+    for image, result in zip(x.split(1), out.split(1), strict=True):
+        for top in range(0, height, size):
+            bottom = min(top + size, height)
+            first, last = max(top - reach.rows, 0), min(bottom + reach.rows, height)
+            band = branch(image[:, first:last])[:, top - first : bottom - first]
+            torch.add(image[:, top:bottom], band, out=result[:, top:bottom])
+    return out

@@ -1,0 +1,271 @@
+"""Attention in windows of a grid: padded, shifted, split into windows, and all the way back (Swin, section 3.2).
+
+B images, H x W grid, C channels, h heads, w side of a window, n = w*w places in it, K windows in the batch.
+
+Three forms that equal each other: ``_reference``, as in the paper, which compilers fuse by themselves; ``_gathered``,
+with one gather on the way in and one on the way out; and ``_in_bands``, for inference on a CPU.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from mm_vitbackbones.ops import context, onednn
+
+Attend = Callable[[Tensor, Tensor, "Sequence[int] | None"], Tensor]
+"""Queries, keys and values of windows (K, n, 3C), and biases -> (K, n, C). Either there is a bias for each window or one
+for all (K or 1, h, n, n); or there is one for each group of windows (G, h, n, n), with their sizes."""
+
+BAND_BYTES = 4 * 2**20
+"""The size of a band's queries, keys and values in inference on CPU, where a band is some of the windows."""
+CROWDED = 0.15
+"""The padding, as a share of the tokens, above which these are mapped before they are split into windows."""
+
+
+def attention(
+    grid: Tensor, qkv: nn.Module, attend: Attend, proj: nn.Module, bias: Tensor, side: int, shift: int
+) -> Tensor:
+    """``proj(attend(qkv(windows of the grid), bias))``, put back where the windows were: (B, H, W, C) -> (B, H, W, C).
+
+    A grid that the windows do not fill is padded with zeros at the bottom and right, before ``qkv``. With a shift, the
+    windows begin ``shift`` rows and columns later, and those at the end take the first rows and columns in.
+
+    Args:
+        grid: the result of a norm.
+        qkv: a linear map of tokens, C -> 3C.
+        attend: what happens in a window.
+        proj: another linear map of tokens, C -> C.
+        bias: see ``bias_of``.
+    """
+    # Of tensors without data, no indices can be made and kept.
+    if not context.is_eager() or grid.is_meta or type(grid) is not Tensor:
+        return _reference(grid, qkv, attend, proj, bias, side, shift)
+    windows = windows_of(*grid.shape[:3], side, shift, grid.device)
+    if onednn.usable(grid) and context.is_plain(qkv) and context.is_plain(proj):
+        return _in_bands(grid, qkv, attend, proj, bias, windows)
+    return _gathered(grid, qkv, attend, proj, bias, windows)
+
+
+def _reference(
+    grid: Tensor, qkv: nn.Module, attend: Attend, proj: nn.Module, bias: Tensor, side: int, shift: int
+) -> Tensor:
+    batch, height, width, _ = grid.shape
+    rows, columns = -(-height // side), -(-width // side)
+    # A compiled graph that asked whether to pad, or below whether to cut off, would hold for one answer only.
+    plane = F.pad(grid, (0, 0, 0, columns * side - width, 0, rows * side - height)).roll((-shift, -shift), (1, 2))
+    windows = plane.unflatten(1, (rows, side)).unflatten(3, (columns, side)).transpose(2, 3).flatten(3, 4)
+    if shift:
+        last_row = torch.arange(rows, device=grid.device)[:, None] == rows - 1
+        last_column = torch.arange(columns, device=grid.device) == columns - 1
+        bias = bias[(last_row * 2 + last_column.int()).flatten()].repeat(batch, 1, 1, 1)
+    out = proj(attend(qkv(windows.flatten(0, 2)), bias, None))
+    out = out.view(batch, rows, columns, side, side, -1).transpose(2, 3).flatten(1, 2).flatten(2, 3)
+    out = F.pad(out.roll((shift, shift), (1, 2)), (0, 0, 0, 1, 0, 1))
+    return out[:, :height, :width].contiguous()
+
+
+def _gathered(grid: Tensor, qkv: nn.Module, attend: Attend, proj: nn.Module, bias: Tensor, windows: Windows) -> Tensor:
+    """Equal to ``_reference``, with one gather on the way in and one on the way out."""
+    tokens = grid.flatten(0, 2)
+    if context.is_plain(qkv):
+        # What is zero before the linear map is its bias after it. To map the tokens alone is less work.
+        of_windows = Gather.apply(qkv(tokens), qkv.bias, windows)
+    else:
+        of_windows = qkv(Gather.apply(tokens, tokens.new_zeros(tokens.shape[1]), windows))
+    out = attend(of_windows.unflatten(0, (-1, windows.places)), bias, windows.sizes)
+    return proj(Scatter.apply(out.flatten(0, 1), windows)).view_as(grid)
+
+
+def _in_bands(grid: Tensor, qkv: nn.Module, attend: Attend, proj: nn.Module, bias: Tensor, windows: Windows) -> Tensor:
+    """Equal to ``_reference``, some windows at a time, so that queries, keys and values never leave the cache."""
+    places, tokens, dim = windows.places, grid.flatten(0, 2), grid.shape[-1]
+    out = grid.new_empty(len(windows.tokens) // places, places, dim)
+    size = max(1, BAND_BYTES // (places * 3 * dim * grid.element_size()))
+    # In small grids the groups are too small for matrix products, and the padding is too much work.
+    at_once = len(out) <= size or len(windows.padding) > CROWDED * len(tokens)
+    if at_once:
+        of_windows = windows.gather(onednn.linear(tokens, qkv), cast(Tensor, qkv.bias))
+
+    first = 0
+    for group, mask in zip(out.split(windows.sizes), bias.split(1), strict=True):
+        for band in group.split(size) if len(group) else ():
+            end = first + len(band) * places
+            if at_once:
+                part = of_windows[first:end]
+            else:
+                part = tokens.index_select(0, windows.tokens[first:end])
+                part = onednn.linear(windows.pad_(part, part.new_zeros(dim), first), qkv)
+            band.copy_(attend(part.unflatten(0, (-1, places)), mask, None))
+            first = end
+
+    # All has been read of the norm's result, which is as large as the result here.
+    result = grid if context.may_overwrite(grid) and grid.is_contiguous() else torch.empty_like(grid)
+    size *= places
+    for band, here in zip(result.flatten(0, 2).split(size), windows.origin.split(size), strict=True):
+        band.copy_(onednn.linear(out.flatten(0, 1).index_select(0, here), proj))
+    return result
+
+
+# ---- the places of windows
+
+
+class Windows:
+    """Where the tokens of a batch of grids (B, H, W) stand in their windows, and the way back.
+
+    Padding, shift and partition are one gather together, and their inverse is another. The windows of all images are
+    ordered in groups: those inside, those of the last column, those of the last row, and the last of all. In a
+    shifted grid each group has one mask, of any grid size. What is not shifted is one group.
+    """
+
+    def __init__(self, batch: int, height: int, width: int, side: int, shift: int, device: torch.device) -> None:
+        rows, columns = -(-height // side), -(-width // side)
+        # Row y of the shifted plane shows row y + shift of the padded one, which is a circle; so for columns.
+        y = (torch.arange(rows * side, device=device) + shift) % (rows * side)
+        x = (torch.arange(columns * side, device=device) + shift) % (columns * side)
+        image = torch.arange(batch, device=device)[:, None, None]
+        # Places in the padding name a token of their own image, which `pad_` writes over.
+        token = (image * height + y.clamp(max=height - 1)[:, None]) * width + x.clamp(max=width - 1)
+        padding = ((y >= height)[:, None] | (x >= width)).expand_as(token)
+        body, last, every = slice(None, -1), slice(-1, None), slice(None)
+        groups = [(body, body), (body, last), (last, body), (last, last)] if shift else [(every, every)]
+
+        def ordered(plane: Tensor) -> list[Tensor]:
+            windows = plane.unflatten(1, (rows, side)).unflatten(3, (columns, side)).transpose(2, 3)
+            return [windows[:, i, j].flatten(3).flatten(0, 2) for i, j in groups]
+
+        self.places = side * side
+        """n: the places of a window."""
+        self.sizes = [len(group) for group in ordered(token)]
+        """The number of windows in each group."""
+        self.tokens = torch.cat(ordered(token)).flatten()
+        """The token of each place (K * n)."""
+        is_padding = torch.cat(ordered(padding)).flatten()
+        self.padding = is_padding.nonzero().flatten()
+        """The places that have no token."""
+        self.origin = torch.empty(batch * height * width, dtype=torch.long, device=device)
+        """The place of each token (B * H * W)."""
+        self.origin[self.tokens[~is_padding]] = (~is_padding).nonzero().flatten()
+
+    def gather(self, tokens: Tensor, fill: Tensor) -> Tensor:
+        """Tokens (B * H * W, C) -> their windows (K * n, C), with ``fill`` (C,) in the padding."""
+        return self.pad_(tokens.index_select(0, self.tokens), fill)
+
+    def scatter(self, windows: Tensor) -> Tensor:
+        """Windows (K * n, C) -> their tokens (B * H * W, C)."""
+        return windows.index_select(0, self.origin)
+
+    def pad_(self, windows: Tensor, fill: Tensor, first: int = 0) -> Tensor:
+        """Writes ``fill`` into the padding of windows, or of a part of them that begins at the place ``first``."""
+        padding = self.padding
+        if len(padding) and len(windows) < len(self.tokens):
+            padding = padding[(padding >= first) & (padding < first + len(windows))] - first
+        if len(padding):
+            windows[padding] = fill.to(windows.dtype)
+        return windows
+
+
+class Gather(torch.autograd.Function):
+    """``Windows.gather``, whose gradient is a gather too; PyTorch's own would add up row by row."""
+
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, fill: Tensor, windows: Windows) -> Tensor:
+        ctx.windows, ctx.dtype = windows, fill.dtype
+        return windows.gather(tokens, fill)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        fill = grad[ctx.windows.padding].sum(0).to(ctx.dtype) if ctx.needs_input_grad[1] else None
+        return Scatter.apply(grad, ctx.windows), fill, None
+
+
+class Scatter(torch.autograd.Function):
+    """``Windows.scatter``; its gradient has zeros in the padding."""
+
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, windows: Windows) -> Tensor:
+        ctx.windows = windows
+        return windows.scatter(tokens)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return Gather.apply(grad, grad.new_zeros(grad.shape[1]), ctx.windows), None
+
+
+@functools.lru_cache(maxsize=64)
+def windows_of(*key: Any) -> Windows:
+    """``Windows``, kept for the sizes used last; all blocks of equal grids share them."""
+    with torch.inference_mode(False):
+        return Windows(*key)
+
+
+# ---- biases
+
+
+def relative_positions(side: int, device: torch.device) -> Tensor:
+    """The row of the bias table for each pair of places in a window: (n * n,)."""
+    place = torch.arange(side, device=device)
+    offset = place[:, None] - place + side - 1
+    return (offset[:, None, :, None] * (2 * side - 1) + offset[None, :, None, :]).flatten()
+
+
+def shift_masks(side: int, shift: int, device: torch.device) -> Tensor:
+    """-100 between places that only the shift brought together, by group of windows: (4, 1, n, n)."""
+    wrapped = torch.arange(side, device=device) >= side - shift
+    never = torch.zeros_like(wrapped)
+    regions = [(y[:, None] * 2 + x.int()).flatten() for y in (never, wrapped) for x in (never, wrapped)]
+    return torch.stack([(region[:, None] != region) * -100.0 for region in regions])[:, None]
+
+
+def bias_of(table: Tensor, side: int, shift: int) -> Tensor:
+    """The bias of relative positions, and of the mask, by group of windows: (1 or 4, h, n, n).
+
+    Without gradients it is kept until the values of the table change.
+
+    Args:
+        table: ((2w - 1)^2, h).
+    """
+    if torch.is_grad_enabled() or not context.is_eager() or table.is_meta or type(table) not in (Tensor, nn.Parameter):
+        return _bias(table, side, shift)
+    kept = _kept_biases.get(table)
+    # The values are compared, as not every change leaves a trace: not one through `.data` or a shared buffer.
+    if kept is None or kept[0] != (side, shift) or not _same(kept[1], table):
+        with torch.inference_mode(False), torch.no_grad():
+            kept = _kept_biases[table] = (side, shift), table.clone(), _bias(table, side, shift)
+    return kept[2]
+
+
+_kept_biases: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def _same(kept: Tensor, table: Tensor) -> bool:
+    return kept.dtype == table.dtype and kept.device == table.device and torch.equal(kept, table)
+
+
+def _bias(table: Tensor, side: int, shift: int) -> Tensor:
+    places = side * side
+    positions, masks = _constants(side, shift, table.device)
+    bias = table[positions].view(1, places, places, -1).permute(0, 3, 1, 2)
+    if masks is not None:
+        bias = bias + masks.to(bias.dtype)
+    # CUDA's kernels want rows of a multiple of 8 elements, and would pad them at each call.
+    return F.pad(bias.contiguous(), (0, -places % 8))[..., :places]
+
+
+def _constants(side: int, shift: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """``relative_positions`` and, with a shift, ``shift_masks``."""
+    if not context.is_eager() or device.type == "meta":
+        return relative_positions(side, device), shift_masks(side, shift, device) if shift else None
+    return _kept_constants(side, shift, device)
+
+
+@functools.lru_cache(maxsize=16)
+def _kept_constants(side: int, shift: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    with torch.inference_mode(False):
+        return relative_positions(side, device), shift_masks(side, shift, device) if shift else None
