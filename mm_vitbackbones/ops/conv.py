@@ -53,8 +53,8 @@ def _copied(weight: Tensor) -> Tensor:
 
 
 def framed(convs: Sequence[nn.Module]) -> tuple[Tensor, Tensor] | None:
-    """The weight (C, 1, k, k) and the bias (C,) of one depthwise convolution that does what several do, each on channels
-    of its own, with zeros around the smaller windows. None where something is attached to one of them."""
+    """The weight (C, 1, k, k) and the bias (C,) of one depthwise convolution that does what several do, each on
+    channels of its own, with zeros around the smaller windows. None where something is attached to one of them."""
     if not all(map(context.is_plain, convs)):
         return None
     weights = [cast(Tensor, conv.weight) for conv in convs]

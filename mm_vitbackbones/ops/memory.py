@@ -85,8 +85,8 @@ def cheap(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 class _Recipe:
     """How to compute a tensor again: a function of what autograd keeps, or of what another recipe gives.
 
-    The result is held from the first time that it is asked for until it has been asked for as often as it was to be
-    kept: the gradients of two operators may need it.
+    The result is held from the first time that it is asked for until all have it who want it: the gradients of several
+    operators, and recipes that begin with it.
     """
 
     __slots__ = ("again", "function", "left", "narrow", "result", "source", "unpack", "wanted")
@@ -107,27 +107,28 @@ class _Recipe:
         y = self.function(x)
         return y if self.narrow is None else y.to(self.narrow)
 
-    def value(self) -> Tensor:
-        """The result, computed again unless it is held."""
-        if self.again is not None:
-            return self.again
-        if isinstance(self.source, _Recipe):
-            x = self.source.value()
-        else:
-            x = self.source if self.unpack is None else self.unpack(self.source)
-        with torch.no_grad(), context.autocast_to(x.device, self.narrow):
-            y = self.compute(x)
-        if self.wanted:
-            self.again, self.left = y, self.wanted
-        return y
+    def want(self) -> None:
+        """Somebody will ask for the result."""
+        self.wanted += 1
+        if self.wanted == 1 and isinstance(self.source, _Recipe):
+            self.source.want()
 
     def take(self) -> Tensor:
-        """``value``, for one of those that wanted to keep it."""
-        y = self.value()
+        """The result, computed again unless it is held, for one of those that want it."""
+        if self.again is None:
+            x = self.source.take() if isinstance(self.source, _Recipe) else self.base()
+            with torch.no_grad(), context.autocast_to(x.device, self.narrow):
+                self.again = self.compute(x)
+            self.left = self.wanted
+        y = self.again
         self.left -= 1
         if not self.left:
             self.again = None
         return y
+
+    def base(self) -> Tensor:
+        """What autograd keeps in place of the results."""
+        return self.source if self.unpack is None else self.unpack(self.source)
 
 
 class _Part:
@@ -183,7 +184,7 @@ class _Recipes:
 
     def pack(self, tensor: Tensor) -> Any:
         if (recipe := self.find(tensor)) is not None:
-            recipe.wanted += 1
+            recipe.want()
             return _Part(recipe, tensor)
         # An operator may keep its own result. With what knows the operator as its origin, it would hold itself for
         # ever (PyTorch puts the origin back when it unpacks).

@@ -20,8 +20,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from mm_vitbackbones.ops import context, onednn
 
 Attend = Callable[[Tensor, Tensor, "Sequence[int] | None"], Tensor]
-"""Queries, keys and values of windows (K, n, 3C), and biases -> (K, n, C). Either there is a bias for each window or one
-for all (K or 1, h, n, n); or there is one for each group of windows (G, h, n, n), with their sizes."""
+"""Queries, keys and values of windows (K, n, 3C), and biases -> (K, n, C). Either there is a bias for each window or
+one for all (K or 1, h, n, n); or there is one for each group of windows (G, h, n, n), with their sizes."""
 
 BAND_BYTES = 4 * 2**20
 """The size of a band's queries, keys and values in inference on CPU, where a band is some of the windows."""

@@ -1,19 +1,20 @@
 """What training computes again: the same results and gradients, for less memory, in whatever surrounds it."""
 
+from __future__ import annotations
+
 import gc
 import weakref
 from functools import partial
-from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint
 
 from mm_vitbackbones.measuring import OperatorCount, held_bytes
-from mm_vitbackbones.ops import context as mode
-from mm_vitbackbones.ops.memory import recompute, recompute_between
+from mm_vitbackbones.ops import memory
 
 
 class Chain(nn.Module):
@@ -31,7 +32,8 @@ class Chain(nn.Module):
         return self.products(self.wide(self.norm(x)))
 
     def forward(self, x):
-        return recompute_between(x, self.norm, self.wide, self.products)
+        with memory.saving():
+            return self.products(memory.cheap(self.wide, memory.cheap(self.norm, x)))
 
 
 def make_chain(dim=6, tokens=5):
@@ -62,13 +64,12 @@ def test_gradients_of_gradients():
 
 def test_only_the_input_and_the_result_are_kept():
     chain, x = make_chain(64, 4096)
-    # Kept beside them: the mean and the deviation that the norm divides by, and the products before the last map
-    # (the sigmoid and its product are inside the last function).
+    # Kept besides them: the mean and the deviation that the norm divides by, the sigmoid and its product.
     assert held_bytes(lambda: chain(x)) < 3.2 * x.nbytes
     assert held_bytes(lambda: chain.plain(x)) > 5.9 * x.nbytes
 
 
-def test_each_function_runs_twice_and_the_last_once():
+def test_cheap_functions_run_twice_and_others_once():
     chain, x = make_chain()
     with OperatorCount() as count:
         gradients(chain, chain, x)
@@ -76,7 +77,18 @@ def test_each_function_runs_twice_and_the_last_once():
     assert found == {"native_layer_norm": 2, "addmm": 3, "sigmoid": 1}
 
 
-def test_a_graph_can_be_gone_back_twice():
+def test_what_two_operators_keep_is_computed_again_once():
+    linears = nn.ModuleList([nn.Linear(4, 4) for _ in range(3)])
+    norm, x = nn.LayerNorm(4), torch.randn(5, 4, requires_grad=True)
+    with memory.saving():
+        normed = memory.cheap(norm, x)
+        out = sum(linear(normed) for linear in linears)
+    with OperatorCount() as count:
+        out.sum().backward()
+    assert count.by_name["aten.native_layer_norm"] == 1
+
+
+def test_a_graph_can_be_run_backward_through_twice():
     chain, x = make_chain()
     loss = chain(x).square().sum()
     inputs = [x, *chain.parameters()]
@@ -126,7 +138,7 @@ def test_under_autocast_no_narrow_copy_is_kept():
 
 
 @pytest.mark.parametrize(
-    "outer", [partial(checkpoint, use_reentrant=False), recompute], ids=["checkpoint", "recompute"]
+    "outer", [partial(checkpoint, use_reentrant=False), memory.recomputed], ids=["checkpoint", "recomputed"]
 )
 def test_inside_a_checkpoint_of_something_larger(outer):
     chain, x = make_chain(64, 4096)
@@ -138,6 +150,36 @@ def test_inside_a_checkpoint_of_something_larger(outer):
     assert held_bytes(lambda: outer(twice, x)) < 1.2 * x.nbytes  # the result alone
 
 
+def test_a_checkpoint_inside():
+    chain, x = make_chain()
+
+    def function(x):
+        with memory.saving():
+            normed = memory.cheap(chain.norm, x)
+            return memory.recomputed(lambda y: chain.products(memory.cheap(chain.wide, y)), normed)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = chain.plain(x)
+        out = function(x)
+    for a, b in zip(*(torch.autograd.grad(y.float().square().sum(), [x]) for y in (out, expected)), strict=True):
+        torch.testing.assert_close(a, b, rtol=0.02, atol=0.02)
+
+
+def test_inside_hooks_that_move_what_is_kept():
+    chain, x = make_chain()
+    with save_on_cpu():
+        actual = gradients(chain, chain, x)
+    check_same(actual, gradients(chain.plain, chain, x), rtol=0, atol=0)
+
+
+def test_hooks_around_see_what_is_kept_instead():
+    chain, x = make_chain(64, 4096)
+    packed = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: packed.append(t.nbytes) or t, lambda t: t):
+        chain(x)
+    assert sum(size >= x.nbytes for size in packed) >= 2
+
+
 def test_where_pytorch_does_not_tell_of_hooks(monkeypatch):
     chain, x = make_chain()
     expected = gradients(chain, chain, x)
@@ -145,44 +187,37 @@ def test_where_pytorch_does_not_tell_of_hooks(monkeypatch):
     check_same(gradients(chain, chain, x), expected, rtol=0, atol=0)
 
 
-class Torch21:
-    """PyTorch without what came after 2.1."""
-
-    compiler = SimpleNamespace()
-
-    def __getattr__(self, name):
-        if name == "get_autocast_dtype":
-            raise AttributeError(name)
-        return getattr(torch, name)
-
-
-@pytest.fixture(params=["as it is", "PyTorch 2.1"])
-def version(request, monkeypatch):
-    if request.param == "PyTorch 2.1":
-        monkeypatch.setattr(mode, "torch", Torch21())
+def test_a_module_with_a_hook_is_called_once_and_its_result_kept():
+    chain, x = make_chain()
+    calls = []
+    chain.norm.register_forward_hook(lambda *_: calls.append(1))
+    expected = gradients(chain.plain, chain, x)
+    calls.clear()
+    check_same(gradients(chain, chain, x), expected, rtol=0, atol=0)
+    assert calls == [1]
 
 
-@pytest.mark.usefixtures("version")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_autocast_is_seen_and_turned():
-    cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert mode.autocast_dtype(cpu) is None
-    assert mode.autocast_dtype(torch.device("meta")) is None
-    with torch.autocast("cpu", torch.bfloat16):
-        assert mode.autocast_dtype(cpu) == torch.bfloat16
-        assert mode.autocast_dtype(cuda) is None
-        with mode.autocast_to(cpu, None):
-            assert mode.autocast_dtype(cpu) is None
-        with mode.autocast_to(cpu, torch.float16):
-            assert mode.autocast_dtype(cpu) == torch.float16
-    with mode.autocast_to(cpu, torch.bfloat16):
-        assert F.linear(torch.ones(1, 2), torch.ones(1, 2)).dtype == torch.bfloat16
+def test_nothing_is_recorded_without_autograd_and_outside_of_saving():
+    chain, x = make_chain()
+    with torch.no_grad(), memory.saving():
+        assert memory.cheap(chain.norm, x).grad_fn is None
+    assert memory.cheap(F.gelu, x).grad_fn.name().startswith("Gelu")
+    with OperatorCount() as count:
+        memory.cheap(F.gelu, x).sum().backward()
+    assert count.by_name["aten.gelu"] == 1
 
 
-@pytest.mark.usefixtures("version")
-def test_compilation_is_seen():
-    def function(x):
-        return x + mode.is_compiling()
+@pytest.mark.parametrize(("what", "runs"), [(memory.NOTHING, 1), (memory.ALL_BUT_ATTENTION, 2), (memory.ALL, 2)])
+def test_what_is_recomputed(what, runs):
+    chain, x = make_chain()
+    expected = gradients(chain.plain, chain, x)
+    with OperatorCount() as count:
+        check_same(gradients(lambda x: memory.recomputed(chain.plain, x, what=what), chain, x), expected)
+    assert count.by_name["aten.native_layer_norm"] == runs
 
-    assert function(torch.zeros(1)) == 0
-    assert torch.compile(function, backend="eager", fullgraph=True)(torch.zeros(1)) == 1
+
+def test_random_numbers_repeat_in_the_second_computation():
+    x = torch.ones(1000, requires_grad=True)
+    out = memory.recomputed(lambda x: F.dropout(x, 0.5).exp(), x, random=True)
+    out.sum().backward()
+    torch.testing.assert_close(x.grad, torch.where(out > 1.5, 2 * out, 0.0).detach())

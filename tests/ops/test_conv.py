@@ -1,0 +1,97 @@
+"""Convolutions over grids: both forms equal PyTorch's, their weights are plain parameters, and one thing is copied."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from helpers.official import relative_error
+from mm_vitbackbones.layers import ChannelsLastConv2d, Upsample2x
+from mm_vitbackbones.ops import context, conv
+
+# kernel, stride, padding, groups, sides
+SHAPES = [
+    (2, 2, 0, 1, (5, 6)),
+    (8, 8, 0, 1, (17, 16)),
+    (3, 2, 1, 1, (5, 6)),
+    (7, 4, 3, 1, (9, 13)),
+    (1, 1, 0, 1, (3, 3)),
+    (3, 1, 1, 1, (4, 4)),
+    (3, 1, 1, 6, (4, 5)),
+]
+
+
+def results(module, function, grid):
+    module.zero_grad()
+    grid = grid.clone().requires_grad_()
+    out = function(grid)
+    (out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
+    return [out.detach(), grid.grad, *(p.grad.clone() for p in module.parameters())]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("images", [1, 40], ids=["patches", "weight"])
+def test_a_convolution_over_grids_is_pytorchs(shape, images):
+    torch.manual_seed(0)
+    kernel, stride, padding, groups, sides = shape
+    ours = ChannelsLastConv2d(6, 48, kernel, stride, padding, groups=groups).double()
+    theirs = nn.Conv2d(6, 48, kernel, stride, padding, groups=groups).double()
+    theirs.load_state_dict(ours.state_dict())
+    grid = torch.randn(images, *sides, 6, dtype=torch.float64)
+    expected = results(theirs, lambda x: theirs(x.permute(0, 3, 1, 2).contiguous()).permute(0, 2, 3, 1), grid)
+    for a, b in zip(results(ours, ours, grid), expected, strict=True):
+        assert relative_error(a, b) <= 1e-12
+    assert ours(grid).is_contiguous()
+    assert all(p.is_contiguous() for p in ours.parameters())
+
+
+def test_the_smaller_thing_is_copied():
+    module = ChannelsLastConv2d(6, 48, 2, 2)
+    with torch.no_grad():
+        assert conv.over_patches(torch.randn(1, 8, 8, 6), module) is not None  # 16 patches for 48 filters
+        assert conv.over_patches(torch.randn(1, 14, 14, 6), module) is None  # 49
+        with context.pretend_device("cuda"):
+            assert conv.over_patches(torch.randn(1, 8, 8, 6), module) is None
+
+
+@pytest.mark.parametrize("places", [(2, 2, 0), (3, 2, 1)], ids=str)
+def test_gradients_of_the_gradients_of_patches(places):
+    kernel, stride, padding = ((side, side) for side in places)
+    patches = conv.Places(kernel, stride, padding).patches
+    grid = torch.randn(1, 5, 6, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(patches, grid)
+    assert torch.autograd.gradgradcheck(patches, grid)
+
+
+def test_the_gradient_of_a_depthwise_weight_has_its_strides():
+    module, grid = ChannelsLastConv2d(8, 8, 3, padding=1, groups=8), torch.randn(1, 5, 5, 8)
+    module(grid).sum().backward()
+    assert module.weight.grad.stride() == module.weight.stride()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_map_in_pytorchs_usual_order_gives_a_contiguous_grid(channels):
+    module = ChannelsLastConv2d(channels, 8, 3, padding=1)
+    assert module(torch.randn(2, channels, 40, 40).permute(0, 2, 3, 1)).is_contiguous()
+
+
+def test_windows_framed_with_zeros_see_what_each_of_them_sees():
+    torch.manual_seed(0)
+    convs = [ChannelsLastConv2d(4, 4, side, padding=side // 2, groups=4) for side in (3, 5)]
+    grid = torch.randn(2, 6, 7, 8)
+    expected = torch.cat([module(part) for module, part in zip(convs, grid.chunk(2, -1), strict=True)], -1)
+    torch.testing.assert_close(conv.depthwise(grid, *conv.framed(convs)), expected, rtol=1e-5, atol=1e-6)
+    convs[0].register_forward_hook(lambda *_: None)
+    assert conv.framed(convs) is None
+
+
+def test_upsampling_makes_four_cells_of_each():
+    torch.manual_seed(1)
+    upsample, grid = Upsample2x(4), torch.randn(2, 3, 5, 4)
+    out = upsample(grid)
+    assert out.shape == (2, 6, 10, 4)
+    for i in (0, 1):
+        for j in (0, 1):
+            cells = grid @ upsample.weight[:, :, i, j] + upsample.bias
+            torch.testing.assert_close(out[:, i::2, j::2], cells, rtol=1e-5, atol=1e-6)
