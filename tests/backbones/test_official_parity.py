@@ -8,12 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from helpers.official import build_toy, build_toy_pit, golden_image, golden_weight, load_fixture, relative_error
+from helpers.official import golden_image, golden_weight, load_fixture, relative_error
+from helpers.toys import RECORDED, TOYS
 from mm_vitbackbones.backbones import PVT, CoaT, MiT, PiT, PVTv2, Swin
 from mm_vitbackbones.checkpoints import load_pretrained
 from mm_vitbackbones.checkpoints.recognise import FAMILIES
-
-FIXTURES = ["pvt", "pvt_v2", "pvt_v2_linear", "mit", "pit", "swin", "coat", "coat_lite"]
 
 # mean, population standard deviation, and the elements [0, 0, 0, 0], [0, C//2, H//2, W//2], [0, -1, -1, -1] of each
 # level, as the authors' code (for PiT) and their dense code (for the others) give them for an image of this size.
@@ -82,11 +81,11 @@ GOLDEN = {
 SHARED_AGAIN = r"\.(cpe|crpe)\.|\.mlp[34]\."
 
 
-@pytest.mark.parametrize("name", FIXTURES)
+@pytest.mark.parametrize("name", RECORDED)
 @pytest.mark.parametrize("grad", [True, False], ids=["grad", "no_grad"])
 def test_features_of_the_official_networks(name, grad):
     fixture = load_fixture(name)
-    backbone = build_toy(fixture).eval()
+    backbone = TOYS[name].official().eval()
     load_pretrained(backbone, fixture.state)
     for image, features in zip(fixture.inputs, fixture.features, strict=True):
         with torch.set_grad_enabled(grad):
@@ -96,10 +95,10 @@ def test_features_of_the_official_networks(name, grad):
             assert relative_error(output, feature) <= 1e-5
 
 
-@pytest.mark.parametrize("name", FIXTURES)
+@pytest.mark.parametrize("name", RECORDED)
 def test_training_gives_the_same_features_and_finite_gradients(name):
     fixture = load_fixture(name)
-    backbone = build_toy(fixture).train()
+    backbone = TOYS[name].official().train()
     load_pretrained(backbone, fixture.state)
     outputs = backbone(fixture.inputs[-1])
     for output, feature in zip(outputs, fixture.features[-1], strict=True):
@@ -138,7 +137,7 @@ def test_golden_values(family, arch, size):
 def test_the_aligned_pit_is_the_published_one_on_the_padded_image():
     """With 4 pixels of zeros on all sides, 28x28 published patches have their centres at 8i + 4."""
     fixture = load_fixture("pit")
-    aligned, published = build_toy_pit(fixture, stem="aligned").eval(), build_toy(fixture).eval()
+    aligned, published = TOYS["pit"].official(stem="aligned").eval(), TOYS["pit"].official().eval()
     load_pretrained(aligned, fixture.state)
     load_pretrained(published, fixture.state)
     image = torch.randn(2, 3, 92, 64, generator=torch.Generator().manual_seed(0))

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from helpers.official import TOYS, official_state
+from helpers.official import official_state
 from helpers.paths import TOOLS
+from helpers.toys import RECORDED
 from mm_vitbackbones.backbones import PVT, MiT, PiT, PVTv2
 from mm_vitbackbones.checkpoints import CheckpointError, convert_checkpoint, load_pretrained, read_checkpoint
 from mm_vitbackbones.checkpoints.recognise import FAMILIES
@@ -17,16 +18,15 @@ TOOL = TOOLS / "convert_checkpoint.py"
 
 def build(toy):
     """A backbone with nothing that published files lack."""
-    cls, arch = TOYS[toy]
-    return cls(arch, out_indices=(1, 2, 3)) if cls is PiT else cls(arch)
+    return RECORDED[toy].official()
 
 
 def skip_without_layout(toy, *names):
-    if missing := set(names) - {layout.name for layout in FAMILIES[TOYS[toy][0].__name__].layouts}:
+    if missing := set(names) - {layout.name for layout in FAMILIES[RECORDED[toy].family.__name__].layouts}:
         pytest.skip(f"{toy} has no layout {', '.join(missing)}")
 
 
-@pytest.fixture(params=TOYS)
+@pytest.fixture(params=RECORDED)
 def toy(request):
     return request.param
 
@@ -54,7 +54,7 @@ def same(a, b):
 )
 def test_round_trips_give_the_very_file(source, toy, tmp_path, between, suffix, dtype):
     skip_without_layout(toy, *between)
-    arch = TOYS[toy][1]
+    arch = RECORDED[toy].arch
     original = {k: t.to(dtype) if t.is_floating_point() else t for k, t in torch.load(source).items()}
     torch.save(original, source)
     previous = source
@@ -69,7 +69,7 @@ def test_round_trips_give_the_very_file(source, toy, tmp_path, between, suffix, 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_the_result_can_be_loaded(source, toy, tmp_path, to, suffix):
     skip_without_layout(toy, to)
-    convert_checkpoint(source, tmp_path / f"out{suffix}", to, TOYS[toy][1])
+    convert_checkpoint(source, tmp_path / f"out{suffix}", to, RECORDED[toy].arch)
     expected, backbone = build(toy), build(toy)
     load_pretrained(expected, source)
     report = load_pretrained(backbone, tmp_path / f"out{suffix}")
@@ -78,7 +78,7 @@ def test_the_result_can_be_loaded(source, toy, tmp_path, to, suffix):
 
 
 def test_our_file_is_the_backbones_own_state_dict(source, toy, tmp_path):
-    cls, arch = TOYS[toy]
+    cls, arch = RECORDED[toy].family, RECORDED[toy].arch
     convert_checkpoint(source, tmp_path / "ours.pth", "ours", arch)
     content = torch.load(tmp_path / "ours.pth")
     build(toy).load_state_dict(content["state_dict"], strict=True)
@@ -87,7 +87,7 @@ def test_our_file_is_the_backbones_own_state_dict(source, toy, tmp_path):
 
 
 def test_what_is_no_weight_of_the_backbone_is_named(tmp_path, toy):
-    arch = TOYS[toy][1]
+    arch = RECORDED[toy].arch
     state = {f"backbone.{key}": tensor for key, tensor in build(toy).state_dict().items()} | {"neck.w": torch.ones(1)}
     torch.save({"state_dict": state, "optimizer": {}}, tmp_path / "detector.pth")
     text = str(convert_checkpoint(tmp_path / "detector.pth", tmp_path / "out.pth", "official", arch))
@@ -100,7 +100,7 @@ def test_what_is_no_weight_of_the_backbone_is_named(tmp_path, toy):
 
 def test_what_a_form_has_no_room_for_is_named(source, toy, tmp_path):
     skip_without_layout(toy, "openmmlab")
-    result = convert_checkpoint(source, tmp_path / "out.safetensors", "openmmlab", TOYS[toy][1])
+    result = convert_checkpoint(source, tmp_path / "out.safetensors", "openmmlab", RECORDED[toy].arch)
     assert "no room for it: classifier." in str(result)
 
 
@@ -181,10 +181,10 @@ def test_the_tool(tmp_path):
         (official_state("pvt"), {"arch": "tiny"}, "is not of arch tiny"),
         (official_state("pvt"), {"arch": "tny"}, "--arch: PVT has no arch 'tny'"),
         (official_state("pvt"), {"arch": {"depth": 1}}, "--arch: .*depth"),
-        (official_state("pvt") | {"extra.weight": torch.ones(1)}, {"arch": TOYS["pvt"][1]}, r"has no extra\.weight"),
+        (official_state("pvt") | {"extra.weight": torch.ones(1)}, {"arch": RECORDED["pvt"].arch}, r"has no extra\.weight"),
         (official_state("pvt"), {"to": "jax"}, "no layout 'jax'"),
-        (official_state("pit"), {"to": "openmmlab", "arch": TOYS["pit"][1]}, "PiT has no layout 'openmmlab'"),
-        (official_state("coat"), {"to": "openmmlab", "arch": TOYS["coat"][1]}, "CoaT has no layout 'openmmlab'"),
+        (official_state("pit"), {"to": "openmmlab", "arch": RECORDED["pit"].arch}, "PiT has no layout 'openmmlab'"),
+        (official_state("coat"), {"to": "openmmlab", "arch": RECORDED["coat"].arch}, "CoaT has no layout 'openmmlab'"),
         ({"a": 1}, {}, "no state dict"),
     ],
 )
@@ -197,9 +197,9 @@ def test_what_cannot_be_converted(tmp_path, content, arguments, message):
 
 def test_where_it_cannot_be_written(source, toy, tmp_path):
     with pytest.raises(CheckpointError, match="no folder"):
-        convert_checkpoint(source, tmp_path / "no" / "out.pth", arch=TOYS[toy][1])
+        convert_checkpoint(source, tmp_path / "no" / "out.pth", arch=RECORDED[toy].arch)
     with pytest.raises(FileExistsError, match="exists"):
-        convert_checkpoint(source, tmp_path, arch=TOYS[toy][1])
+        convert_checkpoint(source, tmp_path, arch=RECORDED[toy].arch)
 
 
 def test_an_interrupted_write_leaves_what_was_there(source, toy, tmp_path, monkeypatch):
@@ -211,6 +211,6 @@ def test_an_interrupted_write_leaves_what_was_there(source, toy, tmp_path, monke
 
     monkeypatch.setattr(torch, "save", fails)
     with pytest.raises(CheckpointError, match="No space left"):
-        convert_checkpoint(source, tmp_path / "out.pth", arch=TOYS[toy][1], force=True)
+        convert_checkpoint(source, tmp_path / "out.pth", arch=RECORDED[toy].arch, force=True)
     assert (tmp_path / "out.pth").read_bytes() == b"precious"
     assert {path.name for path in tmp_path.iterdir()} == {"official.pth", "out.pth"}

@@ -4,14 +4,15 @@ import re
 import pytest
 import torch
 
-from helpers.official import TOYS, official_state, published_names, published_shapes
+from helpers.official import official_state, published_names, published_shapes
 from helpers.paths import DATA
+from helpers.toys import RECORDED
 from mm_vitbackbones.checkpoints import CheckpointError
 from mm_vitbackbones.checkpoints.key_map import KeyMap, under
 from mm_vitbackbones.checkpoints.recognise import FAMILIES, find_archs, find_layout, looks_like, shapes_of
 
 PUBLISHED = [(family, *case) for family in ("mit",) for case in published_names(family)]
-CASES = [(toy, layout.name) for toy, (cls, _) in TOYS.items() for layout in FAMILIES[cls.__name__].layouts]
+CASES = [(name, layout.name) for name, toy in RECORDED.items() for layout in FAMILIES[toy.family.__name__].layouts]
 
 
 def test_reads_both_ways():
@@ -79,7 +80,7 @@ def test_a_key_of_two_readings_is_an_error():
 
 @pytest.mark.parametrize(("toy", "name"), CASES)
 def test_each_layout_holds_the_whole_network_and_gives_it_back(toy, name):
-    family = FAMILIES[TOYS[toy][0].__name__]
+    family = FAMILIES[RECORDED[toy].family.__name__]
     source = official_state(toy)
     ours, unknown = family.layout("official").to_ours(source)
     assert not unknown
@@ -99,7 +100,7 @@ def test_each_layout_holds_the_whole_network_and_gives_it_back(toy, name):
 @pytest.mark.parametrize("prefix", ["", "module.", "backbone.", "module.backbone."])
 @pytest.mark.parametrize(("toy", "name"), CASES)
 def test_each_layout_is_recognised_and_no_other(toy, name, prefix):
-    family = FAMILIES[TOYS[toy][0].__name__]
+    family = FAMILIES[RECORDED[toy].family.__name__]
     theirs, _ = family.layout(name).to_theirs(family.layout("official").to_ours(official_state(toy))[0])
     found = find_layout({prefix + key: tensor for key, tensor in theirs.items()})
     assert (found.family.name, found.layout.name, found.prefix) == (family.name, name, prefix)

@@ -7,26 +7,24 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from helpers.official import SPEC, TOYS, official_state, relative_error
+from helpers.official import official_state, relative_error
 from helpers.paths import DATA
+from helpers.toys import RECORDED, SPEC
 from mm_vitbackbones.backbones import PVT, CoaT, MiT, PiT, PVTv2, Swin
 from mm_vitbackbones.checkpoints import CheckpointError, CheckpointMismatch, load_pretrained
 from mm_vitbackbones.checkpoints.recognise import FAMILIES, looks_like
 from mm_vitbackbones.checkpoints.surgery import adapt_in_channels
 
-PUBLISHED_FORM = {"pit": {"stem": "published", "out_indices": (1, 2, 3)}}
-"""Arguments that give a network the form of the recorded features, where it has several."""
-CASES = [(toy, layout.name) for toy, (cls, _) in TOYS.items() for layout in FAMILIES[cls.__name__].layouts]
-CASES.remove(("swin", "timm"))  # which has no norms of levels: see test_checkpoints_swin.py
+CASES = [(name, layout.name) for name, toy in RECORDED.items() for layout in FAMILIES[toy.family.__name__].layouts]
+CASES.remove(("swin", "timm"))  # which has no norms of levels: see tables/test_swin.py
 
 
 def build(toy, **kwargs):
-    cls, spec = TOYS[toy]
-    return cls(**{"arch": spec} | PUBLISHED_FORM.get(toy, {}) | kwargs)
+    return RECORDED[toy].official(**kwargs)
 
 
 def renamed(toy, layout):
-    family = FAMILIES[TOYS[toy][0].__name__]
+    family = FAMILIES[RECORDED[toy].family.__name__]
     return family.layout(layout).to_theirs(family.layout("official").to_ours(official_state(toy))[0])[0]
 
 
@@ -182,7 +180,7 @@ def test_a_position_table_of_another_grid_is_resized():
 
 
 def test_pits_table_is_resized_bicubically():
-    backbone, state = build("pit", arch=TOYS["pit"][1] | {"pretrain_grid": 12}), official_state("pit")
+    backbone, state = build("pit", arch=RECORDED["pit"].arch | {"pretrain_grid": 12}), official_state("pit")
     report = load_pretrained(backbone, state)
     assert report.adapted == ("stem.position.table resized from 7x7 to 12x12",)
     expected = F.interpolate(state["pos_embed"], size=(12, 12), mode="bicubic", align_corners=False)
@@ -212,7 +210,7 @@ def test_a_stem_answers_equal_channels_as_before(channels):
         torch.testing.assert_close(adapted, weight.sum(1, keepdim=True))
 
 
-@pytest.mark.parametrize("toy", TOYS)
+@pytest.mark.parametrize("toy", RECORDED)
 def test_a_backbone_of_other_channels_loads(toy):
     backbone = build(toy, in_channels=5)
     report = load_pretrained(backbone, official_state(toy))

@@ -55,7 +55,7 @@ def test_rates_halve_with_each_depth(toy):
 def test_without_other_rules():
     found, _ = settings(Detector())
     assert {decay for _, decay in found.values()} == {0.1}
-    assert len({rate for rate, _ in found.values()}) == 8  # six blocks, the stem, the head
+    assert len({rate for rate, _ in found.values()}) == 7  # five blocks, the stem, the head
 
 
 def test_rules_by_name_hold_beside_the_depth():

@@ -7,15 +7,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from helpers.official import build_toy, load_fixture, relative_error
+from helpers.official import load_fixture, relative_error
 from helpers.paths import DATA
+from helpers.toys import TOYS
 from mm_vitbackbones.backbones import Swin
 from mm_vitbackbones.checkpoints import CheckpointError, CheckpointMismatch, load_pretrained
 from mm_vitbackbones.checkpoints.recognise import FAMILIES, find_layout, looks_like
 
 FAMILY = FAMILIES["Swin"]
 NORMS = [f"stages.{i}.norm.{part}" for i in range(4) for part in ("weight", "bias")]
-TOY = dict(depths=(2, 2, 2, 2), dims=(8, 16, 32, 64), num_heads=(1, 2, 2, 4))
+TOY = TOYS["swin"].arch
 
 # The names and shapes of each published classifier file, buffers included. Made from timm's networks (whose merging
 # stands one stage later, and whose head is head.fc), with the two buffers that the official code adds to them.
@@ -58,7 +59,7 @@ def test_the_published_files_fit_by_name_and_shape(arch):
 
 @pytest.mark.parametrize("layout", ["official", "timm", "huggingface", "huggingface-5", "openmmlab"])
 def test_a_classifiers_file_leaves_the_norms_of_levels_fresh(layout):
-    backbone = build_toy(load_fixture("swin")).eval()
+    backbone = TOYS["swin"].official().eval()
     torch.nn.init.constant_(backbone.stages[1].norm.weight, 3.0)
     report = load_pretrained(backbone, renamed(classifier_state(), layout))
     assert report.layout == layout
