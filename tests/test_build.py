@@ -25,7 +25,7 @@ from mm_vitbackbones.checkpoints import CheckpointMismatch
         ("pit_s_distilled", PiT, "s_distilled"),
     ],
 )
-def test_names(name, family, arch):
+def test_backbones_are_built_by_name(name, family, arch):
     with torch.device("meta"):
         backbone = mm_vitbackbones.build_backbone(name)
     assert isinstance(backbone, family)
@@ -38,7 +38,7 @@ def test_every_arch_has_a_name():
     assert len({family for family, _ in known.values()}) == 6
 
 
-def test_arguments_and_weights(tmp_path):
+def test_arguments_and_weights_reach_the_backbone(tmp_path):
     torch.save(load_fixture("pvt_v2").state, tmp_path / "toy.pth")
     with pytest.raises(CheckpointMismatch, match="which is not PVTv2 b0"):
         mm_vitbackbones.build_backbone("pvt_v2_b0", pretrained=tmp_path / "toy.pth")
@@ -50,7 +50,7 @@ def test_arguments_and_weights(tmp_path):
     assert [*backbone(torch.randn(1, 4, 64, 64))[0].shape] == [1, 64, 8, 8]
 
 
-def test_an_unknown_name():
+def test_unknown_names_are_refused_with_the_nearest():
     with pytest.raises(ValueError, match="there is no backbone 'pvt_v2b2'; did you mean 'pvt_v2_b2'"):
         mm_vitbackbones.build_backbone("pvt_v2b2")
     with pytest.raises(AttributeError, match="no attribute 'build'"):

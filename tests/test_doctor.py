@@ -134,12 +134,12 @@ def test_blocker_names_the_cause_and_the_remedy(case):
     assert any(what in finding.what and mend in finding.mend for finding in findings("blocker", **changes))
 
 
-def test_undeclared_modules_are_named_at_once():
+def test_all_undeclared_modules_are_named_together():
     changes = {"mmseg__models": missing("ftfy"), "ftfy": None, "regex": None}
     assert {finding.mend for finding in findings("blocker", **changes)} == {"pip install ftfy", "pip install regex"}
 
 
-def test_one_cause_is_told_once():
+def test_one_cause_is_reported_once():
     cause = missing("mmcv._ext")
     found = findings("blocker", mmcv__ops=cause, mmdet__models=cause, mmseg__models=cause)
     assert [finding.what for finding in found] == [
@@ -147,7 +147,7 @@ def test_one_cause_is_told_once():
     ]
 
 
-def test_cause_is_found_behind_the_error_that_hides_it():
+def test_cause_is_found_under_the_error_that_hides_it():
     hidden = ImportError("mmdet.models failed")
     hidden.__cause__ = missing("mmcv._ext")
     assert "no compiled ops" in findings("blocker", mmdet__models=hidden)[0].what

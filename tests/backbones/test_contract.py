@@ -77,7 +77,7 @@ def test_every_family_has_a_toy():
 
 
 @pytest.mark.parametrize(("family", "arch"), VARIANTS, ids=lambda v: getattr(v, "__name__", v))
-def test_parameter_counts(family, arch):
+def test_parameter_counts_are_the_official_ones(family, arch):
     with torch.device("meta"):
         backbone = family(arch=arch)
     assert sum(p.numel() for p in backbone.parameters()) == PARAMETERS[f"{family.__name__} {arch}"]
@@ -97,7 +97,7 @@ def test_declared_sizes_of_every_variant(family, arch):
 @toys
 @pytest.mark.parametrize("size", [(32, 32), (33, 63), (64, 96), (65, 130), (127, 45), (448, 448)], ids=str)
 @pytest.mark.parametrize("batch", [1, 3])
-def test_any_size(toy, size, batch):
+def test_levels_of_any_image_size_are_contiguous_and_finite(toy, size, batch):
     backbone = toy().eval()
     image = torch.randn(batch, 3, *size)
     with torch.no_grad():
@@ -112,7 +112,7 @@ def test_any_size(toy, size, batch):
 
 
 @toys
-def test_images_of_a_batch_do_not_meet(toy):
+def test_batch_entries_are_independent(toy):
     backbone = toy().eval()
     images = torch.randn(3, 3, 70, 90)
     with torch.no_grad():
@@ -148,7 +148,7 @@ def test_subset_equals_the_levels_of_all(toy):
 
 @toys
 @pytest.mark.parametrize("frozen_stages", range(-1, 5))
-def test_freezing(toy, frozen_stages):
+def test_frozen_stages_get_no_gradients_and_stay_in_eval_mode(toy, frozen_stages):
     backbone = toy(frozen_stages=frozen_stages)
     for _ in range(2):
         frozen = {name for name, p in backbone.named_parameters() if not p.requires_grad}
@@ -223,7 +223,7 @@ def test_drop_path_drops_whole_samples_in_training_only(toy):
 
 
 @toys
-def test_under_bf16_autocast_the_gradients_of_norms_are_those_of_fp32_but_for_rounding(toy):
+def test_bf16_autocast_changes_gradients_of_norms_by_rounding_only(toy):
     torch.manual_seed(0)
     backbone, image = toy(drop_path_rate=0.0).train(), torch.randn(2, 3, 128, 96)
     weights = [torch.randn_like(output) for output in backbone(image)]
@@ -257,7 +257,7 @@ def test_bf16_autocast_is_finite_and_close(toy):
     assert all(torch.isfinite(p.grad).all() for p in backbone.parameters())
 
 
-def test_training_from_scratch_begins_with_loud_feed_forward_networks_and_quiet_attention():
+def test_from_scratch_scales_weights_by_their_fan():
     def std(layer):
         return float(layer.weight.detach().std())
 
@@ -306,7 +306,7 @@ def test_optimizer_rules_of_mmengine_take_each_parameter_once(toy):
 
 @toys
 @pytest.mark.parametrize("out_indices", [(0, 1, 2, 3), (1, 2)], ids=str)
-def test_depths_of_parameters_rise_from_the_stem_to_the_last_block(toy, out_indices):
+def test_layer_depths_rise_from_the_stem_to_the_last_block(toy, out_indices):
     backbone = toy(out_indices=out_indices)
     serial = [(f"stages.{i}.", len(stage.blocks)) for i, stage in enumerate(backbone.stages)]
     names = [name for name, _ in backbone.named_parameters()]
@@ -331,7 +331,7 @@ def test_depths_of_parameters_rise_from_the_stem_to_the_last_block(toy, out_indi
 
 @toys
 @pytest.mark.parametrize("in_channels", [1, 4])
-def test_images_of_other_channels(toy, in_channels):
+def test_images_of_other_channel_counts(toy, in_channels):
     backbone = toy(in_channels=in_channels).eval()
     with torch.no_grad():
         assert len(backbone(torch.randn(1, in_channels, 32, 32))) == 4
@@ -340,7 +340,7 @@ def test_images_of_other_channels(toy, in_channels):
 
 
 @toys
-def test_torch_compile_of_a_block_and_of_the_backbone(toy):
+def test_block_and_backbone_compile_to_one_graph(toy):
     torch._dynamo.reset()  # the limit of recompilations counts those of other tests too
     torch.manual_seed(7)
     backbone, image = toy().eval(), torch.randn(1, 3, 64, 96)
@@ -363,7 +363,7 @@ def test_torch_compile_of_a_block_and_of_the_backbone(toy):
 
 @pytest.mark.slow
 @toys
-def test_six_sizes_of_images_take_three_compilations_at_most(toy):
+def test_six_image_sizes_need_at_most_three_compilations(toy):
     torch._dynamo.reset()
     torch.manual_seed(7)
     backbone, graphs = toy().eval(), []

@@ -108,7 +108,7 @@ def test_training_gives_the_same_features_and_finite_gradients(name):
 
 
 @pytest.mark.parametrize(("family", "arch", "size"), GOLDEN, ids=lambda v: getattr(v, "__name__", str(v)))
-def test_golden_values(family, arch, size):
+def test_golden_values_of_the_official_networks(family, arch, size):
     published = dict(stem="published", out_indices=(1, 2, 3)) if family is PiT else {}
     backbone = family(arch=arch, **published).eval()
     layout = next(layout for layout in FAMILIES[family.__name__].layouts if layout.name == "official")

@@ -99,7 +99,7 @@ for pair in sys.argv[2:]:
     ],
     ids=["mmdet", "mmseg"],
 )
-def test_a_training_and_a_test_step_of_every_family(library: str, definitions: str) -> None:
+def test_training_and_test_step_of_every_family(library: str, definitions: str) -> None:
     pytest.importorskip(library)
     pairs = [f"{family}:{arch}" for family, arch in SMALLEST.items()]
     script = COMMON + definitions + USE

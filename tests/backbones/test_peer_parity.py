@@ -21,7 +21,7 @@ SIZES = dict(depths=(2, 1, 1, 1), dims=(8, 16, 40, 64))
 
 @pytest.mark.mmdet
 @pytest.mark.parametrize("version", ["v1", "v2"])
-def test_mmdet(version):
+def test_features_equal_mmdets(version):
     pytest.importorskip("mmdet")
     from mmdet.models.backbones import PyramidVisionTransformer, PyramidVisionTransformerV2
 
@@ -34,7 +34,7 @@ def test_mmdet(version):
 
 
 @pytest.mark.mmseg
-def test_mmseg():
+def test_features_equal_mmsegs():
     pytest.importorskip("mmseg")
     from mmseg.models.backbones import MixVisionTransformer
 
@@ -58,7 +58,7 @@ def check_openmmlab(ours, theirs):
 
 @pytest.mark.mmdet
 @pytest.mark.parametrize("size", [(64, 96), (93, 131)], ids=str)
-def test_mmdet_swin(size):
+def test_features_equal_mmdets_swin(size):
     pytest.importorskip("mmdet")
     from mmdet.models.backbones import SwinTransformer
 
@@ -195,7 +195,7 @@ SWIN = ["timm tiny ok", "timm base_w12 ok", "transformers swin ok"]
 
 
 @pytest.mark.slow
-def test_timm_and_transformers_at_full_size():
+def test_features_equal_timms_and_transformers_at_full_size():
     peers = Path(sys.prefix, "peers")
     if not peers.is_dir():
         pytest.skip("timm and transformers are not installed: `make test-all` installs them beside the environment")

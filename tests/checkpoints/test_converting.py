@@ -52,7 +52,7 @@ def same(a, b):
         (["openmmlab", "ours"], ".pth"),
     ],
 )
-def test_round_trips_give_the_very_file(source, toy, tmp_path, between, suffix, dtype):
+def test_round_trips_are_exact(source, toy, tmp_path, between, suffix, dtype):
     skip_without_layout(toy, *between)
     arch = RECORDED[toy].arch
     original = {k: t.to(dtype) if t.is_floating_point() else t for k, t in torch.load(source).items()}
@@ -67,7 +67,7 @@ def test_round_trips_give_the_very_file(source, toy, tmp_path, between, suffix, 
 
 @pytest.mark.parametrize("to", ["official", "ours", "openmmlab"])
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_the_result_can_be_loaded(source, toy, tmp_path, to, suffix):
+def test_converted_files_load(source, toy, tmp_path, to, suffix):
     skip_without_layout(toy, to)
     convert_checkpoint(source, tmp_path / f"out{suffix}", to, RECORDED[toy].arch)
     expected, backbone = build(toy), build(toy)
@@ -86,7 +86,7 @@ def test_our_file_is_the_backbones_own_state_dict(source, toy, tmp_path):
     assert "head.weight" in content["classifier"]
 
 
-def test_what_is_no_weight_of_the_backbone_is_named(tmp_path, toy):
+def test_tensors_outside_of_the_backbone_are_named(tmp_path, toy):
     arch = RECORDED[toy].arch
     state = {f"backbone.{key}": tensor for key, tensor in build(toy).state_dict().items()} | {"neck.w": torch.ones(1)}
     torch.save({"state_dict": state, "optimizer": {}}, tmp_path / "detector.pth")
@@ -98,7 +98,7 @@ def test_what_is_no_weight_of_the_backbone_is_named(tmp_path, toy):
     assert same(backbone.state_dict(), {k.removeprefix("backbone."): v for k, v in state.items() if k != "neck.w"})
 
 
-def test_what_a_form_has_no_room_for_is_named(source, toy, tmp_path):
+def test_tensors_that_a_layout_cannot_hold_are_named(source, toy, tmp_path):
     skip_without_layout(toy, "openmmlab")
     result = convert_checkpoint(source, tmp_path / "out.safetensors", "openmmlab", RECORDED[toy].arch)
     assert "no room for it: classifier." in str(result)
@@ -128,7 +128,7 @@ def test_the_published_archs_are_recognised(tmp_path):
         assert ("no linear attention" in str(result)) == (arch == "b2_li")
 
 
-def test_twins_are_noted(tmp_path):
+def test_twins_are_named_in_the_result(tmp_path):
     for source, other in ((MiT, "huggingface"), (PVTv2, "timm")):
         weights, layouts = source("b5", out_indices=(0,)).state_dict(), FAMILIES[source.__name__]
         for layout in ("official", other):
@@ -153,7 +153,7 @@ def run(*args):
     return subprocess.run([sys.executable, TOOL, *map(str, args)], capture_output=True, text=True, env=environment)
 
 
-def test_the_tool(tmp_path):
+def test_tool_converts_and_overwrites_only_with_force(tmp_path):
     state, _ = FAMILIES["PVTv2"].layout("official").to_theirs(PVTv2("b0").state_dict())
     torch.save(state, tmp_path / "in.pth")
     done = run(tmp_path / "in.pth", tmp_path / "out.pth", "--to", "openmmlab")
@@ -173,36 +173,48 @@ def test_the_tool(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"in.pth", "out.pth"}
 
 
+def toy_with_an_extra_tensor():
+    return official_state("pvt") | {"extra.weight": torch.ones(1)}
+
+
 @pytest.mark.parametrize(
     ("content", "arguments", "message"),
     [
-        ({"w": torch.ones(1)}, {}, "no network that is known"),
-        (official_state("pvt"), {}, "no published arch.*--arch"),
-        (official_state("pvt"), {"arch": "tiny"}, "is not of arch tiny"),
-        (official_state("pvt"), {"arch": "tny"}, "--arch: PVT has no arch 'tny'"),
-        (official_state("pvt"), {"arch": {"depth": 1}}, "--arch: .*depth"),
-        (official_state("pvt") | {"extra.weight": torch.ones(1)}, {"arch": RECORDED["pvt"].arch}, r"has no extra\.weight"),
-        (official_state("pvt"), {"to": "jax"}, "no layout 'jax'"),
-        (official_state("pit"), {"to": "openmmlab", "arch": RECORDED["pit"].arch}, "PiT has no layout 'openmmlab'"),
-        (official_state("coat"), {"to": "openmmlab", "arch": RECORDED["coat"].arch}, "CoaT has no layout 'openmmlab'"),
-        ({"a": 1}, {}, "no state dict"),
+        (lambda: {"w": torch.ones(1)}, {}, "no network that is known"),
+        (lambda: official_state("pvt"), {}, "no published arch.*--arch"),
+        (lambda: official_state("pvt"), {"arch": "tiny"}, "is not of arch tiny"),
+        (lambda: official_state("pvt"), {"arch": "tny"}, "--arch: PVT has no arch 'tny'"),
+        (lambda: official_state("pvt"), {"arch": {"depth": 1}}, "--arch: .*depth"),
+        (toy_with_an_extra_tensor, {"arch": RECORDED["pvt"].arch}, r"has no extra\.weight"),
+        (lambda: official_state("pvt"), {"to": "jax"}, "no layout 'jax'"),
+        (
+            lambda: official_state("pit"),
+            {"to": "openmmlab", "arch": RECORDED["pit"].arch},
+            "PiT has no layout 'openmmlab'",
+        ),
+        (
+            lambda: official_state("coat"),
+            {"to": "openmmlab", "arch": RECORDED["coat"].arch},
+            "CoaT has no layout 'openmmlab'",
+        ),
+        (lambda: {"a": 1}, {}, "no state dict"),
     ],
 )
-def test_what_cannot_be_converted(tmp_path, content, arguments, message):
-    torch.save(content, tmp_path / "in.pth")
+def test_unfit_files_are_refused(tmp_path, content, arguments, message):
+    torch.save(content(), tmp_path / "in.pth")
     with pytest.raises(CheckpointError, match=message):
         convert_checkpoint(tmp_path / "in.pth", tmp_path / "out.pth", **arguments)
     assert [path.name for path in tmp_path.iterdir()] == ["in.pth"]
 
 
-def test_where_it_cannot_be_written(source, toy, tmp_path):
+def test_unwritable_targets_are_refused(source, toy, tmp_path):
     with pytest.raises(CheckpointError, match="no folder"):
         convert_checkpoint(source, tmp_path / "no" / "out.pth", arch=RECORDED[toy].arch)
     with pytest.raises(FileExistsError, match="exists"):
         convert_checkpoint(source, tmp_path, arch=RECORDED[toy].arch)
 
 
-def test_an_interrupted_write_leaves_what_was_there(source, toy, tmp_path, monkeypatch):
+def test_interrupted_write_leaves_the_old_file(source, toy, tmp_path, monkeypatch):
     (tmp_path / "out.pth").write_bytes(b"precious")
 
     def fails(content, path):

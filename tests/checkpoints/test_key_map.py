@@ -15,7 +15,7 @@ PUBLISHED = [(family, *case) for family in ("mit",) for case in published_names(
 CASES = [(name, layout.name) for name, toy in RECORDED.items() for layout in FAMILIES[toy.family.__name__].layouts]
 
 
-def test_reads_both_ways():
+def test_key_map_is_read_both_ways():
     keys = KeyMap(
         [
             ("patch_embed{stage+1}.", "stages.{stage}.patch_embed."),
@@ -72,7 +72,7 @@ def test_a_malformed_table_is_refused(pairs):
         KeyMap(pairs)
 
 
-def test_a_key_of_two_readings_is_an_error():
+def test_ambiguous_key_is_an_error():
     keys = KeyMap([("a.{i}.5.", "x.{i}."), ("a.6.{j}.", "y.{j}.")])
     with pytest.raises(ValueError, match=r"a\.6\.5\.w"):
         keys.to_ours("a.6.5.w")
@@ -147,7 +147,7 @@ def test_the_official_files_of_every_variant_are_known_by_name_and_shape(name, a
     assert {key: tuple(tensor.shape) for key, tensor in theirs.items()} == published
 
 
-def test_names_that_share_a_tensor_stand_for_one():
+def test_names_that_share_a_tensor_become_one():
     layout = FAMILIES["CoaT"].layout("official")
     source = official_state("coat")
     ours, _ = layout.to_ours(source)
@@ -167,7 +167,7 @@ def test_names_that_share_a_tensor_stand_for_one():
         layout.to_ours(other)
 
 
-def test_surgery_splits_by_rows_q_k_v():
+def test_joint_weights_are_split_in_the_order_q_k_v():
     source = official_state("pvt")
     family = FAMILIES["PVT"]
     ours, _ = family.layout("official").to_ours(source)

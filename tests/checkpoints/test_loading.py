@@ -86,7 +86,7 @@ WRAPPERS = {
 
 @pytest.mark.parametrize("layout", ["official", "ours", "openmmlab", "huggingface"])
 @pytest.mark.parametrize("wrapper", WRAPPERS)
-def test_wrappers_and_prefixes(tmp_path, wrapper, layout):
+def test_wrappers_and_prefixes_are_opened(tmp_path, wrapper, layout):
     backbone = build("pvt")
     torch.save(WRAPPERS[wrapper](renamed("pvt", layout)), tmp_path / "file.pth")
     report = load_pretrained(backbone, tmp_path / "file.pth")
@@ -95,7 +95,7 @@ def test_wrappers_and_prefixes(tmp_path, wrapper, layout):
     assert ("optimizer" in str(report)) == (wrapper == "state_dict")
 
 
-def test_the_published_form_of_hugging_face():
+def test_published_form_of_hugging_face_loads():
     backbone = build("pvt")
     report = load_pretrained(backbone, hf_classifier(renamed("pvt", "huggingface")))
     check_loaded(backbone, "pvt")
@@ -124,7 +124,7 @@ def test_a_whole_segformer_gives_its_encoder(layout, prefix):
     assert f"not of the backbone: decode_head ({len(head)})" in str(report)
 
 
-def test_safetensors(tmp_path):
+def test_safetensors_load(tmp_path):
     from safetensors.torch import save_file
 
     save_file({k: v.contiguous() for k, v in renamed("pvt_v2", "timm").items()}, tmp_path / "model.safetensors")
@@ -140,7 +140,7 @@ def test_init_cfg_loads(tmp_path):
     check_loaded(backbone, "pvt_v2")
 
 
-def test_one_line_says_it_all(tmp_path, monkeypatch):
+def test_report_is_one_line(tmp_path, monkeypatch):
     lines = []
     monkeypatch.setattr(
         "mm_vitbackbones.checkpoints.loading.print_log",
@@ -197,7 +197,7 @@ def test_a_table_that_is_not_square_comes_in_our_layout_only(unchanged):
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 6, 7])
-def test_a_stem_answers_equal_channels_as_before(channels):
+def test_adapted_stem_gives_the_same_for_equal_channels(channels):
     weight = torch.randn(8, 3, 4, 4)
     adapted = adapt_in_channels(weight, torch.Size((8, channels, 4, 4)))
     image = torch.rand(1, 1, 16, 16)
@@ -256,7 +256,7 @@ def test_an_upsampling_that_no_published_file_holds_stays_fresh():
 
 
 @pytest.mark.parametrize("out_indices", [(0,), (1,), (0, 2), (1, 2), (3,)])
-def test_levels_that_meet_in_parallel_blocks(out_indices):
+def test_parallel_blocks_load_with_any_levels(out_indices):
     backbone = build("coat", out_indices=out_indices)
     report = load_pretrained(backbone, official_state("coat"))
     check_loaded(backbone, "coat")
@@ -277,7 +277,7 @@ def test_frozen_parameters_are_loaded_and_stay_frozen():
 # ---- what is refused, with the backbone as it was
 
 
-def test_a_missing_and_an_unexpected_key(unchanged):
+def test_missing_and_unexpected_keys_are_refused(unchanged):
     state = official_state("pvt_v2")
     state["block1.0.attn.w.weight"] = state.pop("block1.0.attn.q.bias")
     message = r"1 missing: block1\.0\.attn\.q\.bias; 1 unexpected: block1\.0\.attn\.w\.weight"
@@ -286,7 +286,7 @@ def test_a_missing_and_an_unexpected_key(unchanged):
 
 
 @pytest.mark.parametrize("layout", ["openmmlab", "huggingface", "timm", "ours"])
-def test_every_single_key_counts(layout):
+def test_any_missing_key_is_refused(layout):
     state = renamed("pvt_v2", layout)
     backbone = build("pvt_v2")
     before = {key: tensor.clone() for key, tensor in backbone.state_dict().items()}
@@ -304,7 +304,7 @@ def test_missing_keys_have_the_files_own_names(unchanged):
         load_pretrained(unchanged(build("pvt")), state)
 
 
-def test_half_of_a_joined_pair(unchanged):
+def test_half_of_a_joined_pair_is_refused(unchanged):
     state = renamed("pvt", "huggingface")
     del state["encoder.block.0.1.attention.self.key.weight"]
     with pytest.raises(CheckpointMismatch, match=r"1 missing: encoder\.block\.0\.1\.attention\.self\.key\.weight"):
@@ -347,7 +347,7 @@ def test_half_of_a_joined_pair(unchanged):
         (lambda: PVT("tiny"), lambda: {"encoder.weight": torch.ones(1)}, "no network that is known"),
     ],
 )
-def test_the_file_is_named(unchanged, backbone, state, message):
+def test_refusals_say_what_the_file_looks_like(unchanged, backbone, state, message):
     with pytest.raises(CheckpointMismatch, match=message):
         load_pretrained(unchanged(backbone()), state())
 
@@ -355,7 +355,7 @@ def test_the_file_is_named(unchanged, backbone, state, message):
 @pytest.mark.parametrize(("theirs", "ours"), [(MiT, PVTv2), (PVTv2, MiT)], ids=["mit", "pvt_v2"])
 @pytest.mark.parametrize("arch", ["b0", "b1", "b2", "b3", "b4"])
 @pytest.mark.parametrize("layout", ["official", "openmmlab", "ours"])
-def test_mit_and_pvt_v2_are_told_apart(unchanged, theirs, ours, arch, layout):
+def test_mit_and_pvt_v2_are_distinguished(unchanged, theirs, ours, arch, layout):
     with torch.device("meta"):
         weights = theirs(arch).state_dict()
     state, _ = FAMILIES[theirs.__name__].layout(layout).to_theirs(weights)
@@ -369,7 +369,7 @@ def test_mit_and_pvt_v2_are_told_apart(unchanged, theirs, ours, arch, layout):
 
 
 @pytest.mark.parametrize("cls", [MiT, PVTv2])
-def test_twins_are_named_where_the_names_do_not_tell(cls):
+def test_twins_are_named_where_their_keys_are_equal(cls):
     with torch.device("meta"):
         weights = cls("b5").state_dict()
     for layout in FAMILIES[cls.__name__].layouts:
@@ -395,21 +395,21 @@ def test_long_lists_are_shortened(unchanged):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_nan_and_infinite_weights(unchanged, value):
+def test_nan_and_infinite_weights_are_refused(unchanged, value):
     state = official_state("pvt")
     state["block2.0.norm1.weight"] = torch.full((16,), value)
     with pytest.raises(CheckpointError, match=r"NaN or infinite.*stages\.1\.blocks\.0\.norm1\.weight"):
         load_pretrained(unchanged(build("pvt")), state)
 
 
-def test_values_that_a_narrow_type_cannot_hold(unchanged):
+def test_values_too_large_for_a_narrow_type_are_refused(unchanged):
     state = official_state("pvt")
     state["block2.0.norm1.weight"] = torch.full((16,), 1e6)
     with pytest.raises(CheckpointError, match="too large"):
         load_pretrained(unchanged(build("pvt").half()), state)
 
 
-def test_two_backbones_in_one_file(unchanged):
+def test_two_backbones_in_one_file_are_refused(unchanged):
     state = official_state("pvt")
     both = {f"{who}.{key}": tensor for who in ("student", "teacher") for key, tensor in state.items()}
     with pytest.raises(CheckpointError, match=r"2 backbones, under the prefixes 'student\.', 'teacher\.'"):
@@ -427,25 +427,25 @@ def test_two_backbones_in_one_file(unchanged):
         (nn.Linear(2, 2).weight, "no state dict"),
     ],
 )
-def test_files_without_weights(unchanged, tmp_path, content, message):
+def test_files_without_weights_are_refused(unchanged, tmp_path, content, message):
     torch.save(content, tmp_path / "file.pth")
     with pytest.raises(CheckpointError, match=rf"file\.pth: holds {message}"):
         load_pretrained(unchanged(build("pvt")), tmp_path / "file.pth")
 
 
 @pytest.mark.parametrize("broken", [torch.ones(8).to_sparse(), torch.ones(8, device="meta")])
-def test_tensors_without_plain_values(unchanged, broken):
+def test_tensors_without_plain_values_are_refused(unchanged, broken):
     with pytest.raises(CheckpointError, match=r"block1\.0\.norm1\.weight is quantized, sparse or without data"):
         load_pretrained(unchanged(build("pvt")), official_state("pvt") | {"block1.0.norm1.weight": broken})
 
 
-def test_whole_numbers_are_not_weights(unchanged):
+def test_integer_tensors_are_refused(unchanged):
     with pytest.raises(CheckpointMismatch, match=r"of another shape or type: block1\.0\.norm1\.weight"):
         load_pretrained(
             unchanged(build("pvt")), official_state("pvt") | {"block1.0.norm1.weight": torch.ones(8, dtype=torch.int64)}
         )
 
 
-def test_a_network_without_a_table():
+def test_network_without_a_key_table_is_refused():
     with pytest.raises(CheckpointError, match="no key table for Linear"):
         load_pretrained(nn.Linear(1, 1), official_state("pvt"))

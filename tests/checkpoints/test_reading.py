@@ -56,11 +56,11 @@ def check_weights(content):
     assert all(torch.equal(content["model"][key], WEIGHTS[key]) for key in WEIGHTS)
 
 
-def test_plain_weights(save):
+def test_plain_weights_are_read(save):
     check_weights(read_checkpoint(save({"model": WEIGHTS, "epoch": 3})))
 
 
-def test_what_official_files_carry_beside_the_weights(save, vanished_module):
+def test_other_contents_of_official_files_are_read_as_plain_containers(save, vanished_module):
     node = vanished_module.CfgNode(LR=0.1, NAMES=["a"])
     node.__dict__["__immutable__"] = True
     node["INNER"] = vanished_module.CfgNode(SIZE=(1, 2), TAGS={"x"})
@@ -95,7 +95,7 @@ def test_what_official_files_carry_beside_the_weights(save, vanished_module):
     assert not isinstance(read["array"], np.ndarray)
 
 
-def test_mmengine_log_buffers(save):
+def test_mmengine_log_buffers_are_read(save):
     from mmengine.logging import HistoryBuffer
 
     check_weights(read_checkpoint(save({"model": WEIGHTS, "message_hub": {"loss": HistoryBuffer([1.0], [1])}})))
@@ -173,7 +173,7 @@ def places(payload):
 
 
 @pytest.mark.parametrize("payload", [pytest.param(payload, id=name) for name, payload in payloads()])
-def test_a_call_is_refused(save, payload):
+def test_calls_are_refused(save, payload):
     for content in places(payload):
         path = save(content)
         with pytest.raises(UnsafeCheckpointError, match=r"file\.pth is refused") as caught:
@@ -186,7 +186,7 @@ def test_the_refusal_names_the_function(save):
         read_checkpoint(save({"args": Call(eval, "1")}))
 
 
-def test_a_payload_in_setstate_new_or_items_is_inert(save):
+def test_payloads_in_setstate_new_or_items_do_not_run(save):
     state = WithSetState()
     state.payload = 1
     content = {"model": WEIGHTS, "x": state, "y": WithNew(), "z": DictWithSetItem({"a": 1})}
@@ -246,7 +246,7 @@ def test_handmade_programs_are_refused(program, container):
         read_checkpoint(path)
 
 
-def test_a_program_in_the_parts_around_the_object_is_refused():
+def test_programs_around_the_object_are_refused():
     program = b"\x80\x02c__builtin__\neval\nX\x12\x00\x00\x00open('ran', 'w') #\x85R."
     pieces = [pickle.dumps(x, 2) for x in (0x1950A86A20F9469CFC6C, 1001, {}, {}, [])]
     for i in (1, 2, 4):
@@ -263,7 +263,7 @@ def test_methods_of_a_dict_from_a_file_are_not_called():
         unwrap(read_checkpoint(zip_with(program)))
 
 
-def test_what_the_process_allows_is_neither_used_nor_lost(save):
+def test_globals_that_the_process_allows_are_neither_used_nor_lost(save):
     allowed = [(tripwire, f"{tripwire.__module__}.{tripwire.__qualname__}"), tripwire]
     torch.serialization.add_safe_globals(allowed)
     try:
@@ -316,7 +316,7 @@ def zip_of(name):
         (b"\x80\x02}q\x00(X", "damaged or truncated"),
     ],
 )
-def test_each_is_named_for_what_it_is(data, message):
+def test_other_files_are_refused_by_their_kind(data, message):
     with pytest.raises(CheckpointError, match=message) as caught:
         read_checkpoint(write("file.pth", data))
     assert "file.pth" in str(caught.value)
@@ -324,13 +324,13 @@ def test_each_is_named_for_what_it_is(data, message):
 
 
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.9, 0.999])
-def test_a_truncated_file(save, share):
+def test_truncated_file_is_refused(save, share):
     whole = save({"model": {"w": torch.randn(100, 100)}}).read_bytes()
     with pytest.raises(CheckpointError, match="truncated"):
         read_checkpoint(write("cut.pth", whole[: int(len(whole) * share)]))
 
 
-def test_a_missing_file_and_the_nearest_names(tmp_path):
+def test_missing_file_is_refused_with_the_nearest_names(tmp_path):
     write("pvt_small.pth", b"x")
     with pytest.raises(CheckpointError, match=r"did you mean pvt_small\.pth"):
         read_checkpoint(tmp_path / "pvt_smal.pth")
@@ -340,7 +340,7 @@ def test_a_missing_file_and_the_nearest_names(tmp_path):
         read_checkpoint(tmp_path)
 
 
-def test_safetensors_by_content_whatever_the_name(tmp_path):
+def test_safetensors_are_recognised_by_content(tmp_path):
     from safetensors.torch import save_file
 
     for name in ("a.safetensors", "a.bin"):
@@ -352,7 +352,7 @@ def test_safetensors_by_content_whatever_the_name(tmp_path):
             read_checkpoint(write("cut.safetensors", cut))
 
 
-def test_safetensors_without_its_library(tmp_path, monkeypatch):
+def test_safetensors_without_its_library_says_what_to_install(tmp_path, monkeypatch):
     header = json.dumps({"a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}).encode()
     path = write("a.safetensors", len(header).to_bytes(8, "little") + header + b"\x01")
     monkeypatch.setitem(sys.modules, "safetensors", None)
@@ -386,7 +386,7 @@ def cached(tmp_path):
     return [p.name for p in (tmp_path / "home").rglob("*") if p.is_file()]
 
 
-def test_a_url_is_downloaded_once(served, tmp_path):
+def test_url_is_downloaded_once(served, tmp_path):
     folder, calls = served
     torch.save({"model": WEIGHTS}, folder / "net.pth")
     for _ in range(2):

@@ -16,7 +16,7 @@ from mm_vitbackbones.data import mini
 pytestmark = [pytest.mark.mmdet, pytest.mark.mmseg]
 
 
-def test_a_detectors_and_a_segmentors_data(tmp_path: Path) -> None:
+def test_check_data_reports_and_finds_a_missing_image(tmp_path: Path) -> None:
     mini.prepare(tmp_path / "mini", ["smoke"])
     detector = write_config("tiny_detector", tmp_path / "mini", tmp_path)
     result = run_tool("check_data", detector, "--check-all")

@@ -106,7 +106,7 @@ def test_the_readme_lists_every_arch():
 
 
 @pytest.mark.parametrize(("family", "arch", "cells"), readme_rows(), ids=lambda v: v if isinstance(v, str) else "")
-def test_the_readme_has_what_is_measured(family, arch, cells):
+def test_readme_figures_are_the_counted_ones(family, arch, cells):
     config = dict(type=family, arch=arch)
     published = dict(config, stem="published", out_indices=(1, 2, 3)) if family == "PiT" else config
     side = 384 if " at 384" in cells[4] else 224
@@ -168,7 +168,7 @@ def test_a_backbone_by_name_and_by_config(capsys):
         ([str(CONFIGS / "_base_/default_runtime.py")], "model.backbone is None"),
     ],
 )
-def test_what_cannot_be_described(arguments, message, capsys):
+def test_bad_targets_are_one_line(arguments, message, capsys):
     assert run(describe_command.main, arguments) == 2
     said = capsys.readouterr().err
     assert message in said

@@ -56,7 +56,7 @@ def pictures(folder: Path, *sizes: tuple[int, int]) -> list[Path]:
     return paths
 
 
-def test_a_detector_draws_and_writes_cocos_format(detector, tmp_path):
+def test_detector_draws_and_writes_coco_results(detector, tmp_path):
     config, checkpoint = detector
     pictures(tmp_path / "in", (60, 80), (90, 50))
     (tmp_path / "in/deeper").mkdir()
@@ -84,7 +84,7 @@ def test_a_detector_draws_and_writes_cocos_format(detector, tmp_path):
     assert "is there already, and nothing is overwritten" in again.stderr
 
 
-def test_a_segmentor_writes_label_maps_and_goes_on_behind_broken_pictures(segmentor, tmp_path):
+def test_segmentor_writes_label_maps_and_skips_broken_images(segmentor, tmp_path):
     config, checkpoint = segmentor
     good = pictures(tmp_path, (60, 80), (64, 64))
     (tmp_path / "broken.jpg").write_text("<html>")
@@ -109,7 +109,7 @@ def test_a_segmentor_writes_label_maps_and_goes_on_behind_broken_pictures(segmen
         (("{empty}/../a.png", "--device", "cuda:7"), "there is no GPU"),
     ],
 )
-def test_what_is_refused(segmentor, tmp_path, arguments, message):
+def test_bad_arguments_are_refused(segmentor, tmp_path, arguments, message):
     (tmp_path / "empty").mkdir()
     cv2.imwrite(str(tmp_path / "a.png"), np.zeros((40, 40, 3), np.uint8))
     if "GPU" in message and torch.cuda.is_available():
@@ -121,7 +121,7 @@ def test_what_is_refused(segmentor, tmp_path, arguments, message):
     assert not (tmp_path / "out").exists()
 
 
-def test_names_of_results_are_unlike(tmp_path):
+def test_names_of_results_are_unique(tmp_path):
     for folder in ("a", "b"):
         pictures(tmp_path / folder / "x", (8, 8))
     names = [name for _, name in find_pictures([tmp_path / "a", tmp_path / "b"])]

@@ -48,7 +48,7 @@ def table(said: str) -> dict[str, float]:
     return {row[1].strip(): float(row[2]) for row in rows if row[1].strip() != "Class"}
 
 
-def test_training_tells_the_metrics_and_of_its_norms(trained: tuple[Path, str]) -> None:
+def test_training_prints_metrics_and_replaced_norms(trained: tuple[Path, str]) -> None:
     work_dir, said = trained
     for part in ("aAcc:", "mIoU:", "mAcc:", "looking at 16 masks", "SyncBN is replaced by BN in 1 places"):
         assert part in said
@@ -57,7 +57,7 @@ def test_training_tells_the_metrics_and_of_its_norms(trained: tuple[Path, str]) 
     assert (work_dir / "iter_4.pth").is_file()
 
 
-def test_a_run_goes_on(trained: tuple[Path, str], config: Path, tmp_path: Path) -> None:
+def test_run_can_be_resumed(trained: tuple[Path, str], config: Path, tmp_path: Path) -> None:
     short = ("--cfg-options", "train_cfg.max_iters=2")
     assert run_tool("train", config, "--work-dir", tmp_path, "--seed", 1, *short).returncode == 0
     result = run_tool("train", config, "--work-dir", tmp_path, "--resume")
@@ -66,7 +66,7 @@ def test_a_run_goes_on(trained: tuple[Path, str], config: Path, tmp_path: Path) 
     assert "Iter(train) [2/4]" not in result.stdout
 
 
-def test_sizes_flips_windows_and_files_combine(trained: tuple[Path, str], config: Path, tmp_path: Path) -> None:
+def test_tta_sliding_windows_and_output_files_combine(trained: tuple[Path, str], config: Path, tmp_path: Path) -> None:
     out, pictures = tmp_path / "labels.pkl", tmp_path / "pictures"
     window = ["model.test_cfg.mode=slide", "model.test_cfg.crop_size=(64,64)", "model.test_cfg.stride=(48,48)"]
     files = ("--out", out, "--show-dir", pictures, "--work-dir", tmp_path / "test")
@@ -97,7 +97,7 @@ def published(trained: Path, layout: str) -> dict[str, torch.Tensor]:
     return {key: tensor.contiguous() for key, tensor in state.items()}
 
 
-def test_published_weights_of_a_whole_network_are_tested_as_they_are(
+def test_published_files_of_a_whole_network_give_its_metrics(
     trained: tuple[Path, str], config: Path, tmp_path: Path
 ) -> None:
     from safetensors.torch import save_file
@@ -152,6 +152,6 @@ def test_classes_that_do_not_match_are_refused(config: Path, tmp_path: Path) -> 
     assert "model.decode_head.num_classes=4, but the data set of train_dataloader has 9 classes" in said
 
 
-def test_tta_needs_a_config_that_says_how() -> None:
+def test_tta_needs_a_tta_pipeline() -> None:
     with pytest.raises(UserError, match="--tta needs tta_pipeline"):
         use_tta(Config(dict(tta_model=dict(type="SegTTAModel"), model=dict())))

@@ -78,7 +78,7 @@ def test_resumed_run_equals_the_whole_one(trained: Path, config: Path, tmp_path:
     assert [point["iter"] for point in curves[1]["metrics"]] == [4, 8]
 
 
-def test_evaluation_writes_predictions_and_pictures(trained: Path, config: Path, tmp_path: Path) -> None:
+def test_evaluation_writes_predictions_and_drawings(trained: Path, config: Path, tmp_path: Path) -> None:
     out, pictures = tmp_path / "boxes.json", tmp_path / "pictures"
     result = run_tool(
         "test",
@@ -130,7 +130,7 @@ def refused(
             handler.close()
 
 
-def test_unknown_config(refused: Callable[..., str]) -> None:
+def test_unknown_config_is_refused_with_the_nearest(refused: Callable[..., str]) -> None:
     assert "retinanet_pvt_s_coco.py" in refused("configs/retinanet_pvt_s_cocoo.py")
 
 
@@ -143,7 +143,7 @@ def test_unknown_config(refused: Callable[..., str]) -> None:
         ("a = 1\n", "model"),
     ],
 )
-def test_unreadable_config(refused: Callable[..., str], tmp_path: Path, text: str, told: str) -> None:
+def test_unreadable_config_is_refused(refused: Callable[..., str], tmp_path: Path, text: str, told: str) -> None:
     (tmp_path / "broken.py").write_text(text)
     message = refused("broken.py")
     assert "broken.py" in message
@@ -158,13 +158,13 @@ def test_unreadable_config(refused: Callable[..., str], tmp_path: Path, text: st
         ("train_pipeline.99.type=Resize", "99"),
     ],
 )
-def test_bad_option(refused: Callable[..., str], config: Path, option: str, told: str) -> None:
+def test_bad_option_is_refused(refused: Callable[..., str], config: Path, option: str, told: str) -> None:
     message = refused(config, "--cfg-options", option)
     assert "--cfg-options" in message
     assert told in message
 
 
-def test_unknown_argument(refused: Callable[..., str], config: Path) -> None:
+def test_unknown_argument_is_refused(refused: Callable[..., str], config: Path) -> None:
     assert "--seeed" in refused(config, "--seeed", "1")
 
 
@@ -176,12 +176,12 @@ def test_unknown_argument(refused: Callable[..., str], config: Path) -> None:
         ("retinanet_pvt_t_mini", ["data/mini", "python tools/prepare_data.py mini"]),
     ],
 )
-def test_data_set_not_there(refused: Callable[..., str], name: str, told: list[str]) -> None:
+def test_missing_data_set_is_refused_with_its_source(refused: Callable[..., str], name: str, told: list[str]) -> None:
     message = refused(ROOT / "configs" / f"{name}.py")
     assert all(words in message for words in told)
 
 
-def test_segmentation_data_not_there(tmp_path: Path) -> None:
+def test_missing_segmentation_data_is_refused_with_its_source(tmp_path: Path) -> None:
     dataset = {"data_root": "data/ade/ADEChallengeData2016", "data_prefix": {"img_path": "images/training"}}
     with pytest.raises(UserError, match=r"no folder .*images/training.*sceneparsing"):
         preflight.check_data_exists(dataset, "train_dataloader")
@@ -203,7 +203,7 @@ def test_segmentation_data_not_there(tmp_path: Path) -> None:
         (["default_scope=mmdetect"], ["mmdetect", "doctor"]),
     ],
 )
-def test_config_at_odds_with_itself(
+def test_contradictions_in_a_config_are_refused(
     refused: Callable[..., str], config: Path, options: list[str], told: list[str]
 ) -> None:
     message = refused(config, "--cfg-options", *options)
@@ -220,7 +220,7 @@ def test_config_at_odds_with_itself(
         ("model.bbox_head.stacked_conv=1", "stacked_conv"),
     ],
 )
-def test_unknown_type_or_argument(refused: Callable[..., str], config: Path, option: str, told: str) -> None:
+def test_unknown_type_or_argument_is_refused(refused: Callable[..., str], config: Path, option: str, told: str) -> None:
     assert told in refused(config, "--cfg-options", option)
 
 
@@ -233,7 +233,7 @@ def test_unknown_type_or_argument(refused: Callable[..., str], config: Path, opt
         ([], "COCO's format"),
     ],
 )
-def test_annotations_without_use(tmp_path: Path, content: Any, told: str) -> None:
+def test_empty_annotations_are_refused(tmp_path: Path, content: Any, told: str) -> None:
     (tmp_path / "boxes.json").write_text(json.dumps(content))
     dataset = {"data_root": str(tmp_path), "ann_file": "boxes.json"}
     with pytest.raises(UserError, match=told):
@@ -251,20 +251,22 @@ def test_classes_are_counted_in_every_head_that_has_the_data_sets() -> None:
     preflight.check_num_classes(model, 5, "train_dataloader")
 
 
-def test_wrapped_datasets_are_looked_into() -> None:
+def test_wrapped_datasets_are_found() -> None:
     inner = [{"type": "A"}, {"type": "B"}]
     loader = {"dataset": {"type": "RepeatDataset", "dataset": {"type": "ConcatDataset", "datasets": inner}}}
     assert [*preflight.datasets_of(loader)] == inner
 
 
-def test_unknown_checkpoint(refused: Callable[..., str], config: Path, tmp_path: Path) -> None:
+def test_unknown_checkpoint_is_refused_with_the_nearest(
+    refused: Callable[..., str], config: Path, tmp_path: Path
+) -> None:
     (tmp_path / "epoch_12.pth").touch()
     message = refused(config, "epoch_11.pth", tool=test.main)
     assert "epoch_11.pth" in message
     assert "epoch_12.pth" in message
 
 
-def test_checkpoint_of_another_model(refused: Callable[..., str], config: Path) -> None:
+def test_checkpoint_of_another_model_is_refused(refused: Callable[..., str], config: Path) -> None:
     torch.save({"state_dict": {"backbone.conv1.weight": torch.zeros(1)}}, "resnet.pth")
     message = refused(config, "resnet.pth", tool=test.main)
     assert "missing" in message
@@ -288,11 +290,11 @@ def test_predictions_are_not_overwritten(
 # ---- resuming
 
 
-def test_resume_with_nothing_to_resume(refused: Callable[..., str], config: Path) -> None:
+def test_resume_without_a_checkpoint_is_refused(refused: Callable[..., str], config: Path) -> None:
     assert "no checkpoint in work_dirs/tiny_detector" in refused(config, "--resume")
 
 
-def test_fresh_run_leaves_an_earlier_one_alone(refused: Callable[..., str], config: Path, tmp_path: Path) -> None:
+def test_new_run_does_not_overwrite_an_earlier_one(refused: Callable[..., str], config: Path, tmp_path: Path) -> None:
     (tmp_path / "earlier").mkdir()
     (tmp_path / "earlier/epoch_3.pth").write_text("mine")
     message = refused(config, "--work-dir", "earlier")
@@ -300,21 +302,21 @@ def test_fresh_run_leaves_an_earlier_one_alone(refused: Callable[..., str], conf
     assert "--resume" in message
 
 
-def test_resume_of_weights_alone(refused: Callable[..., str], config: Path) -> None:
+def test_resume_of_a_weights_file_is_refused(refused: Callable[..., str], config: Path) -> None:
     torch.save({"state_dict": {}}, "weights.pth")
     assert "load_from" in refused(config, "--resume", "weights.pth")
 
 
-def test_resume_of_a_finished_run(refused: Callable[..., str], config: Path, trained: Path) -> None:
+def test_resume_of_a_finished_run_is_refused(refused: Callable[..., str], config: Path, trained: Path) -> None:
     assert "epoch 2 of 2" in refused(config, "--work-dir", trained, "--resume")
 
 
-def test_resume_with_another_seed(refused: Callable[..., str], config: Path, trained: Path) -> None:
+def test_resume_with_another_seed_is_refused(refused: Callable[..., str], config: Path, trained: Path) -> None:
     options = ("--seed", 2, "--cfg-options", "train_cfg.max_epochs=3")
     assert "the seed 1" in refused(config, "--work-dir", trained, "--resume", trained / "epoch_2.pth", *options)
 
 
-def test_latest_checkpoint_of_a_moved_folder(tmp_path: Path) -> None:
+def test_latest_checkpoint_of_a_moved_folder_is_found(tmp_path: Path) -> None:
     for epoch in (2, 9, 10):
         (tmp_path / f"epoch_{epoch}.pth").touch()
     assert resume.latest_checkpoint(tmp_path).name == "epoch_10.pth"
@@ -372,7 +374,9 @@ def test_other_errors_keep_their_traceback() -> None:
         (True, "fp16", "CUDA"),
     ],
 )
-def test_amp_on_a_cpu(monkeypatch: pytest.MonkeyPatch, computes_bf16: bool, choice: str, wrapper: str) -> None:
+def test_amp_on_a_cpu_is_bf16_or_refused(
+    monkeypatch: pytest.MonkeyPatch, computes_bf16: bool, choice: str, wrapper: str
+) -> None:
     from mmengine.config import Config
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -427,7 +431,7 @@ def _runner(work_dir: Path, iteration: int, warnings: list[str]) -> Any:
     )
 
 
-def test_curves_go_on_after_a_crash(tmp_path: Path) -> None:
+def test_curves_continue_after_a_crash(tmp_path: Path) -> None:
     def point(iteration: int) -> dict[str, float]:
         return {"iter": iteration, "loss": 1.0}
 
@@ -444,7 +448,7 @@ def test_curves_go_on_after_a_crash(tmp_path: Path) -> None:
     assert record["metrics"] == past["metrics"]
 
 
-def test_curves_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_curves_are_recorded_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     warnings: list[str] = []
     runner = _runner(tmp_path, 0, warnings)
@@ -468,7 +472,7 @@ def test_label_maps_are_dumped_without_scores(tmp_path: Path) -> None:
     assert result["labels"].tolist() == [[0, 149]]
 
 
-def test_pictures_show_boxes_labels_and_maps(tmp_path: Path) -> None:
+def test_drawings_show_boxes_labels_and_maps(tmp_path: Path) -> None:
     from mmengine.structures import InstanceData, PixelData
 
     class Sample(SimpleNamespace):

@@ -63,7 +63,7 @@ def detect(model: torch.nn.Module, size: tuple[int, int]) -> Any:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_same_detections(case: str, tmp_path: Path) -> None:
+def test_detections_equal_those_of_mmdets_backbone(case: str, tmp_path: Path) -> None:
     name, arguments, backbone = CASES[case]
     theirs = with_theirs(load(name), backbone)
     torch.save({"state_dict": theirs.state_dict(), "meta": {"epoch": 12}}, tmp_path / "mmdet.pth")
@@ -83,7 +83,7 @@ def test_the_same_detections(case: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("norm_eps", [None, 1e-6])
-def test_what_the_norms_of_mmdet_differ_in_is_told(
+def test_another_epsilon_of_mmdets_norms_is_reported(
     norm_eps: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name, _, backbone = CASES["pvt_v2"]

@@ -107,7 +107,7 @@ def test_inheritance_is_at_most_two_levels_deep() -> None:
         assert "_base_ =" not in path.read_text()
 
 
-def test_the_peer_of_the_mini_config_differs_in_the_backbone_alone() -> None:
+def test_peer_of_the_mini_config_differs_in_the_backbone_only() -> None:
     ours = load("retinanet_pvt_t_mini")
     theirs = Config.fromfile(TEST_CONFIGS / "retinanet_mmdet_pvt_t_mini.py")
     # mmdet's cannot be built on the meta device.

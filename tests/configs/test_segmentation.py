@@ -175,7 +175,7 @@ def test_one_number_of_classes_sets_every_head() -> None:
     assert (cfg.model.decode_head.num_classes, cfg.model.auxiliary_head.num_classes) == (7, 7)
 
 
-def test_the_peer_of_the_mini_config_differs_in_the_network_alone() -> None:
+def test_peer_of_the_mini_config_differs_in_the_network_only() -> None:
     ours = load("segformer_mit_b0_mini")
     theirs = Config.fromfile(TEST_CONFIGS / "segformer_mmseg_mit_b0_mini.py")
     use_local_norms(theirs, distributed=False)

@@ -49,13 +49,13 @@ def folder(tmp_path: Path) -> Folder:
 
 
 @pytest.mark.parametrize("every", [False, True])
-def test_a_good_set(folder, every):
+def test_good_set_passes(folder, every):
     summary = folder.check(every=every)
     assert (summary.images, summary.left, summary.annotations, dict(summary.dropped)) == (3, 3, 6, {})
     assert str(summary).endswith("boxes.json: 3 of 3 images, 6 of 6 annotations")
 
 
-def test_what_is_left_out_is_counted_by_why(folder):
+def test_left_out_annotations_are_counted_by_reason(folder):
     first = folder.content["annotations"]
     first.append(dict(first[0], id=100))
     first[0]["iscrowd"] = 1
@@ -79,7 +79,7 @@ def test_what_is_left_out_is_counted_by_why(folder):
     assert folder.check(filter_cfg=dict(min_size=31, filter_empty_gt=False), test_mode=True).left == 3
 
 
-def test_mmdet_leaves_as_many_images(folder):
+def test_mmdet_keeps_as_many_images(folder):
     pytest.importorskip("mmdet")
     from mmengine.registry import DATASETS, DefaultScope
 
@@ -111,29 +111,29 @@ def test_mmdet_leaves_as_many_images(folder):
         (("dog", "cat"), r"in another order .* set metainfo=dict\(classes=\('cat', 'dog'\)\)"),
     ],
 )
-def test_classes_that_are_not_the_files(folder, classes, told):
+def test_classes_unlike_those_of_the_file_are_refused(folder, classes, told):
     with pytest.raises(UserError, match=told):
         folder.check(classes)
 
 
-def test_a_part_of_the_classes_in_order_is_fine(folder):
+def test_subset_of_classes_in_order_is_accepted(folder):
     assert folder.check(("dog",)).dropped == {"of other classes": 3}
 
 
-def test_boxes_by_their_corners(folder):
+def test_boxes_of_two_corners_are_refused(folder):
     for annotation in folder.content["annotations"]:
         annotation["bbox"] = [20, 12, 32, 27]
     with pytest.raises(UserError, match=r"6 of 6 boxes .* look like two corners \(x1, y1, x2, y2\), such as \[20"):
         folder.check()
 
 
-def test_missing_pictures(folder):
+def test_missing_images_are_refused(folder):
     (folder.root / "images" / "1.png").unlink()
     with pytest.raises(UserError, match=r"1 of 3 pictures that were looked for are not in .*images, such as 1\.png"):
         folder.check()
 
 
-def test_a_broken_picture_is_found_when_all_are_looked_at(folder):
+def test_check_all_finds_a_broken_image(folder):
     path = folder.root / "images" / "1.png"
     path.write_bytes(path.read_bytes()[:60])
     folder.check()
@@ -141,14 +141,14 @@ def test_a_broken_picture_is_found_when_all_are_looked_at(folder):
         folder.check(every=True)
 
 
-def test_a_set_that_is_empty_in_the_end(folder):
+def test_set_without_usable_images_is_refused(folder):
     for annotation in folder.content["annotations"]:
         annotation["ignore"] = 1
     with pytest.raises(UserError, match=r"no image of .* can be trained on; .*\(left out: 6 to be ignored\)"):
         folder.check(filter_cfg=dict(filter_empty_gt=True))
 
 
-def test_train_and_val_have_to_agree(folder):
+def test_train_and_val_have_the_same_categories(folder):
     one, other = folder.check(), folder.check()
     preflight.check_same_categories({})
     preflight.check_same_categories({"train_dataloader": one, "val_dataloader": other})
@@ -157,7 +157,7 @@ def test_train_and_val_have_to_agree(folder):
         preflight.check_same_categories({"train_dataloader": one, "val_dataloader": other})
 
 
-def test_a_large_file_is_looked_into_on_demand(folder, monkeypatch):
+def test_large_file_is_checked_on_demand(folder, monkeypatch):
     monkeypatch.setattr(preflight, "LARGE", 10)
     folder.content["categories"] = []
     (folder.root / "boxes.json").write_text(json.dumps(folder.content))

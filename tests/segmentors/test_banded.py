@@ -82,7 +82,7 @@ def test_scores_of_bands_are_those_of_whole_maps(monkeypatch):
     torch.testing.assert_close(torch.cat(bands, dim=1), whole, rtol=1e-5, atol=1e-5)
 
 
-def test_images_of_a_batch_may_come_from_pictures_of_other_sizes():
+def test_batch_entries_keep_their_original_sizes():
     model = build()
     with torch.no_grad():
         samples = model.test_step(batch([(64, 64), (64, 64)], [(64, 64), (90, 33)]))

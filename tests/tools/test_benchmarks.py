@@ -65,7 +65,7 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> Case:
 
 
 @pytest.mark.parametrize("mode", running.MODES)
-def test_contenders_are_measured_or_their_failure_is_told(toy: Case, mode: str) -> None:
+def test_contenders_are_measured_or_their_failure_is_reported(toy: Case, mode: str) -> None:
     rows = {row.name: row for row in running.measure(Case("toy", mode, toy.size), Setup(turns=2))}
     assert [*rows] == ["ours", "wasteful", "absent", "full", "fixed"]
     assert rows["ours"].ratio == (1, 1, 1)
@@ -115,7 +115,7 @@ def test_bad_options_are_named(options: list[str], message: str, monkeypatch: py
         report.main(options)
 
 
-def test_settings_hold_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_is_restored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GIVEN", "1")
     monkeypatch.delenv("ABSENT", raising=False)
     with running.environment({"GIVEN": "2", "ABSENT": "3"}):
@@ -158,7 +158,7 @@ def test_every_size_and_mode_is_measured_with_each_setting_once(measured: list, 
     assert [settings for _, settings in measured] == [{}] * 4 + [{"THP_MEM_ALLOC_ENABLE": "1"}] * 4
 
 
-def test_figures_of_two_machines_do_not_mix(measured: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_figures_of_two_machines_are_not_mixed(measured: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     report.fill(tmp_path / "benchmarks.json", WANTED[:1], Setup(3))
     with pytest.raises(UserError, match="turns 3"):
         report.fill(tmp_path / "benchmarks.json", WANTED[:1], Setup(5))
@@ -194,7 +194,7 @@ def test_names_of_the_report_are_those_of_the_contenders() -> None:
         assert {*aims} <= {contender.name for contender in CONTENDERS[network]}
 
 
-def test_the_page_in_docs_is_of_the_figures_beside_it() -> None:
+def test_page_in_docs_shows_the_figures_in_docs() -> None:
     docs = ROOT / "docs"
     data = json.loads((docs / "benchmarks.json").read_text())
     assert (docs / "benchmarks.md").read_text() == report.page(data, (docs / "benchmarks_notes.md").read_text())

@@ -24,7 +24,7 @@ def made() -> dict[Path, str]:
     return zoo.files(ROOT)
 
 
-def test_nothing_is_stale(made):
+def test_committed_pages_are_up_to_date(made):
     stale = [str(path.relative_to(ROOT)) for path, text in made.items() if path.read_text(encoding="utf-8") != text]
     assert not stale, "run tools/make_model_zoo.py"
 
@@ -59,7 +59,7 @@ def test_segformers_decoder_costs_less_than_published():
     assert entry("segformer_mit_b2_ade20k").multiply_adds / 1e9 < 0.45 * 62.4
 
 
-def test_parameters_that_are_not_the_published_ones_are_told():
+def test_parameters_unlike_the_published_ones_are_reported():
     good = entry("retinanet_pvt_s_coco")
     assert zoo.differing([good]) == []
     bad = dataclasses.replace(good, parameters=int(1.02 * good.parameters))

@@ -72,7 +72,7 @@ def test_missing_header_and_venv_name_their_packages(monkeypatch, tmp_path):
     assert line.endswith("apt-get install python3-venv python3-dev")
 
 
-def test_old_python_is_told_how_to_name_another(monkeypatch):
+def test_old_python_is_refused_with_the_version_needed(monkeypatch):
     monkeypatch.setattr(check_host.sys, "version_info", (3, 9, 2))
     assert "Python 3.10 or newer is needed, this is 3.9.2" in check_host.main()
 
@@ -123,7 +123,7 @@ def test_other_torch_rebuilds_mmcv_without_the_cached_wheel(finished):
     assert "build_mmcv.py 'mmcv==2.1.0' .venv/mmcv-build.log --no-cache" in todo
 
 
-def test_torch_that_was_given_once_holds(project):
+def test_torch_requirement_is_remembered(project):
     (project / ".venv").mkdir()
     (project / ".venv" / "torch-requirement").write_text("torch==2.9.0\n")
     assert "install torch==2.9.0\n" in steps_to_do(project)
@@ -159,7 +159,7 @@ def test_failed_build_shows_the_end_of_its_log(monkeypatch, tmp_path, capsys):
     assert captured.err.splitlines()[-1].endswith(f"the whole log is {log}")
 
 
-def test_cached_wheel_of_another_torch_is_built_anew(monkeypatch, tmp_path):
+def test_cached_wheel_of_another_torch_is_built_again(monkeypatch, tmp_path):
     built: list[bool] = []
 
     def install(requirement: str, log: Path, use_cache: bool) -> bool:
@@ -174,7 +174,7 @@ def test_cached_wheel_of_another_torch_is_built_anew(monkeypatch, tmp_path):
     assert built == [True, False]
 
 
-def test_built_ops_are_judged_before_the_rest_is_installed(monkeypatch, tmp_path):
+def test_ops_are_checked_before_the_rest_is_installed(monkeypatch, tmp_path):
     """While mmcv is built, what `import mmcv` needs is not there yet; that must not pass for a broken build."""
     pytest.importorskip("mmcv._ext")
     (tmp_path / "mmengine").mkdir()
@@ -183,7 +183,7 @@ def test_built_ops_are_judged_before_the_rest_is_installed(monkeypatch, tmp_path
     assert build_mmcv.ops_work()
 
 
-def test_ops_that_do_not_load_are_found_out(monkeypatch, tmp_path):
+def test_ops_that_do_not_load_are_found(monkeypatch, tmp_path):
     (tmp_path / "mmcv").mkdir()
     (tmp_path / "mmcv" / "__init__.py").touch()
     (tmp_path / "mmcv" / "_ext.cpython-0.so").write_text("no library")

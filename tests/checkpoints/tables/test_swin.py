@@ -107,7 +107,7 @@ def test_tables_of_other_heads_are_not_resized():
 
 
 @pytest.mark.parametrize("arch", ["base", "base_w12"])
-def test_the_window_tells_archs_apart(arch):
+def test_archs_are_distinguished_by_their_window(arch):
     state = Swin(arch, out_indices=(0, 1)).state_dict()
     assert looks_like(state) == f"Swin {arch}"
     report = load_pretrained(Swin("base", out_indices=(0, 1)), state)
