@@ -86,11 +86,14 @@ run-demo:
 	set +x; echo; echo "Pictures, ground truth beside predictions: $$out/pictures"; \
 	echo "Curves of losses and metrics: $$out/curves.png"; echo
 
+# A process for each core; the tests of an xdist_group stay in one of them.
+PARALLEL := -n auto --maxprocesses 8 --dist loadgroup
+
 test: setup ## run the tests, except those that take long or need a GPU
-	$(PY) -m pytest
+	$(PY) -m pytest $(PARALLEL)
 
 test-all: setup $(DONE)/peers lint ## run all tests, the linter and the type checker
-	$(PY) -m pytest -m ''
+	$(PY) -m pytest $(PARALLEL) -m ''
 
 lint: setup ## ruff, mypy and codespell
 	$(PY) -m ruff check .

@@ -1,10 +1,20 @@
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
-# Many small operators: one thread is as fast as two, and does not suffer from what else the machine does.
+# Many small operators: one thread is as fast as two, and leaves the other cores to the other processes of a parallel
+# run. The programs that tests start inherit the variable.
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests fill the memory or all cores: in a parallel run, one process takes them one by one."""
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.xdist_group("slow"))
 
 
 @pytest.fixture(scope="session")

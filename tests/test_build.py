@@ -53,8 +53,8 @@ def test_arguments_and_weights_reach_the_backbone(tmp_path):
 def test_unknown_names_are_refused_with_the_nearest():
     with pytest.raises(ValueError, match="there is no backbone 'pvt_v2b2'; did you mean 'pvt_v2_b2'"):
         mm_vitbackbones.build_backbone("pvt_v2b2")
-    with pytest.raises(AttributeError, match="no attribute 'build'"):
-        mm_vitbackbones.build  # noqa: B018
+    with pytest.raises(AttributeError, match="no attribute 'no_such_name'"):
+        mm_vitbackbones.no_such_name  # noqa: B018
 
 
 def test_no_openmmlab_package_but_mmengine_is_imported():

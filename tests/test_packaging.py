@@ -17,6 +17,7 @@ import pytest
 import mm_vitbackbones
 from helpers.paths import ROOT
 
+pytestmark = pytest.mark.xdist_group("wheel")
 BLOCK = """
 import sys
 

@@ -3,21 +3,23 @@ nothing of ours."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
 import pytest
 
-SMALLEST = {"PVT": "tiny", "PVTv2": "b0", "MiT": "b0", "Swin": "tiny", "CoaT": "lite_tiny", "PiT": "ti"}
+from helpers.toys import TOYS
 
 COMMON = """
+import json
 import sys
 import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 def backbone(family, arch):
-    return dict(type="mm_vitbackbones." + family, arch=arch)
+    return dict(type="mm_vitbackbones." + family, arch=json.loads(arch))
 
 def channels(config):
     from mmengine.registry import MODELS
@@ -80,7 +82,7 @@ def check(result):
 USE = """
 init_default_scope(sys.argv[1])
 for pair in sys.argv[2:]:
-    model = build(*pair.split(":"))
+    model = build(*pair.split(maxsplit=1))
     batch = lambda: dict(inputs=[torch.randint(0, 255, (3, 50, 70), dtype=torch.uint8)], data_samples=[sample()])
     data = model.data_preprocessor(batch(), training=True)
     loss, _ = model.parse_losses(model(**data, mode="loss"))
@@ -101,7 +103,7 @@ for pair in sys.argv[2:]:
 )
 def test_training_and_test_step_of_every_family(library: str, definitions: str) -> None:
     pytest.importorskip(library)
-    pairs = [f"{family}:{arch}" for family, arch in SMALLEST.items()]
+    pairs = [f"{toy.family.__name__} {json.dumps(toy.arch)}" for toy in TOYS.values()]
     script = COMMON + definitions + USE
     run = subprocess.run([sys.executable, "-c", script, library, *pairs], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr[-3000:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
 import pytest
@@ -9,11 +10,13 @@ import torch
 import torch.nn.functional as F
 
 from helpers.paths import CONFIGS
-from mm_vitbackbones import backbones
+from mm_vitbackbones.build import families
 from mm_vitbackbones.cli import describe as describe_command
 from mm_vitbackbones.cli.arguments import run
-from mm_vitbackbones.cli.describe import Level, describe
+from mm_vitbackbones.cli.describe import Description, Level, describe
 from mm_vitbackbones.registry import BACKBONES
+
+pytestmark = pytest.mark.xdist_group("describe")
 
 # type and arch: millions of parameters as the papers print them for the classifier, and those of the classifier
 # alone; multiply-adds in G of the dense form for 512x512 and for 800x1280, as the authors' code gives them.
@@ -61,29 +64,37 @@ CLASSIFIERS = {
 }
 
 
+@functools.cache
+def described(family: str, arch: str, height: int = 512, width: int = 512, published: bool = False) -> Description:
+    """A variant in its dense form or, where there are two, in the published one."""
+    form = dict(stem="published", out_indices=(1, 2, 3)) if published and family == "PiT" else {}
+    return describe(dict(type=family, arch=arch, **form), (height, width))
+
+
+def test_size_is_512_unless_given():
+    assert describe(dict(type="PVTv2", arch="b0")) == described("PVTv2", "b0", 512, 512)
+
+
 @pytest.mark.parametrize(("family", "arch"), PUBLISHED)
 def test_published_figures_of_dense_forms(family, arch):
     parameters, classifier, at_512, at_800 = PUBLISHED[family, arch]
-    config = dict(type=family, arch=arch)
-    found = describe(config)
+    found = described(family, arch)
     assert found.size == (512, 512)
     assert found.parameters / 1e6 + classifier == pytest.approx(parameters, abs=0.051)
     assert found.multiply_adds / 1e9 == pytest.approx(at_512, abs=0.0051)
-    assert describe(config, (800, 1280)).multiply_adds / 1e9 == pytest.approx(at_800, abs=0.0051)
+    assert described(family, arch, 800, 1280).multiply_adds / 1e9 == pytest.approx(at_800, abs=0.0051)
 
 
 @pytest.mark.parametrize(("family", "arch"), DENSE)
 def test_published_multiply_adds_of_other_dense_forms(family, arch):
-    config = dict(type=family, arch=arch)
     at_512, at_800 = DENSE[family, arch]
-    assert describe(config).multiply_adds / 1e9 == pytest.approx(at_512, abs=0.0056)
-    assert describe(config, (800, 1280)).multiply_adds / 1e9 == pytest.approx(at_800, abs=0.0056)
+    assert described(family, arch).multiply_adds / 1e9 == pytest.approx(at_512, abs=0.0056)
+    assert described(family, arch, 800, 1280).multiply_adds / 1e9 == pytest.approx(at_800, abs=0.0056)
 
 
 @pytest.mark.parametrize(("family", "arch"), CLASSIFIERS)
 def test_published_figures_at_224(family, arch):
-    form = dict(stem="published", out_indices=(1, 2, 3)) if family == "PiT" else {}
-    found = describe(dict(type=family, arch=arch, **form), (224, 224))
+    found = described(family, arch, 224, 224, published=True)
     head = found.levels[-1].channels * 1000
     assert (found.multiply_adds + head) / 1e9 == pytest.approx(CLASSIFIERS[family, arch], abs=0.0055)
 
@@ -101,16 +112,13 @@ def readme_rows() -> list[tuple[str, str, list[str]]]:
 
 def test_the_readme_lists_every_arch():
     listed = {(family, arch) for family, _, cells in readme_rows() for arch in re.findall(r"`(\w+)`", cells[1])}
-    families = {name: cls for name, cls in vars(backbones).items() if getattr(cls, "archs", None)}
-    assert listed == {(name, arch) for name, cls in families.items() for arch in cls.archs}
+    assert listed == {(name, arch) for name, cls in families().items() for arch in cls.archs}
 
 
 @pytest.mark.parametrize(("family", "arch", "cells"), readme_rows(), ids=lambda v: v if isinstance(v, str) else "")
 def test_readme_figures_are_the_counted_ones(family, arch, cells):
-    config = dict(type=family, arch=arch)
-    published = dict(config, stem="published", out_indices=(1, 2, 3)) if family == "PiT" else config
     side = 384 if " at 384" in cells[4] else 224
-    dense, small = describe(config), describe(published, (side, side))
+    dense, small = described(family, arch), described(family, arch, side, side, published=True)
     assert cells[2] == ", ".join(str(level.channels) for level in dense.levels)
     figures = [float(cell.split()[0]) for cell in cells[3:6]]
     measured = [dense.parameters / 1e6, small.multiply_adds / 1e9, dense.multiply_adds / 1e9]

@@ -24,7 +24,7 @@ from mm_vitbackbones.cli.predict import Results, find_pictures
 from mm_vitbackbones.data import mini
 from mm_vitbackbones.errors import UserError
 
-pytestmark = [pytest.mark.mmdet, pytest.mark.mmseg]
+pytestmark = [pytest.mark.mmdet, pytest.mark.mmseg, pytest.mark.xdist_group("predict")]
 
 
 def random_checkpoint(config: Path) -> Path:

@@ -25,7 +25,7 @@ from mm_vitbackbones.data import mini
 from mm_vitbackbones.engine import resume
 from mm_vitbackbones.errors import UserError
 
-pytestmark = pytest.mark.mmseg
+pytestmark = [pytest.mark.mmseg, pytest.mark.xdist_group("train_segmentor")]
 
 
 @pytest.fixture(scope="module")

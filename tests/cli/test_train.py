@@ -33,7 +33,7 @@ from mm_vitbackbones.engine.hooks import CurvesHook, PicturesHook
 from mm_vitbackbones.engine.metrics import DumpLabelMaps
 from mm_vitbackbones.errors import UserError
 
-pytestmark = pytest.mark.mmdet
+pytestmark = [pytest.mark.mmdet, pytest.mark.xdist_group("train")]
 
 
 @pytest.fixture(scope="module")

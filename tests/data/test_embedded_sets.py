@@ -25,6 +25,8 @@ from mm_vitbackbones.data import folder, mini, trees
 from mm_vitbackbones.data.folder import MARKER, OwnedFolder
 from mm_vitbackbones.errors import UserError
 
+pytestmark = pytest.mark.xdist_group("embedded_sets")
+
 
 def contents(root: Path) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}

@@ -26,13 +26,6 @@ from mm_vitbackbones.data import mini, trees
 CONFIGS = ROOT / "configs/_base_/datasets"
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("data") / "mini"
-    mini.prepare(root, ["smoke"])
-    return root
-
-
 @pytest.fixture
 def scope(request: pytest.FixtureRequest) -> Iterator[None]:
     """The library that is named is the one whose transforms short type names mean."""
@@ -44,11 +37,11 @@ def scope(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.mark.mmdet
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")  # pycocotools
 @pytest.mark.parametrize("scope", ["mmdet"], indirect=True)
-def test_mmdet_reads_boxes_and_masks(root: Path, scope: None) -> None:
+def test_mmdet_reads_boxes_and_masks(data: Path, scope: None) -> None:
     from mmdet.datasets import CocoDataset
 
     dataset = CocoDataset(
-        data_root=str(root),
+        data_root=str(data),
         ann_file="annotations/instances_smoke.json",
         data_prefix={"img": "images/smoke/"},
         metainfo={"classes": mini.THINGS},
@@ -80,11 +73,11 @@ def test_mmdet_reads_boxes_and_masks(root: Path, scope: None) -> None:
 
 @pytest.mark.mmseg
 @pytest.mark.parametrize("scope", ["mmseg"], indirect=True)
-def test_mmseg_reads_images_and_masks(root: Path, scope: None) -> None:
+def test_mmseg_reads_images_and_masks(data: Path, scope: None) -> None:
     from mmseg.datasets import BaseSegDataset
 
     dataset = BaseSegDataset(
-        data_root=str(root),
+        data_root=str(data),
         data_prefix={"img_path": "images/smoke", "seg_map_path": "annotations/smoke"},
         img_suffix=".png",
         seg_map_suffix=".png",
@@ -106,12 +99,12 @@ def test_mmseg_reads_images_and_masks(root: Path, scope: None) -> None:
 
 @pytest.mark.mmdet
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
-def test_ground_truth_scores_one(root: Path, kind: str) -> None:
+def test_ground_truth_scores_one(data: Path, kind: str) -> None:
     from pycocotools import mask as masks
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    path = root / "annotations/instances_smoke.json"
+    path = data / "annotations/instances_smoke.json"
     perfect = []
     for annotation in json.loads(path.read_text())["annotations"]:
         if not annotation["iscrowd"]:
@@ -146,13 +139,13 @@ def test_configs_name_what_is_on_disk() -> None:
 
 @pytest.mark.mmdet
 @pytest.mark.parametrize("scope", ["mmdet"], indirect=True)
-def test_mini_config_feeds_a_detector(root: Path, scope: None) -> None:
+def test_mini_config_feeds_a_detector(data: Path, scope: None) -> None:
     from mmdet.registry import DATASETS
 
     cfg = Config.fromfile(CONFIGS / "mini_detection.py")
     dataset = cfg.train_dataloader.dataset
     dataset.update(
-        data_root=str(root), ann_file="annotations/instances_smoke.json", data_prefix={"img": "images/smoke/"}
+        data_root=str(data), ann_file="annotations/instances_smoke.json", data_prefix={"img": "images/smoke/"}
     )
     built = DATASETS.build(dataset)
     assert len(built) == 14  # of 16: two are without objects
@@ -162,9 +155,9 @@ def test_mini_config_feeds_a_detector(root: Path, scope: None) -> None:
         assert len(sample["data_samples"].gt_instances) > 0
 
 
-def test_files_have_the_format_of_their_suffix(root: Path) -> None:
+def test_files_have_the_format_of_their_suffix(data: Path) -> None:
     """The pictures are what their suffixes say."""
-    for path in (root / "images/smoke").iterdir():
+    for path in (data / "images/smoke").iterdir():
         magic = b"\x89PNG" if path.suffix == ".png" else b"\xff\xd8\xff"
         assert path.read_bytes().startswith(magic)
         assert cv2.imread(str(path)).shape[2] == 3

@@ -16,7 +16,7 @@ pytest.importorskip("mmseg")
 from mm_vitbackbones.errors import UserError
 from tools import make_model_zoo as zoo
 
-pytestmark = [pytest.mark.mmdet, pytest.mark.mmseg]
+pytestmark = [pytest.mark.mmdet, pytest.mark.mmseg, pytest.mark.xdist_group("model_zoo")]
 
 
 @pytest.fixture(scope="module")

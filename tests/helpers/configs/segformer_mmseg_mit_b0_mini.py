@@ -1,6 +1,6 @@
 # configs/segformer_mit_b0_mini.py with mmseg's own MiT-B0 and SegformerHead: what ours are compared with.
 #   python tools/train.py tests/configs/segformer_mmseg_mit_b0_mini.py --seed 0
-_base_ = "../../configs/segformer_mit_b0_mini.py"
+_base_ = "../../../configs/segformer_mit_b0_mini.py"
 
 model = dict(
     backbone=dict(
