@@ -424,7 +424,7 @@ def test_two_backbones_in_one_file_are_refused(unchanged):
         ({"model": {}}, "no state dict"),
         ([torch.ones(1)], "no state dict"),
         (torch.ones(3), "no state dict"),
-        (nn.Linear(2, 2).weight, "no state dict"),
+        (nn.Parameter(torch.ones(2, 2)), "no state dict"),
     ],
 )
 def test_files_without_weights_are_refused(unchanged, tmp_path, content, message):

@@ -38,7 +38,7 @@ pytestmark = [pytest.mark.mmdet, pytest.mark.xdist_group("train")]
 
 @pytest.fixture(scope="module")
 def config(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """tests/configs/tiny_detector.py with this run's paths."""
+    """tests/helpers/configs/tiny_detector.py with this run's paths."""
     return write_config("tiny_detector", data, tmp_path_factory.mktemp("configs"))
 
 

@@ -1,5 +1,5 @@
 # configs/retinanet_pvt_t_mini.py with mmdet's own PVT-Tiny in the backbone's place: what ours is compared with.
-#   python tools/train.py tests/configs/retinanet_mmdet_pvt_t_mini.py --seed 0
+#   python tools/train.py tests/helpers/configs/retinanet_mmdet_pvt_t_mini.py --seed 0
 _base_ = "../../../configs/retinanet_pvt_t_mini.py"
 
 model = dict(

@@ -1,5 +1,5 @@
 # configs/segformer_mit_b0_mini.py with mmseg's own MiT-B0 and SegformerHead: what ours are compared with.
-#   python tools/train.py tests/configs/segformer_mmseg_mit_b0_mini.py --seed 0
+#   python tools/train.py tests/helpers/configs/segformer_mmseg_mit_b0_mini.py --seed 0
 _base_ = "../../../configs/segformer_mit_b0_mini.py"
 
 model = dict(
