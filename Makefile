@@ -68,7 +68,7 @@ $(DONE)/checked: $(DONE)/package
 	@touch $@
 
 $(DONE)/peers: constraints.txt $(DONE)/package
-	@echo 'Installing timm and transformers, to compare with, into $(VENV)/peers'
+	@echo 'Installing timm, transformers and peft, to compare with, into $(VENV)/peers'
 	@sed -n '/^# peers/,$$p' constraints.txt > $(VENV)/peers.txt
 	$(PIP) install --no-deps --upgrade --target $(VENV)/peers -r $(VENV)/peers.txt
 	@touch $@
