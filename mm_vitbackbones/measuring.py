@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from torch.profiler import ProfilerActivity, profile
@@ -42,13 +42,18 @@ def _memory_events(run: Callable[[], Any]) -> list[int]:
     return [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]
 
 
-def copies(run: Callable[[], Any], at_least: int) -> Counter[str]:
-    """How often ``run`` copied a tensor of ``at_least`` elements, by operator; copies inside operators count too."""
+def copies(run: Callable[[], Any], at_least: int, ignore: Collection[tuple[int, ...]] = frozenset()) -> Counter[str]:
+    """How often ``run`` copied a tensor of ``at_least`` elements, by operator; copies inside operators count too.
+
+    Args:
+        ignore: shapes that are not counted, such as those of weights.
+    """
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as prof:
         run()
     counts: Counter[str] = Counter()
     for event in prof.events() or []:
-        sizes = [math.prod(shape) for shape in event.input_shapes if shape and not isinstance(shape[0], list)]
+        shapes = [shape for shape in event.input_shapes if shape and not isinstance(shape[0], list)]
+        sizes = [math.prod(shape) for shape in shapes if tuple(shape) not in ignore]
         # `contiguous` of a tensor that is contiguous returns it: only the copy under it costs.
         if event.name in COPIES and event.name != "aten::contiguous" and max(sizes, default=0) >= at_least:
             counts[event.name] += 1

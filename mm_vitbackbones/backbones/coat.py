@@ -156,8 +156,11 @@ class FactorizedAttention(Recomputable):
         matrices = factorized.contract(key, value.flatten(1, 2), cls_key, cls_value, NUM_HEADS)
         cls_out = self.proj(factorized.attend(cls_query, matrices)).view_as(cls)
 
+        context.release(grid)
+
         def attend(query: Tensor, matrices: Tensor, value: Tensor) -> Tensor:
             position = shared.relative_position(value).flatten(1, 2)
+            context.release(value)
             return onednn.linear(factorized.attend(query, matrices, position), self.proj).view_as(grid)
 
         return cls_out, self.lightly(attend, query, matrices, value)
@@ -181,9 +184,9 @@ class CoatBlock(Recomputable):
         return branch.add_to(cls), residual.add(grid, partial(self.lightly, branch.of), branch.parts, branch.reach)
 
 
-def normed(tokens: Tokens, norm: nn.Module) -> Tokens:
-    """norm(x) of both parts."""
-    return memory.cheap(norm, tokens[0]), memory.cheap(norm, tokens[1])
+def attend(norm: nn.Module, attn: nn.Module, shared: Shared, tokens: Tokens) -> Tokens:
+    """attn(norm(x))."""
+    return attn((memory.cheap(norm, tokens[0]), memory.cheap(norm, tokens[1])), shared)
 
 
 class SerialBlock(CoatBlock):
@@ -201,14 +204,10 @@ class SerialBlock(CoatBlock):
         return self.wholly(self.residuals, tokens, shared)
 
     def residuals(self, tokens: Tokens, shared: Shared) -> Tokens:
-        def attend(tokens: Tokens) -> Tokens:
-            return self.dropped(self.attn(normed(tokens, self.norm1), shared))
-
         with memory.saving():
-            cls, grid = tokens
-            tokens = cls, shared.cpe(grid)
-            parts = [self.norm1, self.attn, self.drop_path, shared.crpe]
-            tokens = residual.add_both(tokens, attend, parts)
+            tokens = tokens[0], shared.cpe(tokens[1])
+            parts = (self.norm1, self.attn, shared.crpe)
+            tokens = residual.add_both(tokens, lambda x: self.dropped(attend(self.norm1, self.attn, shared, x)), parts)
             return self.add_feed_forward(tokens, self.norm2)
 
 
@@ -237,10 +236,10 @@ class ParallelBlock(CoatBlock):
     def residuals(self, tokens: Mapping[int, Tokens], shared: Mapping[int, Shared]) -> dict[int, Tokens]:
         with memory.saving():
             tokens = {level: (cls, shared[level].cpe(grid)) for level, (cls, grid) in tokens.items()}
-            attended = {
-                level: self.attn[str(level)](normed(x, self.norm1[str(level)]), shared[level])
-                for level, x in tokens.items()
-            }
+            attended = {}
+            for level, x in tokens.items():
+                parts = self.norm1[str(level)], self.attn[str(level)], shared[level]
+                attended[level] = residual.branch_of_both(x, partial(attend, *parts), [*parts[:2], shared[level].crpe])
             cls_branches, grids = zip(*attended.values(), strict=True)
             results: dict[int, Tokens] = {}
             for level in map(int, self.norm2):

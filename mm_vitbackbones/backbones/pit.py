@@ -131,6 +131,7 @@ class SelfAttention(nn.Module):
         # Training computes queries, keys and values again: elsewhere they are nothing next to a hidden map of eight
         # times the width, and here they are a third of what would be kept.
         query, key, value = onednn.linear(tokens, self.qkv, again=True).chunk(3, dim=-1)
+        context.release(tokens)
         return onednn.linear(attention.attend(query, key, value, self.num_heads), self.proj)
 
 

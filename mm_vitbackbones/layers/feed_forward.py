@@ -20,7 +20,9 @@ class FeedForward(nn.Module):
         self.reach = Reach(rows=0, width=hidden_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return onednn.linear(onednn.linear_gelu(x, self.fc1), self.fc2)
+        hidden = onednn.linear_gelu(x, self.fc1)
+        context.release(x)
+        return onednn.linear(hidden, self.fc2)
 
 
 @context.plain
@@ -41,4 +43,6 @@ class MixFeedForward(nn.Module):
 
     def forward(self, grid: Tensor) -> Tensor:
         expand = onednn.linear_relu if self.relu else onednn.linear
-        return onednn.linear(onednn.conv_gelu(expand(grid, self.fc1), self.dwconv), self.fc2)
+        hidden = expand(grid, self.fc1)
+        context.release(grid)
+        return onednn.linear(onednn.conv_gelu(hidden, self.dwconv), self.fc2)

@@ -35,6 +35,7 @@ def project_and_attend(
     if num_heads == 1 and onednn.usable(tokens) and context.is_plain(to_query) and context.is_plain(project):
         return _one_head(tokens, to_query, key, value, project)
     query = onednn.linear(tokens, to_query)
+    context.release(tokens)
     return onednn.linear(attend(query, key, value, num_heads), project)
 
 

@@ -79,7 +79,7 @@ def pretend_device(kind: str) -> Iterator[None]:
 
 # ---- what is attached to modules
 
-_PLAIN: set[type] = {nn.Linear, nn.Conv2d, nn.LayerNorm, nn.Identity}
+_PLAIN: set[type] = {nn.Linear, nn.Conv2d, nn.LayerNorm, nn.Identity, nn.ModuleList, nn.ModuleDict}
 _WEIGHTS = {nn.Parameter, Tensor, type(None)}
 
 
@@ -139,3 +139,12 @@ def unobserved(*inputs: Tensor) -> Iterator[None]:
 def may_overwrite(tensor: Tensor) -> bool:
     """Whether a plain module that is called with this tensor may write into it."""
     return _local.kept is not None and tensor.untyped_storage().data_ptr() not in _local.kept
+
+
+def release(tensor: Tensor) -> None:
+    """Frees the memory of a tensor that a plain module was called with and needs no more, if it may be overwritten.
+
+    A norm's result, for one, is held by those who have passed it on until the module returns: one map more than needed.
+    """
+    if may_overwrite(tensor):
+        tensor.untyped_storage().resize_(0)

@@ -53,13 +53,18 @@ Pair = tuple[Tensor, Tensor]
 
 def add_both(pair: Pair, branch: Callable[[Pair], Pair], parts: Sequence[nn.Module]) -> Pair:
     """``add`` of two tensors, such as a class token and a grid, that one branch takes together."""
-    first, second = pair
-    if not may_write_into(second, parts):
-        results = branch(pair)
-        return first + results[0], second + results[1]
-    with context.unobserved(first, second):
-        results = branch(pair)
-        return add_into(results[0], first), add_into(results[1], second)
+    results = branch_of_both(pair, branch, parts)
+    if not may_write_into(pair[1], parts):
+        return pair[0] + results[0], pair[1] + results[1]
+    return add_into(results[0], pair[0]), add_into(results[1], pair[1])
+
+
+def branch_of_both(pair: Pair, branch: Callable[[Pair], Pair], parts: Sequence[nn.Module]) -> Pair:
+    """``branch(pair)``, in as little memory as ``add_both``."""
+    if not may_write_into(pair[1], parts):
+        return branch(pair)
+    with context.unobserved(*pair):
+        return branch(pair)
 
 
 def add_fresh(x: Tensor, result: Tensor) -> Tensor:

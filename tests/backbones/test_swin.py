@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import math
+import weakref
 
 import pytest
 import torch
@@ -12,21 +14,33 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from helpers.official import relative_error
-from mm_vitbackbones.backbones import Swin, swin
-from mm_vitbackbones.backbones.swin import WindowAttention, Windows, shift_masks
+from mm_vitbackbones.backbones import Swin
+from mm_vitbackbones.backbones.swin import WindowAttention
 from mm_vitbackbones.layers import Block, FeedForward
 from mm_vitbackbones.measuring import OperatorCount, copies, held_bytes, peak_bytes
+from mm_vitbackbones.ops import context, memory, windows
+from mm_vitbackbones.ops.windows import Windows, shift_masks
 
 SIZES = [(1, 1), (3, 9), (5, 4), (8, 8), (9, 13), (12, 3)]
 CPU = torch.device("cpu")
 
 
-def make_attention(window: int, shift: int) -> nn.ModuleList:
+def make_attention(window: int, shift: int) -> WindowAttention:
     torch.manual_seed(0)
-    both = nn.ModuleList([WindowAttention(8, 2, window, shift), nn.LayerNorm(8)])
-    for parameter in both.parameters():
+    attention = WindowAttention(8, 2, window, shift)
+    for parameter in attention.parameters():
         nn.init.normal_(parameter, std=0.5)
-    return both
+    return attention
+
+
+def run(form, attention: WindowAttention, grid: torch.Tensor) -> torch.Tensor:
+    """One of the three forms."""
+    side, shift = attention.window_size, attention.shift
+    bias = windows.bias_of(attention.relative_position_bias_table, side, shift)
+    given = grid, attention.qkv, attention.attend, attention.proj, bias
+    if form is windows._reference:
+        return form(*given, side, shift)
+    return form(*given, windows.windows_of(*grid.shape[:3], side, shift, grid.device))
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
@@ -34,7 +48,7 @@ def make_attention(window: int, shift: int) -> nn.ModuleList:
 def test_gather_is_pad_roll_and_partition(size, shift):
     torch.manual_seed(0)
     grid, fill, side = torch.randn(2, *size, 3), torch.randn(3), 4
-    windows = Windows(2, *size, side, shift, CPU)
+    places = Windows(2, *size, side, shift, CPU)
     padded = F.pad(grid - fill, (0, 0, 0, -size[1] % side, 0, -size[0] % side)) + fill
     plane = padded.roll((-shift, -shift), (1, 2))
     blocks = [
@@ -56,11 +70,11 @@ def test_gather_is_pad_roll_and_partition(size, shift):
             ]
             for r, c in order
         ]
-        assert windows.sizes == [len(group) for group in picked]
+        assert places.sizes == [len(group) for group in picked]
         expected = [torch.stack(group) for group in picked if group]
-    gathered = windows.gather(grid.flatten(0, 2), fill)
+    gathered = places.gather(grid.flatten(0, 2), fill)
     torch.testing.assert_close(gathered, torch.cat(expected).flatten(0, 1))
-    assert torch.equal(windows.scatter(gathered).view_as(grid), grid)
+    assert torch.equal(places.scatter(gathered).view_as(grid), grid)
 
 
 @pytest.mark.parametrize(("side", "shift"), [(7, 3), (12, 6), (4, 1)])
@@ -78,16 +92,17 @@ def test_masks_are_those_of_nine_regions(side, shift):
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("shift", [0, 2])
-def test_gathered_attention_equals_plain(size, shift):
-    both = make_attention(4, shift).double()
-    attention, norm = both
-    results = []
-    for form in (attention.gathered, attention.plain):
-        both.zero_grad()
+@pytest.mark.parametrize("plain", [True, False], ids=["plain", "hooked"])
+def test_gathered_attention_is_the_papers(size, shift, plain):
+    attention, results = make_attention(4, shift).double(), []
+    if not plain:
+        attention.qkv.register_forward_hook(lambda *_: None)
+    for form in (windows._gathered, windows._reference):
+        attention.zero_grad()
         grid = torch.linspace(-1, 1, 2 * math.prod(size) * 8, dtype=torch.float64).cos().view(2, *size, 8)
-        out = form(grid.requires_grad_(), norm)
+        out = run(form, attention, grid.requires_grad_())
         (out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
-        results.append([out.detach(), grid.grad, *(p.grad.clone() for p in both.parameters())])
+        results.append([out.detach(), grid.grad, *(p.grad.clone() for p in attention.parameters())])
     for a, b in zip(*results, strict=True):
         assert relative_error(a, b) <= 1e-11
 
@@ -95,61 +110,102 @@ def test_gathered_attention_equals_plain(size, shift):
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("shift", [0, 2])
 @pytest.mark.parametrize("crowded", [0.0, math.inf], ids=["at_once", "in_bands"])
-@pytest.mark.parametrize("windows", [1, 3, 100])
-def test_bands_equal_plain(size, shift, crowded, windows, monkeypatch):
-    monkeypatch.setattr(swin, "CROWDED", crowded)
-    monkeypatch.setattr(swin, "BAND_BYTES", windows * 16 * 3 * 8 * 4)
-    attention, norm = make_attention(4, shift).eval()
-    grid = torch.randn(2, *size, 8)
+@pytest.mark.parametrize("count", [1, 3, 100])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_bands_are_the_papers(size, shift, crowded, count, overwrite, monkeypatch):
+    monkeypatch.setattr(windows, "CROWDED", crowded)
+    monkeypatch.setattr(windows, "BAND_BYTES", count * 16 * 3 * 8 * 4)
+    attention, grid = make_attention(4, shift).eval(), torch.randn(2, *size, 8)
     with torch.no_grad():
-        assert relative_error(attention.in_bands(grid, norm), attention.plain(grid, norm)) <= 1e-5
+        expected = run(windows._reference, attention, grid)
+        kept = grid if overwrite else grid.clone()
+        with context.unobserved(torch.zeros(1) if overwrite else grid):
+            out = run(windows._in_bands, attention, grid)
+        assert relative_error(out, expected) <= 1e-5
+    assert (out is grid) == overwrite
+    assert torch.equal(grid, kept)
+
+
+@pytest.mark.parametrize("attach", [False, True])
+def test_bands_serve_inference_on_a_cpu_where_nothing_is_attached(attach, monkeypatch):
+    calls = []
+    monkeypatch.setattr(windows, "_in_bands", lambda grid, *_: calls.append(1) or grid)
+    attention, grid = make_attention(4, 0).eval(), torch.randn(1, 8, 8, 8)
+    if attach:
+        attention.proj.register_forward_hook(lambda *_: None)
+    attention(grid)
+    with torch.no_grad():
+        attention(grid)
+        attention.double()(grid.double())
+    assert calls == ([] if attach else [1])
 
 
 def test_padding_takes_part_in_attention():
-    attention, norm = make_attention(4, 0).eval()
-    grid = torch.randn(1, 3, 3, 8)
+    attention, grid = make_attention(4, 0).eval(), torch.randn(1, 3, 3, 8)
     with torch.no_grad():
-        padded = F.pad(norm(grid), (0, 0, 0, 1, 0, 1)).flatten(1, 2)
+        padded = F.pad(grid, (0, 0, 0, 1, 0, 1)).flatten(1, 2)
         query, key, value = attention.qkv(padded).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4)
-        weights = (query @ key.transpose(-1, -2) / 2 + attention.bias()).softmax(-1)
+        bias = windows.bias_of(attention.relative_position_bias_table, 4, 0)
+        weights = (query @ key.transpose(-1, -2) / 2 + bias).softmax(-1)
         out = attention.proj((weights @ value).transpose(1, 2).flatten(2)).view(1, 4, 4, 8)[:, :3, :3]
-        assert relative_error(attention(grid, norm), out) <= 1e-5
+        assert relative_error(attention(grid), out) <= 1e-5
 
 
-def test_the_bias_is_kept_until_the_table_changes():
-    attention, _ = make_attention(4, 2).eval()
+def test_the_bias_is_kept_until_the_values_of_the_table_change():
+    attention = make_attention(4, 2).eval()
+    table = attention.relative_position_bias_table
+
+    def bias():
+        return windows.bias_of(attention.relative_position_bias_table, 4, 2)
+
     with torch.no_grad():
-        kept = attention.bias()
-        assert attention.bias() is kept
-        attention.relative_position_bias_table.add_(1.0)
-        torch.testing.assert_close(attention.bias(), kept + 1)
-        attention.relative_position_bias_table.data.add_(1.0)  # as averaging hooks write, between two modes
-        attention.eval()
-        torch.testing.assert_close(attention.bias(), kept + 2)
-        attention.load_state_dict(make_attention(4, 2)[0].state_dict())
-        assert torch.equal(attention.bias(), kept)
-        assert attention.double().bias().dtype == torch.float64
-    assert attention.bias().requires_grad
+        kept = bias()
+        assert bias() is kept
+        table.add_(1.0)
+        torch.testing.assert_close(bias(), kept + 1)
+        table.data.add_(1.0)  # as averaging hooks write
+        torch.testing.assert_close(bias(), kept + 2)
+        table.numpy()[...] += 1.0  # through a shared buffer
+        torch.testing.assert_close(bias(), kept + 3)
+        with torch.inference_mode():
+            table.data.add_(1.0)
+            torch.testing.assert_close(bias(), kept + 4)
+        torch.testing.assert_close(bias(), kept + 4)
+        attention.load_state_dict(make_attention(4, 2).state_dict())
+        assert torch.equal(bias(), kept)
+        assert windows.bias_of(attention.double().relative_position_bias_table, 4, 2).dtype == torch.float64
+    assert bias().requires_grad
     assert copy.deepcopy(attention).state_dict().keys() == attention.state_dict().keys()
     assert not [key for key in attention.state_dict() if "index" in key or "mask" in key or "kept" in key]
 
 
+def test_a_kept_bias_does_not_keep_its_table_alive():
+    attention = make_attention(4, 0).eval()
+    with torch.no_grad():
+        attention(torch.randn(1, 4, 4, 8))
+    table = weakref.ref(attention.relative_position_bias_table)
+    assert table() in windows._kept_biases
+    del attention
+    gc.collect()
+    assert table() is None
+
+
 def test_blocks_share_the_windows_of_a_size_and_few_sizes_are_kept():
     backbone = Swin(arch=dict(depths=(4, 1, 1, 1), dims=(8, 8, 8, 8), num_heads=(1, 1, 1, 1))).eval()
-    swin.windows_of.cache_clear()
+    windows.windows_of.cache_clear()
     with torch.no_grad():
         backbone(torch.randn(1, 3, 64, 64))
-        made = swin.windows_of.cache_info().misses
+        made = windows.windows_of.cache_info().misses
         backbone(torch.randn(1, 3, 64, 64))
     assert made == 2 + 3  # with and without a shift in the first stage
-    assert swin.windows_of.cache_info().misses == made
-    assert swin.windows_of.cache_info().maxsize == 64
+    assert windows.windows_of.cache_info().misses == made
+    assert windows.windows_of.cache_info().maxsize == 64
 
 
 def test_windows_made_in_inference_mode_serve_training():
     backbone = Swin(arch=dict(depths=(2, 1, 1, 1), dims=(8, 8, 8, 8), num_heads=(1, 1, 1, 1)))
-    swin.windows_of.cache_clear()
-    swin.constants_of.cache_clear()
+    windows.windows_of.cache_clear()
+    windows._kept_constants.cache_clear()
     image = torch.randn(1, 3, 40, 56)
     with torch.inference_mode():
         backbone.eval()(image)
@@ -158,7 +214,7 @@ def test_windows_made_in_inference_mode_serve_training():
 
 
 def make_block(shift: int) -> Block:
-    return Block(64, WindowAttention(64, 2, 7, shift), FeedForward(64, 256), 1e-5, drop_path=0.0, recomputed=None)
+    return Block(64, WindowAttention(64, 2, 7, shift), FeedForward(64, 256), 1e-5, drop_path=0.0)
 
 
 @pytest.mark.parametrize("shift", [0, 3])
@@ -188,7 +244,7 @@ def test_one_gather_in_and_one_out(shift):
 @pytest.mark.parametrize("size", [(224, 224), (200, 330)])
 @pytest.mark.parametrize("band_bytes", [2**30, 2**18], ids=["at_once", "in_bands"])
 def test_a_whole_network_gathers_each_token_once_each_way_per_block(size, band_bytes, monkeypatch):
-    monkeypatch.setattr(swin, "BAND_BYTES", band_bytes)
+    monkeypatch.setattr(windows, "BAND_BYTES", band_bytes)
     batch, expected = 2, 0
     backbone, image = Swin("tiny").eval(), torch.randn(batch, 3, *size)
     for i, depth in enumerate(backbone.arch.depths):
@@ -232,7 +288,7 @@ def test_training_keeps_the_hidden_map_and_the_attention_once():
     kept = held_bytes(lambda: block(grid))
     # The hidden map 4, queries, keys and values 3, the attention's weights 1.5 and result, two sums.
     assert kept < 12 * map_bytes
-    block.recomputed = "ffn"
+    block.recompute = memory.ALL_BUT_ATTENTION
     assert held_bytes(lambda: block(grid)) < 1.5 * map_bytes
-    block.recomputed = "block"
+    block.recompute = memory.ALL
     assert held_bytes(lambda: block(grid)) < 1.5 * map_bytes

@@ -1,4 +1,4 @@
-"""Every fast form equals its plain form, and the counts that make it fast hold."""
+"""Layers equal what their papers say, and the counts that make blocks fast and lean hold."""
 
 from __future__ import annotations
 
@@ -15,32 +15,24 @@ from mm_vitbackbones.backbones.coat import (
     FactorizedAttention,
     SerialBlock,
     Shared,
-    resized_sum,
 )
-from mm_vitbackbones.backbones.pit import SelfAttention, Upsample
+from mm_vitbackbones.backbones.pit import SelfAttention
 from mm_vitbackbones.layers import (
     Block,
-    ChannelsLastConv2d,
+    Branch,
     ConvReduction,
     DropPath,
     FeedForward,
+    LayerNorm,
+    LayerScale,
     LearnedPosition,
     MixFeedForward,
     PatchEmbed,
     SpatialReductionAttention,
-    add_residual,
-    attend,
-    feed_forward,
 )
 from mm_vitbackbones.measuring import OperatorCount, copies, held_bytes, peak_bytes
-from mm_vitbackbones.ops import memory as recompute
-from mm_vitbackbones.ops import onednn as fused
-
-FEED_FORWARD = {
-    "plain": lambda: FeedForward(16, 64),
-    "mix": lambda: MixFeedForward(16, 64),
-    "mix_relu": lambda: MixFeedForward(16, 64, relu=True),
-}
+from mm_vitbackbones.ops import conv, memory, onednn, residual
+from mm_vitbackbones.ops.resize import resized_sum
 
 
 def gradients(function, module, grid):
@@ -59,139 +51,118 @@ def naive_attention(query, key, value, heads):
     return torch.cat(out, -1)
 
 
-def test_attend_is_attention():
-    torch.manual_seed(0)
-    query, key, value = torch.randn(2, 30, 24), torch.randn(2, 7, 24), torch.randn(2, 7, 24)
-    for heads in (1, 3):
-        expected = naive_attention(query, key, value, heads)
-        torch.testing.assert_close(attend(query, key, value, heads), expected, rtol=1e-5, atol=1e-6)
+def naive_reduced_attention(attention, grid):
+    """As in the paper: keys and values of a coarser grid."""
+    keys = grid
+    if isinstance(attention.reduction, ConvReduction):
+        maps = F.conv2d(
+            grid.permute(0, 3, 1, 2), *attention.reduction.conv.parameters(), attention.reduction.conv.stride
+        )
+        keys = attention.reduction.norm(maps.permute(0, 2, 3, 1))
+    key, value = attention.kv(keys.flatten(1, 2)).chunk(2, -1)
+    out = naive_attention(attention.q(grid.flatten(1, 2)), key, value, attention.num_heads)
+    return attention.proj(out).view_as(grid)
 
 
 @pytest.mark.parametrize("ratio", [1, 2, 4])
 @pytest.mark.parametrize("heads", [1, 2])
-def test_lean_attention_equals_plain(ratio, heads):
-    torch.manual_seed(1)
-    attention = SpatialReductionAttention(16, heads, ConvReduction(16, ratio) if ratio > 1 else None)
-    both = nn.ModuleList([attention, norm := nn.LayerNorm(16)]).double()  # sums that cancel: fp32 would blur them
-    grid = torch.randn(2, 9, 13, 16, dtype=torch.float64)
-    for a, b in zip(
-        gradients(lambda x: attention.lean(x, norm), both, grid),
-        gradients(lambda x: attention.plain(x, norm), both, grid),
-        strict=True,
-    ):
-        assert relative_error(a, b) <= 1e-12
-
-
-@pytest.mark.parametrize("ratio", [1, 2, 4])
-@pytest.mark.parametrize("heads", [1, 2])
-def test_fast_attention_equals_plain(ratio, heads):
+def test_spatial_reduction_attention_is_that_of_the_paper(ratio, heads):
     torch.manual_seed(1)
     attention = SpatialReductionAttention(16, heads, ConvReduction(16, ratio) if ratio > 1 else None)
     for parameter in attention.parameters():
-        nn.init.normal_(parameter, std=0.5)  # biases too: one of them becomes the mask
-    norm, grid = nn.LayerNorm(16), torch.randn(2, 9, 13, 16)
+        nn.init.normal_(parameter, std=0.5)
+    grid = torch.randn(2, 9, 13, 16)
     with torch.no_grad():
-        expected = attention.plain(grid, norm)
-        assert relative_error(attention.fast(grid, norm), expected) <= 1e-5
-        assert torch.equal(attention(grid, norm), attention.fast(grid, norm))
+        assert relative_error(attention(grid), naive_reduced_attention(attention, grid)) <= 1e-5
+    attention.double()  # sums that cancel: fp32 would blur them
+    grid = grid.double()
+    found = gradients(attention, attention, grid)
+    expected = gradients(lambda x: naive_reduced_attention(attention, x), attention, grid)
+    for a, b in zip(found, expected, strict=True):
+        assert relative_error(a, b) <= 1e-11
 
 
 @pytest.mark.parametrize("form", ["eval", "eval_without_fused_operators", "train"])
 def test_self_attention_is_attention(form, monkeypatch):
     torch.manual_seed(1)
-    attention, norm = SelfAttention(16, 2), nn.LayerNorm(16)
+    attention = SelfAttention(16, 2)
     for parameter in attention.parameters():
         nn.init.normal_(parameter, std=0.5)
-    both, tokens = nn.ModuleList([attention, norm]), torch.randn(2, 30, 16)
+    tokens = torch.randn(2, 30, 16)
 
     def plain(x):
-        query, key, value = attention.qkv(norm(x)).chunk(3, dim=-1)
+        query, key, value = attention.qkv(x).chunk(3, dim=-1)
         return attention.proj(naive_attention(query, key, value, 2))
 
     if form == "train":
-        both.double()
-        actual = gradients(lambda x: attention(x, norm), both, tokens.double())
-        for a, b in zip(actual, gradients(plain, both, tokens.double()), strict=True):
+        attention.double()
+        actual = gradients(attention, attention, tokens.double())
+        for a, b in zip(actual, gradients(plain, attention, tokens.double()), strict=True):
             assert relative_error(a, b) <= 1e-12
         return
     if form != "eval":
-        monkeypatch.setattr(fused, "_operators_work", lambda: False)
+        monkeypatch.setattr(onednn, "_operators_work", lambda: False)
     with torch.no_grad():
-        assert relative_error(attention(tokens, norm), plain(tokens)) <= 1e-5
+        assert relative_error(attention(tokens), plain(tokens)) <= 1e-5
 
 
-def test_upsampling_makes_four_cells_of_each():
-    torch.manual_seed(1)
-    upsample, grid = Upsample(4), torch.randn(2, 3, 5, 4)
-    out = upsample(grid)
-    assert out.shape == (2, 6, 10, 4)
-    for i in (0, 1):
-        for j in (0, 1):
-            cells = grid @ upsample.weight[:, :, i, j] + upsample.bias
-            torch.testing.assert_close(out[:, i::2, j::2], cells, rtol=1e-5, atol=1e-6)
-
-
-def naive_factorized(attention, cls, grid, norm, crpe):
+def naive_factorized(attention, cls, grid, crpe):
     """As in the paper: all tokens in one tensor, head by head, a window for each head."""
     _, height, width, dim = grid.shape
-    tokens = norm(torch.cat([cls.flatten(1, 2), grid.flatten(1, 2)], 1))
+    tokens = torch.cat([cls.flatten(1, 2), grid.flatten(1, 2)], 1)
     query, key = attention.qk(tokens).chunk(2, -1)
     parts = [x.chunk(8, -1) for x in (query, key, attention.v(tokens))]
-    windows = [(i, conv) for conv in crpe.convs for i in range(conv.out_channels // (dim // 8))]
+    windows = [(i, window) for window in crpe.convs for i in range(window.out_channels // (dim // 8))]
     out = []
-    for q, k, v, (i, conv) in zip(*parts, windows, strict=True):
+    for q, k, v, (i, window) in zip(*parts, windows, strict=True):
         mine = slice(i * dim // 8, (i + 1) * dim // 8)
         maps = v[:, 1:].transpose(1, 2).unflatten(2, (height, width))
-        seen = F.conv2d(maps, conv.weight[mine], conv.bias[mine], padding=conv.kernel_size[0] // 2, groups=dim // 8)
+        side = window.kernel_size[0]
+        seen = F.conv2d(maps, window.weight[mine], window.bias[mine], padding=side // 2, groups=dim // 8)
         position = torch.cat([torch.zeros_like(v[:, :1]), seen.flatten(2).transpose(1, 2)], 1)
         out.append(q @ (k.softmax(1).transpose(1, 2) @ v) * (dim // 8) ** -0.5 + q * position)
     result = attention.proj(torch.cat(out, -1))
     return result[:, :1].view_as(cls), result[:, 1:].view_as(grid)
 
 
-@pytest.mark.parametrize("grad", [True, False], ids=["lean", "fast"])
-def test_factorized_attention_is_that_of_the_paper(grad):
+def share(cpe, crpe):
+    return Shared(cpe, crpe, conv.framed([*crpe.convs]))
+
+
+@pytest.mark.parametrize("grad", [True, False], ids=["training", "inference"])
+@pytest.mark.parametrize("framed", [True, False])
+def test_factorized_attention_is_that_of_the_paper(grad, framed):
     torch.manual_seed(12)
-    modules = nn.ModuleList([FactorizedAttention(24), nn.LayerNorm(24), ConvPosition(24), ConvRelativePosition(24)])
+    modules = nn.ModuleList([FactorizedAttention(24), ConvPosition(24), ConvRelativePosition(24)])
     for parameter in modules.parameters():
         nn.init.normal_(parameter, std=0.5)
-    attention, norm, cpe, crpe = modules
+    attention, cpe, crpe = modules
+    shared = share(cpe, crpe) if framed else Shared(cpe, crpe, None)
     cls, grid = torch.randn(2, 1, 1, 24), torch.randn(2, 9, 6, 24)
     with torch.no_grad():
-        expected = naive_factorized(attention, cls, grid, norm, crpe)
+        expected = naive_factorized(attention, cls, grid, crpe)
     with torch.set_grad_enabled(grad):
-        for a, b in zip(attention((cls, grid), norm, Shared(cpe, *crpe())), expected, strict=True):
+        for a, b in zip(attention((cls, grid), shared), expected, strict=True):
             assert relative_error(a, b) <= 1e-5
 
 
 def test_gradients_of_factorized_attention():
     torch.manual_seed(13)
-    modules = nn.ModuleList([FactorizedAttention(16), nn.LayerNorm(16), ConvPosition(16), ConvRelativePosition(16)])
-    attention, norm, cpe, crpe = modules.double()
+    modules = nn.ModuleList([FactorizedAttention(16), ConvPosition(16), ConvRelativePosition(16)])
+    attention, cpe, crpe = modules.double()
     tokens = torch.randn(2, 31, 16, dtype=torch.float64)
 
     def ours(x):
         parts = x[:, :1].unsqueeze(1), x[:, 1:].unflatten(1, (5, 6))
-        return torch.cat([p.flatten(1, 2) for p in attention(parts, norm, Shared(cpe, *crpe()))], 1)
+        return torch.cat([p.flatten(1, 2) for p in attention(parts, share(cpe, crpe))], 1)
 
     def naive(x):
         parts = x[:, :1].unsqueeze(1), x[:, 1:].unflatten(1, (5, 6))
-        return torch.cat([p.flatten(1, 2) for p in naive_factorized(attention, *parts, norm, crpe)], 1)
+        return torch.cat([p.flatten(1, 2) for p in naive_factorized(attention, *parts, crpe)], 1)
 
-    used = nn.ModuleList([attention, norm, crpe])
+    used = nn.ModuleList([attention, crpe])
     for a, b in zip(gradients(ours, used, tokens), gradients(naive, used, tokens), strict=True):
         assert relative_error(a, b) <= 1e-12
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_softmax_over_tokens_is_in_full_precision_under_autocast(dtype):
-    # 65536 equal keys: each weighs 2**-16. Their sum in a narrow type stops growing at 256 (bf16) or 2048 (fp16).
-    attention = FactorizedAttention(8)
-    key, value = torch.zeros(1, 2**16, 8, dtype=dtype), torch.ones(1, 2**16, 8, dtype=dtype)
-    with torch.autocast("cpu", dtype=dtype):
-        context = attention._context(key, value, key[:, :1], value[:, :1])
-    assert context.dtype == torch.float32
-    torch.testing.assert_close(context, torch.ones(1, 8, 1, 1))
 
 
 def test_levels_are_resized_to_each_other():
@@ -205,93 +176,50 @@ def test_levels_are_resized_to_each_other():
     assert all(torch.equal(a, b) for a, b in zip(grids, before, strict=True))
 
 
+FEED_FORWARD = {
+    "plain": lambda: FeedForward(16, 64),
+    "mix": lambda: MixFeedForward(16, 64),
+    "mix_relu": lambda: MixFeedForward(16, 64, relu=True),
+}
+
+
+def naive_feed_forward(ffn, x):
+    hidden = ffn.fc1(x)
+    if isinstance(ffn, MixFeedForward):
+        hidden = F.relu(hidden) if ffn.relu else hidden
+        hidden = F.conv2d(hidden.permute(0, 3, 1, 2), *ffn.dwconv.parameters(), padding=1, groups=64).permute(
+            0, 2, 3, 1
+        )
+    return ffn.fc2(F.gelu(hidden))
+
+
 @pytest.mark.parametrize("make", FEED_FORWARD.values(), ids=FEED_FORWARD.keys())
-def test_lean_feed_forward_equals_plain(make):
+def test_a_block_of_training_is_the_papers(make):
     torch.manual_seed(2)
-    ffn, norm = make(), nn.LayerNorm(16)
-    both, grid = nn.ModuleList([ffn, norm]).double(), torch.randn(2, 6, 7, 16, dtype=torch.float64)
-    for a, b in zip(
-        gradients(lambda x: ffn.lean(x, norm), both, grid),
-        gradients(lambda x: ffn.plain(x, norm), both, grid),
-        strict=True,
-    ):
-        assert relative_error(a, b) <= 1e-12
+    block = Block(16, SpatialReductionAttention(16, 2, ConvReduction(16, 2)), make(), 1e-6, drop_path=0.0).double()
+    grid = torch.randn(2, 6, 7, 16, dtype=torch.float64)
+
+    def paper(x):
+        x = x + naive_reduced_attention(block.attn, block.norm1(x))
+        return x + naive_feed_forward(block.ffn, block.norm2(x))
+
+    for a, b in zip(gradients(block, block, grid), gradients(paper, block, grid), strict=True):
+        assert relative_error(a, b) <= 1e-11
 
 
-@pytest.mark.parametrize("make", FEED_FORWARD.values(), ids=FEED_FORWARD.keys())
-@pytest.mark.parametrize("size", [(1, 1), (1, 9), (2, 5), (7, 5), (8, 8), (33, 3)], ids=str)
-@pytest.mark.parametrize("rows", [1, 2, 3, 8, 100])
-def test_bands_equal_the_whole(make, size, rows, monkeypatch):
-    torch.manual_seed(3)
-    monkeypatch.setattr(feed_forward, "BAND_BYTES", rows * size[1] * 64 * 4)
-    ffn, norm = make().eval(), nn.LayerNorm(16)
-    grid = torch.randn(2, *size, 16)
+def test_a_branch_is_scaled_and_dropped():
+    torch.manual_seed(2)
+    norm, ffn, scale = LayerNorm(8), FeedForward(8, 16), LayerScale(8, 0.25)
+    x = torch.randn(3, 5, 8)
     with torch.no_grad():
-        torch.testing.assert_close(ffn.in_bands(grid, norm), ffn.plain(grid, norm), rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("rows", [1, 7, 29, 100])
-def test_bands_of_tokens_equal_the_whole(rows, monkeypatch):
-    torch.manual_seed(3)
-    monkeypatch.setattr(feed_forward, "BAND_BYTES", rows * 64 * 4)
-    ffn, norm, tokens = FeedForward(16, 64).eval(), nn.LayerNorm(16), torch.randn(2, 29, 16)
-    with torch.no_grad():
-        torch.testing.assert_close(ffn.in_bands(tokens, norm), ffn.plain(tokens, norm), rtol=1e-5, atol=1e-6)
-
-
-def test_bands_run_in_inference_on_cpu_in_fp32_only(monkeypatch):
-    ffn, norm, grid = FeedForward(8, 16), nn.LayerNorm(8), torch.randn(1, 4, 4, 8)
-    calls = []
-    monkeypatch.setattr(FeedForward, "in_bands", lambda self, x, norm: calls.append(x.dtype) or x)
-    ffn(grid, norm)
-    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        ffn(grid, norm)
-    with torch.no_grad():
-        ffn.double()(grid.double(), norm.double())
-    assert calls == []
-    with torch.no_grad():
-        ffn.float()(grid, norm.float())
-    assert calls == [torch.float32]
-
-
-def test_networks_equal_without_the_fused_operators(monkeypatch):
-    torch.manual_seed(4)
-    backbone = PVTv2(arch=dict(depths=(1, 1, 1, 1), dims=(8, 16, 20, 32), linear=True)).eval()
-    image = torch.randn(1, 3, 64, 80)
-    with torch.no_grad():
-        with_them = backbone(image)
-        monkeypatch.setattr(fused, "_operators_work", lambda: False)
-        for a, b in zip(with_them, backbone(image), strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
-
-
-def test_fused_operators_are_given_up_when_they_fail(monkeypatch):
-    assert fused._operators_work()
-    fused._operators_work.cache_clear()
-    monkeypatch.setattr(fused, "linear_gelu", lambda grid, layer: layer(grid))  # another function of that name
-    assert not fused._operators_work()
-    fused._operators_work.cache_clear()
-
-    def gone(grid, conv):
-        raise AttributeError("no such operator")
-
-    monkeypatch.undo()
-    monkeypatch.setattr(fused, "conv_gelu", gone)
-    assert not fused._operators_work()
-    monkeypatch.undo()
-    fused._operators_work.cache_clear()
-    assert fused._operators_work()
-
-
-def test_channels_last_conv_is_the_conv_without_copies():
-    torch.manual_seed(5)
-    conv = ChannelsLastConv2d(8, 12, 3, stride=2, padding=1)
-    plain = nn.Conv2d(8, 12, 3, stride=2, padding=1)
-    plain.load_state_dict(conv.state_dict())
-    grid = torch.randn(2, 9, 7, 8)
-    out = conv(grid)
-    torch.testing.assert_close(out.permute(0, 3, 1, 2), plain(grid.permute(0, 3, 1, 2).contiguous()))
-    assert out.is_contiguous()
+        scale.gamma.copy_(torch.arange(8.0))
+        expected = x + torch.arange(8.0) * naive_feed_forward(ffn, norm(x))
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            out = Branch(norm, ffn, DropPath(0.0), scale).add_to(x)
+        torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
+    dropped = Branch(norm, ffn, lambda branch: branch * 0, scale).add_to(x)
+    assert torch.equal(dropped, x)
 
 
 def test_tiling_patches_pad_at_the_bottom_and_right():
@@ -317,20 +245,6 @@ def test_position_is_resized_by_its_own_grid():
     torch.testing.assert_close(position(torch.zeros(1, 7, 28, 4)), expected)
 
 
-def test_residual_is_written_into_the_branch_without_autograd():
-    grid, branch = torch.randn(3, 4), torch.randn(3, 4)
-    expected = grid + branch
-    with torch.no_grad():
-        kept = grid.clone()
-        out = add_residual(grid, branch)
-    assert out is branch
-    assert torch.equal(out, expected)
-    assert torch.equal(grid, kept)
-    with torch.no_grad():
-        half = torch.randn(3, 4, dtype=torch.bfloat16)
-        assert torch.equal(add_residual(grid, half), grid + half)
-
-
 def test_drop_path_keeps_the_mean():
     torch.manual_seed(8)
     drop = DropPath(0.25).train()
@@ -350,7 +264,7 @@ FIRST_FEED_FORWARD = {
 def make_block(family: str) -> Block:
     """A block of the first stage, which has the largest maps."""
     attention, ffn = SpatialReductionAttention(64, 1, ConvReduction(64, 8)), FIRST_FEED_FORWARD[family]()
-    return Block(64, attention, ffn, 1e-6, drop_path=0.0, recomputed=None)
+    return Block(64, attention, ffn, 1e-6, drop_path=0.0)
 
 
 @pytest.mark.parametrize("family", FIRST_FEED_FORWARD)
@@ -375,12 +289,20 @@ def test_no_map_is_copied_inside_a_block(family, training):
 
 
 @pytest.mark.parametrize(
-    ("backbone", "merges"),
-    [(PVT("tiny"), 0), (PVTv2("b1"), 0), (MiT("b1"), 0), (CoaT("lite_mini"), 0), (PiT("s"), 0), (Swin("tiny"), 3)],
+    ("make", "others"),
+    [
+        # The keys of the two blocks of the first stage: the patches of 8x8 cells, which are smaller than their weights.
+        (lambda: PVT("tiny"), 2),
+        (lambda: PVTv2("b1"), 2),
+        (lambda: MiT("b1"), 2),
+        (lambda: CoaT("lite_mini"), 0),
+        (lambda: PiT("s"), 0),
+        (lambda: Swin("tiny"), 3),  # patch merging brings neighbours together
+    ],
     ids=["pvt", "pvt_v2", "mit", "coat_lite", "pit", "swin"],
 )
-def test_the_image_and_the_four_outputs_are_the_only_clones(backbone, merges):
-    backbone.eval()
+def test_the_image_and_the_four_outputs_are_the_only_clones(make, others):
+    backbone = make().eval()
     image = torch.randn(1, 3, 128, 192)
 
     def run():
@@ -389,8 +311,8 @@ def test_the_image_and_the_four_outputs_are_the_only_clones(backbone, merges):
 
     run()
     smallest_map = backbone.channels[-1] * 4 * 6
-    # Swin's patch merging brings neighbours together, which is a copy.
-    assert copies(run, at_least=smallest_map)["aten::clone"] == 1 + 4 + merges
+    weights = {tuple(parameter.shape) for parameter in backbone.parameters()}
+    assert copies(run, at_least=smallest_map, ignore=weights)["aten::clone"] == 1 + 4 + others
 
 
 @pytest.mark.parametrize(("family", "limit"), [("pvt", 21), ("pvt_v2", 24), ("mit", 24)])
@@ -424,17 +346,17 @@ def test_training_keeps_the_hidden_map_once(family):
     hidden_bytes = block.ffn.fc1.out_features // 64 * map_bytes
     kept = held_bytes(lambda: block(grid))
     assert hidden_bytes < kept < hidden_bytes + 6 * map_bytes
-    block.recomputed = "ffn"
+    block.recompute = memory.ALL_BUT_ATTENTION
     assert held_bytes(lambda: block(grid)) < 3 * map_bytes  # what attention gave, and the block's own result
-    block.recomputed = "block"
+    block.recompute = memory.ALL
     assert held_bytes(lambda: block(grid)) < 2 * map_bytes
 
 
-@pytest.mark.parametrize(("recomputed", "runs"), [(None, 1), ("ffn", 1), ("block", 2)])
-def test_attention_is_computed_once_but_where_the_whole_block_is_recomputed(recomputed, runs):
+@pytest.mark.parametrize(("recompute", "runs"), [(memory.NOTHING, 1), (memory.ALL_BUT_ATTENTION, 1), (memory.ALL, 2)])
+def test_attention_is_computed_once_but_where_the_whole_block_is_recomputed(recompute, runs):
     # 81 keys of 64 channels
     block, grid = make_block("mit").train(), torch.randn(1, 72, 72, 64, requires_grad=True)
-    block.recomputed = recomputed
+    block.recompute = recompute
     with OperatorCount() as count:
         block(grid).sum().backward()
     assert count.by_name["aten._scaled_dot_product_flash_attention_for_cpu"] == runs
@@ -443,7 +365,7 @@ def test_attention_is_computed_once_but_where_the_whole_block_is_recomputed(reco
 @pytest.mark.parametrize(("tokens", "runs"), [(64, 2), (65, 1)])
 def test_attention_over_fewer_tokens_than_channels_is_cheap_to_compute_again(tokens, runs):
     block, tokens = make_token_block().train(), torch.randn(2, tokens, 64, requires_grad=True)
-    block.recomputed = "ffn"
+    block.recompute = memory.ALL_BUT_ATTENTION
     with OperatorCount() as count:
         block(tokens).sum().backward()
     assert count.by_name["aten._scaled_dot_product_flash_attention_for_cpu"] == runs
@@ -453,8 +375,8 @@ def test_without_selective_checkpointing_all_is_recomputed(monkeypatch):
     block, grid = make_block("mit").train(), torch.randn(1, 16, 16, 64, requires_grad=True)
     block(grid).sum().backward()
     expected, grid.grad = grid.grad, None
-    monkeypatch.setattr(recompute, "attention_kept", lambda: None)
-    block.recomputed = "ffn"
+    monkeypatch.setattr(memory, "_attention_kept", lambda: None)
+    block.recompute = memory.ALL_BUT_ATTENTION
     block(grid).sum().backward()
     torch.testing.assert_close(grid.grad, expected)
 
@@ -463,7 +385,7 @@ def test_without_selective_checkpointing_all_is_recomputed(monkeypatch):
 
 
 def make_token_block() -> Block:
-    return Block(64, SelfAttention(64, 2), FeedForward(64, 256), 1e-6, drop_path=0.0, recomputed=None)
+    return Block(64, SelfAttention(64, 2), FeedForward(64, 256), 1e-6, drop_path=0.0)
 
 
 def test_a_block_of_tokens_copies_nothing_and_takes_nine_operators():
@@ -485,12 +407,12 @@ def test_training_a_block_of_tokens_copies_biases_only():
         out.backward(torch.ones_like(out))
 
     run()
-    # F.linear writes its bias into the result by a copy: four of them, and qkv again in the backward pass.
-    assert copies(run, at_least=tokens.numel()) == {"aten::copy_": 5}
+    # F.linear writes its bias into the result by a copy: four of them.
+    assert copies(run, at_least=tokens.numel()) == {"aten::copy_": 4}
 
 
 def test_a_block_of_tokens_holds_no_scores_and_no_hidden_map(monkeypatch):
-    monkeypatch.setattr(feed_forward, "BAND_BYTES", 2**16)
+    monkeypatch.setattr(residual, "BAND_BYTES", 2**16)
     block, tokens = make_token_block().eval(), torch.randn(1, 4097, 64)
 
     def run():
@@ -503,9 +425,9 @@ def test_a_block_of_tokens_holds_no_scores_and_no_hidden_map(monkeypatch):
     block.train()
     lived = held_bytes(lambda: block(tokens))
     assert lived < 11 * tokens.numel() * 4
-    block.recomputed = "ffn"
+    block.recompute = memory.ALL_BUT_ATTENTION
     assert held_bytes(lambda: block(tokens)) < lived - 3.5 * tokens.numel() * 4
-    block.recomputed = "block"
+    block.recompute = memory.ALL
     assert held_bytes(lambda: block(tokens)) < 1.5 * tokens.numel() * 4
 
 
@@ -549,7 +471,8 @@ def test_pit_copies_the_image_its_outputs_and_what_the_class_tokens_part(batch):
     # The cells of one image lie together behind its class token. Those of several do not: the convolutions of both
     # poolings copy them.
     expected = 1 + 3 + (2 if batch > 1 else 0)
-    assert copies(run, at_least=batch * 256 * 4 * 6)["aten::clone"] == expected
+    weights = {tuple(parameter.shape) for parameter in backbone.parameters()}
+    assert copies(run, at_least=batch * 256 * 4 * 6, ignore=weights)["aten::clone"] == expected
 
 
 # ---- CoaT: class tokens beside grids
@@ -560,11 +483,18 @@ class CoatBlock(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.block = SerialBlock(64, 512, drop_path=0.0, recomputed=None)
+        self.block = SerialBlock(64, 512, drop_path=0.0)
         self.cpe, self.crpe = ConvPosition(64), ConvRelativePosition(64)
 
     def forward(self, grid):
-        return self.block((grid[:, :1, :1], grid), Shared(self.cpe, *self.crpe()))[1]
+        return self.block((grid[:, :1, :1], grid), share(self.cpe, self.crpe))[1]
+
+
+def set_recompute(block, what):
+    """As the backbone does it."""
+    for module in block.modules():
+        if hasattr(module, "recompute"):
+            module.recompute = what
 
 
 def test_copies_of_maps_in_a_block_of_coat():
@@ -579,8 +509,8 @@ def test_copies_of_maps_in_a_block_of_coat():
         out.backward(torch.ones_like(out))
 
     infer()
-    # The bands of the feed-forward network, one for each image, go into the result.
-    assert copies(infer, at_least=grid[0].numel()) == {"aten::copy_": 2}
+    # The bands of the feed-forward network are added to the grid where the result is.
+    assert not copies(infer, at_least=grid[0].numel())
     block.train()
     train()
     # The linears' biases are copied into their results: qk, v, proj, fc1, fc2. The heads' results are joined by one
@@ -618,7 +548,7 @@ def test_memory_of_a_block_of_coat():
     hidden_bytes = 8 * grid.numel() * 4
     block.train()
     assert hidden_bytes < held_bytes(lambda: block(grid)) < 2.1 * hidden_bytes
-    block.block.recomputed = "ffn"
+    block.block.recompute = memory.ALL_BUT_ATTENTION
     assert held_bytes(lambda: block(grid)) < 1.1 * hidden_bytes
-    block.block.recomputed = "block"
+    block.block.recompute = memory.ALL
     assert held_bytes(lambda: block(grid)) < 0.25 * hidden_bytes
