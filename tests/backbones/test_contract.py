@@ -16,8 +16,10 @@ from torch.utils._pytree import tree_leaves
 
 from helpers.toys import PIT, TOYS
 from mm_vitbackbones.backbones import PVT, Backbone, CoaT, PiT, PVTv2
+from mm_vitbackbones.backbones.base import Level, Part
 from mm_vitbackbones.build import families
-from mm_vitbackbones.layers import DropPath
+from mm_vitbackbones.layers import DropPath, Recomputable
+from mm_vitbackbones.ops import memory
 from mm_vitbackbones.registry import BACKBONES, MODELS
 
 VARIANTS = [(family, arch) for family in families().values() for arch in family.archs]
@@ -174,17 +176,17 @@ def test_norm_eval_keeps_batch_norms_in_eval():
             self.norm = nn.BatchNorm2d(3)
 
         def levels(self, image):
-            yield self.norm(image).permute(0, 2, 3, 1)
+            yield Level(self.norm(image).permute(0, 2, 3, 1))
 
-        def freezable(self):
-            return [[], []]
+        def parts(self):
+            return [Part((self.norm,), 0, "open")]
 
     assert not WithBatchNorm(norm_eval=True).train().norm.training
     assert WithBatchNorm(norm_eval=False).train().norm.training
 
 
 @toys
-@pytest.mark.parametrize("with_cp", ["ffn", "block", True])
+@pytest.mark.parametrize("with_cp", ["all_but_attention", "all"])
 def test_checkpointing_changes_neither_output_nor_gradient(toy, with_cp):
     torch.manual_seed(2)
     plain = toy(drop_path_rate=0.3).train()
@@ -203,6 +205,78 @@ def test_checkpointing_changes_neither_output_nor_gradient(toy, with_cp):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, msg=name)
 
 
+@pytest.mark.parametrize(
+    ("with_cp", "recompute"),
+    [
+        (False, memory.NOTHING),
+        ("nothing", memory.NOTHING),
+        ("ffn", memory.ALL_BUT_ATTENTION),
+        ("all_but_attention", memory.ALL_BUT_ATTENTION),
+        (True, memory.ALL),
+        ("block", memory.ALL),
+        ("all", memory.ALL),
+    ],
+)
+def test_words_of_with_cp(with_cp, recompute):
+    backbone = TOYS["mit"](with_cp=with_cp)
+    assert {module.recompute for module in backbone.modules() if isinstance(module, Recomputable)} == {recompute}
+
+
+@toys
+@pytest.mark.parametrize("out_indices", [(0, 1, 2, 3), (1, 3)], ids=str)
+def test_features_are_the_maps_as_grids_with_class_tokens(toy, out_indices):
+    torch.manual_seed(3)
+    backbone, image = toy(out_indices=out_indices).eval(), torch.randn(2, 3, 70, 90)
+    with torch.no_grad():
+        maps, levels = backbone(image), backbone.features(image)
+    for level, expected in zip(levels, maps, strict=True):
+        assert torch.equal(level.grid.permute(0, 3, 1, 2), expected)
+        if isinstance(backbone, (PiT, CoaT)):
+            assert level.class_tokens.shape == (2, getattr(backbone.arch, "num_tokens", 1), expected.shape[1])
+        else:
+            assert level.class_tokens is None
+
+
+@toys
+def test_features_of_blocks_are_what_the_blocks_give(toy):
+    torch.manual_seed(3)
+    backbone, image = toy().eval(), torch.randn(2, 3, 70, 90)
+    blocks = [part for part in backbone.parts() if part.kind == "block"]
+    before = [block.modules[0]._forward_hooks.copy() for block in blocks]
+    with torch.no_grad():
+        every = backbone.features(image, blocks=range(len(blocks)))
+        last, first = backbone.features(image, blocks=[-1])[-1], backbone.features(image, blocks=[0])[0]
+        levels = [*backbone.levels(image)]
+    assert torch.equal(first.grid, every[0].grid)
+    assert torch.equal(last.grid, every[-1].grid)
+    assert len(every) == len(blocks) + 2 * getattr(backbone.arch, "parallel_depth", 0)
+    sides = {level.grid.shape[1:3] for level in levels}
+    assert {level.grid.shape[1:3] for level in every} == sides - (
+        {levels[0].grid.shape[1:3]} if isinstance(backbone, PiT) else set()
+    )
+    if not hasattr(backbone.stages[-1], "norm"):
+        assert torch.equal(last.grid, levels[-1].grid)
+        assert (last.class_tokens is None) or torch.equal(last.class_tokens, levels[-1].class_tokens)
+    assert [block.modules[0]._forward_hooks for block in blocks] == before
+    with pytest.raises(ValueError, match=f"there is no block {len(blocks)}"):
+        backbone.features(image, blocks=[len(blocks)])
+
+
+@toys
+@pytest.mark.parametrize("out_indices", [(0, 1, 2, 3), (1,)], ids=str)
+def test_every_parameter_is_of_one_part(toy, out_indices):
+    backbone = toy(out_indices=out_indices)
+    found = [id(tensor) for part in backbone.parts() for module in part.modules for tensor in tensors_of(module)]
+    assert sorted(found) == sorted(map(id, backbone.parameters()))
+    assert backbone.parameter_stages().keys() == backbone.state_dict().keys()
+    order = [part.stage for part in backbone.parts() if part.kind == "block"]
+    assert order == sorted(order)
+
+
+def tensors_of(module):
+    return [*module.parameters()] if isinstance(module, nn.Module) else [module]
+
+
 @toys
 def test_drop_path_drops_whole_samples_in_training_only(toy):
     torch.manual_seed(4)
@@ -214,12 +288,38 @@ def test_drop_path_drops_whole_samples_in_training_only(toy):
         outputs = {float(backbone(image)[-1].sum()) for _ in range(20)}
     # All blocks but the first drop, at four blocks or more, two branches each: few outcomes repeat in 20 draws.
     assert len(outputs) > 5
-    rates = [module.rate for module in backbone.modules() if isinstance(module, DropPath)]
+
+
+def linear_to_the_last(rate, backbone):
     count = sum(backbone.arch.depths)
-    if isinstance(backbone, CoaT):  # constant, in the parallel blocks too
-        assert rates == [0.5] * (count + backbone.arch.parallel_depth)
-    else:
-        assert rates == pytest.approx([0.5 * i / (count - 1) for i in range(count)])
+    return [rate * i / (count - 1) for i in range(count)]
+
+
+def linear_below_the_last(rate, backbone):
+    count = sum(backbone.arch.depths)
+    return [rate * i / count for i in range(count)]
+
+
+def constant(rate, backbone):
+    return [rate] * (sum(backbone.arch.depths) + backbone.arch.parallel_depth)
+
+
+DROP_PATH = {
+    "PVT": linear_to_the_last,  # whai362/PVT, classification/pvt.py: linspace from 0 to the rate over all blocks
+    "PVTv2": linear_to_the_last,  # the same, classification/pvt_v2.py
+    "MiT": linear_to_the_last,  # MMSegmentation's mit.py: linspace from 0 to the rate
+    "Swin": linear_to_the_last,  # microsoft/Swin-Transformer, models/swin_transformer.py: linspace
+    "PiT": linear_below_the_last,  # naver-ai/pit, pit.py: rate * i / (number of blocks)
+    "CoaT": constant,  # mlpc-ucsd/CoaT, src/models/coat.py: one rate, in serial and parallel blocks
+}
+"""The official rule of each family."""
+
+
+@toys
+def test_drop_path_rates_follow_the_official_rule(toy):
+    backbone = toy(drop_path_rate=0.5)
+    rates = [module.rate for module in backbone.modules() if isinstance(module, DropPath)]
+    assert rates == pytest.approx(DROP_PATH[type(backbone).__name__](0.5, backbone))
 
 
 @toys
