@@ -17,13 +17,12 @@ stage, serial and parallel, share them: the stage owns them and hands them to it
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, NamedTuple, cast, final
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mm_vitbackbones.backbones.base import STRIDES, Backbone, Level, Part, check_stages
@@ -35,15 +34,13 @@ from mm_vitbackbones.layers import (
     LayerNorm,
     PatchEmbed,
     Recomputable,
-    check_drop_path_rate,
-    init_linears_and_norms,
 )
+from mm_vitbackbones.layers.initialise import init_linears_and_norms
 from mm_vitbackbones.ops import context, conv, factorized, memory, onednn, residual
 from mm_vitbackbones.ops.resize import resized_sum
 from mm_vitbackbones.registry import BACKBONES
 
 Tokens = tuple[Tensor, Tensor]
-"""The class token (B, 1, 1, C) and the grid (B, H, W, C)."""
 
 NUM_HEADS = 8
 WINDOWS = {3: 2, 5: 3, 7: 3}
@@ -68,10 +65,8 @@ class Arch:
         if self.parallel_depth < 0:
             raise ValueError(f"parallel_depth={self.parallel_depth}: give the number of parallel blocks, or 0")
         if self.parallel_depth and len({(self.dims[i], self.mlp_ratios[i]) for i in PARALLEL}) > 1:
-            raise ValueError(
-                f"dims={self.dims} and mlp_ratios={self.mlp_ratios}: those of the last three stages have to be equal, "
-                "as the parallel blocks add their maps and share their feed-forward network"
-            )
+            widths = f"dims={self.dims} and mlp_ratios={self.mlp_ratios}"
+            raise ValueError(f"{widths}: the parallel blocks need those of the last three stages to be equal")
 
 
 ARCHS = {
@@ -100,23 +95,18 @@ class ConvPosition(nn.Module):
 @context.plain
 class ConvRelativePosition(nn.Module):
     """The convolutional relative position encoding: what a head sees around each place of its values, through a
-    depthwise window. Heads differ in the side of their window. A stage's
-    heads are one convolution where ``ops`` can frame the smaller windows with zeros: that cuts no map apart.
-    """
+    depthwise window. Heads differ in the side of their window."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        widths = {side: heads * dim // NUM_HEADS for side, heads in WINDOWS.items()}
-        self.convs = nn.ModuleList(
-            ChannelsLastConv2d(width, width, side, groups=width) for side, width in widths.items()
-        )
+        self.widths = [heads * dim // NUM_HEADS for heads in WINDOWS.values()]
+        windows = zip(self.widths, WINDOWS, strict=True)
+        self.convs = nn.ModuleList(ChannelsLastConv2d(c, c, k, padding=k // 2, groups=c) for c, k in windows)
 
     def forward(self, value: Tensor) -> Tensor:
-        """Side by side: values (B, H, W, C) -> (B, H, W, C)."""
-        parts = value.split([cast(nn.Conv2d, window).in_channels for window in self.convs], dim=-1)
-        frames = (side // 2 for side in WINDOWS)
-        padded = (F.pad(part, (0, 0, *[frame] * 4)) for part, frame in zip(parts, frames, strict=True))
-        return torch.cat([window(part) for window, part in zip(self.convs, padded, strict=True)], dim=-1)
+        """Values (B, H, W, C) -> (B, H, W, C)."""
+        parts = zip(self.convs, value.split(self.widths, dim=-1), strict=True)
+        return torch.cat([window(part) for window, part in parts], dim=-1)
 
 
 class Shared(NamedTuple):
@@ -125,7 +115,7 @@ class Shared(NamedTuple):
     cpe: ConvPosition
     crpe: ConvRelativePosition
     framed: tuple[Tensor, Tensor] | None
-    """The weight and bias of ``crpe`` as one convolution, made once for all blocks; see ``ops.conv.framed``."""
+    """The weight and bias of ``crpe`` as one convolution, which cuts no map apart; see ``ops.conv.framed``."""
 
     def relative_position(self, value: Tensor) -> Tensor:
         """``crpe`` of a grid of values (B, H, W, C)."""
@@ -155,7 +145,6 @@ class FactorizedAttention(Recomputable):
         cls_value, value = self.v(cls.flatten(1, 2)), onednn.linear(grid, self.v)
         matrices = factorized.contract(key, value.flatten(1, 2), cls_key, cls_value, NUM_HEADS)
         cls_out = self.proj(factorized.attend(cls_query, matrices)).view_as(cls)
-
         context.release(grid)
 
         def attend(query: Tensor, matrices: Tensor, value: Tensor) -> Tensor:
@@ -167,15 +156,14 @@ class FactorizedAttention(Recomputable):
 
 
 class CoatBlock(Recomputable):
-    """What serial and parallel blocks share: drop path, and the feed-forward network."""
+    """What serial and parallel blocks share. Drop path treats the class token and the grid as one sample."""
 
     ffn: FeedForward
     drop_path: DropPath
+    residuals: Callable[..., Any]
 
-    def dropped(self, branches: Tokens) -> Tokens:
-        """Both parts of a branch dropped alike: they are one sample."""
-        drop_path = self.drop_path.draw(branches[1])
-        return drop_path(branches[0]), drop_path(branches[1])
+    def forward(self, tokens: Any, shared: Any) -> Any:
+        return self.wholly(self.residuals, tokens, shared)
 
     def add_feed_forward(self, tokens: Tokens, norm: nn.Module) -> Tokens:
         """x + ffn(norm(x))."""
@@ -200,26 +188,18 @@ class SerialBlock(CoatBlock):
         self.ffn = FeedForward(dim, hidden_dim)
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, tokens: Tokens, shared: Shared) -> Tokens:
-        return self.wholly(self.residuals, tokens, shared)
-
     def residuals(self, tokens: Tokens, shared: Shared) -> Tokens:
         with memory.saving():
             tokens = tokens[0], shared.cpe(tokens[1])
             parts = (self.norm1, self.attn, shared.crpe)
-            tokens = residual.add_both(tokens, lambda x: self.dropped(attend(self.norm1, self.attn, shared, x)), parts)
+            branch = partial(attend, self.norm1, self.attn, shared)
+            tokens = residual.add_both(tokens, lambda x: self.drop_path.both(branch(x)), parts)
             return self.add_feed_forward(tokens, self.norm2)
 
 
 class ParallelBlock(CoatBlock):
-    """The levels attend each for itself, and each adds what all of them give, resized to its grid.
-
-    Args:
-        dim: the width of the levels.
-        hidden_dim: of the feed-forward network that they share.
-        needed: the levels that anything after this block uses. The others attend, and end here.
-        drop_path: its rate.
-    """
+    """The levels attend each for itself, and each adds what all of them give, resized to its grid. Levels that nothing
+    after this block uses, those that are not ``needed``, attend and end here."""
 
     def __init__(self, dim: int, hidden_dim: int, needed: Sequence[int], drop_path: float) -> None:
         super().__init__()
@@ -228,10 +208,6 @@ class ParallelBlock(CoatBlock):
         self.norm2 = nn.ModuleDict({str(level): LayerNorm(dim, eps=1e-6) for level in needed})
         self.ffn = FeedForward(dim, hidden_dim)
         self.drop_path = DropPath(drop_path)
-
-    def forward(self, tokens: Mapping[int, Tokens], shared: Mapping[int, Shared]) -> dict[int, Tokens]:
-        """The tokens of each level -> those of the needed levels."""
-        return self.wholly(self.residuals, tokens, shared)
 
     def residuals(self, tokens: Mapping[int, Tokens], shared: Mapping[int, Shared]) -> dict[int, Tokens]:
         with memory.saving():
@@ -243,10 +219,9 @@ class ParallelBlock(CoatBlock):
             cls_branches, grids = zip(*attended.values(), strict=True)
             results: dict[int, Tokens] = {}
             for level in map(int, self.norm2):
-                cls, grid = tokens[level]
-                together = torch.stack(cls_branches).sum(0), resized_sum(grids, *grid.shape[1:3])
-                cls_branch, branch = self.dropped(together)
-                x = residual.add_fresh(cls, cls_branch), residual.add_fresh(grid, branch)
+                x, sides = tokens[level], tokens[level][1].shape[1:3]
+                branches = self.drop_path.both((torch.stack(cls_branches).sum(0), resized_sum(grids, *sides)))
+                x = residual.add_fresh(x[0], branches[0]), residual.add_fresh(x[1], branches[1])
                 results[level] = self.add_feed_forward(x, self.norm2[str(level)])
             return results
 
@@ -261,9 +236,8 @@ class Stage(nn.Module):
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
         self.cpe = ConvPosition(dim)
         self.crpe = ConvRelativePosition(dim)
-        self.blocks = nn.ModuleList(
-            SerialBlock(dim, arch.mlp_ratios[index] * dim, drop_path) for _ in range(arch.depths[index])
-        )
+        hidden_dim, depth = arch.mlp_ratios[index] * dim, arch.depths[index]
+        self.blocks = nn.ModuleList(SerialBlock(dim, hidden_dim, drop_path) for _ in range(depth))
         nn.init.trunc_normal_(self.cls_token, std=0.02)
 
     def shared(self) -> Shared:
@@ -271,9 +245,8 @@ class Stage(nn.Module):
         return Shared(self.cpe, self.crpe, conv.framed([*self.crpe.convs]))
 
     def forward(self, grid: Tensor) -> Tokens:
-        grid = self.patch_embed(grid)
+        grid, shared = self.patch_embed(grid), self.shared()
         tokens = self.cls_token.unsqueeze(0).expand(len(grid), -1, -1, -1), grid
-        shared = self.shared()
         for block in self.blocks:
             tokens = block(tokens, shared)
         return tokens
@@ -301,18 +274,15 @@ class CoaT(Backbone):
     ) -> None:
         self.arch: Arch = self.resolve_arch(arch)
         super().__init__(self.arch.dims, in_channels, out_indices, frozen_stages, norm_eval, with_cp, init_cfg)
-        check_drop_path_rate(drop_path_rate)
         # In the parallel blocks each level needs all the others, except for level 0.
         parallel_depth = self.arch.parallel_depth if out_indices[-1] in PARALLEL else 0
         count = len(STRIDES) if parallel_depth else out_indices[-1] + 1
-        widths = (in_channels, *self.arch.dims)
-        self.stages = nn.ModuleList(Stage(widths[i], self.arch, i, drop_path_rate) for i in range(count))
-        dim, hidden_dim = widths[-1], self.arch.mlp_ratios[-1] * widths[-1]
-        asked = [level for level in PARALLEL if level in out_indices]
-        self.parallel_blocks = nn.ModuleList(
-            ParallelBlock(dim, hidden_dim, needed, drop_path_rate)
-            for needed in [PARALLEL] * (parallel_depth - 1) + [asked] * (parallel_depth > 0)
-        )
+        dims = (in_channels, *self.arch.dims)
+        self.stages = nn.ModuleList(Stage(dims[i], self.arch, i, drop_path_rate) for i in range(count))
+        asked = tuple(level for level in PARALLEL if level in out_indices)
+        needs = [PARALLEL] * (parallel_depth - 1) + [asked] * (parallel_depth > 0)
+        block = partial(ParallelBlock, dims[-1], self.arch.mlp_ratios[-1] * dims[-1])
+        self.parallel_blocks = nn.ModuleList(block(need, drop_path_rate) for need in needs)
         init_linears_and_norms(self)
         self.finish()
 
@@ -320,30 +290,21 @@ class CoaT(Backbone):
         grid = image.permute(0, 2, 3, 1)
         tokens: dict[int, Tokens] = {}
         for level, stage in enumerate(self.stages):
-            tokens[level] = stage(grid)
-            grid = tokens[level][1]
+            _, grid = tokens[level] = stage(grid)
         if self.parallel_blocks:
-            meeting = {level: tokens[level] for level in PARALLEL}
             shared = {level: cast(Stage, self.stages[level]).shared() for level in PARALLEL}
             for block in self.parallel_blocks:
-                meeting = block(meeting, shared)
-            tokens |= meeting
-        yield from map(as_level, tokens.values())
+                tokens |= block({level: tokens[level] for level in PARALLEL}, shared)
+        yield from (Level(grid, cls.flatten(1, 2)) for cls, grid in tokens.values())
 
     def parts(self) -> list[Part]:
         parts = []
         for index, stage in enumerate(map(partial(cast, Stage), self.stages)):
             parts.append(Part((stage.patch_embed,), index, "open"))
-            # What the blocks of a stage share: no stem, though it comes before the first block.
             parts.append(Part((stage.cls_token, stage.cpe, stage.crpe), index, "shared"))
             parts += [Part((block,), index, "block") for block in stage.blocks]
         return parts + [Part((block,), PARALLEL[-1], "block") for block in self.parallel_blocks]
 
     def levels_of_block(self, output: Tokens | dict[int, Tokens], stage: int, _: Any) -> list[Level]:
-        return [as_level(tokens) for tokens in (output.values() if isinstance(output, dict) else [output])]
-
-
-def as_level(tokens: Tokens) -> Level:
-    """The grid, and the class token as (B, 1, C)."""
-    cls, grid = tokens
-    return Level(grid, cls.flatten(1, 2))
+        every = output.values() if isinstance(output, dict) else [output]
+        return [Level(grid, cls.flatten(1, 2)) for cls, grid in every]

@@ -26,16 +26,9 @@ import torch
 from torch import Tensor, nn
 
 from mm_vitbackbones.backbones.base import STRIDES, Backbone, Level, Part, check_stages, parts_of_stage
-from mm_vitbackbones.layers import (
-    Block,
-    ChannelsLastConv2d,
-    FeedForward,
-    LearnedPosition,
-    Upsample2x,
-    drop_path_rates,
-    init_linears_and_norms,
-    pad_to_multiple,
-)
+from mm_vitbackbones.layers import Block, ChannelsLastConv2d, FeedForward, LearnedPosition, Upsample2x, pad_to_multiple
+from mm_vitbackbones.layers.drop_path import drop_path_rates
+from mm_vitbackbones.layers.initialise import init_linears_and_norms
 from mm_vitbackbones.ops import attention, context, onednn
 from mm_vitbackbones.registry import BACKBONES
 
@@ -71,14 +64,7 @@ ARCHS = {
     "ti": Arch(dims=(64, 128, 256), num_heads=(2, 4, 8)),
     "xs": Arch(dims=(96, 192, 384), num_heads=(2, 4, 8)),
     "s": Arch(dims=(144, 288, 576), num_heads=(3, 6, 12)),
-    "b": Arch(
-        dims=(256, 512, 1024),
-        num_heads=(4, 8, 16),
-        depths=(3, 6, 4),
-        patch_size=14,
-        patch_stride=7,
-        pretrain_grid=31,
-    ),
+    "b": Arch((256, 512, 1024), (4, 8, 16), depths=(3, 6, 4), patch_size=14, patch_stride=7, pretrain_grid=31),
 }
 ARCHS |= {f"{name}_distilled": replace(arch, num_tokens=2) for name, arch in ARCHS.items()}
 
@@ -143,16 +129,7 @@ class Stage(nn.Module):
         dim, heads = arch.dims[index], arch.num_heads[index]
         self.pool = Pool(arch.dims[index - 1], dim) if index > 0 else None
         self.blocks = nn.Sequential(
-            *(
-                Block(
-                    dim,
-                    attn=SelfAttention(dim, heads),
-                    ffn=FeedForward(dim, 4 * dim),
-                    norm_eps=1e-6,
-                    drop_path=drop_path,
-                )
-                for drop_path in drop_paths
-            )
+            *(Block(dim, SelfAttention(dim, heads), FeedForward(dim, 4 * dim), 1e-6, rate) for rate in drop_paths)
         )
 
     def forward(self, class_tokens: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
@@ -202,16 +179,8 @@ class PiT(Backbone):
         if published and 0 in out_indices:
             raise ValueError(f"out_indices={out_indices!r}: the published geometry has levels 1, 2 and 3, and no 0")
         dims, stride = self.arch.dims, self.arch.patch_stride
-        super().__init__(
-            (dims[0], *dims),
-            in_channels,
-            out_indices,
-            frozen_stages,
-            norm_eval,
-            with_cp,
-            init_cfg,
-            strides=(0, stride, 2 * stride, 4 * stride) if published else STRIDES,
-        )
+        widths, strides = (dims[0], *dims), (0, stride, 2 * stride, 4 * stride) if published else STRIDES
+        super().__init__(widths, in_channels, out_indices, frozen_stages, norm_eval, with_cp, init_cfg, strides)
         rates = drop_path_rates(drop_path_rate, self.arch.depths, last=False)
         self.stem = Stem(in_channels, self.arch, published)
         self.stages = nn.ModuleList(Stage(self.arch, i, rates[i]) for i in range(max(out_indices[-1], 1)))

@@ -3,7 +3,7 @@
 from mm_vitbackbones.layers.attention import ConvReduction, SpatialReductionAttention
 from mm_vitbackbones.layers.block import Block, Branch, LayerScale, Recomputable
 from mm_vitbackbones.layers.conv import ChannelsLastConv2d, Upsample2x
-from mm_vitbackbones.layers.drop_path import DropPath, check_drop_path_rate, drop_path_rates
+from mm_vitbackbones.layers.drop_path import DropPath, drop_path_rates
 from mm_vitbackbones.layers.feed_forward import FeedForward, MixFeedForward
 from mm_vitbackbones.layers.initialise import init_convs_fan_out, init_linears_and_norms
 from mm_vitbackbones.layers.norm import LayerNorm, set_norm_eps
@@ -27,7 +27,6 @@ __all__ = [
     "Recomputable",
     "SpatialReductionAttention",
     "Upsample2x",
-    "check_drop_path_rate",
     "drop_path_rates",
     "init_convs_fan_out",
     "init_linears_and_norms",

@@ -13,6 +13,7 @@ class DropPath(nn.Module):
 
     def __init__(self, rate: float) -> None:
         super().__init__()
+        check_drop_path_rate(rate)
         self.rate = rate
 
     def forward(self, branch: Tensor) -> Tensor:
@@ -25,6 +26,11 @@ class DropPath(nn.Module):
         keep = 1.0 - self.rate
         mask = x.new_empty((x.shape[0],) + (1,) * (x.dim() - 1)).bernoulli_(keep).div_(keep)
         return mask.mul
+
+    def both(self, pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """One draw for two tensors that hold the same samples."""
+        drop = self.draw(pair[0])
+        return drop(pair[0]), drop(pair[1])
 
     def extra_repr(self) -> str:
         return f"rate={self.rate:.3f}"
