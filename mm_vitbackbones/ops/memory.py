@@ -14,10 +14,10 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache, partial
 from typing import Any, TypeVar
-from weakref import ref
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils import checkpoint as checkpointing
 from torch.utils.checkpoint import checkpoint
 
@@ -89,7 +89,7 @@ class _Recipe:
     operators, and recipes that begin with it.
     """
 
-    __slots__ = ("again", "function", "left", "narrow", "result", "source", "unpack", "wanted")
+    __slots__ = ("again", "function", "left", "memory", "narrow", "source", "unpack", "wanted")
 
     def __init__(
         self,
@@ -101,7 +101,7 @@ class _Recipe:
         self.function, self.source, self.unpack, self.narrow = function, source, unpack, narrow
         self.wanted = self.left = 0
         self.again: Tensor | None = None
-        self.result: ref[Tensor]
+        self.memory: StorageWeakRef
 
     def compute(self, x: Tensor) -> Tensor:
         y = self.function(x)
@@ -173,14 +173,13 @@ class _Recipes:
                 source = self.outer_pack(source)
         recipe = _Recipe(function, source, self.outer_unpack, context.autocast_dtype(x.device))
         y = recipe.compute(x)
-        recipe.result = ref(y)
-        self.known[y.untyped_storage()._cdata] = recipe
+        # As long as somebody refers to it, even weakly, no other tensor can have this memory's address.
+        recipe.memory = StorageWeakRef(y.untyped_storage())
+        self.known[recipe.memory.cdata] = recipe
         return y
 
     def find(self, tensor: Tensor) -> _Recipe | None:
-        recipe = self.known.get(tensor.untyped_storage()._cdata)
-        # What is not alive has no part in what runs now, and others may have its memory.
-        return recipe if recipe is not None and recipe.result() is not None else None
+        return self.known.get(tensor.untyped_storage()._cdata)
 
     def pack(self, tensor: Tensor) -> Any:
         if (recipe := self.find(tensor)) is not None:

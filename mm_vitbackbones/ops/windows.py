@@ -91,7 +91,10 @@ def _in_bands(grid: Tensor, qkv: nn.Module, attend: Attend, proj: nn.Module, bia
     # In small grids the groups are too small for matrix products, and the padding is too much work.
     at_once = len(out) <= size or len(windows.padding) > CROWDED * len(tokens)
     if at_once:
-        of_windows = windows.gather(onednn.linear(tokens, qkv), cast(Tensor, qkv.bias))
+        mapped = onednn.linear(tokens, qkv)
+        context.release(grid)
+        of_windows = windows.gather(mapped, cast(Tensor, qkv.bias))
+        del mapped
 
     first = 0
     for group, mask in zip(out.split(windows.sizes), bias.split(1), strict=True):
@@ -106,7 +109,8 @@ def _in_bands(grid: Tensor, qkv: nn.Module, attend: Attend, proj: nn.Module, bia
             first = end
 
     # All has been read of the norm's result, which is as large as the result here.
-    result = grid if context.may_overwrite(grid) and grid.is_contiguous() else torch.empty_like(grid)
+    overwrite = not at_once and context.may_overwrite(grid) and grid.is_contiguous()
+    result = grid if overwrite else torch.empty_like(grid)
     size *= places
     for band, here in zip(result.flatten(0, 2).split(size), windows.origin.split(size), strict=True):
         band.copy_(onednn.linear(out.flatten(0, 1).index_select(0, here), proj))
