@@ -26,7 +26,7 @@ def narrow_bands() -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode())
         for module in modules:
-            stack.enter_context(mock.patch.object(module, "BAND_BYTES", 2**13))
+            stack.enter_context(mock.patch.object(module, "BAND_BYTES", 2**14))
         yield
 
 
