@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 
+from mm_vitbackbones.engine.metrics import DumpLabelMaps
 from mm_vitbackbones.errors import UserError
 
 
@@ -17,7 +18,7 @@ def dump_predictions(cfg: Config, out: Path, scratch: Path) -> None:
     evaluators = cfg.get("test_evaluator") or []
     evaluators = evaluators if isinstance(evaluators, (list, tuple)) else [evaluators]
     if out.suffix == ".pkl":
-        dump = {"mmdet": "DumpDetResults", "mmseg": "DumpLabelMaps"}.get(cfg.get("default_scope"), "DumpResults")
+        dump = {"mmdet": "DumpDetResults", "mmseg": DumpLabelMaps.__name__}.get(cfg.get("default_scope"), "DumpResults")
         cfg.test_evaluator = [*evaluators, {"type": dump, "out_file_path": str(scratch / "predictions.pkl")}]
     elif out.suffix == ".json":
         coco = [evaluator for evaluator in evaluators if str(evaluator.get("type")).endswith("CocoMetric")]
