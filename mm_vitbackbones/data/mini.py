@@ -36,12 +36,12 @@ from typing import Any
 
 import cv2
 import numpy as np
-from mmengine.utils import track_iter_progress
 from numpy.random import RandomState
 
 from mm_vitbackbones.data.folder import OwnedFolder, to_json
 from mm_vitbackbones.errors import UserError
 from mm_vitbackbones.files import to_png
+from mm_vitbackbones.progress import track
 
 VERSION = 1
 SPLITS = {"training": 400, "validation": 100, "smoke": 16}
@@ -565,7 +565,8 @@ def prepare(root: str | Path, splits: Sequence[str] = tuple(SPLITS)) -> bool:
         return False
     folder.claim(files)
     drawn: dict[str, list[Scene]] = {split: [] for split in splits}
-    for split, index in track_iter_progress([(name, index) for name in splits for index in range(SPLITS[name])]):
+    pending = [(split, index) for split in splits for index in range(SPLITS[split])]
+    for split, index in track(pending, "drawing scenes"):
         drawn[split].append(draw_scene(split, index))
         for name, content in encode(split, index, drawn[split][-1]).items():
             folder.write(name, content)

@@ -14,8 +14,11 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # the package is not installed yet
+from mm_vitbackbones.progress import Progress
 
 FLAGS = {"MMCV_WITH_OPS": "1", "CFLAGS": "-g0 -w", "NO_COLOR": "1"}  # without debug information: half the time
 
@@ -27,19 +30,12 @@ def steps(lines: Iterator[str]) -> Iterator[tuple[int, int]]:
             yield int(match[1]), int(match[2])
 
 
-def show_progress(progress: Iterator[tuple[int, int]]) -> None:
-    """One line that is rewritten on a terminal, and a line for every tenth of the way elsewhere."""
-    begin, shown = time.monotonic(), -1
-    for done, total in progress:
-        minutes = (time.monotonic() - begin) / 60
-        text = f"  mmcv: {done}/{total} compiled, {100 * done // total} %, {minutes:.1f} min"
-        if done < total:
-            text += f", about {minutes / done * (total - done):.0f} min left"
-        if sys.stdout.isatty():
-            print(f"\r{text:<72}", end="\n" if done == total else "", flush=True)
-        elif 10 * done // total > shown:
-            shown = 10 * done // total
-            print(text, flush=True)
+def show_progress(steps: Iterator[tuple[int, int]], clock: Callable[[], float] = time.monotonic) -> None:
+    """A bar on a terminal, and a line per minute elsewhere."""
+    progress = None
+    for done, total in steps:
+        progress = progress or Progress("  compiling mmcv", total, every=60, clock=clock)
+        progress.update(done)
 
 
 def pip_install(requirement: str, log: Path, use_cache: bool) -> bool:
