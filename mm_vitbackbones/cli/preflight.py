@@ -36,6 +36,13 @@ LAYOUTS = {
 """What a known data root holds, by the root's name, as the end of "expected there: ..."."""
 
 
+PROCESSING = ("pipeline", "lazy_init", "serialize_data", "max_refetch")
+"""Arguments of a dataset that say how its images are read, and not which ones."""
+
+LEAVING_OUT = ("filter_cfg", "test_mode")
+"""Arguments of a dataset that say which of its images are left out."""
+
+
 LARGE = 64 * 2**20
 """Bytes from which on an annotation file is not read twice: COCO's takes tens of seconds, and is not empty."""
 
@@ -43,25 +50,25 @@ LARGE = 64 * 2**20
 def check(cfg: Config, splits: Sequence[str], every: bool = False) -> None:
     """Check a config against this machine: libraries, data of these splits (train, val, test), model.
 
-    Of the pictures and masks of a data set a sample is looked at, or with ``every`` each of them.
+    Of the pictures and masks of a data set a sample is looked at, or with ``every`` each of them. A data set that
+    several splits have is looked at once.
 
     Raises:
         UserError: for the first thing found wrong.
     """
     libraries.use(libraries.scope_of(cfg))
     summaries: dict[str, CocoSummary] = {}
+    for where, dataset, seen in distinct_datasets(cfg, splits):
+        check_data_exists(dataset, where)
+        classes = classes_of(dataset)
+        if classes is not None:
+            if summary := check_annotations(dataset, classes, where, every, seen):
+                summaries[where] = summary
+                print_log(f"{where}: {summary}", logger="current")
+            check_num_classes(cfg.model, len(classes), where)
+        if "train" in splits and (dataset.get("data_prefix") or {}).get("seg_map_path") and not seen:
+            check_masks(dataset, where, every)
     for split in splits:
-        for dataset in datasets_of(cfg.get(f"{split}_dataloader")):
-            where = f"{split}_dataloader"
-            check_data_exists(dataset, where)
-            classes = classes_of(dataset)
-            if classes is not None:
-                if summary := check_annotations(dataset, classes, where, every):
-                    summaries[where] = summary
-                    print_log(f"{where}: {summary}", logger="current")
-                check_num_classes(cfg.model, len(classes), where)
-            if "train" in splits and (dataset.get("data_prefix") or {}).get("seg_map_path"):
-                check_masks(dataset, where, every)
         check_evaluators(cfg, split)
     check_same_categories(summaries)
     check_backbone(cfg.model)
@@ -70,6 +77,30 @@ def check(cfg: Config, splits: Sequence[str], every: bool = False) -> None:
         check_pretrained(cfg.model)
         if isinstance(cfg.get("load_from"), str):
             check_local_file(cfg.load_from, "load_from")
+
+
+def distinct_datasets(cfg: Config, splits: Sequence[str]) -> Iterator[tuple[str, Mapping[str, Any], bool]]:
+    """The datasets of these splits, each once: the dataloaders that have it (``val_dataloader and test_dataloader``),
+    the dataset, and whether its files are those of an earlier one, of which others are left out.
+
+    How images are transformed does not count.
+    """
+    found: list[tuple[list[str], dict[str, Any], Mapping[str, Any]]] = []
+    for split in splits:
+        where = f"{split}_dataloader"
+        for dataset in datasets_of(cfg.get(where)):
+            kept = {key: value for key, value in dataset.items() if key not in PROCESSING}
+            loaders = next((loaders for loaders, known, _ in found if known == kept), None)
+            if loaders is None:
+                found.append(([where], kept, dataset))
+            elif where not in loaders:
+                loaders.append(where)
+    seen: list[dict[str, Any]] = []
+    for loaders, kept, dataset in found:
+        files = {key: value for key, value in kept.items() if key not in LEAVING_OUT}
+        *first, last = loaders
+        yield f"{', '.join(first)} and {last}" if first else last, dataset, files in seen
+        seen.append(files)
 
 
 def datasets_of(loader: Any) -> Iterator[Mapping[str, Any]]:
@@ -132,14 +163,14 @@ def classes_of(dataset: Mapping[str, Any]) -> Sequence[str] | None:
 
 
 def check_annotations(
-    dataset: Mapping[str, Any], classes: Sequence[str], where: str, every: bool = False
+    dataset: Mapping[str, Any], classes: Sequence[str], where: str, every: bool = False, seen: bool = False
 ) -> CocoSummary | None:
     """A COCO-format file holds what the config says, and mmdet will read it so. A large one is looked into with
-    ``every`` only."""
+    ``every`` only; its pictures are not looked at if they have been ``seen``."""
     path = annotation_file(dataset)
     if path is None or (path.stat().st_size >= LARGE and not every):
         return None
-    return check_coco(dataset, path, classes, where, every)
+    return check_coco(dataset, path, classes, where, every, seen)
 
 
 def check_same_categories(summaries: Mapping[str, CocoSummary]) -> None:

@@ -12,11 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mmengine.logging import print_log
-from mmengine.utils import track_iter_progress
 from PIL import Image
 
 from mm_vitbackbones.errors import UserError, did_you_mean
+from mm_vitbackbones.progress import track
 
 SAMPLE = 100
 """How many pictures are looked for where not all are asked for; they lie evenly over the data set."""
@@ -50,8 +49,12 @@ class CocoSummary:
         )
 
 
-def check_coco(dataset: Mapping[str, Any], path: Path, classes: Sequence[str], where: str, every: bool) -> CocoSummary:
+def check_coco(
+    dataset: Mapping[str, Any], path: Path, classes: Sequence[str], where: str, every: bool, seen: bool = False
+) -> CocoSummary:
     """Check a COCO-format file and a sample of its pictures, or all of them, against a config's data set.
+
+    Pictures that have been ``seen``, for another data set of the same files, are not looked at.
 
     Raises:
         UserError: for the first thing that cannot be meant.
@@ -61,7 +64,8 @@ def check_coco(dataset: Mapping[str, Any], path: Path, classes: Sequence[str], w
     check_classes(classes, categories, path, where)
     check_boxes(content, path, where)
     folder = Path(dataset.get("data_root") or "", (dataset.get("data_prefix") or {}).get("img") or "")
-    check_pictures(content["images"], folder, where, every)
+    if not seen:
+        check_pictures(content["images"], folder, where, every)
     summary = summarise(content, path, classes, dataset)
     if not summary.left or not summary.kept:
         raise UserError(f"{where}: no image of {path} has an annotation that can be trained on; {summary}")
@@ -125,9 +129,8 @@ def check_pictures(images: Sequence[Mapping[str, Any]], folder: Path, where: str
         raise UserError(f"{where}: {looked} are not in {folder}, such as {missing[0]}: set data_prefix=dict(img=...)")
     if not every:
         return
-    print_log(f"{where}: looking at {len(images)} pictures", logger="current")
     broken = []
-    for image in track_iter_progress(images):
+    for image in track(images, f"{where}: looking at pictures"):
         try:
             with Image.open(folder / image["file_name"]) as picture:
                 picture.load()

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS
-from mmengine.utils import track_iter_progress
 from PIL import Image, UnidentifiedImageError
 
 from mm_vitbackbones.errors import UserError
+from mm_vitbackbones.progress import track
 
 SAMPLE = 200
 """How many masks are looked at where not all are asked for; they lie evenly over the data set."""
@@ -42,8 +42,9 @@ def check_masks(dataset: Mapping[str, Any], where: str, every: bool = False) -> 
     classes = listed.metainfo.get("classes") or ()
     some = pairs if every else pairs[:: max(1, len(pairs) // SAMPLE)]
     present: Counter[int] = Counter()
-    for pair in _progress(some, where) if every else some:
-        present.update(check_mask(pair, len(classes), listed.ignore_index, where))
+    found = (check_mask(pair, len(classes), listed.ignore_index, where) for pair in some)
+    for in_mask in track(found, f"{where}: looking at masks", len(some)) if every else found:
+        present.update(in_mask)
     absent = [name for label, name in enumerate(classes) if label not in present]
     if absent:
         share = f"the {len(some)} masks" if every else f"{len(some)} of {len(pairs)} masks"
@@ -123,8 +124,3 @@ def _size(path: str) -> tuple[int, int]:
         width, height = image.size
         turned = image.getexif().get(0x0112) in SIDEWAYS
     return (width, height) if turned else (height, width)
-
-
-def _progress(pairs: Sequence[Any], where: str) -> Iterable[Any]:
-    print_log(f"{where}: looking at {len(pairs)} masks", logger="current")
-    return track_iter_progress(pairs)

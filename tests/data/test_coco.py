@@ -55,6 +55,15 @@ def test_good_set_passes(folder, every):
     assert str(summary).endswith("boxes.json: 3 of 3 images, 6 of 6 annotations")
 
 
+def test_pictures_that_were_seen_are_not_looked_at_again(folder):
+    folder.check(every=True)
+    (folder.root / "images/1.png").unlink()
+    dataset = dict(data_root=str(folder.root), ann_file="boxes.json", data_prefix=dict(img="images"))
+    assert preflight.check_annotations(dataset, CLASSES, "val_dataloader", every=True, seen=True).images == 3
+    with pytest.raises(UserError, match=r"1 of 3 pictures"):
+        preflight.check_annotations(dataset, CLASSES, "val_dataloader", every=True)
+
+
 def test_left_out_annotations_are_counted_by_reason(folder):
     first = folder.content["annotations"]
     first.append(dict(first[0], id=100))
