@@ -60,6 +60,13 @@ def add_common(parser: argparse.ArgumentParser) -> None:
         help="how the processes of a distributed run were started; torchrun is recognised by itself",
     )
     add_options(parser)
+    add_verbose(parser)
+
+
+def add_verbose(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--verbose", action="store_true", help="show on the console all that is logged, and warnings of the libraries"
+    )
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

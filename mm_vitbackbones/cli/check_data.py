@@ -8,8 +8,9 @@ from pathlib import Path
 from mmengine.logging import print_log
 
 from mm_vitbackbones.cli import preflight
-from mm_vitbackbones.cli.arguments import Parser, add_options
+from mm_vitbackbones.cli.arguments import Parser, add_options, add_verbose
 from mm_vitbackbones.cli.config import load_config
+from mm_vitbackbones.engine.console import Console
 
 
 def check_data_arguments(argv: list[str]) -> argparse.Namespace:
@@ -17,6 +18,7 @@ def check_data_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("config", type=Path, help="a config file, such as configs/retinanet_pvt_s_coco.py")
     parser.add_argument("--check-all", action="store_true", help="look at every picture and mask, not at some")
     add_options(parser)
+    add_verbose(parser)
     return parser.parse_args(argv)
 
 
@@ -25,6 +27,7 @@ def main(argv: list[str]) -> None:
     args = check_data_arguments(argv)
     cfg = load_config(args.config, args.cfg_options)
     splits = [split for split in ("train", "val", "test") if cfg.get(f"{split}_dataloader") is not None]
-    preflight.check(cfg, splits, every=args.check_all)
+    with Console(args.verbose):
+        preflight.check(cfg, splits, every=args.check_all)
     looked = "every picture and mask" if args.check_all else "some pictures and masks; --check-all looks at every one"
     print_log(f"nothing wrong was found in {', '.join(splits)} ({looked})", logger="current")

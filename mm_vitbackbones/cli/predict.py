@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,16 @@ from mmengine.registry import DATASETS, DefaultScope
 
 from mm_vitbackbones import libraries
 from mm_vitbackbones.cli import preflight
-from mm_vitbackbones.cli.arguments import Parser, add_options
+from mm_vitbackbones.cli.arguments import Parser, add_options, add_verbose
 from mm_vitbackbones.cli.config import load_config
 from mm_vitbackbones.cli.model import build_model
 from mm_vitbackbones.cli.weights import load_weights
+from mm_vitbackbones.engine.console import Console
 from mm_vitbackbones.engine.drawing import class_name, draw_prediction, read_image
 from mm_vitbackbones.engine.resume import read
-from mm_vitbackbones.errors import UserError
+from mm_vitbackbones.errors import UserError, shorten
 from mm_vitbackbones.files import to_png, write_whole
+from mm_vitbackbones.progress import track
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 """What counts as a picture in a folder."""
@@ -38,6 +41,11 @@ def main(argv: list[str]) -> None:
         SystemExit: of code 1, once all is done, if pictures could not be read.
     """
     args = predict_arguments(argv)
+    with Console(args.verbose):
+        _predict(args)
+
+
+def _predict(args: argparse.Namespace) -> None:
     cfg = load_config(args.config, args.cfg_options)
     pictures = find_pictures(args.pictures)
     out = args.out or Path("predictions", args.config.stem)
@@ -51,7 +59,8 @@ def main(argv: list[str]) -> None:
     results = Results(predictor.classes)
     out.mkdir(parents=True, exist_ok=True)
     broken = []
-    for index, (path, name) in enumerate(pictures):
+    one_by_one = args.verbose or sys.stdout.isatty()
+    for index, (path, name) in enumerate(pictures if one_by_one else track(pictures, "predicting")):
         try:
             image = read_image(path.read_bytes())
         except (OSError, ValueError) as error:
@@ -68,11 +77,12 @@ def main(argv: list[str]) -> None:
             small = labels.astype(np.uint8) if labels.max(initial=0) < 256 else labels
             write_whole(out / f"{name}_labels.png", to_png(small))
         results.add(index, path, image.shape[:2], sample, args.score_thr)
-        print_log(f"{index + 1}/{len(pictures)} {path}: {results.said(sample, args.score_thr)}", logger="current")
+        if one_by_one:
+            print_log(f"{index + 1}/{len(pictures)} {path}: {results.said(sample, args.score_thr)}", logger="current")
     if results.annotations or not results.segments:
         write_whole(out / "predictions.json", json.dumps(results.coco()).encode())
     done = len(pictures) - len(broken)
-    print_log(f"{done} of {len(pictures)} pictures done: {out}", logger="current")
+    print_log(f"{done} of {len(pictures)} pictures done: {out}; found: {results.total()}", logger="current")
     if broken:
         print(f"{len(broken)} of {len(pictures)} pictures could not be read", file=sys.stderr)
         raise SystemExit(1)
@@ -137,10 +147,13 @@ class Results:
         self.images: list[dict[str, Any]] = []
         self.annotations: list[dict[str, Any]] = []
         self.segments = False
+        self.counts: Counter[str] = Counter()
+        """How many there are of each class; in segmentations, in how many pictures it is."""
 
     def add(self, index: int, path: Path, size: Sequence[int], sample: Any, score_thr: float) -> None:
         self.images.append({"id": index + 1, "file_name": str(path), "height": int(size[0]), "width": int(size[1])})
         self.segments |= "pred_sem_seg" in sample
+        self.counts += self.found(sample, score_thr)
         for box, label, score, mask in _instances(sample, score_thr):
             x1, y1, x2, y2 = (round(float(corner), 2) for corner in box)
             annotation = {
@@ -162,14 +175,24 @@ class Results:
 
     def said(self, sample: Any, score_thr: float) -> str:
         """What was found in one picture, in a few words."""
+        counts = self.found(sample, score_thr)
         if "pred_sem_seg" in sample:
-            present = np.unique(sample.pred_sem_seg.data.cpu().numpy())
-            return ", ".join(class_name(int(label), self.classes) for label in present)
-        counts: dict[str, int] = {}
-        for _, label, _, _ in _instances(sample, score_thr):
-            name = class_name(label, self.classes)
-            counts[name] = counts.get(name, 0) + 1
+            return ", ".join(counts)
         return ", ".join(f"{count} {name}" for name, count in counts.items()) or "nothing"
+
+    def found(self, sample: Any, score_thr: float) -> Counter[str]:
+        """How many objects of each class were found in one picture; of a segmentation, 1 for each class."""
+        if "pred_sem_seg" in sample:
+            labels = np.unique(sample.pred_sem_seg.data.cpu().numpy()).tolist()
+        else:
+            labels = [label for _, label, _, _ in _instances(sample, score_thr)]
+        return Counter(class_name(label, self.classes) for label in labels)
+
+    def total(self) -> str:
+        """What was found in all pictures, the most frequent first."""
+        counts = self.counts.most_common()
+        said = [f"{name} in {count}" if self.segments else f"{count} {name}" for name, count in counts]
+        return shorten(said) or "nothing"
 
 
 def _instances(sample: Any, score_thr: float) -> Iterator[tuple[Any, int, float, np.ndarray | None]]:
@@ -208,4 +231,5 @@ def predict_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--score-thr", type=float, default=0.3, metavar="SCORE", help="leave out lower scores (0.3)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda, cuda:1, cpu")
     add_options(parser)
+    add_verbose(parser)
     return parser.parse_args(argv)

@@ -7,7 +7,6 @@ import tempfile
 from pathlib import Path
 
 from mmengine.config import Config
-from mmengine.runner import Runner
 
 from mm_vitbackbones.cli import preflight
 from mm_vitbackbones.cli.arguments import Parser, add_common
@@ -15,6 +14,7 @@ from mm_vitbackbones.cli.config import load_config
 from mm_vitbackbones.cli.launch import registry_errors, set_launcher
 from mm_vitbackbones.cli.predictions import dump_predictions, keep_predictions
 from mm_vitbackbones.cli.weights import load
+from mm_vitbackbones.engine.console import Console
 from mm_vitbackbones.engine.resume import read
 from mm_vitbackbones.errors import UserError
 
@@ -47,6 +47,11 @@ def test_arguments(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str]) -> None:
     """tools/test.py: evaluate a checkpoint. See ``test_arguments`` for the command line."""
     args = test_arguments(argv)
+    with Console(args.verbose) as console:
+        _test(args, console)
+
+
+def _test(args: argparse.Namespace, console: Console) -> None:
     cfg = load_config(args.config, args.cfg_options)
     # Not the training's own folder: there it would replace the dumped config.
     cfg.work_dir = str(args.work_dir or Path(cfg.get("work_dir") or Path("work_dirs", args.config.stem), "test"))
@@ -71,7 +76,7 @@ def main(argv: list[str]) -> None:
             dump_predictions(cfg, args.out, Path(scratch))
         set_launcher(cfg, args.launcher)
         with registry_errors(args.config):
-            runner = Runner.from_cfg(cfg)
+            runner = console.runner(cfg)
             load(runner, checkpoint, args.checkpoint)
             runner.test()
         if args.out and runner.rank == 0:

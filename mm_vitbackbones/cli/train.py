@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.runner import Runner
 
 from mm_vitbackbones.cli import preflight
 from mm_vitbackbones.cli.arguments import Parser, add_common
@@ -16,6 +15,7 @@ from mm_vitbackbones.cli.launch import registry_errors, set_launcher
 from mm_vitbackbones.cli.preflight import check_rules
 from mm_vitbackbones.cli.weights import check_fits, unwrapped
 from mm_vitbackbones.engine.amp import use_amp
+from mm_vitbackbones.engine.console import Console
 from mm_vitbackbones.engine.resume import allow_mmengine_checkpoints, checkpoints_in, latest_checkpoint, read, weights
 from mm_vitbackbones.errors import UserError
 
@@ -56,6 +56,11 @@ def train_arguments(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str]) -> None:
     """tools/train.py: train as the config says. See ``train_arguments`` for the command line."""
     args = train_arguments(argv)
+    with Console(args.verbose) as console:
+        _train(args, console)
+
+
+def _train(args: argparse.Namespace, console: Console) -> None:
     cfg = load_config(args.config, args.cfg_options)
     work_dir = args.work_dir or Path(cfg.get("work_dir") or Path("work_dirs", args.config.stem))
     cfg.work_dir = str(work_dir)
@@ -90,7 +95,7 @@ def main(argv: list[str]) -> None:
         allow_mmengine_checkpoints()
     set_launcher(cfg, args.launcher)
     with registry_errors(args.config):
-        runner = Runner.from_cfg(cfg)
+        runner = console.runner(cfg)
         if checkpoint is not None:
             check_fits(unwrapped(runner), weights(checkpoint), path)
         check_rules(cfg, unwrapped(runner))

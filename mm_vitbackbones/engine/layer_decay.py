@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from mmengine.logging import print_log
+from mmengine.logging import MMLogger
 from mmengine.optim import DefaultOptimWrapperConstructor
 from torch import nn
 
 from mm_vitbackbones.backbones.base import Backbone
+from mm_vitbackbones.engine.console import IN_FILE
 from mm_vitbackbones.registry import OPTIM_WRAPPER_CONSTRUCTORS
 
 
@@ -70,7 +71,10 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             group = groups.setdefault(tuple(sorted(settings.items())), {**settings, "params": []})
             group["params"].append(parameter)
         ordered = sorted(groups.values(), key=lambda group: (group["lr"], group.get("weight_decay", 0.0)))
-        print_log(self._table(ordered, model), logger="current")
+        logger = MMLogger.get_current_instance()
+        rates = [group["lr"] for group in ordered]
+        logger.info(f"{len(rates)} parameter groups, with rates of {rates[0]:.3g} to {rates[-1]:.3g}")
+        logger.info(self._table(ordered, model), extra=IN_FILE)
         return ordered
 
     def _scales(self, model: nn.Module) -> dict[int, float]:

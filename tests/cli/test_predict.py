@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -68,6 +69,8 @@ def test_detector_draws_and_writes_coco_results(detector, tmp_path):
     assert result.returncode == 0, result.stderr
     drawn = sorted(path.name for path in out.glob("*.png"))
     assert drawn == ["picture_0.png", "picture_0_2.png", "picture_1.png"]  # two pictures of one name
+    assert "predicting: 3/3" in result.stdout
+    assert str(alone) not in result.stdout
     found = json.loads((out / "predictions.json").read_text())
     assert [image["width"] for image in found["images"]] == [80, 50, 64]
     assert [category["name"] for category in found["categories"]] == [*mini.THINGS]
@@ -79,6 +82,9 @@ def test_detector_draws_and_writes_coco_results(detector, tmp_path):
         assert 0 <= y <= y + height <= image["height"] + 0.02
         assert 0 <= annotation["score"] <= 1
         assert 1 <= annotation["category_id"] <= 5
+    numbers = [annotation["category_id"] for annotation in found["annotations"]]
+    name, count = Counter(found["categories"][number - 1]["name"] for number in numbers).most_common(1)[0]
+    assert f"3 of 3 pictures done: {out}; found: {count} {name}" in result.stdout
     again = run_tool("predict", *arguments)
     assert again.returncode == 2
     assert "is there already, and nothing is overwritten" in again.stderr
@@ -89,8 +95,11 @@ def test_segmentor_writes_label_maps_and_skips_broken_images(segmentor, tmp_path
     good = pictures(tmp_path, (60, 80), (64, 64))
     (tmp_path / "broken.jpg").write_text("<html>")
     out = tmp_path / "out"
-    result = run_tool("predict", config, checkpoint, good[0], tmp_path / "broken.jpg", good[1], "--out", out)
+    arguments = (config, checkpoint, good[0], tmp_path / "broken.jpg", good[1], "--out", out, "--verbose")
+    result = run_tool("predict", *arguments)
     assert result.returncode == 1
+    assert f"3/3 {good[1]}: " in result.stdout
+    assert "predicting: " not in result.stdout
     assert f"skipped {tmp_path / 'broken.jpg'}: not a picture that OpenCV can read" in result.stderr
     assert result.stderr.strip().endswith("1 of 3 pictures could not be read")
     for path, size in zip(good, ((60, 80), (64, 64)), strict=True):
@@ -156,3 +165,18 @@ def test_masks_are_run_lengths_and_their_area_is_counted():
     assert results.said(Sample(pred_instances=found), 0.95) == "nothing"
     labels = PixelData(data=torch.tensor([[[0, 1, 7]]]))
     assert results.said(Sample(pred_sem_seg=labels), 0.3) == "cat, dog, class 7"
+
+
+def test_what_all_pictures_hold_is_counted():
+    detections = Results(("cat", "dog"))
+    assert detections.total() == "nothing"
+    for labels in ([1, 0, 1], [1]):
+        count = len(labels)
+        found = InstanceData(bboxes=torch.zeros(count, 4), labels=torch.tensor(labels), scores=torch.ones(count))
+        detections.add(0, Path("a.png"), (6, 8), Sample(pred_instances=found), score_thr=0.3)
+    assert detections.total() == "3 dog, 1 cat"
+    segments = Results(("cat", "dog"))
+    for labels in ([[[0, 1, 1]]], [[[1, 1, 1]]]):
+        found = PixelData(data=torch.tensor(labels))
+        segments.add(0, Path("a.png"), (1, 3), Sample(pred_sem_seg=found), score_thr=0.3)
+    assert segments.total() == "dog in 2, cat in 1"

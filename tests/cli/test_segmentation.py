@@ -39,6 +39,7 @@ def trained(config: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     work_dir = tmp_path_factory.mktemp("work") / "whole"
     result = run_tool("train", config, "--work-dir", work_dir, "--seed", 1, "--check-all")
     assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
     return work_dir, result.stdout
 
 
@@ -50,16 +51,34 @@ def table(said: str) -> dict[str, float]:
 
 def test_training_prints_metrics_and_replaced_norms(trained: tuple[Path, str]) -> None:
     work_dir, said = trained
-    for part in ("aAcc:", "mIoU:", "mAcc:", "looking at 16 masks", "SyncBN is replaced by BN in 1 places"):
+    for part in ("aAcc:", "mIoU:", "mAcc:", "looking at masks: 16/16", "SyncBN is replaced by BN in 1 places"):
         assert part in said
     assert set(table(said)) == set(mini.LABELS)
     assert (work_dir / "curves.png").is_file()
     assert (work_dir / "iter_4.pth").is_file()
 
 
+def test_the_console_is_short_and_the_log_complete(trained: tuple[Path, str]) -> None:
+    work_dir, shown = trained
+    assert shown.partition("Iter(train)")[0].count("\n") <= 30
+    log = next(work_dir.glob("*/*.log")).read_text()
+    for detail in (
+        "Config:\n",
+        "Hooks will be executed",
+        "decode_head.norm.weight - torch.Size",
+        "paramwise_options -- decode_head.norm.weight:weight_decay",
+        "UserWarning: ``build_loss``",
+    ):
+        assert detail in log
+        assert detail not in shown
+
+
 def test_run_can_be_resumed(trained: tuple[Path, str], config: Path, tmp_path: Path) -> None:
     short = ("--cfg-options", "train_cfg.max_iters=2")
-    assert run_tool("train", config, "--work-dir", tmp_path, "--seed", 1, *short).returncode == 0
+    first = run_tool("train", config, "--work-dir", tmp_path, "--seed", 1, "--verbose", *short)
+    assert first.returncode == 0, first.stderr
+    assert "paramwise_options -- decode_head.norm.weight:weight_decay" in first.stdout
+    assert "UserWarning: ``build_loss``" in first.stderr
     result = run_tool("train", config, "--work-dir", tmp_path, "--resume")
     assert result.returncode == 0, result.stderr
     assert "Iter(train) [4/4]" in result.stdout
@@ -149,7 +168,9 @@ def test_a_rule_for_no_parameter_is_refused(config: Path, tmp_path: Path) -> Non
 
 def test_classes_that_do_not_match_are_refused(config: Path, tmp_path: Path) -> None:
     said = refusal("train", config, "--work-dir", tmp_path / "work", "--cfg-options", "num_classes=4")
-    assert "model.decode_head.num_classes=4, but the data set of train_dataloader has 9 classes" in said
+    assert (
+        "model.decode_head.num_classes=4, but the data set of train_dataloader and val_dataloader has 9 classes" in said
+    )
 
 
 def test_tta_needs_a_tta_pipeline() -> None:

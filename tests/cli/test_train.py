@@ -51,7 +51,32 @@ def trained(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     work_dir = tmp_path_factory.mktemp("work") / "whole"
     result = run_tool("train", config, "--work-dir", work_dir, "--seed", 1)
     assert result.returncode == 0, result.stderr
+    (work_dir / "console").write_text(result.stdout + result.stderr)
     return work_dir
+
+
+def test_the_console_is_short_and_the_log_complete(trained: Path) -> None:
+    shown = (trained / "console").read_text()
+    before, _, after = shown.partition("Epoch(train)")
+    for part in (
+        "train_dataloader: ",
+        "network: RetinaNet, backbone PVT, ",
+        "weights: random",
+        "train data: CocoDataset, 14 images, 5 classes (ball, beetle, crate, starfish, ring)",
+        "schedule: 2 epochs of 4 iterations, batch 4, evaluated every epoch",
+        "optimizer: AdamW, learning rate 0.001",
+        "device: ",
+        "log: ",
+    ):
+        assert part in before
+    assert before.count("\n") <= 30
+    assert "Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all" in after
+    log = next(trained.glob("*/*.log")).read_text()
+    for detail in ("Config:\n", "Hooks will be executed", "bbox_head.retina_cls.bias - torch.Size", "index created!"):
+        assert detail in log
+        assert detail not in shown
+    assert "Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all" in log
+    assert "Warning" not in shown
 
 
 def test_training_shows_progress_and_leaves_curves(trained: Path) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
 from torch import nn
 
 from helpers.toys import TOYS
-from mm_vitbackbones.engine import layer_decay as optimizing
+from mm_vitbackbones.engine.console import IN_FILE
 
 RULES = dict(norm_decay_mult=0.0, bias_decay_mult=0.0)
 
@@ -74,11 +77,14 @@ def test_frozen_parameters_are_in_no_group():
     assert not [name for name in found if name.startswith("backbone.stages.0.")]
 
 
-def test_groups_are_logged_as_a_table(monkeypatch):
-    told: list[str] = []
-    monkeypatch.setattr(optimizing, "print_log", lambda text, **kwargs: told.append(text))
-    _, groups = settings(Detector(), **RULES)
-    (table,) = told
+def test_groups_are_logged_as_a_line_and_a_table(monkeypatch):
+    logged: list[tuple[str, Any]] = []
+    logger = MMLogger.get_current_instance()
+    monkeypatch.setattr(logger, "info", lambda text, extra=None: logged.append((text, extra)))
+    found, groups = settings(Detector(), **RULES)
+    (line, _), (table, extra) = logged
+    assert line == f"{groups} parameter groups, with rates of {min(rate for rate, _ in found.values()):.3g} to 1"
+    assert extra == IN_FILE
     title, head, *rows = table.splitlines()
     assert title == "parameter groups"
     assert head.split() == ["rate", "decay", "tensors", "values", "first", "and", "last"]

@@ -1,0 +1,220 @@
+"""What a run says on the console: what a user wants to read. The log file has all the rest too."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+import sysconfig
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TextIO
+
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+from mmengine.runner import Runner
+
+from mm_vitbackbones.engine.summary import SummaryHook, log_file
+from mm_vitbackbones.errors import CheckpointError, UserError
+
+LIBRARIES = ("mmcv", "mmdet", "mmengine", "mmseg")
+"""Packages that log much which nobody reads. Of all others, each message is shown."""
+
+REPORTERS = ("mmengine.hooks", "mmengine.evaluator", "mmengine.runner.loops", "mmdet.evaluation", "mmseg.evaluation")
+"""The parts of the libraries that log how a run goes, and its results."""
+
+REPORTS = re.compile(
+    r"Load checkpoint from|resumed epoch|Auto resumed|LR is set based on|load model from|Model has been|Enabling the "
+)
+"""How messages begin that are shown, of the other parts."""
+
+NOISE = re.compile(r"Exp name: |Checkpoints will be saved to")
+"""How messages of the reporters begin that are not shown."""
+
+HARMLESS = re.compile(r"deprecated|^The prefix is not set in metric class|^`save_param_scheduler` is True but")
+"""What warnings of the libraries say on which a user cannot act."""
+
+PRINTING = (
+    "mmdet.datasets.api_wrappers.coco_api",
+    "mmdet.datasets.api_wrappers.cocoeval_mp",
+    "pycocotools.coco",
+    "pycocotools.cocoeval",
+)
+"""Modules that print instead of logging."""
+
+IN_FILE = {"console": False}
+"""``logger.info(message, extra=IN_FILE)``: the message is a detail, for the log file alone."""
+
+LONG = 40
+"""Lines from which on a message of the libraries is left to the log file: a table of 80 classes, but not of 30."""
+
+EVERY = 10.0
+"""Seconds between two lines that say how far an evaluation is."""
+
+
+class Console:
+    """Within it, the console shows how a run goes, its results, warnings of this package and errors.
+
+    Left to the log file of the runner that ``runner`` builds are: the libraries' news about how they are set up (the
+    config, hooks, each parameter's rate), Python's warnings about the code of libraries, warnings on which a user
+    cannot act, long tables, and all but one line in 10 s of how far an evaluation is. Nothing is taken from that file,
+    and what pycocotools prints comes to it.
+
+    Args:
+        verbose: change nothing, and show all.
+        clock: seconds from any beginning.
+    """
+
+    def __init__(self, verbose: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
+        self.verbose, self.clock = verbose, clock
+        self._filters: list[tuple[logging.Handler, logging.Filter]] = []
+        self._log: MMLogger | None = None
+        self._early: list[tuple[Any, ...]] = []
+        self._printing: list[Any] = []
+
+    def __enter__(self) -> Console:
+        if not self.verbose:
+            self._filter(MMLogger.get_current_instance())
+            self._show_warning = warnings.showwarning
+            warnings.showwarning = self._warn
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        if self.verbose:
+            return
+        warnings.showwarning = self._show_warning
+        for handler, rule in self._filters:
+            handler.removeFilter(rule)
+        for module in self._printing:
+            del module.print
+        if kind is not None and not issubclass(kind, (UserError, CheckpointError)):
+            for warning in self._early:  # they may explain why it went wrong, and no log file has them
+                self._show_warning(*warning)
+
+    def runner(self, cfg: Config) -> Runner:
+        """``Runner.from_cfg``, with a summary of the run before its first iteration."""
+        console = self
+
+        class Quiet(Runner):
+            def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
+                logger = super().build_logger(*args, **kwargs)
+                console._take(logger)
+                return logger
+
+        runner = (Runner if self.verbose else Quiet).from_cfg(cfg)
+        runner.register_hook(SummaryHook())
+        return runner
+
+    def _take(self, logger: MMLogger) -> None:
+        """From now on this logger is the run's. It comes after the libraries' imports, and before all they say."""
+        self._filter(logger)
+        self._log = logger
+        for message, category, filename, lineno, _, line in self._early:
+            self._to_file(message, category, filename, lineno, line)
+        self._early.clear()
+        for name in PRINTING:
+            if (module := sys.modules.get(name)) is not None and not hasattr(module, "print"):
+                module.print = self._print  # type: ignore[attr-defined]  # in the place of the built-in one
+                self._printing.append(module)
+
+    def _filter(self, logger: MMLogger) -> None:
+        for handler in logger.handlers:
+            if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+                rule = ConsoleFilter(handler, log_file(logger), self.clock)
+                handler.addFilter(rule)
+                self._filters.append((handler, rule))
+
+    def _warn(
+        self,
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        """In the place of ``warnings.showwarning``."""
+        if file is not None or not of_a_library(filename):
+            self._show_warning(message, category, filename, lineno, file, line)
+        elif self._log is None:
+            self._early.append((message, category, filename, lineno, None, line))
+        else:
+            self._to_file(message, category, filename, lineno, line)
+
+    def _to_file(
+        self, message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None
+    ) -> None:
+        assert self._log is not None
+        text = warnings.formatwarning(message, category, filename, lineno, line).strip()
+        self._log.log(logging.WARNING, text, extra=IN_FILE)
+
+    def _print(self, *values: Any, **options: Any) -> None:
+        """In the place of ``print`` in pycocotools: of what it says, the table of AP is worth showing."""
+        if options or self._log is None:
+            print(*values, **options)
+            return
+        text = " ".join(map(str, values))
+        self._log.info(text, extra={"console": text.lstrip().startswith("Average ")})
+
+
+class ConsoleFilter(logging.Filter):
+    """Of what a logger says, what its console shows."""
+
+    def __init__(self, handler: logging.Handler, file: Path | None, clock: Callable[[], float]) -> None:
+        super().__init__()
+        self.handler, self.file, self.clock = handler, file, clock
+        self._progress = -EVERY
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno >= logging.ERROR:
+            return True
+        if os.environ.get("RANK", "0") != "0":  # before a runner is built, MMEngine does not know who is the first
+            return False
+        if (shown := getattr(record, "console", None)) is not None:
+            return shown
+        speaker, message = _speaker(), record.getMessage()
+        if speaker.partition(".")[0] not in LIBRARIES:
+            return True
+        if record.levelno >= logging.WARNING:
+            return HARMLESS.search(message) is None
+        if not speaker.startswith(REPORTERS):
+            return REPORTS.match(message) is not None
+        if record.funcName in ("after_val_iter", "after_test_iter") and speaker == "mmengine.hooks.logger_hook":
+            return self._is_due()
+        if self.file is not None and message.count("\n") >= LONG:
+            brief = f"{message.count(chr(10))} lines of results are in {self.file}"
+            self.handler.emit(logging.makeLogRecord({**vars(record), "msg": brief, "args": None}))
+            return False
+        return NOISE.match(message) is None
+
+    def _is_due(self) -> bool:
+        now = self.clock()
+        due = now - self._progress >= EVERY
+        if due:
+            self._progress = now
+        return due
+
+
+def _speaker() -> str:
+    """The module whose message is being logged."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None:
+        name = frame.f_globals.get("__name__", "")
+        if name != __name__ and not name.startswith(("logging", "mmengine.logging")):
+            return name
+        frame = frame.f_back
+    return frame.f_globals.get("__name__", "")
+
+
+def of_a_library(filename: str) -> bool:
+    """Whether a source file is neither this package's nor the user's own."""
+    path = Path(filename)
+    if path.is_relative_to(Path(__file__).parents[1]):
+        return False
+    roots = [sysconfig.get_path("stdlib")]  # and packages that are used out of their own checkout
+    roots += [str(Path(sys.modules[name].__file__ or ".").parent) for name in LIBRARIES if name in sys.modules]
+    installed = {"site-packages", "dist-packages"} & {*path.parts}
+    return bool(installed) or filename.startswith("<") or any(path.is_relative_to(root) for root in roots)
