@@ -24,19 +24,20 @@ def backbone_names() -> dict[str, tuple[type[Backbone], str]]:
 
 
 def build_backbone(
-    name: str, *, pretrained: str | os.PathLike[str] | Mapping[str, Any] | None = None, **arguments: Any
+    name: str, *, pretrained: bool | str | os.PathLike[str] | Mapping[str, Any] | None = None, **arguments: Any
 ) -> Backbone:
     """A backbone as a plain torch module.
 
     Args:
         name: family and arch, such as ``"pvt_small"``, ``"pvt_v2_b2"``, ``"mit_b0"``, ``"swin_tiny"``,
             ``"coat_lite_small"`` or ``"pit_s_distilled"``.
-        pretrained: a file of published weights in any known layout (a path, a URL, or what such a file holds).
+        pretrained: True for the published weights of this arch (those on ImageNet-1k, where there are such), the name
+            of other ones (``"imagenet22k"``), or a file in any known layout: a path, a URL, or what such a file holds.
         arguments: of the backbone: ``out_indices``, ``in_channels``, ``drop_path_rate`` and so on.
 
     Raises:
         ValueError: for an unknown name, with the nearest ones, or an argument out of its range.
-        CheckpointError: if the weights are not those of this backbone.
+        CheckpointError: if the weights are not those of this backbone, or there are none of that name.
     """
     known = backbone_names()
     if name not in known:
@@ -44,9 +45,11 @@ def build_backbone(
         raise ValueError(f"there is no backbone {name!r}{hint}")
     family, arch = known[name]
     backbone: Backbone = BACKBONES.build(dict(type=family.__name__, arch=arch, **arguments))
-    if pretrained is not None:
-        from mm_vitbackbones.checkpoints import load_pretrained
+    if pretrained is not None and pretrained is not False:
+        from mm_vitbackbones.checkpoints import load_pretrained, published
 
+        if pretrained is True:
+            pretrained = published.default_of(family.__name__, arch).url
         load_pretrained(backbone, pretrained)
     return backbone
 

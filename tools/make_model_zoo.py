@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from mmengine.config import Config
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from mm_vitbackbones.checkpoints.published import FILES, resolve
 from mm_vitbackbones.cli.arguments import Parser, run
 from mm_vitbackbones.cli.describe import describe
 from mm_vitbackbones.cli.model import build_model
@@ -32,16 +34,6 @@ REASONS = {
     "segformer_mit_b1_ade20k": "published as 13.1 + 0.6 M",
 }
 """Why a counted number of parameters differs by more from the published one."""
-
-LICENCES = {
-    "PVT": "Apache-2.0",
-    "PVTv2": "Apache-2.0",
-    "MiT": "NVIDIA Source Code License (non-commercial)",
-    "Swin": "MIT",
-    "CoaT": "Apache-2.0",
-    "PiT": "Apache-2.0",
-}
-"""Of the pretrained weights."""
 
 PAPERS = {
     "PVT": ("Pyramid Vision Transformer", "https://arxiv.org/abs/2102.12122"),
@@ -118,13 +110,18 @@ def make_entry(path: Path, published: Mapping[str, Any]) -> Entry:
         backbone_multiply_adds=alone.multiply_adds,
         parameters=parameters,
         multiply_adds=multiply_adds,
-        checkpoint=_checkpoint(backbone.get("init_cfg")),
+        checkpoint=_checkpoint(backbone),
         published=published,
     )
 
 
-def _checkpoint(init_cfg: Any) -> str:
-    return init_cfg.get("checkpoint") or "" if isinstance(init_cfg, Mapping) else ""
+def _checkpoint(backbone: Mapping[str, Any]) -> str:
+    """The URL of the pretrained weights of a backbone's config; empty if it has none."""
+    init_cfg = backbone.get("init_cfg")
+    if not isinstance(init_cfg, Mapping) or init_cfg.get("type") != "Pretrained":
+        return ""
+    family = backbone["type"].removeprefix("mm_vitbackbones.")
+    return os.fspath(resolve(init_cfg.get("checkpoint"), family, backbone["arch"]))
 
 
 def count(cfg: Config, size: tuple[int, int]) -> tuple[int, int]:
@@ -183,13 +180,14 @@ def page(entries: list[Entry]) -> str:
     small = [entry for entry in entries if entry.dataset in ("mini", "trees")]
     parts.append("\n## The embedded sets\n\nFor trying things out, from random weights; no benchmarks.\n\n")
     parts.append(_table(small, "512x512 (segmentation) or 800x1280"))
-    parts.append("\n## Pretrained weights\n\n" + _weights(entries))
+    parts.append("\n## Pretrained weights\n\n" + WEIGHTS + _weights())
     return "".join(parts)
 
 
 HEAD = """# Model zoo
 
-Made by `tools/make_model_zoo.py` from the configs and from `docs/published.json`: do not edit.
+Made by `tools/make_model_zoo.py` from the configs, `docs/published.json` and
+`mm_vitbackbones/checkpoints/published.py`: do not edit.
 
 **Nothing of COCO and ADE20K was trained here.** Results are those that were published, with their source: papers, the
 authors' repositories, third parties. "untested" marks configs without a published result. Parameters and multiply-adds
@@ -229,11 +227,22 @@ def _result(results: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value}" for name, value in results.items())
 
 
-def _weights(entries: list[Entry]) -> str:
-    rows = ["| weights | address | licence |", "| --- | --- | --- |"]
-    files = {(entry.family, entry.arch): entry for entry in entries if entry.checkpoint}
-    for (family, arch), entry in sorted(files.items()):
-        rows.append(f"| {family} {arch} | <{entry.checkpoint}> | {LICENCES[family]} |")
+WEIGHTS = """The names go into a config, `init_cfg=dict(type="Pretrained", checkpoint="imagenet1k")`, and into
+`build_backbone("swin_tiny", pretrained="imagenet22k")`. The first name of an arch is its default. Top-1 is ImageNet-1k
+accuracy as published.
+
+"""
+
+
+def _weights() -> str:
+    rows = [
+        "| backbone | name | trained on | pixels | top-1 | file | published by | licence |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for file in FILES:
+        cells = [f"{file.family} {file.arch}", f"`{file.name}`", file.data, file.size, file.top1 or "-"]
+        cells += [f"[{file.file_name}]({file.url})", file.source, file.licence]
+        rows.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(rows) + "\n"
 
 

@@ -15,10 +15,10 @@ class Pretrained:
     """Weights of a file, by ``load_pretrained``: strictly, in any known layout.
 
     Args:
-        checkpoint: a path or a URL.
+        checkpoint: the name of a published file of the backbone's arch, such as ``"imagenet1k"``, a path or a URL.
     """
 
-    def __init__(self, checkpoint: str | os.PathLike[str]) -> None:
+    def __init__(self, checkpoint: str | os.PathLike[str] | None) -> None:
         self.checkpoint = checkpoint
 
     def __call__(self, module: nn.Module) -> None:

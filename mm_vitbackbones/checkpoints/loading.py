@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import Counter
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from mm_vitbackbones.checkpoints import published
 from mm_vitbackbones.checkpoints.layout import CLASSIFIER, Family, State
 from mm_vitbackbones.checkpoints.reading import read_checkpoint
 from mm_vitbackbones.checkpoints.recognise import (
@@ -25,9 +27,16 @@ from mm_vitbackbones.checkpoints.recognise import (
     twin_of,
 )
 from mm_vitbackbones.errors import CheckpointError, CheckpointMismatch, shorten
+from mm_vitbackbones.registry import BACKBONES
 
 CONTAINERS = ("state_dict", "model", "model_ema", "state_dict_ema")
 """Where files keep their weights, beside other things; the first that is there counts."""
+
+
+KNOWN = FAMILIES | HEADS
+"""What has key tables, by the registered class's name."""
+
+_LOGGED: set[published.Licence] = set()
 
 
 @dataclass(frozen=True)
@@ -85,12 +94,24 @@ class LoadReport:
 def layout_of(module: nn.Module, state: State) -> str | None:
     """In what layout a state dict holds a module's weights; None if in none that is known, or the module is none of
     those that ``load_pretrained`` takes."""
-    family = (FAMILIES | HEADS).get(type(module).__name__)
+    family = family_of(type(module))
     found = find_layout(state, [family]) if family else None
     return found.layout.name if found else None
 
 
-def load_pretrained(backbone: nn.Module, checkpoint: str | os.PathLike[str] | Mapping[str, Any]) -> LoadReport:
+def family_of(cls: type) -> Family | None:
+    """What the loader knows of a class: one of ours, or one that derives from one of ours; None for any other.
+
+    A class is known by itself and not by its name. What nobody has imported, and so is not registered yet, no module
+    can be an instance of.
+    """
+    registered = {
+        BACKBONES.module_dict[name]: family for name, family in KNOWN.items() if name in BACKBONES.module_dict
+    }
+    return next((registered[base] for base in cls.__mro__ if base in registered), None)
+
+
+def load_pretrained(backbone: nn.Module, checkpoint: str | os.PathLike[str] | Mapping[str, Any] | None) -> LoadReport:
     """Loads published or own weights, of any layout that the backbone's family (or the head) is known in.
 
     The weights may be wrapped (``state_dict``, ``model``, ``model_ema``) and prefixed (``module.``, ``backbone.``).
@@ -99,23 +120,28 @@ def load_pretrained(backbone: nn.Module, checkpoint: str | os.PathLike[str] | Ma
 
     Args:
         backbone: one of ours, or a ``SegFormerHead``.
-        checkpoint: a path, a URL, or what such a file holds.
+        checkpoint: the name of a published file of the backbone's arch, such as ``"imagenet1k"`` (see
+            ``published.resolve``), a path, a URL, or what such a file holds.
 
     Raises:
         CheckpointMismatch: if a parameter of the backbone is not in the file, or one of the file not in the backbone.
-        CheckpointError: if the file cannot be read, or holds NaN or infinite weights.
+        CheckpointError: if the file cannot be read, or holds NaN or infinite weights; for None, as a config has it
+            that forgot to name a file, and for the name of a file that there is not.
 
     Whenever it raises, the backbone is as it was.
     """
+    family = _family(backbone)
     if isinstance(checkpoint, Mapping):
         source, content = "the given state dict", dict(checkpoint)
     else:
+        checkpoint = published.resolve(checkpoint, family.name, arch_name(backbone))
         source, content = os.fspath(checkpoint), read_checkpoint(checkpoint)
     try:
         report = _load(backbone, content, source)
     except CheckpointError as error:
         raise type(error)(f"{source}: {error}") from None
     print_log(str(report), logger="current")
+    _log_licence(family.name, source)
     return report
 
 
@@ -181,7 +207,7 @@ def _load(backbone: nn.Module, content: Any, source: str) -> LoadReport:
 
     renamed = {key: found.layout.keys.to_ours(key) or "" for key in inside}
     split_off = set(ours) - set(renamed.values())
-    twin = twin_of(found, _arch_name(backbone))
+    twin = twin_of(found, arch_name(backbone))
     return LoadReport(
         source=source,
         layout=found.layout.name,
@@ -203,14 +229,29 @@ def _load(backbone: nn.Module, content: Any, source: str) -> LoadReport:
 
 
 def _family(backbone: nn.Module) -> Family:
-    name = type(backbone).__name__
-    known = FAMILIES | HEADS
-    if name not in known:
-        raise CheckpointError(f"there is no key table for {name}; there are tables for {', '.join(known)}")
-    return known[name]
+    cls = type(backbone)
+    if family := family_of(cls):
+        return family
+    ours = f" of {cls.__module__}, which does not derive from ours" if cls.__name__ in KNOWN else ""
+    raise CheckpointError(f"there is no key table for {cls.__name__}{ours}; there are tables for {', '.join(KNOWN)}")
 
 
-def _arch_name(backbone: Any) -> str | None:
+def _log_licence(family: str, source: str) -> None:
+    """Names the terms of weights that may not be used commercially: one line for each licence and process."""
+    record = published.by_address(source)
+    family = record.family if record else family
+    licence = published.licence_of(family)
+    if licence and not licence.commercial and licence not in _LOGGED:
+        _LOGGED.add(licence)
+        print_log(
+            f"the published weights of {family} are under the {licence}, in any layout and from any mirror",
+            logger="current",
+            level=logging.WARNING,
+        )
+
+
+def arch_name(backbone: Any) -> str | None:
+    """The name of a backbone's arch; None for a spec that no name stands for, and for what has no archs."""
     archs = getattr(type(backbone), "archs", {})
     return next((name for name, arch in archs.items() if arch == backbone.arch), None)
 
@@ -218,7 +259,7 @@ def _arch_name(backbone: Any) -> str | None:
 def _describe(backbone: Any) -> str:
     if spec_of := _family(backbone).spec_of:
         return f"{type(backbone).__name__}({spec_of(backbone.state_dict())})"
-    return f"{type(backbone).__name__} {_arch_name(backbone) or backbone.arch}"
+    return f"{type(backbone).__name__} {arch_name(backbone) or backbone.arch}"
 
 
 def _fit(given: State, target: State, family: Family) -> tuple[State, list[str], list[str]]:
@@ -290,6 +331,6 @@ def _advice(family: Family, ours: State, backbone: Any) -> str:
     if family.spec_of:
         return f"The file's is {family.name}({family.spec_of(ours)}); nothing was loaded"
     archs = find_archs(family, ours)
-    if archs and _arch_name(backbone) not in archs:
+    if archs and arch_name(backbone) not in archs:
         return f"Give arch={' or '.join(map(repr, archs))}, or the file of the arch that you want; nothing was loaded"
     return "Give the file of this arch; nothing was loaded"

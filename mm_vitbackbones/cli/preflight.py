@@ -16,11 +16,13 @@ from torch import nn
 
 from mm_vitbackbones import libraries
 from mm_vitbackbones.backbones.base import Backbone
+from mm_vitbackbones.checkpoints.loading import arch_name, family_of
+from mm_vitbackbones.checkpoints.published import resolve
 from mm_vitbackbones.cli.config import heads, nodes
 from mm_vitbackbones.data.coco import CocoSummary, check_coco, some
 from mm_vitbackbones.data.masks import check_masks
 from mm_vitbackbones.engine.layer_decay import unmatched_rules
-from mm_vitbackbones.errors import UserError, did_you_mean
+from mm_vitbackbones.errors import CheckpointError, UserError, did_you_mean
 
 OURS = "mm_vitbackbones"
 """The scope of this package's registries."""
@@ -205,14 +207,8 @@ def check_evaluators(cfg: Config, split: str) -> None:
 def check_backbone(model: Any) -> None:
     """One of our backbones can be built, and the neck expects the channels that it gives."""
     config = (model.get("backbone") if isinstance(model, Mapping) else None) or {}
-    backbone_class = look_up(MODELS, config.get("type"))
-    if not (isinstance(backbone_class, type) and issubclass(backbone_class, Backbone)):
+    if (backbone := backbone_of(config, "model.backbone")) is None:
         return
-    try:
-        with torch.device("meta"):  # no memory, no time
-            backbone = backbone_class(**{key: value for key, value in config.items() if key != "type"})
-    except (TypeError, ValueError) as error:
-        raise UserError(f"model.backbone: {error}") from None
     neck = model.get("neck")
     expected = neck.get("in_channels") if isinstance(neck, Mapping) else None
     if isinstance(expected, (list, tuple)) and tuple(expected) != backbone.channels:
@@ -220,6 +216,22 @@ def check_backbone(model: Any) -> None:
             f"model.neck.in_channels={[*expected]}, but the backbone gives {[*backbone.channels]}; "
             f"set model.neck.in_channels={[*backbone.channels]}"
         )
+
+
+def backbone_of(config: Mapping[str, Any], where: str) -> Backbone | None:
+    """The backbone of a config, without memory for its weights; None if it is none of ours.
+
+    Raises:
+        UserError: if it cannot be built.
+    """
+    backbone_class = look_up(MODELS, config.get("type"))
+    if not (isinstance(backbone_class, type) and issubclass(backbone_class, Backbone)):
+        return None
+    try:
+        with torch.device("meta"):  # no memory, no time
+            return backbone_class(**{key: value for key, value in config.items() if key != "type"})
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def check_optimizer(cfg: Config) -> None:
@@ -230,10 +242,28 @@ def check_optimizer(cfg: Config) -> None:
 
 
 def check_pretrained(model: Any) -> None:
-    """Local files named by ``init_cfg=dict(type='Pretrained', ...)`` exist. URLs are the loader's business."""
-    for path, node in nodes(model, "model"):
-        if isinstance(node, Mapping) and node.get("type") == "Pretrained" and isinstance(node.get("checkpoint"), str):
-            check_local_file(node["checkpoint"], f"{path}.checkpoint")
+    """What ``init_cfg=dict(type='Pretrained', ...)`` names is there: the local file, or the published file of a name
+    such as ``imagenet1k``. URLs are the loader's business."""
+    parts = dict(nodes(model, "model"))
+    for path, node in parts.items():
+        if isinstance(node, Mapping) and node.get("type") == "Pretrained":
+            where = f"{path}.checkpoint"
+            checkpoint = published_url(node.get("checkpoint"), parts.get(path.partition(".init_cfg")[0]), where)
+            if isinstance(checkpoint, str):
+                check_local_file(checkpoint, where)
+
+
+def published_url(checkpoint: Any, owner: Any, where: str) -> Any:
+    """A checkpoint as the config of a network of ours (``owner``) has it, with the URL for a name; others unchanged."""
+    network = look_up(MODELS, owner.get("type")) if isinstance(owner, Mapping) else None
+    family = family_of(network) if isinstance(network, type) else None
+    if not family:
+        return checkpoint
+    backbone = backbone_of(owner, where.partition(".init_cfg")[0])
+    try:
+        return resolve(checkpoint, family.name, backbone and arch_name(backbone))
+    except CheckpointError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def check_local_file(name: str, where: str) -> None:

@@ -35,6 +35,9 @@ from mm_vitbackbones.errors import UserError
 
 pytestmark = [pytest.mark.mmdet, pytest.mark.xdist_group("train")]
 
+PRETRAINED = ("model.backbone.init_cfg._delete_=True", "model.backbone.init_cfg.type=Pretrained")
+"""Options for a pretrained backbone in place of none."""
+
 
 @pytest.fixture(scope="module")
 def config(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -220,7 +223,11 @@ def test_missing_segmentation_data_is_refused_with_its_source(tmp_path: Path) ->
         (["model.backbone.out_indices=(3,1)"], ["out_indices"]),
         (["model.backbone.depth=4"], ["depth"]),
         (["model.neck.in_channels=[16,32,64]"], ["in_channels=[16, 32, 32]"]),
-        (["model.backbone.init_cfg.type=Pretrained", "model.backbone.init_cfg.checkpoint=gone.pth"], ["gone.pth"]),
+        ([*PRETRAINED, "model.backbone.init_cfg.checkpoint=gone.pth"], ["init_cfg.checkpoint: no file gone.pth"]),
+        (
+            [*PRETRAINED, "model.backbone.init_cfg.checkpoint=imagenet1k"],
+            ["model.backbone.init_cfg.checkpoint", "of this PVT no published file is known"],
+        ),
         (["load_from=gone.pth"], ["load_from", "gone.pth"]),
         (["train_dataloader.dataset.metainfo.classes=ball"], ["('ball',)"]),
         (["train_dataloader.dataset.metainfo.classes=(ball,bal)"], ["'bal'", "'starfish'"]),

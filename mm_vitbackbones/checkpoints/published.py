@@ -1,0 +1,266 @@
+"""The published weights files: one record each. What a config, a table or a log says of such a file comes from here.
+
+A record is found by family, arch and name: ``checkpoint='imagenet1k'`` in the config of ``Swin(arch='tiny')`` is the
+file that Swin's authors trained on ImageNet-1k. A name says the data, and the image size where it is not 224 pixels.
+The first record of an arch is its default.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import urllib.parse
+from dataclasses import dataclass
+from pathlib import Path
+
+from mm_vitbackbones.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class Licence:
+    """The terms of a file: their name, and whether they allow commercial use."""
+
+    name: str
+    commercial: bool = True
+
+    def __str__(self) -> str:
+        return self.name if self.commercial else f"{self.name} (non-commercial)"
+
+
+APACHE = Licence("Apache-2.0")
+MIT_LICENCE = Licence("MIT")
+NVIDIA = Licence("NVIDIA Source Code License", commercial=False)
+
+IN1K = "ImageNet-1k"
+IN22K = "ImageNet-22k"
+IN22K_TO_1K = "ImageNet-22k, then ImageNet-1k"
+
+
+@dataclass(frozen=True)
+class PublishedFile:
+    """One weights file that can be downloaded.
+
+    Args:
+        family: the registered class that it is for.
+        arch: its arch.
+        name: what ``checkpoint=`` calls it, unlike the other names of this arch.
+        url: where it is.
+        licence: its terms.
+        source: who publishes it.
+        data: what it was trained on.
+        size: side of the training images, in pixels.
+        top1: accuracy on ImageNet-1k in percent, from the paper; None for files that do not predict its classes.
+        sha256: the first digits of the file's SHA-256, as the file name carries them; empty where it carries none.
+    """
+
+    family: str
+    arch: str
+    name: str
+    url: str
+    licence: Licence
+    source: str
+    data: str = IN1K
+    size: int = 224
+    top1: float | None = None
+    sha256: str = ""
+
+    @property
+    def file_name(self) -> str:
+        """The last part of the URL."""
+        return file_name_of(self.url)
+
+
+_PVT = "https://github.com/whai362/PVT/releases/download/v2"
+_SEGFORMER = "https://download.openmmlab.com/mmsegmentation/v0.5/pretrain/segformer"
+_SWIN = "https://github.com/SwinTransformer/storage/releases/download"
+_SWIN_OPENMMLAB = "https://download.openmmlab.com/mmsegmentation/v0.5/pretrain/swin"
+_COAT = "https://vcl.ucsd.edu/coat/pretrained"
+_TIMM = "https://huggingface.co/timm"
+
+_AUTHORS, _OPENMMLAB, _BY_TIMM = "the authors", "OpenMMLab, converted", "timm, converted"
+
+
+def _pvt(arch: str, top1: float) -> PublishedFile:
+    return PublishedFile("PVT", arch, "imagenet1k", f"{_PVT}/pvt_{arch}.pth", APACHE, _AUTHORS, top1=top1)
+
+
+def _pvt_v2(arch: str, top1: float) -> PublishedFile:
+    return PublishedFile("PVTv2", arch, "imagenet1k", f"{_PVT}/pvt_v2_{arch}.pth", APACHE, _AUTHORS, top1=top1)
+
+
+def _mit(arch: str, top1: float, sha256: str) -> PublishedFile:
+    url = f"{_SEGFORMER}/mit_{arch}_20220624-{sha256}.pth"
+    return PublishedFile("MiT", arch, "imagenet1k", url, NVIDIA, _OPENMMLAB, top1=top1, sha256=sha256)
+
+
+def _pit(arch: str, top1: float) -> PublishedFile:
+    url = f"{_TIMM}/pit_{arch}_224.in1k/resolve/main/model.safetensors"
+    return PublishedFile("PiT", arch, "imagenet1k", url, APACHE, _BY_TIMM, top1=top1)
+
+
+def _swin(arch: str, name: str, file: str, top1: float | None, release: str = "v1.0.0") -> PublishedFile:
+    url = f"{_SWIN}/{release}/swin_{file}.pth"
+    return PublishedFile("Swin", arch, name, url, MIT_LICENCE, _AUTHORS, _data(name), _size(name), top1)
+
+
+def _swin_openmmlab(arch: str, name: str, file: str, sha256: str, top1: float | None) -> PublishedFile:
+    url = f"{_SWIN_OPENMMLAB}/swin_{file}-{sha256}.pth"
+    name = f"{name}_openmmlab"
+    return PublishedFile("Swin", arch, name, url, MIT_LICENCE, _OPENMMLAB, _data(name), _size(name), top1, sha256)
+
+
+def _coat(arch: str, top1: float, sha256: str, name: str = "imagenet1k") -> PublishedFile:
+    size = _size(name)
+    url = f"{_COAT}/coat_{arch}{f'_{size}x{size}' if size != 224 else ''}_{sha256}.pth"
+    return PublishedFile("CoaT", arch, name, url, APACHE, _AUTHORS, size=size, top1=top1, sha256=sha256)
+
+
+def _data(name: str) -> str:
+    return IN22K_TO_1K if "to_1k" in name else IN22K if "22k" in name else IN1K
+
+
+def _size(name: str) -> int:
+    return 384 if "384" in name else 224
+
+
+FILES = (
+    _pvt("tiny", 75.1),
+    _pvt("small", 79.8),
+    _pvt("medium", 81.2),
+    _pvt("large", 81.7),
+    _pvt_v2("b0", 70.5),
+    _pvt_v2("b1", 78.7),
+    _pvt_v2("b2_li", 82.1),
+    _pvt_v2("b2", 82.0),
+    _pvt_v2("b3", 83.1),
+    _pvt_v2("b4", 83.6),
+    _pvt_v2("b5", 83.8),
+    _mit("b0", 70.5, "7e0fe6dd"),
+    _mit("b1", 78.7, "02e5a6a1"),
+    _mit("b2", 81.6, "66e8bf70"),
+    _mit("b3", 83.1, "13b1141c"),
+    _mit("b4", 83.6, "d588d980"),
+    _mit("b5", 83.8, "658746d9"),
+    _pit("ti", 73.0),
+    _pit("ti_distilled", 74.6),
+    _pit("xs", 78.1),
+    _pit("xs_distilled", 79.1),
+    _pit("s", 80.9),
+    _pit("s_distilled", 81.9),
+    _pit("b", 82.0),
+    _pit("b_distilled", 84.0),
+    _swin("tiny", "imagenet1k", "tiny_patch4_window7_224", 81.2),
+    _swin("tiny", "imagenet22k", "tiny_patch4_window7_224_22k", None, "v1.0.8"),
+    _swin("tiny", "imagenet22k_to_1k", "tiny_patch4_window7_224_22kto1k_finetune", 80.9, "v1.0.8"),
+    _swin_openmmlab("tiny", "imagenet1k", "tiny_patch4_window7_224_20220317", "1cdeb081", 81.2),
+    _swin("small", "imagenet1k", "small_patch4_window7_224", 83.2),
+    _swin("small", "imagenet22k", "small_patch4_window7_224_22k", None, "v1.0.8"),
+    _swin("small", "imagenet22k_to_1k", "small_patch4_window7_224_22kto1k_finetune", 83.2, "v1.0.8"),
+    _swin_openmmlab("small", "imagenet1k", "small_patch4_window7_224_20220317", "7ba6d6dd", 83.2),
+    _swin("base", "imagenet1k", "base_patch4_window7_224", 83.5),
+    _swin("base", "imagenet22k", "base_patch4_window7_224_22k", None),
+    _swin("base", "imagenet22k_to_1k", "base_patch4_window7_224_22kto1k", 85.2),
+    _swin_openmmlab("base", "imagenet1k", "base_patch4_window7_224_20220317", "e9b98025", 83.5),
+    _swin_openmmlab("base", "imagenet22k", "base_patch4_window7_224_22k_20220317", "4f79f7c0", None),
+    _swin("large", "imagenet22k", "large_patch4_window7_224_22k", None),
+    _swin("large", "imagenet22k_to_1k", "large_patch4_window7_224_22kto1k", 86.3),
+    _swin_openmmlab("large", "imagenet22k", "large_patch4_window7_224_22k_20220412", "aeecf2aa", None),
+    _swin("base_w12", "imagenet1k_384", "base_patch4_window12_384", 84.5),
+    _swin("base_w12", "imagenet22k_384", "base_patch4_window12_384_22k", None),
+    _swin("base_w12", "imagenet22k_to_1k_384", "base_patch4_window12_384_22kto1k", 86.4),
+    _swin_openmmlab("base_w12", "imagenet1k_384", "base_patch4_window12_384_20220317", "55b0104a", 84.5),
+    _swin_openmmlab("base_w12", "imagenet22k_384", "base_patch4_window12_384_22k_20220317", "e5c09f74", None),
+    _swin("large_w12", "imagenet22k_384", "large_patch4_window12_384_22k", None),
+    _swin("large_w12", "imagenet22k_to_1k_384", "large_patch4_window12_384_22kto1k", 87.3),
+    _swin_openmmlab("large_w12", "imagenet22k_384", "large_patch4_window12_384_22k_20220412", "6580f57d", None),
+    _coat("tiny", 78.3, "c6efc33c"),
+    _coat("mini", 81.0, "40667eec"),
+    _coat("small", 82.1, "7479cf9b"),
+    _coat("lite_tiny", 77.5, "e88e96b0"),
+    _coat("lite_mini", 79.1, "6b4a8ae5"),
+    _coat("lite_small", 81.9, "8d362f48"),
+    _coat("lite_medium", 83.6, "a750cd63"),
+    _coat("lite_medium", 84.5, "f9129688", "imagenet1k_384"),
+)
+"""Every published file whose address is known. The authors of MiT and PiT publish theirs on Google Drive, which has no
+address to download from: those files are OpenMMLab's and timm's."""
+
+NAMES = frozenset(file.name for file in FILES)
+
+
+def files_of(family: str, arch: str | None) -> dict[str, PublishedFile]:
+    """The published files of an arch by name, the default one first; empty if there is none."""
+    return {file.name: file for file in FILES if (file.family, file.arch) == (family, arch)}
+
+
+def default_of(family: str, arch: str | None) -> PublishedFile:
+    """The file that stands for "pretrained" without a name.
+
+    Raises:
+        CheckpointError: if none of this arch is known.
+    """
+    for file in files_of(family, arch).values():
+        return file
+    raise CheckpointError(_what_there_is(family, arch))
+
+
+def resolve(checkpoint: str | os.PathLike[str] | None, family: str, arch: str | None) -> str | os.PathLike[str]:
+    """The URL that the name of a published file stands for; a path or a URL is returned as it is.
+
+    A bare word is a name. What has a slash or a suffix (``./imagenet1k``, ``file.pth``) is a path or a URL, and so is
+    a bare word that is no published name where a file of that name exists. A file that is called like a published
+    name is never meant by the bare word: write ``./imagenet1k`` for it.
+
+    Args:
+        checkpoint: a name, a path or a URL; None for a config that forgot to say.
+        family: the registered class that the weights are for.
+        arch: its arch; None for a spec of the user's own, which has no published files.
+
+    Raises:
+        CheckpointError: for None, and for a name that this arch has no file of. The line lists what there is.
+    """
+    if checkpoint is None:
+        raise CheckpointError(f"checkpoint=None names no weights: {_what_there_is(family, arch)}")
+    if not isinstance(checkpoint, str) or not _is_bare_word(checkpoint):
+        return checkpoint
+    known = files_of(family, arch)
+    if checkpoint in known:
+        return known[checkpoint].url
+    if checkpoint not in NAMES and Path(checkpoint).exists():
+        return checkpoint
+    raise CheckpointError(f"checkpoint={checkpoint!r} names no weights: {_what_there_is(family, arch)}")
+
+
+def by_address(checkpoint: str) -> PublishedFile | None:
+    """The record of a URL, or of a local file that has a published file's name."""
+    if "://" in checkpoint:
+        return next((file for file in FILES if file.url == checkpoint), None)
+    found = [file for file in FILES if file.file_name == Path(checkpoint).name]
+    return found[0] if len(found) == 1 else None  # several mirrors have a model.safetensors
+
+
+def licence_of(family: str) -> Licence | None:
+    """The terms of a family's published weights, whoever hosts or converts them; None if none are known."""
+    return next((file.licence for file in FILES if file.family == family), None)
+
+
+def file_name_of(url: str) -> str:
+    """The last part of a URL's path."""
+    return Path(urllib.parse.unquote(urllib.parse.urlparse(url).path)).name
+
+
+def _is_bare_word(checkpoint: str) -> bool:
+    return bool(re.fullmatch(r"[^/\\.:~]+", checkpoint))
+
+
+def _what_there_is(family: str, arch: str | None) -> str:
+    known = files_of(family, arch)
+    if known:
+        return f"of {family} {arch} there are {', '.join(map(_listed, known.values()))}, or give a path or a URL"
+    which = f"{family} {arch}" if arch else f"this {family}"
+    return f"of {which} no published file is known, so give a path or a URL"
+
+
+def _listed(file: PublishedFile) -> str:
+    accuracy = f", top-1 {file.top1}" if file.top1 else ""
+    return f"{file.name!r} ({file.data} at {file.size}{accuracy}; {file.source})"
