@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from mm_vitbackbones.checkpoints.layout import CLASSIFIER, State
-from mm_vitbackbones.checkpoints.loading import unwrap
 from mm_vitbackbones.checkpoints.reading import read_checkpoint
 from mm_vitbackbones.checkpoints.recognise import (
     Found,
@@ -21,6 +20,7 @@ from mm_vitbackbones.checkpoints.recognise import (
     shapes_of,
     twin_of,
 )
+from mm_vitbackbones.checkpoints.unwrapping import unwrap
 from mm_vitbackbones.errors import CheckpointError, CheckpointMismatch, shorten
 
 TARGETS = ("official", "ours", "openmmlab")
@@ -75,7 +75,8 @@ def convert_checkpoint(
     _check_destination(path, force)
     content = read_checkpoint(source)
     try:
-        state, beside = unwrap(content)
+        weights = unwrap(content)
+        state, beside = weights.state, weights.beside
         aside = _aside(content)
         found, ours, outside = _recognise(state)
         ours |= aside
@@ -87,10 +88,11 @@ def convert_checkpoint(
     kept = {key: ours[key] for key in nameless if _is_aside(key)}
     _write(_wrap(theirs, kept, found, arch_name, to, flat), path, force)
 
-    beside = [key for key in beside if not aside or key not in (ASIDE, "meta")]
+    beside = tuple(key for key in beside if not aside or key not in (ASIDE, "meta"))
     twin = twin_of(found, arch_name)
     lost = [key for key in nameless if not _is_aside(key) or (flat and to == "openmmlab")]
     notes = [
+        *weights.notes,
         *([f"left behind, as not of the backbone: {shorten([*outside, *beside])}"] if outside or beside else []),
         *([f"left behind, as this form has no room for it: {shorten(lost)}"] if lost else []),
         *([] if any(map(_is_aside, ours)) else ["the source holds no classifier, and so the result holds none"]),
@@ -116,7 +118,7 @@ def _is_aside(key: str) -> bool:
 def _aside(content: Any) -> State:
     """The classifier's tensors that an earlier conversion put beside the backbone's."""
     aside = content.get(ASIDE) if isinstance(content, dict) else None
-    return {CLASSIFIER + key: t for key, t in unwrap(aside)[0].items()} if isinstance(aside, dict) and aside else {}
+    return {CLASSIFIER + key: t for key, t in unwrap(aside).state.items()} if isinstance(aside, dict) and aside else {}
 
 
 def _recognise(state: State) -> tuple[Found, State, list[str]]:

@@ -9,9 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from mmengine.logging import print_log
-from torch import Tensor, nn
+from torch import nn
 
 from mm_vitbackbones.checkpoints import published
 from mm_vitbackbones.checkpoints.layout import CLASSIFIER, Family, State
@@ -26,12 +25,9 @@ from mm_vitbackbones.checkpoints.recognise import (
     stage_of,
     twin_of,
 )
+from mm_vitbackbones.checkpoints.unwrapping import unwrap
 from mm_vitbackbones.errors import CheckpointError, CheckpointMismatch, shorten
 from mm_vitbackbones.registry import BACKBONES
-
-CONTAINERS = ("state_dict", "model", "model_ema", "state_dict_ema")
-"""Where files keep their weights, beside other things; the first that is there counts."""
-
 
 KNOWN = FAMILIES | HEADS
 """What has key tables, by the registered class's name."""
@@ -99,6 +95,22 @@ def layout_of(module: nn.Module, state: State) -> str | None:
     return found.layout.name if found else None
 
 
+def part_under_our_names(module: nn.Module, name: str, state: State) -> State:
+    """The state of a whole network in which the part ``name``, the given module, has our names, whatever layout it came
+    in. The rest is as it was, and so are keys that the layout does not know. Tensors keep the file's values and shapes.
+
+    Raises:
+        CheckpointError: if the state holds several such parts, such as a student's and a teacher's.
+    """
+    family = family_of(type(module))
+    if not family or not (found := find_layout(state, [family])):
+        return state
+    inside, outside = found.split(state)
+    ours, unknown = found.layout.to_ours(inside)
+    part = {f"{name}.{key}": tensor for key, tensor in ours.items() if not key.startswith(CLASSIFIER)}
+    return {key: state[key] for key in outside} | part | {f"{found.prefix}{key}": inside[key] for key in unknown}
+
+
 def family_of(cls: type) -> Family | None:
     """What the loader knows of a class: one of ours, or one that derives from one of ours; None for any other.
 
@@ -145,34 +157,9 @@ def load_pretrained(backbone: nn.Module, checkpoint: str | os.PathLike[str] | Ma
     return report
 
 
-def unwrap(content: Any) -> tuple[State, list[str]]:
-    """The tensors of a checkpoint's content by name, and the entries beside them.
-
-    Raises:
-        CheckpointError: if it holds no state dict, or tensors without plain values.
-    """
-    beside: list[str] = []
-    while isinstance(content, dict):
-        # dict's own methods: what a pickle may have set on a dict object is never called.
-        entries = dict(dict.items(content))
-        container = next((name for name in CONTAINERS if isinstance(entries.get(name), dict)), None)
-        if container is None:
-            break
-        beside += [str(key) for key in entries if key != container]
-        content = entries[container]
-    entries = dict(dict.items(content)) if isinstance(content, dict) else {}
-    state = {k: Tensor.detach(v) for k, v in entries.items() if isinstance(k, str) and isinstance(v, Tensor)}
-    if not state:
-        holds = f" (it holds {shorten([str(key) for key in entries])})" if entries else ""
-        raise CheckpointError(f"holds no state dict{holds}: save model.state_dict(), bare or under 'state_dict'")
-    for key, tensor in state.items():
-        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
-            raise CheckpointError(f"{key} is quantized, sparse or without data: save the plain model's state_dict()")
-    return state, beside + [str(key) for key in entries if key not in state]
-
-
 def _load(backbone: nn.Module, content: Any, source: str) -> LoadReport:
-    state, beside = unwrap(content)
+    weights = unwrap(content)
+    state = weights.state
     family, network = _family(backbone), _describe(backbone)
     if not (found := find_layout(state, [family])):
         raise CheckpointMismatch(
@@ -222,8 +209,11 @@ def _load(backbone: nn.Module, content: Any, source: str) -> LoadReport:
         ),
         unbuilt=tuple(unbuilt),
         outside=tuple(outside),
-        beside=tuple(beside),
-        notes=(f"the file may as well be of {twin}, which has the same names and shapes",) if twin else (),
+        beside=weights.beside,
+        notes=(
+            *weights.notes,
+            *((f"the file may as well be of {twin}, which has the same names and shapes",) if twin else ()),
+        ),
         part="backbone" if family.name in FAMILIES else "head",
     )
 

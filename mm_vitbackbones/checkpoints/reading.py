@@ -13,10 +13,11 @@ import contextlib
 import difflib
 import hashlib
 import http.client
+import io
 import os
 import pickle
 import pickletools
-import urllib.parse
+import re
 import warnings
 import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
@@ -27,10 +28,16 @@ from typing import IO, Any
 
 import torch
 
+from mm_vitbackbones.checkpoints import published
 from mm_vitbackbones.errors import CheckpointError, UnsafeCheckpointError, shorten
+from mm_vitbackbones.files import sha256
 
 _MAGIC_NUMBER = 0x1950A86A20F9469CFC6C  # what torch.save wrote first before PyTorch 1.6
 _CONVERT = "If you trust its source, load it once where it was made and save model.state_dict() alone."
+_JOIN = (
+    "make one file of all shards, for example by transformers' "
+    "AutoModel.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER, max_shard_size='1TB')"
+)
 
 
 def read_checkpoint(checkpoint: str | os.PathLike[str]) -> Any:
@@ -44,8 +51,10 @@ def read_checkpoint(checkpoint: str | os.PathLike[str]) -> Any:
         CheckpointError: if it is missing, damaged, or no checkpoint; if it cannot be fetched.
     """
     name = os.fspath(checkpoint)
+    if "://" in name:
+        _check_is_whole(name)
     if name.startswith(("http://", "https://")):
-        return _read_file(_fetch(name))
+        return _read_file(_fetch(name), published.file_name_of(name))
     if "://" in name:
         from mmengine.fileio import get_local_path
 
@@ -54,12 +63,15 @@ def read_checkpoint(checkpoint: str | os.PathLike[str]) -> Any:
                 path = stack.enter_context(get_local_path(name))
             except Exception as error:  # each storage client has its own
                 raise CheckpointError(f"cannot fetch {name}: {error}; fetch it by hand and give the path") from error
-            return _read_file(Path(path))
+            return _read_file(Path(path), published.file_name_of(name))
     return _read_file(Path(name).expanduser())
 
 
-def _read_file(path: Path) -> Any:
+def _read_file(path: Path, name: str = "") -> Any:
+    """What is in a file; ``name`` is what it is called where it comes from, if not as here."""
     _check_is_file(path)
+    _check_is_whole(path)
+    _check_digest(path, name or path.name)
     with path.open("rb") as file:
         kind = _kind(path, file)
         file.seek(0)
@@ -101,6 +113,53 @@ def _check_is_file(path: Path) -> None:
         raise CheckpointError(f"there is no checkpoint {path}{hint}")
 
 
+def _check_is_whole(name: str | Path) -> None:
+    """A file is not one of several that hold a network's weights together, by its name."""
+    shard = re.search(r"-0*(\d+)-of-0*(\d+)\.\w+$", str(name))
+    if shard and int(shard[2]) > 1:
+        raise CheckpointError(f"{name} is shard {shard[1]} of {shard[2]} and holds a part of the weights: {_JOIN}")
+
+
+_SUMS: dict[tuple[int, ...], str] = {}
+"""The SHA-256 of files that were looked at, by what identifies their content: it is computed once."""
+
+
+def _check_digest(path: Path, name: str) -> None:
+    """The content is what the name says, if it carries digits of the SHA-256.
+
+    Raises:
+        CheckpointError: if it is not.
+    """
+    if not (expected := digest_in(name)):
+        return
+    status = path.stat()
+    key = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    if key not in _SUMS:
+        _SUMS[key] = sha256(path)
+    if not (found := _SUMS[key]).startswith(expected):
+        raise CheckpointError(
+            f"{path} is damaged or another file: {name} says by its name that its SHA-256 begins with {expected}, and "
+            f"it begins with {found[: len(expected)]}; download or copy it again, or rename it if the digits are of "
+            "something else"
+        )
+
+
+def digest_in(name: str) -> str:
+    """The first digits of a file's SHA-256 that its name carries, as PyTorch's hub and OpenMMLab have them: a dash and
+    at least 8 hexadecimal digits at its end (``mit_b0_20220624-7e0fe6dd.pth``); empty if it carries none.
+
+    Decimal digits alone may be a date or a number of iterations: they are taken for a SHA-256 only where OpenMMLab's
+    date stands before them. 32 and 40 digits are those of other sums, and a UUID is no sum.
+    """
+    if record := published.by_address(name):
+        return record.sha256
+    stem = Path(name).stem
+    found = re.search(r"-([0-9a-f]{8,64})$", stem)
+    if not found or len(found[1]) in (32, 40) or re.search(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$", stem):
+        return ""
+    return "" if found[1].isdecimal() and not re.search(r"_\d{8}-\d{8}$", stem) else found[1]
+
+
 def _kind(path: Path, file: IO[bytes]) -> str:
     """'zip', 'pickle' or 'safetensors', by content; CheckpointError for anything else."""
     head = file.read(1024)
@@ -124,6 +183,8 @@ def _kind(path: Path, file: IO[bytes]) -> str:
         reason = "is compressed with gzip: run gunzip on it first"
     elif head.startswith(b"\x89HDF"):
         reason = "is an HDF5 file (Keras), which is not read: give a PyTorch checkpoint"
+    elif text.startswith(b"{") and (b'"weight_map"' in text or path.name.endswith(".index.json")):
+        reason = f"is the JSON index of weights in several shards, and holds none itself: {_JOIN}"
     elif text.startswith((b"{", b"[")):
         reason = "is a JSON file (an index or a config?): give the file with the weights"
     elif head[257:262] == b"ustar":
@@ -144,7 +205,25 @@ def _zip_kind(path: Path) -> str:
     if not any(name.endswith("/data.pkl") for name in names):
         what = "NumPy arrays" if any(name.endswith(".npy") for name in names) else f"{shorten(names, 3)}"
         raise CheckpointError(f"{path} is a zip archive but no PyTorch checkpoint: it holds {what or 'nothing'}")
+    _check_sums(path)
     return "zip"
+
+
+def _check_sums(path: Path) -> None:
+    """The parts of a zip archive have the checksums (CRC-32) that it gives for them; PyTorch does not look.
+
+    ``torch.serialization.set_crc32_options(False)`` makes files that give zeros for all checksums: those pass.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip() if any(part.CRC for part in archive.infolist()) else None
+    except Exception as error:  # a damaged archive can fail in any way
+        damaged = f"({type(error).__name__}: {error})"
+    if damaged:
+        raise CheckpointError(
+            f"{path} is damaged: its part {damaged} does not have the checksum that was written with it; download or "
+            "copy it again"
+        )
 
 
 def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
@@ -166,8 +245,10 @@ def _globals_of(file: IO[bytes], zipped: bool) -> set[tuple[str, str]]:
     """(module, name) of all that the pickles in a checkpoint refer to, with the Python 2 names as Python 3 has them."""
     if zipped:
         with zipfile.ZipFile(file) as archive:
-            inner = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
-            return _globals_in(archive.open(inner))
+            inner = next(part for part in archive.infolist() if part.filename.endswith("/data.pkl"))
+            if not inner.CRC:
+                del inner.CRC  # none was written; without the attribute it is not compared
+            return _globals_in(io.BytesIO(archive.read(inner)))
     # The form before PyTorch 1.6: a magic number, a version, the machine, the object and the storages' keys, one
     # pickle each, and then the raw storages.
     if all(argument != _MAGIC_NUMBER for _, argument, _ in pickletools.genops(file)):
@@ -281,10 +362,10 @@ def _fetch(url: str) -> Path:
     """The file behind a URL, downloaded once into PyTorch's cache of checkpoints."""
     from mmengine.dist import barrier, broadcast_object_list, get_dist_info
 
-    # The URL's hash keeps files of one name apart: many repositories have a pytorch_model.bin.
-    name = Path(urllib.parse.unquote(urllib.parse.urlparse(url).path)).name or "checkpoint"
+    # The URL's hash keeps files of one name apart: many repositories have a pytorch_model.bin. It stands first: at the
+    # end of a name it would be taken for the hash of the content.
     digest = hashlib.sha256(url.encode()).hexdigest()[:8]
-    path = Path(torch.hub.get_dir(), "checkpoints", f"{Path(name).stem}-{digest}{Path(name).suffix}")
+    path = Path(torch.hub.get_dir(), "checkpoints", f"{digest}-{published.file_name_of(url) or 'checkpoint'}")
     rank, world_size = get_dist_info()
     failure: list[CheckpointError | None] = [None]
     if rank == 0 and not path.exists():
@@ -307,7 +388,7 @@ def _download(url: str, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(partial), progress=True)
-        _read_file(partial)
+        _read_file(partial, published.file_name_of(url))
         partial.replace(path)
     except UnsafeCheckpointError as error:
         raise UnsafeCheckpointError(str(error).replace(str(partial), url)) from None

@@ -114,8 +114,10 @@ def _configs(target: str, arch: str | None) -> Iterable[tuple[str, Mapping[str, 
 def _from_file(path: Path, known: Mapping[str, type[Backbone]]) -> tuple[str, Mapping[str, Any]]:
     if not path.is_file():
         raise UserError(f"there is no config {path}")
-    config = Config.fromfile(path).get("model", {}).get("backbone", {})
-    family = str(config.get("type")).removeprefix("mm_vitbackbones.")
-    if family not in known:
+    cfg = Config.fromfile(path)
+    config = cfg.get("model", {}).get("backbone", {})
+    scope, _, family = str(config.get("type")).rpartition(".")
+    # A name without a scope is one of the default scope's: of a class there that may be called like one of ours.
+    if (scope or cfg.get("default_scope")) != BACKBONES.scope or family not in known:
         raise UserError(f"{path}: model.backbone is {config.get('type')!r}, and none of {', '.join(known)}")
     return f"{path.name}: {family} {config.get('arch', '')}".strip(), {**config.to_dict(), "type": family}

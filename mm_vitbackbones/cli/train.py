@@ -13,10 +13,10 @@ from mm_vitbackbones.cli.arguments import Parser, add_common
 from mm_vitbackbones.cli.config import load_config
 from mm_vitbackbones.cli.launch import registry_errors, set_launcher
 from mm_vitbackbones.cli.preflight import check_rules
-from mm_vitbackbones.cli.weights import check_fits, unwrapped
+from mm_vitbackbones.cli.weights import Trainer, check_fits, model_weights, unwrapped
 from mm_vitbackbones.engine.amp import use_amp
 from mm_vitbackbones.engine.console import Console
-from mm_vitbackbones.engine.resume import allow_mmengine_checkpoints, checkpoints_in, latest_checkpoint, read, weights
+from mm_vitbackbones.engine.resume import allow_mmengine_checkpoints, checkpoints_in, latest_checkpoint, read
 from mm_vitbackbones.errors import UserError
 
 LATEST = "latest"
@@ -86,25 +86,24 @@ def _train(args: argparse.Namespace, console: Console) -> None:
         # Before anything is built: MMEngine itself goes back to the first run's seed when the sampler has another.
         resume_seed(cfg, checkpoint["meta"].get("seed"), args.seed)
         cfg.load_from, cfg.resume = str(path), True
+        allow_mmengine_checkpoints()
     elif found := checkpoints_in(work_dir):
         raise UserError(
             f"{work_dir} already holds {found[-1].name} of an earlier run: "
             "continue it with --resume, or start another with --work-dir"
         )
-    if cfg.get("load_from"):
-        allow_mmengine_checkpoints()
     set_launcher(cfg, args.launcher)
     with registry_errors(args.config):
-        runner = console.runner(cfg)
+        runner = console.runner(cfg, Trainer)
         if checkpoint is not None:
-            check_fits(unwrapped(runner), weights(checkpoint), path)
+            check_fits(unwrapped(runner), model_weights(checkpoint, path).state, path)
         check_rules(cfg, unwrapped(runner))
         runner.train()
 
 
 def check_resumable(checkpoint: dict[str, Any], path: Path, train_cfg: dict[str, Any]) -> None:
     """A checkpoint carries the state of a training run, and the run is not over."""
-    if not {"optimizer", "message_hub", "meta"} <= checkpoint.keys():
+    if not {"state_dict", "optimizer", "message_hub", "meta"} <= checkpoint.keys():
         raise UserError(
             f"{path} holds weights alone, not the state of a training run: "
             "to start from its weights give --cfg-options load_from=FILE instead of --resume"

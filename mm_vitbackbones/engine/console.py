@@ -94,17 +94,17 @@ class Console:
             for warning in self._early:  # they may explain why it went wrong, and no log file has them
                 self._show_warning(*warning)
 
-    def runner(self, cfg: Config) -> Runner:
-        """``Runner.from_cfg``, with a summary of the run before its first iteration."""
+    def runner(self, cfg: Config, kind: type[Runner] = Runner) -> Runner:
+        """``kind.from_cfg``, with a summary of the run before its first iteration."""
         console = self
 
-        class Quiet(Runner):
+        class Quiet(kind):  # type: ignore[misc, valid-type]
             def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
                 logger = super().build_logger(*args, **kwargs)
                 console._take(logger)
                 return logger
 
-        runner = (Runner if self.verbose else Quiet).from_cfg(cfg)
+        runner = (kind if self.verbose else Quiet).from_cfg(cfg)
         runner.register_hook(SummaryHook())
         return runner
 

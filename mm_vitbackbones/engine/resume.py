@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
 from pathlib import Path
@@ -36,7 +37,7 @@ def allow_mmengine_checkpoints() -> None:
     if digit_version(torch.__version__) < digit_version("2.6"):
         raise UserError(
             f"torch {torch.__version__} reads MMEngine's checkpoints only by running code from them; "
-            "to resume, or to start from load_from, install torch 2.6 or newer"
+            "to resume, or to start from such an address, install torch 2.6 or newer"
         )
     functions: list[Any] = [np.ndarray(()).__reduce__()[0], np.float64(0).__reduce__()[0]]  # _reconstruct, scalar
     names: list[Any] = [HistoryBuffer, np.ndarray, np.dtype, (_history_statistic, "builtins.getattr")]
@@ -46,8 +47,8 @@ def allow_mmengine_checkpoints() -> None:
     torch.serialization.add_safe_globals(names)
 
 
-def read(path: Path) -> dict[str, Any]:
-    """A checkpoint as plain data: what is neither a tensor nor plain data is replaced by something inert.
+def read(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """A checkpoint, of a path or a URL, as plain data: what is neither is replaced by something inert.
 
     Raises:
         UserError: the file is not there, is damaged, or is no checkpoint that holds data alone.
@@ -59,11 +60,6 @@ def read(path: Path) -> dict[str, Any]:
     if not isinstance(checkpoint, dict):
         raise UserError(f"{path} is no checkpoint of a model: it holds a {type(checkpoint).__name__}")
     return checkpoint
-
-
-def weights(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """The model's part, by MMEngine's rule: under ``state_dict`` if there is one, without ``module.`` prefixes."""
-    return {re.sub(r"^module\.", "", key): value for key, value in checkpoint.get("state_dict", checkpoint).items()}
 
 
 def checkpoints_in(work_dir: Path) -> list[Path]:

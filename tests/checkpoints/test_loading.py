@@ -9,9 +9,9 @@ from torch import nn
 
 from helpers.official import official_state, relative_error
 from helpers.paths import DATA
-from helpers.toys import RECORDED, SPEC
+from helpers.toys import RECORDED, SPEC, TOYS
 from mm_vitbackbones.backbones import PVT, CoaT, MiT, PiT, PVTv2, Swin
-from mm_vitbackbones.checkpoints import CheckpointError, CheckpointMismatch, load_pretrained
+from mm_vitbackbones.checkpoints import CheckpointError, CheckpointMismatch, layout_of, load_pretrained
 from mm_vitbackbones.checkpoints.recognise import FAMILIES, looks_like
 from mm_vitbackbones.checkpoints.surgery import adapt_in_channels
 
@@ -74,6 +74,15 @@ WRAPPERS = {
     "nested": lambda state: {"state_dict": {"model": state}},
     "ema beside": lambda state: {"model": state, "model_ema": {k: torch.zeros_like(v) for k, v in state.items()}},
     "module": lambda state: {f"module.{k}": v for k, v in state.items()},
+    "state_dict_ema": lambda state: {"state_dict_ema": state, "epoch": 3},
+    "student and teacher": lambda state: {
+        "student": {f"module.backbone.{k}": torch.zeros_like(v) for k, v in state.items()},
+        "teacher": {f"module.backbone.{k}": v for k, v in state.items()},
+    },
+    "compiled": lambda state: {"model": {f"_orig_mod.{k}": v for k, v in state.items()}},
+    "compiled backbone": lambda state: (
+        {f"backbone._orig_mod.{k}": v for k, v in state.items()} | {"neck._orig_mod.w": torch.ones(1)}
+    ),
     "detector": lambda state: {
         "state_dict": {f"backbone.{k}": v for k, v in state.items()}
         | {"neck.w": torch.ones(1), "bbox_head.w": torch.ones(1)}
@@ -91,7 +100,8 @@ def test_wrappers_and_prefixes_are_opened(tmp_path, wrapper, layout):
     torch.save(WRAPPERS[wrapper](renamed("pvt", layout)), tmp_path / "file.pth")
     report = load_pretrained(backbone, tmp_path / "file.pth")
     check_loaded(backbone, "pvt")
-    assert ("neck" in str(report)) == ("detector" in wrapper)
+    assert ("neck" in str(report)) == ("detector" in wrapper or wrapper == "compiled backbone")
+    assert ("were taken" in str(report)) == (wrapper in ("ema beside", "student and teacher"))
     assert ("optimizer" in str(report)) == (wrapper == "state_dict")
 
 
@@ -444,6 +454,32 @@ def test_integer_tensors_are_refused(unchanged):
         load_pretrained(
             unchanged(build("pvt")), official_state("pvt") | {"block1.0.norm1.weight": torch.ones(8, dtype=torch.int64)}
         )
+
+
+def test_a_class_that_derives_from_ours_is_of_its_family():
+    class Mine(PVT):
+        pass
+
+    class MiT(PVT):  # called like another of ours
+        pass
+
+    for cls in (Mine, MiT):
+        backbone = cls(arch=TOYS["pvt"].arch)
+        load_pretrained(backbone, official_state("pvt"))
+        check_loaded(backbone, "pvt")
+        assert layout_of(backbone, official_state("pvt")) == "official"
+        with pytest.raises(CheckpointMismatch, match=f"which is not {cls.__name__} tiny"):
+            load_pretrained(cls("tiny", out_indices=(0,)), PVT("small", out_indices=(0,)).state_dict())
+
+
+def test_a_class_that_is_called_like_ours_is_not_of_its_family():
+    class PVT(nn.Linear):
+        pass
+
+    backbone = PVT(1, 1)
+    assert layout_of(backbone, official_state("pvt")) is None
+    with pytest.raises(CheckpointError, match=r"no key table for PVT of \S*test_loading, which does not derive"):
+        load_pretrained(backbone, official_state("pvt"))
 
 
 def test_network_without_a_key_table_is_refused():

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import mm_vitbackbones
-from helpers.official import TOYS, official_state
+from helpers.official import official_state
 from helpers.paths import ROOT
+from helpers.toys import TOYS
 from mm_vitbackbones.backbones import PVT, MiT, PVTv2, Swin
 from mm_vitbackbones.build import backbone_names
 from mm_vitbackbones.checkpoints import CheckpointError, load_pretrained, loading, published
@@ -159,9 +160,9 @@ def test_init_cfg_without_a_file_lists_what_there_is(checkpoint):
 
 
 def test_a_spec_of_ones_own_has_no_names():
-    cls, spec = TOYS["pvt"]
+    toy = TOYS["pvt"]
     with pytest.raises(CheckpointError, match="of this PVT no published file is known, so give a path or a URL"):
-        load_pretrained(cls(arch=spec), "imagenet1k")
+        load_pretrained(toy(), "imagenet1k")
 
 
 def test_a_spec_that_equals_a_named_arch_has_its_names(download):
@@ -206,19 +207,19 @@ def logged(monkeypatch):
 
 @pytest.mark.parametrize("layout", ["official", "openmmlab", "huggingface", "ours"])
 def test_the_licence_of_mit_is_logged_once_whatever_the_layout(logged, layout):
-    cls, spec = TOYS["mit"]
+    toy = TOYS["mit"]
     family = loading.FAMILIES["MiT"]
-    state = family.layout(layout).to_theirs(cls(arch=spec).state_dict())[0]
+    state = family.layout(layout).to_theirs(toy().state_dict())[0]
     for _ in range(2):
-        load_pretrained(cls(arch=spec), state)
+        load_pretrained(toy(), state)
     licences = [line for line in logged if "Licen" in line]
     assert len(licences) == 1
     assert "MiT are under the NVIDIA Source Code License (non-commercial)" in licences[0]
 
 
 def test_a_free_licence_is_not_logged(logged):
-    cls, spec = TOYS["pvt_v2"]
-    load_pretrained(cls(arch=spec), official_state("pvt_v2"))
+    toy = TOYS["pvt_v2"]
+    load_pretrained(toy(), official_state("pvt_v2"))
     assert len(logged) == 1
 
 

@@ -2,6 +2,7 @@ import argparse
 import collections
 import functools
 import gzip
+import hashlib
 import io
 import json
 import os
@@ -17,7 +18,7 @@ import pytest
 import torch
 
 from mm_vitbackbones.checkpoints import CheckpointError, UnsafeCheckpointError, read_checkpoint, reading
-from mm_vitbackbones.checkpoints.loading import unwrap
+from mm_vitbackbones.checkpoints.unwrapping import unwrap
 
 WEIGHTS = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.ones(2, dtype=torch.float16)}
 
@@ -330,6 +331,139 @@ def test_truncated_file_is_refused(save, share):
         read_checkpoint(write("cut.pth", whole[: int(len(whole) * share)]))
 
 
+def parts_of(path):
+    with zipfile.ZipFile(path) as archive:
+        return [part.filename for part in archive.infolist()]
+
+
+def flip_a_byte_of(path, part):
+    """Change the last byte of one part of a zip archive."""
+    with zipfile.ZipFile(path) as archive:
+        info = archive.getinfo(part)
+    whole = bytearray(path.read_bytes())
+    names = slice(info.header_offset + 26, info.header_offset + 30)
+    start = info.header_offset + 30 + sum(int.from_bytes(whole[names][i : i + 2], "little") for i in (0, 2))
+    whole[start + info.file_size - 1] ^= 1
+    path.write_bytes(whole)
+
+
+def test_every_part_of_a_file_whose_bytes_changed_is_noticed(tmp_path):
+    path = tmp_path / "file.pth"
+    torch.save({"model": WEIGHTS}, path)
+    whole = path.read_bytes()
+    parts = parts_of(path)
+    assert any(part.endswith("/data/1") for part in parts)
+    for part in parts:
+        path.write_bytes(whole)
+        read_checkpoint(path)
+        flip_a_byte_of(path, part)
+        with pytest.raises(CheckpointError, match=rf"file\.pth is damaged: its part {part} ") as caught:
+            read_checkpoint(path)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(not hasattr(torch.serialization, "set_crc32_options"), reason="torch always writes checksums")
+def test_a_file_that_was_written_without_checksums_is_read(tmp_path):
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"model": WEIGHTS}, tmp_path / "file.pth")
+    finally:
+        torch.serialization.set_crc32_options(before)
+    check_weights(read_checkpoint(tmp_path / "file.pth"))
+
+
+def sha256_of(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("form", ["net-{}.pth", "mit_b0_20220624-{}.pth", "a.b-{}.bin"])
+@pytest.mark.parametrize("digits", [8, 12, 64])
+def test_a_file_has_the_sha256_that_its_name_carries(save, tmp_path, form, digits):
+    path = save({"model": WEIGHTS})
+    name = form.format(sha256_of(path)[:digits])
+    check_weights(read_checkpoint(path.rename(tmp_path / name)))
+    wrong = "".join("ab"[digit == "a"] for digit in sha256_of(tmp_path / name))[:digits]
+    name, old = form.format(wrong), name
+    with pytest.raises(CheckpointError, match=rf"damaged or another file: {name} .*begins with {wrong}") as caught:
+        read_checkpoint((tmp_path / old).rename(tmp_path / name))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "swin_tiny-20240101.pth",  # a date
+        "net-00080000.pth",  # iterations
+        "net-12345678.pth",
+        "net_7e0fe6dd.pth",  # no dash
+        "net-7e0fe6d.pth",  # too short
+        "net-7e0fe6dd-best.pth",  # not at the end
+        "net-deadbeefs.pth",
+        "7e0fe6dd.pth",
+        "net-d41d8cd98f00b204e9800998ecf8427e.pth",  # MD5
+        "net-da39a3ee5e6b4b0d3255bfef95601890afd80709.pth",  # SHA-1, or a commit
+        "net-550e8400-e29b-41d4-a716-4466554400ab.pth",  # a UUID
+    ],
+)
+def test_other_digits_in_a_name_are_no_sha256(tmp_path, name):
+    torch.save({"model": WEIGHTS}, tmp_path / name)
+    check_weights(read_checkpoint(tmp_path / name))
+
+
+def test_decimal_digits_behind_openmmlabs_date_are_a_sha256(tmp_path):
+    torch.save({"model": WEIGHTS}, tmp_path / "pvt_20220607-12345678.pth")
+    with pytest.raises(CheckpointError, match="its SHA-256 begins with 12345678"):
+        read_checkpoint(tmp_path / "pvt_20220607-12345678.pth")
+
+
+def test_a_published_name_carries_what_its_record_says(tmp_path):
+    torch.save({"model": WEIGHTS}, tmp_path / "coat_mini_40667eec.pth")
+    with pytest.raises(CheckpointError, match="its SHA-256 begins with 40667eec"):
+        read_checkpoint(tmp_path / "coat_mini_40667eec.pth")
+
+
+def test_a_sum_is_computed_once_and_again_for_a_file_that_changed(tmp_path, monkeypatch):
+    torch.save({"model": WEIGHTS}, tmp_path / "net.pth")
+    path = (tmp_path / "net.pth").rename(tmp_path / f"net-{sha256_of(tmp_path / 'net.pth')[:8]}.pth")
+    computed = []
+    monkeypatch.setattr(reading, "sha256", lambda path: computed.append(path) or sha256_of(path))
+    for _ in range(3):
+        read_checkpoint(path)
+    assert len(computed) == 1
+    torch.save({"model": WEIGHTS, "epoch": 1}, path)
+    with pytest.raises(CheckpointError, match="SHA-256"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "which"),
+    [
+        ("pytorch_model-00001-of-00003.bin", "shard 1 of 3"),
+        ("model-00002-of-00002.safetensors", "shard 2 of 2"),
+        ("model-00010-of-00120.pth", "shard 10 of 120"),
+    ],
+)
+def test_one_of_several_shards_says_so(tmp_path, name, which):
+    torch.save(WEIGHTS, tmp_path / name)
+    with pytest.raises(CheckpointError, match=rf"{name} is {which} and holds a part.*make one file") as caught:
+        read_checkpoint(tmp_path / name)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(CheckpointError, match=rf"https://example\.org/{name} is {which}"):
+        read_checkpoint(f"https://example.org/{name}")
+
+
+def test_the_only_shard_is_the_whole_file(tmp_path):
+    torch.save({"model": WEIGHTS}, tmp_path / "model-00001-of-00001.bin")
+    check_weights(read_checkpoint(tmp_path / "model-00001-of-00001.bin"))
+
+
+def test_the_index_of_shards_says_so(tmp_path):
+    index = {"metadata": {"total_size": 1}, "weight_map": {"a": "pytorch_model-00001-of-00002.bin"}}
+    with pytest.raises(CheckpointError, match=r"index of weights in several shards.*make one file"):
+        read_checkpoint(write("pytorch_model.bin.index.json", json.dumps(index).encode()))
+
+
 def test_missing_file_is_refused_with_the_nearest_names(tmp_path):
     write("pvt_small.pth", b"x")
     with pytest.raises(CheckpointError, match=r"did you mean pvt_small\.pth"):
@@ -414,3 +548,30 @@ def test_a_download_that_is_no_checkpoint_is_not_kept(served, tmp_path, data):
 def test_another_uri_goes_through_mmengine(tmp_path):
     with pytest.raises(CheckpointError, match=r"cannot fetch nowhere://a\.pth.*by hand"):
         read_checkpoint("nowhere://a.pth")
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_a_download_has_the_sha256_that_its_address_carries(served, tmp_path, right):
+    folder, calls = served
+    torch.save({"model": WEIGHTS}, folder / "net.pth")
+    name = f"net-{sha256_of(folder / 'net.pth')[:8] if right else '0badc0de'}.pth"
+    (folder / "net.pth").rename(folder / name)
+    if right:
+        for _ in range(2):
+            check_weights(read_checkpoint(f"https://example.org/{name}"))
+        assert len(calls) == 1
+        # The copy in the cache can be read by its path, too.
+        (copy,) = (tmp_path / "home").rglob("*.pth")
+        check_weights(read_checkpoint(copy))
+    else:
+        with pytest.raises(CheckpointError, match=r"https://example\.org/net-0badc0de\.pth is damaged or another file"):
+            read_checkpoint(f"https://example.org/{name}")
+        assert not cached(tmp_path)
+
+
+def test_a_published_download_is_checked_against_its_record(served, tmp_path):
+    folder, _ = served
+    torch.save({"model": WEIGHTS}, folder / "coat_mini_40667eec.pth")
+    with pytest.raises(CheckpointError, match=r"coat_mini_40667eec\.pth is damaged or another file"):
+        read_checkpoint("https://vcl.ucsd.edu/coat/pretrained/coat_mini_40667eec.pth")
+    assert not cached(tmp_path)

@@ -147,6 +147,15 @@ def test_levels_are_as_declared():
     assert found.levels == (Level(0, 256, 4, 17, 33), Level(2, 512, 16, 5, 9))
 
 
+@pytest.mark.parametrize(("name", "code"), [("mm_vitbackbones.PVT", 0), ("PVT", 2), ("mmdet.PVT", 2)])
+def test_a_class_of_another_scope_is_not_taken_for_ours(name, code, tmp_path, capsys):
+    (tmp_path / "mine.py").write_text(
+        f"default_scope = 'mmdet'\nmodel = dict(backbone=dict(type='{name}', arch='tiny'))\n"
+    )
+    assert run(describe_command.main, [str(tmp_path / "mine.py"), "--size", "64"]) == code
+    assert f"model.backbone is {name!r}, and none of" in capsys.readouterr().err or code == 0
+
+
 def test_a_backbone_by_name_and_by_config(capsys):
     assert run(describe_command.main, ["PVTv2", "--arch", "b2", "--size", "224"]) == 0
     by_name = capsys.readouterr().out

@@ -545,3 +545,29 @@ def test_drawings_show_boxes_labels_and_maps(tmp_path: Path) -> None:
     assert legend.shape[0] == CAPTION
     assert (legend == (60, 20, 220)).all(axis=2).any()
     assert pictures["scene_gt_pred.png"].shape[0] == CAPTION + original.shape[0]
+
+
+# ---- weights to start from
+
+
+def tensors(path: Path) -> dict[str, torch.Tensor]:
+    return torch.load(path, map_location="cpu", weights_only=False)["state_dict"]
+
+
+def test_load_from_takes_a_wrapped_file(trained: Path, config: Path, tmp_path: Path) -> None:
+    before = tensors(trained / "epoch_1.pth")
+    wrapped = {f"_orig_mod.module.{key}": tensor for key, tensor in before.items()}
+    torch.save({"model_ema": {"state_dict": wrapped}, "args": SimpleNamespace(lr=1)}, tmp_path / "file.pth")
+    options = [f"load_from={tmp_path / 'file.pth'}", "optim_wrapper.optimizer.lr=0.0", "train_cfg.max_epochs=1"]
+    result = run_tool("train", config, "--work-dir", tmp_path / "work", "--cfg-options", *options)
+    assert result.returncode == 0, result.stderr
+    after = tensors(tmp_path / "work" / "epoch_1.pth")
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[key], before[key]) for key in before)
+
+
+def test_load_from_without_a_weight_of_the_model(refused: Callable[..., str], config: Path, tmp_path: Path) -> None:
+    torch.save({"conv1.weight": torch.ones(3)}, tmp_path / "file.pth")
+    message = refused(config, "--cfg-options", f"load_from={tmp_path / 'file.pth'}")
+    assert "load_from: no weight of" in message
+    assert "conv1.weight" in message

@@ -1,0 +1,96 @@
+"""The weights in what a checkpoint file holds, out of everything that they are wrapped in."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mm_vitbackbones.checkpoints.layout import State
+from mm_vitbackbones.errors import CheckpointError, shorten
+
+CONTAINERS = ("state_dict", "model", "model_ema", "state_dict_ema", "teacher", "student")
+"""Where files keep their weights, next to other things. Of several the first one counts, and the log says so."""
+
+COMPILED, PARALLEL = r"(^|(?<=\.))_orig_mod\.", r"^(module\.)+"
+"""What ``torch.compile`` and parallel training put into the names of weights, as patterns."""
+
+DEEPEST = 8
+"""How many containers may be in one another. A dict can hold itself."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The tensors of a checkpoint."""
+
+    state: State
+    beside: tuple[str, ...] = ()
+    """The file's entries next to the weights, such as an optimizer's state."""
+    notes: tuple[str, ...] = ()
+    """Which weights were taken, where the file holds several."""
+
+
+def unwrap(content: Any) -> Weights:
+    """The tensors of a checkpoint's content by name. ``torch.compile``'s ``_orig_mod.`` is removed from the names.
+
+    Raises:
+        CheckpointError: if it holds no state dict, or tensors without plain values.
+    """
+    beside: list[str] = []
+    notes: list[str] = []
+    for _ in range(DEEPEST):
+        entries = _entries(content)
+        holding = [name for name in CONTAINERS if _holds_tensors(entries.get(name))]
+        if not holding:
+            break
+        if len(holding) > 1:
+            notes.append(f"the file holds weights under {', '.join(holding)}: those under {holding[0]} were taken")
+        beside += [str(key) for key in entries if key != holding[0]]
+        content = entries[holding[0]]
+    entries = _entries(content)
+    state = {k: Tensor.detach(v) for k, v in entries.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    if not state:
+        holds = f" (it holds {shorten([str(key) for key in entries])})" if entries else ""
+        raise CheckpointError(f"holds no state dict{holds}: save model.state_dict(), bare or under 'state_dict'")
+    for key, tensor in state.items():
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+            raise CheckpointError(f"{key} is quantized, sparse or without data: save the plain model's state_dict()")
+    beside += [str(key) for key in entries if key not in state]
+    return Weights(_without(COMPILED, state), tuple(beside), tuple(notes))
+
+
+def unwrap_model(content: Any) -> Weights:
+    """The same for the file of a whole model, whose names begin with its parts': without ``module.`` before them."""
+    weights = unwrap(content)
+    return Weights(_without(PARALLEL, weights.state), weights.beside, weights.notes)
+
+
+def _entries(content: Any) -> dict[Any, Any]:
+    # dict's own methods: what a pickle may have set on a dict object is never called.
+    return dict(dict.items(content)) if isinstance(content, dict) else {}
+
+
+def _holds_tensors(content: Any) -> bool:
+    """Whether there are tensors in a dict or in its containers."""
+    pending, seen = [content], set[int]()
+    while pending:
+        entries = _entries(content := pending.pop())
+        if any(isinstance(value, Tensor) for value in entries.values()):
+            return True
+        if id(content) not in seen:
+            seen.add(id(content))
+            pending += [entries[name] for name in CONTAINERS if name in entries]
+    return False
+
+
+def _without(prefix: str, state: State) -> State:
+    renamed: State = {}
+    for key, tensor in state.items():
+        name = re.sub(prefix, "", key)
+        if name in renamed:
+            raise CheckpointError(f"two keys of the file stand for {name}, the second is {key}: keep one of them")
+        renamed[name] = tensor
+    return renamed

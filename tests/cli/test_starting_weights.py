@@ -1,0 +1,134 @@
+"""The weights of a whole model, from any wrapper, into a model that is tested or trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from mmengine.logging import MMLogger
+from torch import nn
+
+from helpers.official import official_state
+from helpers.toys import TOYS
+from mm_vitbackbones.checkpoints.recognise import FAMILIES
+from mm_vitbackbones.cli import weights
+from mm_vitbackbones.cli.weights import load, load_weights, start_from
+from mm_vitbackbones.errors import CheckpointError, UserError
+
+State = dict[str, torch.Tensor]
+
+
+class Toy(nn.Module):
+    """A network of a backbone and a head."""
+
+    def __init__(self, classes: int = 3) -> None:
+        super().__init__()
+        self.backbone = TOYS["pvt"]()
+        self.head = nn.Linear(4, classes)
+
+
+WRAPPERS: dict[str, Callable[[State], Any]] = {
+    "bare": lambda state: state,
+    "state_dict": lambda state: {"state_dict": state, "meta": {"epoch": 3}},
+    "model": lambda state: {"model": state},
+    "model_ema": lambda state: {"model_ema": {"state_dict": state}},
+    "state_dict_ema": lambda state: {"state_dict_ema": state},
+    "teacher": lambda state: {"teacher": state, "student": {key: tensor + 1 for key, tensor in state.items()}},
+    "module": lambda state: {"state_dict": {f"module.{key}": tensor for key, tensor in state.items()}},
+    "compiled": lambda state: {f"_orig_mod.module.{key}": tensor for key, tensor in state.items()},
+    "compiled parts": lambda state: {key.replace(".", "._orig_mod.", 1): tensor for key, tensor in state.items()},
+}
+
+
+def runner_of(model: nn.Module, seen: list[dict[str, Any]]) -> Any:
+    return SimpleNamespace(
+        model=model,
+        logger=MMLogger.get_current_instance(),
+        call_hook=lambda name, checkpoint: seen.append(checkpoint),
+    )
+
+
+def equal(model: nn.Module, expected: State) -> bool:
+    state = model.state_dict()
+    return state.keys() == expected.keys() and all(torch.equal(state[key], expected[key]) for key in expected)
+
+
+@pytest.fixture(params=WRAPPERS)
+def wrapped(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, State]:
+    state = Toy().state_dict()
+    torch.save(WRAPPERS[request.param](state), tmp_path / "file.pth")
+    return tmp_path / "file.pth", state
+
+
+def test_a_tested_model_takes_every_wrapper(wrapped: tuple[Path, State]) -> None:
+    path, state = wrapped
+    model, seen = Toy(), list[dict[str, Any]]()
+    load(runner_of(model, seen), weights.read(path), path)
+    assert equal(model, state)
+    assert seen[0]["state_dict"].keys() == state.keys()
+    assert not {"teacher", "student"} & seen[0].keys()
+    model = Toy()
+    load_weights(model, weights.read(path), path)
+    assert equal(model, state)
+
+
+def test_a_trained_model_starts_from_every_wrapper(wrapped: tuple[Path, State]) -> None:
+    path, state = wrapped
+    model, seen = Toy(), list[dict[str, Any]]()
+    start_from(runner_of(model, seen), path)
+    assert equal(model, state)
+    assert seen[0]["state_dict"].keys() == state.keys()
+
+
+def test_the_log_says_which_of_several_weights_were_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr(weights, "print_log", lambda text, **_: lines.append(text))
+    torch.save(WRAPPERS["teacher"](Toy().state_dict()), tmp_path / "file.pth")
+    start_from(runner_of(Toy(), []), tmp_path / "file.pth")
+    assert lines == [
+        f"{tmp_path / 'file.pth'}: the file holds weights under teacher, student: those under teacher were taken"
+    ]
+
+
+@pytest.mark.parametrize("layout", ["official", "openmmlab"])
+def test_a_start_takes_a_backbone_of_another_layout_and_leaves_out_other_classes(tmp_path: Path, layout: str) -> None:
+    source, model = Toy(classes=5), Toy(classes=3)
+    head = {key: tensor.clone() for key, tensor in model.head.state_dict().items()}
+    theirs, _ = FAMILIES["PVT"].layout(layout).to_theirs(source.backbone.state_dict())
+    state = {f"backbone.{key}": tensor for key, tensor in theirs.items()}
+    torch.save(
+        {"state_dict": state | {"head.weight": source.head.weight, "head.bias": source.head.bias}}, tmp_path / "f.pth"
+    )
+    start_from(runner_of(model, []), tmp_path / "f.pth")
+    assert equal(model.backbone, source.backbone.state_dict())
+    assert equal(model.head, head)
+
+
+def test_a_start_takes_a_bare_published_backbone(tmp_path: Path) -> None:
+    torch.save(official_state("pvt"), tmp_path / "file.pth")
+    model, alone = Toy(), TOYS["pvt"]()
+    start_from(runner_of(model, []), tmp_path / "file.pth")
+    weights.load_pretrained(alone, official_state("pvt"))
+    assert equal(model.backbone, alone.state_dict())
+
+
+def test_a_start_without_a_weight_of_the_model_is_refused(tmp_path: Path) -> None:
+    torch.save({"conv.weight": torch.ones(1)}, tmp_path / "file.pth")
+    with pytest.raises(UserError, match=r"load_from: no weight of .*file\.pth is one of this model's \(conv\.weight\)"):
+        start_from(runner_of(Toy(), []), tmp_path / "file.pth")
+
+
+@pytest.mark.parametrize("use", [start_from, lambda runner, path: load_weights(runner.model, weights.read(path), path)])
+def test_a_file_of_two_models_is_refused_by_its_name(use: Callable[..., Any], tmp_path: Path) -> None:
+    state = official_state("pvt")
+    torch.save(
+        {f"{who}.{key}": tensor for who in ("student", "teacher") for key, tensor in state.items()}, tmp_path / "f.pth"
+    )
+    with pytest.raises(
+        CheckpointError, match=r"f\.pth: holds 2 backbones, under the prefixes 'student\.', 'teacher\.'"
+    ):
+        use(runner_of(Toy(), []), tmp_path / "f.pth")
