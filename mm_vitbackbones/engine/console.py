@@ -98,7 +98,7 @@ class Console:
         """``kind.from_cfg``, with a summary of the run before its first iteration."""
         console = self
 
-        class Quiet(kind):  # type: ignore[misc, valid-type]
+        class Quiet(kind):
             def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
                 logger = super().build_logger(*args, **kwargs)
                 console._take(logger)
