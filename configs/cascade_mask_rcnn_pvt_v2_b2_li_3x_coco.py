@@ -4,19 +4,10 @@
 _base_ = [
     "_base_/models/cascade_mask_rcnn.py",
     "_base_/datasets/coco_instance.py",
-    "_base_/schedules/adamw_3x.py",
+    "_base_/optimizers/pvt_v2_3x.py",
+    "_base_/schedules/epochs_36.py",
     "_base_/default_runtime.py",
 ]
 
-model = dict(
-    backbone=dict(
-        type="mm_vitbackbones.PVTv2",
-        arch="b2_li",
-        drop_path_rate=0.1,
-        init_cfg=dict(
-            checkpoint="https://github.com/whai362/PVT/releases/download/v2/pvt_v2_b2_li.pth",
-        ),
-    ),
-)
+model = dict(backbone=dict(type="mm_vitbackbones.PVTv2", arch="b2_li"))
 train_dataloader = dict(dataset=dict(pipeline={{_base_.multiscale_pipeline}}))
-optim_wrapper = dict(optimizer=dict(lr=1e-4, weight_decay=0.05), paramwise_cfg=dict(norm_decay_mult=0.0))

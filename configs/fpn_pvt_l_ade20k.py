@@ -4,18 +4,11 @@
 _base_ = [
     "_base_/models/semantic_fpn.py",
     "_base_/datasets/ade20k_segmentation.py",
-    "_base_/schedules/adamw_poly_40k.py",
+    "_base_/optimizers/semantic_fpn_pvt.py",
+    "_base_/schedules/iterations_40k.py",
     "_base_/segmentation_runtime.py",
 ]
 
-model = dict(
-    backbone=dict(
-        arch="large",
-        init_cfg=dict(
-            type="Pretrained", checkpoint="https://github.com/whai362/PVT/releases/download/v2/pvt_large.pth"
-        ),
-    ),
-)
-optim_wrapper = dict(optimizer=dict(lr=2e-4))
+model = dict(backbone=dict(arch="large"))
 train_dataloader = dict(batch_size=4)
 auto_scale_lr = dict(base_batch_size=32)

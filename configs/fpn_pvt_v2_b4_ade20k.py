@@ -4,16 +4,9 @@
 _base_ = [
     "_base_/models/semantic_fpn.py",
     "_base_/datasets/ade20k_segmentation.py",
-    "_base_/schedules/adamw_poly_40k.py",
+    "_base_/optimizers/semantic_fpn.py",
+    "_base_/schedules/iterations_40k.py",
     "_base_/segmentation_runtime.py",
 ]
 
-model = dict(
-    backbone=dict(
-        type="mm_vitbackbones.PVTv2",
-        arch="b4",
-        init_cfg=dict(
-            type="Pretrained", checkpoint="https://github.com/whai362/PVT/releases/download/v2/pvt_v2_b4.pth"
-        ),
-    ),
-)
+model = dict(backbone=dict(type="mm_vitbackbones.PVTv2", arch="b4"))

@@ -4,19 +4,10 @@
 _base_ = [
     "_base_/models/mask_rcnn.py",
     "_base_/datasets/coco_instance.py",
-    "_base_/schedules/adamw_3x.py",
+    "_base_/optimizers/coat.py",
+    "_base_/schedules/epochs_36.py",
     "_base_/default_runtime.py",
 ]
 
-model = dict(
-    backbone=dict(
-        type="mm_vitbackbones.CoaT",
-        arch="lite_mini",
-        drop_path_rate=0.0,
-        init_cfg=dict(
-            checkpoint="https://vcl.ucsd.edu/coat/pretrained/coat_lite_mini_6b4a8ae5.pth",
-        ),
-    ),
-)
+model = dict(backbone=dict(type="mm_vitbackbones.CoaT", arch="lite_mini", drop_path_rate=0.0))
 train_dataloader = dict(dataset=dict(pipeline={{_base_.multiscale_pipeline}}))
-optim_wrapper = dict(optimizer=dict(lr=1e-4, weight_decay=0.05))

@@ -4,20 +4,13 @@
 _base_ = [
     "_base_/models/mask_rcnn.py",
     "_base_/datasets/coco_instance.py",
-    "_base_/schedules/adamw_1x.py",
+    "_base_/optimizers/coat.py",
+    "_base_/schedules/epochs_12.py",
     "_base_/default_runtime.py",
 ]
 
 model = dict(
-    backbone=dict(
-        type="mm_vitbackbones.CoaT",
-        arch="small",
-        drop_path_rate=0.2,
-        init_cfg=dict(
-            checkpoint="https://vcl.ucsd.edu/coat/pretrained/coat_small_7479cf9b.pth",
-        ),
-    ),
+    backbone=dict(type="mm_vitbackbones.CoaT", arch="small", drop_path_rate=0.2),
     neck=dict(in_channels=[152, 320, 320, 320]),
 )
 train_dataloader = dict(dataset=dict(pipeline={{_base_.multiscale_pipeline}}))
-optim_wrapper = dict(optimizer=dict(lr=1e-4, weight_decay=0.05))

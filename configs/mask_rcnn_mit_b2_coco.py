@@ -5,18 +5,9 @@
 _base_ = [
     "_base_/models/mask_rcnn.py",
     "_base_/datasets/coco_instance.py",
-    "_base_/schedules/adamw_1x.py",
+    "_base_/optimizers/pvt_mask_rcnn.py",
+    "_base_/schedules/epochs_12.py",
     "_base_/default_runtime.py",
 ]
 
-model = dict(
-    backbone=dict(
-        type="mm_vitbackbones.MiT",
-        arch="b2",
-        drop_path_rate=0.1,
-        init_cfg=dict(
-            checkpoint="https://download.openmmlab.com/mmsegmentation/v0.5/pretrain/segformer/mit_b2_20220624-66e8bf70.pth",
-        ),
-    ),
-)
-optim_wrapper = dict(optimizer=dict(lr=2e-4))
+model = dict(backbone=dict(type="mm_vitbackbones.MiT", arch="b2"))

@@ -5,19 +5,12 @@
 _base_ = [
     "_base_/models/mask_rcnn.py",
     "_base_/datasets/coco_instance.py",
-    "_base_/schedules/adamw_1x.py",
+    "_base_/optimizers/pvt_mask_rcnn.py",
+    "_base_/schedules/epochs_12.py",
     "_base_/default_runtime.py",
 ]
 
 model = dict(
-    backbone=dict(
-        type="mm_vitbackbones.PiT",
-        arch="s",
-        drop_path_rate=0.1,
-        init_cfg=dict(
-            checkpoint="https://huggingface.co/timm/pit_s_224.in1k/resolve/main/model.safetensors",
-        ),
-    ),
+    backbone=dict(type="mm_vitbackbones.PiT", arch="s"),
     neck=dict(in_channels=[144, 144, 288, 576]),
 )
-optim_wrapper = dict(optimizer=dict(lr=2e-4))

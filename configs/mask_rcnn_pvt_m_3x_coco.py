@@ -4,20 +4,10 @@
 _base_ = [
     "_base_/models/mask_rcnn.py",
     "_base_/datasets/coco_instance.py",
-    "_base_/schedules/adamw_3x.py",
+    "_base_/optimizers/pvt_mask_rcnn.py",
+    "_base_/schedules/epochs_36.py",
     "_base_/default_runtime.py",
 ]
 
-model = dict(
-    backbone=dict(
-        type="mm_vitbackbones.PVT",
-        arch="medium",
-        drop_path_rate=0.0,
-        init_cfg=dict(
-            checkpoint="https://github.com/whai362/PVT/releases/download/v2/pvt_medium.pth",
-        ),
-    ),
-)
-
+model = dict(backbone=dict(arch="medium", drop_path_rate=0.0))
 train_dataloader = dict(dataset=dict(pipeline={{_base_.short_side_pipeline}}))
-optim_wrapper = dict(optimizer=dict(lr=2e-4))

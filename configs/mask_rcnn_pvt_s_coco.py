@@ -4,18 +4,9 @@
 _base_ = [
     "_base_/models/mask_rcnn.py",
     "_base_/datasets/coco_instance.py",
-    "_base_/schedules/adamw_1x.py",
+    "_base_/optimizers/pvt_mask_rcnn.py",
+    "_base_/schedules/epochs_12.py",
     "_base_/default_runtime.py",
 ]
 
-model = dict(
-    backbone=dict(
-        type="mm_vitbackbones.PVT",
-        arch="small",
-        drop_path_rate=0.1,
-        init_cfg=dict(
-            checkpoint="https://github.com/whai362/PVT/releases/download/v2/pvt_small.pth",
-        ),
-    ),
-)
-optim_wrapper = dict(optimizer=dict(lr=2e-4))
+model = dict(backbone=dict(arch="small"))

@@ -4,20 +4,12 @@
 _base_ = [
     "_base_/models/mask_rcnn.py",
     "_base_/datasets/coco_instance.py",
-    "_base_/schedules/adamw_1x.py",
+    "_base_/optimizers/pvt_mask_rcnn.py",
+    "_base_/schedules/epochs_12.py",
     "_base_/default_runtime.py",
 ]
 
-model = dict(
-    backbone=dict(
-        type="mm_vitbackbones.PVTv2",
-        arch="b4",
-        drop_path_rate=0.1,
-        init_cfg=dict(
-            checkpoint="https://github.com/whai362/PVT/releases/download/v2/pvt_v2_b4.pth",
-        ),
-    ),
-)
+model = dict(backbone=dict(type="mm_vitbackbones.PVTv2", arch="b4"))
 train_dataloader = dict(batch_size=1)
 optim_wrapper = dict(optimizer=dict(lr=2e-4 / 1.4))
 auto_scale_lr = dict(base_batch_size=8)

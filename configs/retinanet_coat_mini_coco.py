@@ -4,19 +4,12 @@
 _base_ = [
     "_base_/models/retinanet.py",
     "_base_/datasets/coco_detection.py",
-    "_base_/schedules/adamw_1x.py",
+    "_base_/optimizers/coat.py",
+    "_base_/schedules/epochs_12.py",
     "_base_/default_runtime.py",
 ]
 
 model = dict(
-    backbone=dict(
-        type="mm_vitbackbones.CoaT",
-        arch="mini",
-        drop_path_rate=0.0,
-        init_cfg=dict(
-            checkpoint="https://vcl.ucsd.edu/coat/pretrained/coat_mini_40667eec.pth",
-        ),
-    ),
+    backbone=dict(type="mm_vitbackbones.CoaT", arch="mini", drop_path_rate=0.0),
     neck=dict(in_channels=[216, 216, 216]),
 )
-optim_wrapper = dict(optimizer=dict(lr=1e-4, weight_decay=0.05))

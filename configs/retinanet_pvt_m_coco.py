@@ -4,15 +4,9 @@
 _base_ = [
     "_base_/models/retinanet.py",
     "_base_/datasets/coco_detection.py",
-    "_base_/schedules/adamw_1x.py",
+    "_base_/optimizers/adamw.py",
+    "_base_/schedules/epochs_12.py",
     "_base_/default_runtime.py",
 ]
 
-model = dict(
-    backbone=dict(
-        type="mm_vitbackbones.PVT",
-        arch="medium",
-        drop_path_rate=0.0,
-        init_cfg=dict(checkpoint="https://github.com/whai362/PVT/releases/download/v2/pvt_medium.pth"),
-    ),
-)
+model = dict(backbone=dict(arch="medium", drop_path_rate=0.0))

@@ -4,22 +4,12 @@
 _base_ = [
     "_base_/models/retinanet.py",
     "_base_/datasets/coco_detection.py",
-    "_base_/schedules/adamw_1x.py",
+    "_base_/optimizers/swin.py",
+    "_base_/schedules/epochs_12.py",
     "_base_/default_runtime.py",
 ]
 
 model = dict(
-    backbone=dict(
-        type="mm_vitbackbones.Swin",
-        arch="tiny",
-        drop_path_rate=0.2,
-        init_cfg=dict(
-            checkpoint="https://github.com/SwinTransformer/storage/releases/download/v1.0.0/swin_tiny_patch4_window7_224.pth",
-        ),
-    ),
+    backbone=dict(type="mm_vitbackbones.Swin", arch="tiny", drop_path_rate=0.2),
     neck=dict(in_channels=[192, 384, 768]),
-)
-optim_wrapper = dict(
-    optimizer=dict(lr=1e-4, weight_decay=0.05),
-    paramwise_cfg=dict(norm_decay_mult=0.0, custom_keys=dict(relative_position_bias_table=dict(decay_mult=0.0))),
 )

@@ -2,19 +2,15 @@
 #   python tools/prepare_data.py mini && python tools/train.py configs/segformer_mit_b0_mini.py
 # No published result: `mini` is a small set made for trying things out, no benchmark. See docs/embedded_data.md.
 _base_ = [
-    "_base_/models/segformer.py",
+    "_base_/models/segformer_small.py",
     "_base_/datasets/mini_segmentation.py",
-    "_base_/schedules/adamw_cosine_small_segmentation.py",
-    "_base_/segmentation_runtime.py",
+    "_base_/optimizers/small_segmentation.py",
+    "_base_/schedules/small_2200_iterations.py",
+    "_base_/segmentation_runtime_small.py",
 ]
 
 model = dict(
     data_preprocessor=dict(size={{_base_.crop_size}}),
-    backbone=dict(arch="b0", drop_path_rate=0.0, init_cfg=[dict(type="mm_vitbackbones.FromScratch")]),
-    decode_head=dict(
-        in_channels=[32, 64, 160, 256], channels=256, dropout_ratio=0.0, num_classes={{_base_.num_classes}}
-    ),
+    backbone=dict(arch="b0"),
+    decode_head=dict(in_channels=[32, 64, 160, 256], channels=256, num_classes={{_base_.num_classes}}),
 )
-
-default_hooks = dict(logger=dict(interval=20), checkpoint=dict(interval=1100))
-log_processor = dict(window_size=20)

@@ -5,19 +5,12 @@
 _base_ = [
     "_base_/models/segformer.py",
     "_base_/datasets/ade20k_segmentation.py",
-    "_base_/schedules/adamw_poly_160k.py",
+    "_base_/optimizers/ade20k_segformer.py",
+    "_base_/schedules/iterations_160k.py",
     "_base_/segmentation_runtime.py",
 ]
 
 model = dict(
-    backbone=dict(
-        arch="b1",
-        init_cfg=dict(
-            type="Pretrained",
-            checkpoint="https://download.openmmlab.com/mmsegmentation/v0.5/pretrain/segformer/mit_b1_20220624-02e5a6a1.pth",
-        ),
-    ),
+    backbone=dict(arch="b1"),
     decode_head=dict(in_channels=[64, 128, 320, 512], channels=256),
 )
-# The head alone at ten times the rate: names that merely hold "head" are not meant.
-optim_wrapper = dict(paramwise_cfg=dict(custom_keys={"decode_head.": dict(lr_mult=10.0)}))

@@ -4,20 +4,12 @@
 _base_ = [
     "_base_/models/segformer.py",
     "_base_/datasets/ade20k_segmentation.py",
-    "_base_/schedules/adamw_poly_160k.py",
+    "_base_/optimizers/ade20k_segformer.py",
+    "_base_/schedules/iterations_160k.py",
     "_base_/segmentation_runtime.py",
 ]
 
 model = dict(
-    backbone=dict(
-        type="mm_vitbackbones.PiT",
-        arch="s",
-        init_cfg=dict(
-            type="Pretrained",
-            checkpoint="https://huggingface.co/timm/pit_s_224.in1k/resolve/main/model.safetensors",
-        ),
-    ),
+    backbone=dict(type="mm_vitbackbones.PiT", arch="s"),
     decode_head=dict(in_channels=[144, 144, 288, 576], channels=768),
 )
-# The head alone at ten times the rate: names that merely hold "head" are not meant.
-optim_wrapper = dict(paramwise_cfg=dict(custom_keys={"decode_head.": dict(lr_mult=10.0)}))

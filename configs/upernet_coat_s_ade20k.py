@@ -4,20 +4,13 @@
 _base_ = [
     "_base_/models/upernet.py",
     "_base_/datasets/ade20k_segmentation.py",
-    "_base_/schedules/adamw_poly_160k.py",
+    "_base_/optimizers/ade20k.py",
+    "_base_/schedules/iterations_160k.py",
     "_base_/segmentation_runtime.py",
 ]
 
 model = dict(
-    backbone=dict(
-        type="mm_vitbackbones.CoaT",
-        arch="small",
-        drop_path_rate=0.2,
-        init_cfg=dict(
-            type="Pretrained",
-            checkpoint="https://vcl.ucsd.edu/coat/pretrained/coat_small_7479cf9b.pth",
-        ),
-    ),
+    backbone=dict(type="mm_vitbackbones.CoaT", arch="small", drop_path_rate=0.2),
     decode_head=dict(in_channels=[152, 320, 320, 320]),
     auxiliary_head=dict(in_channels=320),
 )

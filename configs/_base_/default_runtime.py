@@ -1,4 +1,4 @@
-# Logs, checkpoints, curves and pictures of a run: the same for all detection configs.
+# Logs, checkpoints, curves and images of a run, in epochs: the same for all detection configs.
 default_scope = "mmdet"
 
 default_hooks = dict(

@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("mmdet")
 
 from helpers.paths import CONFIGS
-from helpers.recipes import RETINANET_1X, build, load
+from helpers.recipes import RETINANET_1X, build, load, weights_of
 from mm_vitbackbones.cli.config import set_num_classes, use_local_norms
 from mm_vitbackbones.cli.preflight import check_rules
 
@@ -107,8 +107,8 @@ def test_recipe_is_the_published_one(name: str) -> None:
     cfg, kind = load(name), family(name)
     backbone, wrapper, long = cfg.model.backbone, cfg.optim_wrapper, "_3x_" in name
     assert backbone.drop_path_rate == ZOO[name][0]
-    assert backbone.init_cfg.type == "Pretrained"
-    assert backbone.init_cfg.checkpoint.startswith("https://")
+    assert weights_of(backbone).endswith((".pth", ".safetensors"))
+    assert backbone.init_cfg.checkpoint == "imagenet1k"
     strong_decay = kind in ("Swin", "CoaT") or (kind == "PVTv2" and long)
     one_image = name in ("mask_rcnn_pvt_l_coco", "mask_rcnn_pvt_v2_b4_coco", "mask_rcnn_pvt_v2_b5_coco")
     rate = 1e-4 if name.startswith("retinanet_") or strong_decay else 2e-4

@@ -8,53 +8,39 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
 
 from helpers.paths import CONFIGS, TEST_CONFIGS
-from helpers.recipes import build, load
+from helpers.recipes import build, load, weights_of
 
 pytest.importorskip("mmseg")
 
 from mm_vitbackbones.cli.config import set_num_classes, use_local_norms
 from mm_vitbackbones.cli.preflight import check_rules
 
-MIT = "https://download.openmmlab.com/mmsegmentation/v0.5/pretrain/segformer/mit_"
-PVT = "https://github.com/whai362/PVT/releases/download/v2/pvt_"
-SWIN = "https://github.com/SwinTransformer/storage/releases/download/v1.0.0/swin_"
-COAT = "https://vcl.ucsd.edu/coat/pretrained/coat_"
-TIMM = "https://huggingface.co/timm/"
-
 # config: (backbone, arch, drop path, weights, parameters of the segmentor in M, published mIoU, with --tta)
 RECIPES = {
-    "segformer_mit_b0_ade20k": ("MiT", "b0", 0.1, f"{MIT}b0_20220624-7e0fe6dd.pth", 3.75, 37.4, 38.0),
-    "segformer_mit_b1_ade20k": ("MiT", "b1", 0.1, f"{MIT}b1_20220624-02e5a6a1.pth", 13.72, 42.2, 43.1),
-    "segformer_mit_b2_ade20k": ("MiT", "b2", 0.1, f"{MIT}b2_20220624-66e8bf70.pth", 27.46, 46.5, 47.5),
-    "segformer_mit_b3_ade20k": ("MiT", "b3", 0.1, f"{MIT}b3_20220624-13b1141c.pth", 47.34, 49.4, 50.0),
-    "segformer_mit_b4_ade20k": ("MiT", "b4", 0.1, f"{MIT}b4_20220624-d588d980.pth", 64.11, 50.3, 51.1),
-    "segformer_mit_b5_ade20k": ("MiT", "b5", 0.1, f"{MIT}b5_20220624-658746d9.pth", 84.71, None, None),
-    "segformer_mit_b5_640_ade20k": ("MiT", "b5", 0.1, f"{MIT}b5_20220624-658746d9.pth", 84.71, 51.0, 51.8),
-    "segformer_coat_lite_s_ade20k": ("CoaT", "lite_small", 0.1, f"{COAT}lite_small_8d362f48.pth", 22.59, None, None),
-    "segformer_pit_s_ade20k": (
-        "PiT",
-        "s",
-        0.1,
-        f"{TIMM}pit_s_224.in1k/resolve/main/model.safetensors",
-        26.33,
-        None,
-        None,
-    ),
-    "fpn_pvt_t_ade20k": ("PVT", "tiny", 0.1, f"{PVT}tiny.pth", 16.98, 36.6, None),
-    "fpn_pvt_s_ade20k": ("PVT", "small", 0.1, f"{PVT}small.pth", 28.24, 41.9, None),
-    "fpn_pvt_m_ade20k": ("PVT", "medium", 0.1, f"{PVT}medium.pth", 47.96, 43.5, None),
-    "fpn_pvt_l_ade20k": ("PVT", "large", 0.1, f"{PVT}large.pth", 65.12, 43.5, None),
-    "fpn_pvt_v2_b0_ade20k": ("PVTv2", "b0", 0.1, f"{PVT}v2_b0.pth", 7.55, 37.2, None),
-    "fpn_pvt_v2_b1_ade20k": ("PVTv2", "b1", 0.1, f"{PVT}v2_b1.pth", 17.76, 42.5, None),
-    "fpn_pvt_v2_b2_li_ade20k": ("PVTv2", "b2_li", 0.1, f"{PVT}v2_b2_li.pth", 26.31, 45.1, None),
-    "fpn_pvt_v2_b2_ade20k": ("PVTv2", "b2", 0.1, f"{PVT}v2_b2.pth", 29.12, 45.2, None),
-    "fpn_pvt_v2_b3_ade20k": ("PVTv2", "b3", 0.1, f"{PVT}v2_b3.pth", 48.99, 47.3, None),
-    "fpn_pvt_v2_b4_ade20k": ("PVTv2", "b4", 0.1, f"{PVT}v2_b4.pth", 66.31, 47.9, None),
-    "fpn_pvt_v2_b5_ade20k": ("PVTv2", "b5", 0.1, f"{PVT}v2_b5.pth", 85.71, 48.7, None),
-    "upernet_swin_t_ade20k": ("Swin", "tiny", 0.3, f"{SWIN}tiny_patch4_window7_224.pth", 59.94, 44.51, 45.81),
-    "upernet_swin_s_ade20k": ("Swin", "small", 0.3, f"{SWIN}small_patch4_window7_224.pth", 81.26, 47.64, 49.47),
-    "upernet_swin_b_ade20k": ("Swin", "base", 0.3, f"{SWIN}base_patch4_window7_224.pth", 121.28, 48.13, 49.72),
-    "upernet_coat_s_ade20k": ("CoaT", "small", 0.2, f"{COAT}small_7479cf9b.pth", 50.72, None, None),
+    "segformer_mit_b0_ade20k": ("MiT", "b0", 0.1, "mit_b0_20220624-7e0fe6dd.pth", 3.75, 37.4, 38.0),
+    "segformer_mit_b1_ade20k": ("MiT", "b1", 0.1, "mit_b1_20220624-02e5a6a1.pth", 13.72, 42.2, 43.1),
+    "segformer_mit_b2_ade20k": ("MiT", "b2", 0.1, "mit_b2_20220624-66e8bf70.pth", 27.46, 46.5, 47.5),
+    "segformer_mit_b3_ade20k": ("MiT", "b3", 0.1, "mit_b3_20220624-13b1141c.pth", 47.34, 49.4, 50.0),
+    "segformer_mit_b4_ade20k": ("MiT", "b4", 0.1, "mit_b4_20220624-d588d980.pth", 64.11, 50.3, 51.1),
+    "segformer_mit_b5_ade20k": ("MiT", "b5", 0.1, "mit_b5_20220624-658746d9.pth", 84.71, None, None),
+    "segformer_mit_b5_640_ade20k": ("MiT", "b5", 0.1, "mit_b5_20220624-658746d9.pth", 84.71, 51.0, 51.8),
+    "segformer_coat_lite_s_ade20k": ("CoaT", "lite_small", 0.1, "coat_lite_small_8d362f48.pth", 22.59, None, None),
+    "segformer_pit_s_ade20k": ("PiT", "s", 0.1, "model.safetensors", 26.33, None, None),
+    "fpn_pvt_t_ade20k": ("PVT", "tiny", 0.1, "pvt_tiny.pth", 16.98, 36.6, None),
+    "fpn_pvt_s_ade20k": ("PVT", "small", 0.1, "pvt_small.pth", 28.24, 41.9, None),
+    "fpn_pvt_m_ade20k": ("PVT", "medium", 0.1, "pvt_medium.pth", 47.96, 43.5, None),
+    "fpn_pvt_l_ade20k": ("PVT", "large", 0.1, "pvt_large.pth", 65.12, 43.5, None),
+    "fpn_pvt_v2_b0_ade20k": ("PVTv2", "b0", 0.1, "pvt_v2_b0.pth", 7.55, 37.2, None),
+    "fpn_pvt_v2_b1_ade20k": ("PVTv2", "b1", 0.1, "pvt_v2_b1.pth", 17.76, 42.5, None),
+    "fpn_pvt_v2_b2_li_ade20k": ("PVTv2", "b2_li", 0.1, "pvt_v2_b2_li.pth", 26.31, 45.1, None),
+    "fpn_pvt_v2_b2_ade20k": ("PVTv2", "b2", 0.1, "pvt_v2_b2.pth", 29.12, 45.2, None),
+    "fpn_pvt_v2_b3_ade20k": ("PVTv2", "b3", 0.1, "pvt_v2_b3.pth", 48.99, 47.3, None),
+    "fpn_pvt_v2_b4_ade20k": ("PVTv2", "b4", 0.1, "pvt_v2_b4.pth", 66.31, 47.9, None),
+    "fpn_pvt_v2_b5_ade20k": ("PVTv2", "b5", 0.1, "pvt_v2_b5.pth", 85.71, 48.7, None),
+    "upernet_swin_t_ade20k": ("Swin", "tiny", 0.3, "swin_tiny_patch4_window7_224.pth", 59.94, 44.51, 45.81),
+    "upernet_swin_s_ade20k": ("Swin", "small", 0.3, "swin_small_patch4_window7_224.pth", 81.26, 47.64, 49.47),
+    "upernet_swin_b_ade20k": ("Swin", "base", 0.3, "swin_base_patch4_window7_224.pth", 121.28, 48.13, 49.72),
+    "upernet_coat_s_ade20k": ("CoaT", "small", 0.2, "coat_small_7479cf9b.pth", 50.72, None, None),
 }
 EVERY = [*RECIPES, "segformer_mit_b0_mini"]
 
@@ -91,7 +77,7 @@ def test_recipe_is_the_published_one(name: str) -> None:
     cfg = load(name)
     backbone, head = cfg.model.backbone, cfg.model.decode_head
     assert (backbone.type, backbone.arch, backbone.drop_path_rate) == (f"mm_vitbackbones.{kind}", arch, drop_path)
-    assert backbone.init_cfg == {"type": "Pretrained", "checkpoint": weights}
+    assert weights_of(backbone) == weights
     assert (head.dropout_ratio, head.num_classes, head.align_corners) == (0.1, 150, False)
     optimizer, fpn = cfg.optim_wrapper.optimizer, name.startswith("fpn_")
     (*warm_up, poly), images = cfg.param_scheduler, cfg.train_dataloader.batch_size

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS, DefaultScope
 
 from helpers.paths import CONFIGS
 from mm_vitbackbones import libraries
+from mm_vitbackbones.checkpoints import published
 from mm_vitbackbones.cli.config import use_local_norms
 
 # config: (backbone type, arch, drop path, weights, images per GPU, parameters of the detector in M)
@@ -24,6 +25,14 @@ RETINANET_1X = {
     "retinanet_pvt_v2_b4_coco": ("PVTv2", "b4", 0.1, "pvt_v2_b4.pth", 1, 72.29),
     "retinanet_pvt_v2_b5_coco": ("PVTv2", "b5", 0.1, "pvt_v2_b5.pth", 1, 91.69),
 }
+
+
+def weights_of(backbone: ConfigDict) -> str:
+    """The name of the published file that a backbone's config begins from."""
+    assert backbone.init_cfg.type == "Pretrained"
+    file = published.resolve(backbone.init_cfg.checkpoint, backbone.type.partition(".")[2], backbone.arch)
+    assert isinstance(file, published.PublishedFile), "a config gives a name, and no path or URL"
+    return file.file_name
 
 
 def load(name: str) -> Config:

@@ -1,6 +1,5 @@
 # Boxes and masks of the drawn scenes of `mini` (`python tools/prepare_data.py mini`), at about their size.
-data_root = "data/mini/"
-metainfo = dict(classes=("ball", "beetle", "crate", "starfish", "ring"))
+_base_ = "mini_detection.py"
 
 train_pipeline = [
     dict(type="LoadImageFromFile"),
@@ -16,41 +15,9 @@ test_pipeline = [
     dict(type="PackDetInputs", meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")),
 ]
 
-train_dataloader = dict(
-    batch_size=2,
-    num_workers=1,
-    persistent_workers=False,
-    sampler=dict(type="DefaultSampler", shuffle=True),
-    batch_sampler=dict(type="AspectRatioBatchSampler"),
-    dataset=dict(
-        type="CocoDataset",
-        data_root=data_root,
-        metainfo=metainfo,
-        ann_file="annotations/instances_training.json",
-        data_prefix=dict(img="images/training/"),
-        filter_cfg=dict(filter_empty_gt=True),
-        pipeline=train_pipeline,
-    ),
-)
-val_dataloader = dict(
-    batch_size=1,
-    num_workers=1,
-    persistent_workers=True,
-    drop_last=False,
-    sampler=dict(type="DefaultSampler", shuffle=False),
-    dataset=dict(
-        type="CocoDataset",
-        data_root=data_root,
-        metainfo=metainfo,
-        ann_file="annotations/instances_validation.json",
-        data_prefix=dict(img="images/validation/"),
-        test_mode=True,
-        pipeline=test_pipeline,
-    ),
-)
+train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
+val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
 
-val_evaluator = dict(
-    type="CocoMetric", ann_file=data_root + "annotations/instances_validation.json", metric=["bbox", "segm"]
-)
+val_evaluator = dict(metric=["bbox", "segm"])
 test_evaluator = val_evaluator

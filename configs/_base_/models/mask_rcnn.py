@@ -13,7 +13,7 @@ model = dict(
         type="mm_vitbackbones.PVT",
         arch="tiny",
         drop_path_rate=0.1,
-        init_cfg=dict(type="Pretrained", checkpoint=None),
+        init_cfg=dict(type="Pretrained", checkpoint="imagenet1k"),
     ),
     neck=dict(type="FPN", in_channels=[64, 128, 320, 512], out_channels=256, num_outs=5),
     rpn_head=dict(

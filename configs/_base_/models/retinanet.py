@@ -13,7 +13,7 @@ model = dict(
         arch="tiny",
         out_indices=(1, 2, 3),
         drop_path_rate=0.1,
-        init_cfg=dict(type="Pretrained", checkpoint=None),
+        init_cfg=dict(type="Pretrained", checkpoint="imagenet1k"),
     ),
     neck=dict(
         type="FPN",

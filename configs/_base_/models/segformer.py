@@ -1,27 +1,8 @@
 # An encoder with SegFormer's decoder on all four levels (Xie et al. 2021).
-tta_model = dict(type="SegTTAModel")
+_base_ = "encoder_decoder.py"
 
 model = dict(
-    type="mm_vitbackbones.BandedEncoderDecoder",
-    data_preprocessor=dict(
-        type="SegDataPreProcessor",
-        mean=[123.675, 116.28, 103.53],
-        std=[58.395, 57.12, 57.375],
-        bgr_to_rgb=True,
-        pad_val=0,
-        seg_pad_val=255,
-        size=(512, 512),
-        test_cfg=dict(size_divisor=32),
-    ),
-    backbone=dict(type="mm_vitbackbones.MiT", drop_path_rate=0.1),
-    decode_head=dict(
-        type="mm_vitbackbones.SegFormerHead",
-        num_classes=150,
-        dropout_ratio=0.1,
-        norm_cfg=dict(type="SyncBN", requires_grad=True),
-        align_corners=False,
-        loss_decode=dict(type="CrossEntropyLoss", use_sigmoid=False, loss_weight=1.0),
-    ),
-    train_cfg=dict(),
-    test_cfg=dict(mode="whole", logits=False),  # labels alone
+    data_preprocessor=dict(test_cfg=dict(size_divisor=32)),
+    backbone=dict(type="mm_vitbackbones.MiT"),
+    decode_head=dict(type="mm_vitbackbones.SegFormerHead"),
 )

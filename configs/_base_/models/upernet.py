@@ -1,17 +1,7 @@
 # UPerNet (Xiao et al. 2018) on all four levels, with an auxiliary head on the third, as the Swin paper uses it.
-tta_model = dict(type="SegTTAModel")
+_base_ = "encoder_decoder.py"
 
 model = dict(
-    type="mm_vitbackbones.BandedEncoderDecoder",
-    data_preprocessor=dict(
-        type="SegDataPreProcessor",
-        mean=[123.675, 116.28, 103.53],
-        std=[58.395, 57.12, 57.375],
-        bgr_to_rgb=True,
-        pad_val=0,
-        seg_pad_val=255,
-        size=(512, 512),
-    ),
     backbone=dict(type="mm_vitbackbones.Swin", drop_path_rate=0.3),
     decode_head=dict(
         type="UPerHead",
@@ -19,11 +9,6 @@ model = dict(
         in_index=[0, 1, 2, 3],
         pool_scales=(1, 2, 3, 6),
         channels=512,
-        num_classes=150,
-        dropout_ratio=0.1,
-        norm_cfg=dict(type="SyncBN", requires_grad=True),
-        align_corners=False,
-        loss_decode=dict(type="CrossEntropyLoss", use_sigmoid=False, loss_weight=1.0),
     ),
     auxiliary_head=dict(
         type="FCNHead",
@@ -38,6 +23,4 @@ model = dict(
         align_corners=False,
         loss_decode=dict(type="CrossEntropyLoss", use_sigmoid=False, loss_weight=0.4),
     ),
-    train_cfg=dict(),
-    test_cfg=dict(mode="whole", logits=False),  # labels alone
 )

@@ -2,7 +2,8 @@
 _base_ = [
     "{configs}/_base_/models/segformer.py",
     "{configs}/_base_/datasets/mini_segmentation.py",
-    "{configs}/_base_/schedules/adamw_cosine_small_segmentation.py",
+    "{configs}/_base_/optimizers/small_segmentation.py",
+    "{configs}/_base_/schedules/small_2200_iterations.py",
     "{configs}/_base_/segmentation_runtime.py",
 ]
 
@@ -11,6 +12,7 @@ model = dict(
     backbone=dict(
         arch=dict(depths=(1, 1, 1, 1), dims=(8, 16, 16, 32), num_heads=(1, 2, 2, 4), mlp_ratios=(2, 2, 2, 2)),
         drop_path_rate=0.2,
+        init_cfg=None,
     ),
     decode_head=dict(in_channels=[8, 16, 16, 32], channels=16),
 )

@@ -1,0 +1,4 @@
+# PVTv2's detectors for 3x: a decay of 0.05, and none on norms.
+_base_ = "adamw.py"
+
+optim_wrapper = dict(optimizer=dict(weight_decay=0.05), paramwise_cfg=dict(norm_decay_mult=0.0))
