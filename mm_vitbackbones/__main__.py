@@ -1,26 +1,74 @@
-"""``python -m mm_vitbackbones doctor``: the versions in use, what is wrong with them and how to mend it."""
+"""``python -m mm_vitbackbones COMMAND``: the door to all commands. It imports what the command needs, and no more."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
+from importlib import import_module
 
-from mm_vitbackbones import __version__, doctor
+from mm_vitbackbones import __version__
+from mm_vitbackbones.errors import did_you_mean
+
+COMMANDS = {
+    "configs": ("configs", "list the recipes: what each is, and the published result"),
+    "config": ("write_config", "print a recipe, or write it as a config of your own"),
+    "train": ("train", "train the detector or segmentor of a config"),
+    "test": ("test", "evaluate a checkpoint on the test set of a config"),
+    "predict": ("predict", "detect or segment in images"),
+    "describe": ("describe", "parameters, multiply-adds and levels of a backbone"),
+    "check_data": ("check_data", "find what is wrong with the data sets of a config"),
+    "try_config": ("dry_run", "run a step of a config on noise, and say what memory it takes"),
+    "prepare_data": ("prepare_data", "put one of the small data sets under data/"),
+    "convert_checkpoint": ("convert_checkpoint", "write a checkpoint in another layout"),
+}
+"""The module of each command in ``mm_vitbackbones.cli``, and what it does."""
+
+DOCTOR = "print the versions in use, what is wrong and the line that fixes it; exit code 1 on a blocker"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. An unknown one exits with code 2."""
-    parser = argparse.ArgumentParser(prog="python -m mm_vitbackbones", description="Look after an installation.")
-    parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    commands.add_parser(
-        "doctor", help="print the versions in use, what is wrong and the line that mends it; exit code 1 on a blocker"
-    )
-    commands.add_parser("help", help="print this help")
-    if parser.parse_args(argv).command == "doctor":
+    name, *rest = (sys.argv[1:] if argv is None else argv) or ["help"]
+    command = name.replace("-", "_")
+    if command == "doctor":
+        argparse.ArgumentParser(prog="python -m mm_vitbackbones doctor", description=f"{DOCTOR}.").parse_args(rest)
+        from mm_vitbackbones import doctor
+
         return doctor.main()
-    parser.print_help()
+    if command in COMMANDS:
+        return _run(COMMANDS[command][0], rest)
+    if name == "--version":
+        print(__version__)
+        return 0
+    if name not in ("help", "-h", "--help"):
+        near = did_you_mean(command, [*COMMANDS, "doctor"])
+        print(
+            f"error: there is no command {name!r}{near or '; `python -m mm_vitbackbones help` lists them'}",
+            file=sys.stderr,
+        )
+        return 2
+    print("usage: python -m mm_vitbackbones COMMAND ... (COMMAND --help says what each takes)\n")
+    for command, what in {**{name: what for name, (_, what) in COMMANDS.items()}, "doctor": DOCTOR}.items():
+        print(f"  {command:<20}{what}")
     return 0
+
+
+def _run(module: str, arguments: list[str]) -> int:
+    try:
+        run = import_module("mm_vitbackbones.cli.arguments").run
+        entry = import_module(f"mm_vitbackbones.cli.{module}").main
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("mm_vitbackbones"):
+            raise
+        print(
+            f"error: {error.name} is not installed, which this command needs: "
+            "`python -m mm_vitbackbones doctor` says what to install",
+            file=sys.stderr,
+        )
+        return 2
+    code: int = run(entry, arguments)
+    return code
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     skipped = shutil.ignore_patterns("__pycache__", "*.egg-info")
     shutil.copytree(ROOT / "mm_vitbackbones", project / "mm_vitbackbones", ignore=skipped)
     shutil.copytree(ROOT / "configs", project / "configs", ignore=skipped)
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "model-index.yml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, project)
     program = (
         "import os, warnings; warnings.simplefilter('ignore')\n"
@@ -101,12 +101,58 @@ def test_wheel_is_pure_python(wheel):
     assert wheel.name == f"mm_vitbackbones-{mm_vitbackbones.__version__}-py3-none-any.whl"
 
 
-def test_wheel_holds_the_package_and_its_licence_alone(wheel):
+def test_wheel_holds_the_package_its_configs_and_its_licence_alone(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = [name for name in archive.namelist() if not name.endswith("/")]
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "mm_vitbackbones").rglob("*.py")}
-    assert {name for name in names if ".dist-info/" not in name} == modules
+    configs = [*(ROOT / "configs").rglob("*.py"), *(ROOT / "configs").rglob("*.yml"), ROOT / "model-index.yml"]
+    shipped = {f"mm_vitbackbones/.mim/{path.relative_to(ROOT)}" for path in configs}
+    assert {name for name in names if ".dist-info/" not in name} == modules | shipped
     assert any(name.endswith("LICENSE") for name in names)
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that holds what the wheel holds, and nothing else."""
+    folder = tmp_path_factory.mktemp("site-packages")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder)
+    return folder
+
+
+def run_installed(installed: Path, folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    """A command of Python's in a folder, with the package from the wheel."""
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
+    return subprocess.run([sys.executable, *command], env=environment, cwd=folder, capture_output=True, text=True)
+
+
+def test_recipes_of_the_wheel_are_used_by_name_from_any_folder(installed, tmp_path):
+    listed = run_installed(installed, tmp_path, "-m", "mm_vitbackbones", "configs")
+    assert len(listed.stdout.splitlines()) == len([*(ROOT / "configs").glob("*.py")])
+    described = run_installed(installed, tmp_path, "-m", "mm_vitbackbones", "describe", "retinanet_pvt_s_coco")
+    assert "PVT small" in described.stdout, described.stderr
+
+
+def test_config_that_the_wheel_writes_inherits_from_the_wheels_recipes(installed, tmp_path):
+    command = ("-m", "mm_vitbackbones", "config", "mask_rcnn_pvt_s_3x_coco", "--out", "own.py")
+    assert run_installed(installed, tmp_path, *command).returncode == 0
+    program = (
+        "import sys; from mmengine.config import Config\n"
+        "cfg = Config.fromfile('own.py'); assert cfg.model.backbone.arch == 'small'\n"
+        "assert sys.modules['mm_vitbackbones'].__file__.startswith(sys.argv[1]), sys.modules['mm_vitbackbones']"
+    )
+    outcome = run_installed(installed, tmp_path, "-c", program, str(installed))
+    assert outcome.returncode == 0, outcome.stderr
+
+
+def test_model_index_of_the_wheel_leads_to_its_configs(installed):
+    """As OpenMMLab's mim reads it."""
+    yaml = pytest.importorskip("yaml")
+    mim = installed / "mm_vitbackbones" / ".mim"
+    metafiles = yaml.safe_load((mim / "model-index.yml").read_text())["Import"]
+    models = [model for name in metafiles for model in yaml.safe_load((mim / name).read_text())["Models"]]
+    assert len(models) > 90
+    assert all((mim / model["Config"]).is_file() for model in models)
 
 
 def test_wheel_depends_on_torch_and_mmengine_alone(metadata):

@@ -11,11 +11,20 @@ from typing import Any, NoReturn
 
 from mmengine.config import DictAction
 
+from mm_vitbackbones import recipes
 from mm_vitbackbones.errors import CheckpointError, UserError
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that complains in one line, as the rest of the tools do."""
+    """An argument parser that complains in one line, as the rest of the tools do, and calls the command as the user
+    did: ``tools/train.py`` or ``python -m mm_vitbackbones train``."""
+
+    def __init__(self, *, prog: str, **arguments: Any) -> None:
+        if Path(sys.argv[0]).name == "__main__.py":
+            prog = f"python -m mm_vitbackbones {Path(prog).stem}"
+        elif prog.endswith(".py"):
+            prog = f"tools/{Path(prog).name}"
+        super().__init__(prog=prog, **arguments)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see {self.prog} --help)")
@@ -49,7 +58,7 @@ class _Options(DictAction):
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", type=Path, help="a config file, such as configs/retinanet_pvt_s_coco.py")
+    add_config(parser)
     parser.add_argument(
         "--work-dir", type=Path, metavar="DIR", help="where logs and checkpoints go (work_dirs/<config name>)"
     )
@@ -67,6 +76,31 @@ def add_verbose(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--verbose", action="store_true", help="show on the console all that is logged, and warnings of the libraries"
     )
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "config",
+        type=config_file,
+        metavar="CONFIG",
+        help="a recipe by its name, such as retinanet_pvt_s_coco, or the path of a config file",
+    )
+
+
+def config_file(text: str) -> Path:
+    """The file that a config argument stands for: a bare name is a recipe, all else is a path.
+
+    Raises:
+        UserError: for a bare name that no recipe has.
+    """
+    if Path(text).name != text or Path(text).suffix:
+        return Path(text)
+    try:
+        return Path(recipes.recipe(text))
+    except UserError as error:
+        own = next((file for file in (Path(f"{text}.py"), Path(text)) if file.is_file()), None)
+        hint = f"; for the file give its path: {own if own.suffix else Path('.', own)}" if own else ""
+        raise UserError(f"{error}{hint}") from None
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

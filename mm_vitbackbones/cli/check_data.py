@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from mmengine.logging import print_log
 
 from mm_vitbackbones.cli import preflight
-from mm_vitbackbones.cli.arguments import Parser, add_options, add_verbose
+from mm_vitbackbones.cli.arguments import Parser, add_config, add_options, add_verbose
 from mm_vitbackbones.cli.config import load_config
 from mm_vitbackbones.engine.console import Console
 
 
 def check_data_arguments(argv: list[str]) -> argparse.Namespace:
     parser = Parser(prog="check_data.py", description="Find what is wrong with the data sets of a config.")
-    parser.add_argument("config", type=Path, help="a config file, such as configs/retinanet_pvt_s_coco.py")
+    add_config(parser)
     parser.add_argument("--check-all", action="store_true", help="look at every picture and mask, not at some")
     add_options(parser)
     add_verbose(parser)

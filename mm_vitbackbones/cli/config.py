@@ -10,10 +10,14 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import print_log
 
+from mm_vitbackbones import recipes
 from mm_vitbackbones.errors import UserError, did_you_mean
 
 SEMANTIC_HEADS = {"rpn_head", "semantic_head"}
 """A proposal head tells objects from background, a semantic head beside a detector has classes of its own."""
+
+RECIPE = '_base_ = __import__("mm_vitbackbones").recipe("NAME")'
+"""How a config inherits from a recipe."""
 
 
 def load_config(path: Path, options: dict[str, Any]) -> Config:
@@ -22,15 +26,7 @@ def load_config(path: Path, options: dict[str, Any]) -> Config:
     Raises:
         UserError: there is no such file, or it (or one of its bases) cannot be read, or an option does not fit.
     """
-    if not path.is_file():
-        folders = {path.parent, Path("configs"), Path(__file__).parents[2] / "configs"}
-        known = {file.name: str(file) for folder in sorted(folders) for file in folder.glob("*.py")}
-        near = did_you_mean(path.stem + ".py", known)
-        raise UserError(f"no config {path}{near or '; the configs are in configs/'}")
-    try:
-        cfg = Config.fromfile(path)
-    except Exception as error:  # a config is code: it can raise anything
-        raise UserError(f"{path} cannot be read: {_reason(error)}") from None
+    cfg = read_config(path)
     if "model" not in cfg:
         raise UserError(f"{path} is no config of a model: it defines no `model`")
     try:
@@ -39,6 +35,37 @@ def load_config(path: Path, options: dict[str, Any]) -> Config:
         raise UserError(f"--cfg-options does not fit {path}: {_reason(error)}") from None
     set_num_classes(cfg)
     return cfg
+
+
+def read_config(path: Path) -> Config:
+    """A config file as it is.
+
+    Raises:
+        UserError: there is no such file, or it (or one of its bases) cannot be read.
+    """
+    check_there(path)
+    try:
+        return Config.fromfile(path)
+    except Exception as error:  # a config is code: it can raise anything
+        reason = _reason(error)
+        if "mm_vitbackbones::" in path.read_text(encoding="utf-8", errors="replace"):
+            reason += '; MMEngine knows no recipe of ours by "::", so write ' + RECIPE
+        raise UserError(f"{path} cannot be read: {reason}") from None
+
+
+def check_there(path: Path) -> None:
+    """A config file exists.
+
+    Raises:
+        UserError: if not, with the nearest files and recipes.
+    """
+    if path.is_file():
+        return
+    if path.stem in recipes.names():
+        raise UserError(f"there is no config {path}; for the recipe of that name give {path.stem}, without a path")
+    files = {file.name: str(file) for folder in sorted({path.parent, Path("configs")}) for file in folder.glob("*.py")}
+    near = did_you_mean(path.name, files) or did_you_mean(path.stem, recipes.names()).replace("mean", "mean the recipe")
+    raise UserError(f"there is no config {path}{near or '; `python -m mm_vitbackbones configs` lists the recipes'}")
 
 
 def nodes(node: Any, path: str) -> Iterator[tuple[str, Any]]:

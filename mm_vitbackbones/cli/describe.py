@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config
 from torch.utils.flop_counter import FlopCounterMode
 
+from mm_vitbackbones import recipes
 from mm_vitbackbones.backbones import Backbone
 from mm_vitbackbones.build import families
-from mm_vitbackbones.cli.arguments import Parser
+from mm_vitbackbones.cli.arguments import Parser, config_file
+from mm_vitbackbones.cli.config import read_config
 from mm_vitbackbones.errors import UserError, did_you_mean
 from mm_vitbackbones.registry import BACKBONES
 
@@ -83,7 +84,9 @@ def main(argv: list[str]) -> None:
         UserError: for a config, a backbone, an arch or a size that there is not.
     """
     parser = Parser(prog="describe.py", description="Parameters, multiply-adds and levels of a backbone.")
-    parser.add_argument("target", metavar="CONFIG|BACKBONE", help="a config file, or a backbone's name, such as PVTv2")
+    parser.add_argument(
+        "target", metavar="CONFIG|BACKBONE", help="a recipe's name, a config file, or a backbone's name, such as PVTv2"
+    )
     parser.add_argument("--arch", help="one arch of a backbone; without it, all of them")
     parser.add_argument("--size", type=int, nargs="+", default=[512], metavar="SIDE", help="height and width (512)")
     args = parser.parse_args(argv)
@@ -99,22 +102,20 @@ def main(argv: list[str]) -> None:
 def _configs(target: str, arch: str | None) -> Iterable[tuple[str, Mapping[str, Any]]]:
     """The backbones that a target stands for: a name to print, and a config each."""
     known = families()
-    if target.endswith(".py"):
-        if arch is not None:
-            raise UserError("--arch goes with a backbone's name; a config says its arch by itself")
-        return [_from_file(Path(target), known)]
     family = target.removeprefix("mm_vitbackbones.")
     if family not in known:
-        near = did_you_mean(family, known)
-        raise UserError(f"there is no backbone {target!r}{near} (a config ends in .py)")
+        if Path(target).name == target and not Path(target).suffix and target not in recipes.names():
+            near = did_you_mean(family, [*known, *recipes.names()])
+            raise UserError(f"there is no backbone and no recipe {target!r}{near} (a path ends in .py)")
+        if arch is not None:
+            raise UserError("--arch goes with a backbone's name; a config says its arch by itself")
+        return [_from_file(config_file(target), known)]
     archs = known[family].archs if arch is None else [arch]
     return [(f"{family} {arch}", {"type": family, "arch": arch}) for arch in archs]
 
 
 def _from_file(path: Path, known: Mapping[str, type[Backbone]]) -> tuple[str, Mapping[str, Any]]:
-    if not path.is_file():
-        raise UserError(f"there is no config {path}")
-    cfg = Config.fromfile(path)
+    cfg = read_config(path)
     config = cfg.get("model", {}).get("backbone", {})
     scope, _, family = str(config.get("type")).rpartition(".")
     # A name without a scope is one of the default scope's: of a class there that may be called like one of ours.

@@ -6,7 +6,6 @@ import argparse
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from mmengine.structures import InstanceData, PixelData
 from torch import Tensor
 
 from mm_vitbackbones import libraries
-from mm_vitbackbones.cli.arguments import Parser, add_options
+from mm_vitbackbones.cli.arguments import Parser, add_options, config_file
 from mm_vitbackbones.cli.config import heads, load_config
 from mm_vitbackbones.cli.model import build_model
 from mm_vitbackbones.cli.preflight import check_backbone, datasets_of
@@ -170,7 +169,7 @@ def try_arguments(argv: list[str]) -> argparse.Namespace:
         description="Run a training step and a test step of configs on noise, on the CPU, without data or pretrained "
         "weights: whether they run, and the memory that they take.",
     )
-    parser.add_argument("configs", type=Path, nargs="+", metavar="CONFIG", help="config files")
+    parser.add_argument("configs", type=config_file, nargs="+", metavar="CONFIG", help="recipes by name, or paths")
     parser.add_argument(
         "--size", type=int, nargs="+", metavar="SIDE", help="height and width of the images (the config's)"
     )

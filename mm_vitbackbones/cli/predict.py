@@ -19,7 +19,7 @@ from mmengine.registry import DATASETS, DefaultScope
 
 from mm_vitbackbones import libraries
 from mm_vitbackbones.cli import preflight
-from mm_vitbackbones.cli.arguments import Parser, add_options, add_verbose
+from mm_vitbackbones.cli.arguments import Parser, add_config, add_options, add_verbose
 from mm_vitbackbones.cli.config import load_config
 from mm_vitbackbones.cli.model import build_model
 from mm_vitbackbones.cli.weights import load_weights
@@ -216,7 +216,7 @@ def _run_lengths(mask: np.ndarray) -> dict[str, Any]:
 
 def predict_arguments(argv: list[str]) -> argparse.Namespace:
     parser = Parser(prog="predict.py", description="Detect or segment in pictures with a trained or published model.")
-    parser.add_argument("config", type=Path, help="a config file, such as configs/retinanet_pvt_s_coco.py")
+    add_config(parser)
     parser.add_argument("checkpoint", type=Path, help="a .pth file, as training writes them or as published")
     parser.add_argument(
         "pictures", type=Path, nargs="+", metavar="IMAGE_OR_FOLDER", help="pictures, or folders of them"

@@ -175,8 +175,8 @@ def test_a_backbone_by_name_and_by_config(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["PVTv3"], "there is no backbone 'PVTv3'; did you mean"),
-        (["Backbone"], "there is no backbone 'Backbone'"),
+        (["PVTv3"], "there is no backbone and no recipe 'PVTv3'; did you mean"),
+        (["Backbone"], "there is no backbone and no recipe 'Backbone'"),
         (["PVT", "--arch", "smal"], "did you mean 'small'"),
         (["PVT", "--arch", "tiny", "--size", "16"], "at least 32"),
         (["PVT", "--size", "1", "2", "3"], "--size takes"),

@@ -159,7 +159,7 @@ def refused(
 
 
 def test_unknown_config_is_refused_with_the_nearest(refused: Callable[..., str]) -> None:
-    assert "retinanet_pvt_s_coco.py" in refused("configs/retinanet_pvt_s_cocoo.py")
+    assert "did you mean the recipe 'retinanet_pvt_s_coco'" in refused("configs/retinanet_pvt_s_cocoo.py")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,38 @@
+"""Write a recipe as a config of the user's own."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from mm_vitbackbones import recipes
+from mm_vitbackbones.cli.arguments import Parser
+from mm_vitbackbones.errors import UserError
+
+
+def main(argv: list[str]) -> None:
+    """``python -m mm_vitbackbones config``: print a recipe, or write it as a starting point.
+
+    Raises:
+        UserError: for a recipe that there is not, and for a file that cannot be written or is there already.
+    """
+    parser = Parser(prog="config", description="Print a recipe, or write it as a config of your own to change.")
+    parser.add_argument("name", metavar="NAME", help="a recipe; `python -m mm_vitbackbones configs` lists them")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="the .py file to write; an existing file is never overwritten"
+    )
+    args = parser.parse_args(argv)
+    if args.out is None:
+        print(Path(recipes.recipe(args.name)).read_text(encoding="utf-8"), end="")
+        return
+    if args.out.suffix != ".py":
+        raise UserError(f"--out {args.out}: a config ends in .py")
+    text = recipes.starting_point(args.name, shlex.quote(str(args.out)))
+    try:
+        with args.out.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise UserError(f"{args.out} is there already, and nothing is overwritten: name another file") from None
+    except OSError as error:
+        raise UserError(f"--out {args.out} cannot be written: {error.strerror}") from None
+    print(f"wrote {args.out}; train with: python -m mm_vitbackbones train {shlex.quote(str(args.out))}")
