@@ -32,8 +32,8 @@ LAYOUTS = {
     "coco": "annotations/instances_{train,val}2017.json, train2017/, val2017/, from https://cocodataset.org/#download",
     "ADEChallengeData2016": "images/{training,validation}/ and annotations/{training,validation}/, "
     "from http://sceneparsing.csail.mit.edu (ADEChallengeData2016.zip)",
-    "trees": "what `python tools/prepare_data.py trees` puts there: run it first",
-    "mini": "what `python tools/prepare_data.py mini` puts there: run it first",
+    "trees": "what `python -m mm_vitbackbones prepare_data trees` puts there: run it first",
+    "mini": "what `python -m mm_vitbackbones prepare_data mini` puts there: run it first",
 }
 """What a known data root holds, by the root's name, as the end of "expected there: ..."."""
 

@@ -200,8 +200,8 @@ def test_unknown_argument_is_refused(refused: Callable[..., str], config: Path) 
     ("name", "told"),
     [
         ("retinanet_pvt_t_coco", ["data/coco", "instances_{train,val}2017.json", "train2017/", "cocodataset.org"]),
-        ("retinanet_pvt_v2_b0_trees", ["data/trees", "python tools/prepare_data.py trees"]),
-        ("retinanet_pvt_t_mini", ["data/mini", "python tools/prepare_data.py mini"]),
+        ("retinanet_pvt_v2_b0_trees", ["data/trees", "python -m mm_vitbackbones prepare_data trees"]),
+        ("retinanet_pvt_t_mini", ["data/mini", "python -m mm_vitbackbones prepare_data mini"]),
     ],
 )
 def test_missing_data_set_is_refused_with_its_source(refused: Callable[..., str], name: str, told: list[str]) -> None:

@@ -30,9 +30,8 @@ RETINANET_1X = {
 def weights_of(backbone: ConfigDict) -> str:
     """The name of the published file that a backbone's config begins from."""
     assert backbone.init_cfg.type == "Pretrained"
-    file = published.resolve(backbone.init_cfg.checkpoint, backbone.type.partition(".")[2], backbone.arch)
-    assert isinstance(file, published.PublishedFile), "a config gives a name, and no path or URL"
-    return file.file_name
+    known = published.files_of(backbone.type.partition(".")[2], backbone.arch)
+    return known[backbone.init_cfg.checkpoint].file_name
 
 
 def load(name: str) -> Config:
