@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections import OrderedDict
@@ -13,6 +14,7 @@ from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
 
 from helpers.paths import ROOT
+from helpers.runs import write_config
 from mm_vitbackbones import __main__ as door
 
 
@@ -80,6 +82,22 @@ def test_missing_library_is_one_line_that_names_the_doctor(tmp_path: Path) -> No
     assert result.returncode == 2
     assert result.stderr.count("\n") == 1
     assert "python -m mm_vitbackbones doctor" in result.stderr
+
+
+@pytest.mark.mmdet
+def test_torchrun_starts_one_run_of_several_processes(data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("mmdet")
+    config = write_config("tiny_detector", data, tmp_path)
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "mm_vitbackbones")
+    arguments = ("train", config, "--work-dir", "run", "--cfg-options", "train_cfg.max_epochs=1")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *torchrun, *map(str, arguments)]
+    result = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    # 16 images in 2 processes of 4 images each; one of them writes the log.
+    log = next((tmp_path / "run").glob("*/*.log")).read_text()
+    assert re.search(r"Epoch\(train\) +\[1\]\[2/2\]", log)
+    assert len([*(tmp_path / "run").glob("*/*.log")]) == 1
 
 
 # ---- configs by name
