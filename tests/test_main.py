@@ -72,8 +72,8 @@ def test_help_calls_the_command_as_the_user_did(tmp_path: Path) -> None:
 
 
 def test_unknown_command_is_refused_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
-    assert door.main(["trian"]) == 2
-    assert capsys.readouterr().err == "error: there is no command 'trian'; did you mean 'train'?\n"
+    assert door.main(["traim"]) == 2
+    assert capsys.readouterr().err == "error: there is no command 'traim'; did you mean 'train'?\n"
 
 
 def test_missing_library_is_one_line_that_names_the_doctor(tmp_path: Path) -> None:
