@@ -15,7 +15,7 @@ train_pipeline = [
 ]
 # Both sides rounded up to a multiple of 32, which the published figures of SegFormer and PVT need.
 align = dict(type="ResizeToMultiple", size_divisor=32)
-load_labels = dict(type="LoadAnnotations", reduce_zero_label=True)  # behind the resizing: labels keep their size
+load_labels = dict(type="LoadAnnotations", reduce_zero_label=True)  # after the resizing: labels keep their size
 test_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="Resize", scale=(2048, 512), keep_ratio=True),
