@@ -18,15 +18,16 @@ NETWORKS = [*(PACKAGE / "backbones").glob("*.py"), *(PACKAGE / "layers").glob("*
 MAY_IMPORT = {
     "errors": set(),
     "files": set(),
+    "progress": set(),
     "registry": set(),
     "libraries": {"errors"},
     "ops": set(),
     "layers": {"ops"},
     "backbones": {"errors", "layers", "ops", "registry"},
-    "checkpoints": {"errors", "ops", "registry"},
+    "checkpoints": {"errors", "files", "ops", "registry"},
     "heads": {"ops", "registry"},
     "segmentors": {"registry"},
-    "data": {"errors", "files"},
+    "data": {"errors", "files", "progress"},
     "engine": {"backbones", "checkpoints", "errors", "files", "registry"},
 }
 """The parts of this package that a part may import, besides itself. The rest may import all; nothing imports cli."""

@@ -219,7 +219,12 @@ class Backbone(BaseModule):
 
     def parameter_stages(self) -> dict[str, int]:
         """The stage of each parameter and buffer, by its name in the state dict."""
-        return {name: part.stage for part, name, _ in self._names_of_parts()}
+        stages, stage = {}, 0
+        for part, name, _ in self._names_of_parts():
+            # What closes a stage may be frozen later than that: PiT's upsampling, which no file holds.
+            stage = stage if part.kind == "close" else part.stage
+            stages[name] = stage
+        return stages
 
     def get_layer_depth(self, param_name: str, prefix: str = "") -> tuple[int, int]:
         """How deep a parameter stands, for a learning rate that falls with the depth.

@@ -17,7 +17,7 @@ from mm_vitbackbones.checkpoints.recognise import (
     find_archs,
     find_layout,
     looks_like,
-    shapes_of,
+    outline_of,
     twin_of,
 )
 from mm_vitbackbones.checkpoints.unwrapping import unwrap
@@ -141,7 +141,7 @@ def _check_arch(found: Found, state: State, ours: State, arch: str | dict[str, A
             )
         return " or ".join(archs)
     try:
-        expected = shapes_of(found.family, arch)
+        expected = outline_of(found.family, arch)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"--arch: {error}") from None
     if differing := differences(found.family, expected, ours):

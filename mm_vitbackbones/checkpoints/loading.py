@@ -19,10 +19,11 @@ from mm_vitbackbones.checkpoints.recognise import (
     FAMILIES,
     HEADS,
     Found,
+    Outline,
     find_archs,
     find_layout,
     looks_like,
-    stage_of,
+    outline_of,
     twin_of,
 )
 from mm_vitbackbones.checkpoints.unwrapping import unwrap
@@ -55,6 +56,10 @@ class LoadReport:
     """The file's keys that belong to a classifier."""
     unbuilt: tuple[str, ...] = ()
     """The file's parameters of stages and parts that the backbone does not have, under our names."""
+    stages: tuple[int, ...] = ()
+    """Those stages."""
+    parts: tuple[str, ...] = ()
+    """Those parameters that are of other parts."""
     outside: tuple[str, ...] = ()
     """The file's keys that are not part of a backbone, such as a detector's neck and head."""
     beside: tuple[str, ...] = ()
@@ -67,9 +72,6 @@ class LoadReport:
         share = "all" if not self.fresh else f"{len(self.loaded)} of {len(self.loaded) + len(self.fresh)}"
         unused = "of the classifier" if self.part == "backbone" else "as unused"
         groups = Counter(key.removeprefix("module.").split(".")[0] for key in self.outside)
-        built = max(map(stage_of, self.loaded), default=0)
-        stages = sorted({str(stage_of(key)) for key in self.unbuilt if stage_of(key) > built})
-        parts = [key for key in self.unbuilt if stage_of(key) <= built]
         return "; ".join(
             [
                 f"{self.source} ({self.layout} layout): {share} tensors of the {self.part} come from the file, "
@@ -78,8 +80,12 @@ class LoadReport:
                 *self.adapted,
                 *self.cast,
                 *([f"left out, {unused}: {shorten(self.left_out)}"] if self.left_out else []),
-                *([f"left out, of stages that are not built: {', '.join(stages)}"] if stages else []),
-                *([f"left out, as not built: {shorten(parts)}"] if parts else []),
+                *(
+                    [f"left out, of stages that are not built: {', '.join(map(str, self.stages))}"]
+                    if self.stages
+                    else []
+                ),
+                *([f"left out, as not built: {shorten(self.parts)}"] if self.parts else []),
                 *([f"not of the {self.part}: {', '.join(f'{k} ({n})' for k, n in groups.items())}"] if groups else []),
                 *([f"beside the weights: {shorten(self.beside)}"] if self.beside else []),
                 *self.notes,
@@ -170,6 +176,7 @@ def _load(backbone: nn.Module, content: Any, source: str) -> LoadReport:
     ours, unknown = found.layout.to_ours(inside)
     target = backbone.state_dict()
 
+    stage_of = _outline(backbone, family).stage_of
     built = max(map(stage_of, target))
     unbuilt = [k for k in ours if stage_of(k) > built or (k not in target and family.is_optional(k))]
     given = {key: t for key, t in ours.items() if not key.startswith(CLASSIFIER) and key not in unbuilt}
@@ -208,6 +215,8 @@ def _load(backbone: nn.Module, content: Any, source: str) -> LoadReport:
             *sorted(key for key in split_off if key.startswith(CLASSIFIER)),
         ),
         unbuilt=tuple(unbuilt),
+        stages=tuple(sorted({stage_of(key) for key in unbuilt if stage_of(key) > built})),
+        parts=tuple(key for key in unbuilt if stage_of(key) <= built),
         outside=tuple(outside),
         beside=weights.beside,
         notes=(
@@ -216,6 +225,11 @@ def _load(backbone: nn.Module, content: Any, source: str) -> LoadReport:
         ),
         part="backbone" if family.name in FAMILIES else "head",
     )
+
+
+def _outline(module: nn.Module, family: Family) -> Outline:
+    """Of a backbone's arch with all its levels; of a head, whose parts are of no stage, nothing."""
+    return outline_of(family, module.arch) if family.name in FAMILIES else Outline({}, {})
 
 
 def _family(backbone: nn.Module) -> Family:

@@ -27,8 +27,6 @@ OTHERS = (
     ("a ConvNeXt", r"(stages|downsample_layers)\.0\.0\.(dwconv|0)\.weight"),
 )
 
-LAST_STAGE = 3
-
 Shapes = Mapping[str, torch.Size]
 
 
@@ -86,20 +84,21 @@ def find_archs(family: Family, ours: State) -> tuple[str, ...]:
 
     Of archs that differ only in what can be adapted, those are meant that need the least of it.
     """
-    archs = {arch: shapes for arch, shapes in _shapes(family.name).items() if not differences(family, shapes, ours)}
+    outlines = _outlines(family.name).items()
+    archs = {arch: outline.shapes for arch, outline in outlines if not differences(family, outline, ours)}
     adapted = {arch: sum(ours[k].shape != shapes[k] for k in ours if k in shapes) for arch, shapes in archs.items()}
     return tuple(arch for arch in archs if adapted[arch] == min(adapted.values()))
 
 
-def differences(family: Family, expected: Shapes, ours: State) -> list[str]:
-    """The names that are only in one of them, or there in another shape; what adapters mend may differ.
+def differences(family: Family, whole: Outline, ours: State) -> list[str]:
+    """The names that are only in one of them, or there in another shape; what adapters fit may differ.
 
     Stages that the state does not reach are not compared: a detector may have been trained without them. Nor are
     optional parts that only one of them has.
     """
     given = {key: tensor.shape for key, tensor in ours.items() if not key.startswith(CLASSIFIER)}
-    last = max(map(stage_of, given), default=0)
-    expected = {key: shape for key, shape in expected.items() if stage_of(key) <= last}
+    last = max(map(whole.stage_of, given), default=0)
+    expected = {key: shape for key, shape in whole.shapes.items() if whole.stage_of(key) <= last}
     return sorted(
         key
         for key in given.keys() | expected.keys()
@@ -108,24 +107,44 @@ def differences(family: Family, expected: Shapes, ours: State) -> list[str]:
     )
 
 
-def stage_of(key: str) -> int:
-    """The stage that one of our names belongs to; parallel blocks belong to the last, without which there are none."""
-    if key.startswith("parallel_blocks."):
-        return LAST_STAGE
-    found = re.match(r"stages\.(\d+)\.", key)
-    return int(found[1]) if found else 0
+class Outline:
+    """The names of a whole network's parameters and buffers, with the shape and the stage of each.
+
+    Args:
+        shapes: by name.
+        stages: by name, as the parts of the network say; none for a head.
+    """
+
+    def __init__(self, shapes: Shapes, stages: Mapping[str, int]) -> None:
+        self.shapes = shapes
+        self._stages: dict[str, set[int]] = {}
+        for name, stage in stages.items():
+            while name:
+                self._stages.setdefault(name, set()).add(stage)
+                name = name.rpartition(".")[0]
+
+    def stage_of(self, name: str) -> int:
+        """The stage of a name; of one that the network does not have, such as a block too many, that of the names next
+        to it; 0 if nothing tells."""
+        while name and name not in self._stages:
+            name = name.rpartition(".")[0]
+        stages = self._stages.get(name, {0})
+        return stages.copy().pop() if len(stages) == 1 else 0
 
 
-def shapes_of(family: Family, arch: object) -> Shapes:
-    """Names and shapes of a backbone's parameters and buffers; ValueError for an unknown arch."""
+def outline_of(family: Family, arch: object) -> Outline:
+    """Of a backbone with all its levels; ValueError for an unknown arch."""
     with torch.device("meta"):
         backbone = BACKBONES.get(family.name)(arch=arch)
-    return {key: tensor.shape for key, tensor in backbone.state_dict().items()}
+    return Outline(
+        {key: tensor.shape for key, tensor in backbone.state_dict().items()},
+        backbone.parameter_stages(),
+    )
 
 
 @functools.cache
-def _shapes(name: str) -> dict[str, Shapes]:
-    return {arch: shapes_of(FAMILIES[name], arch) for arch in BACKBONES.get(name).archs}
+def _outlines(name: str) -> dict[str, Outline]:
+    return {arch: outline_of(FAMILIES[name], arch) for arch in BACKBONES.get(name).archs}
 
 
 def twin_of(found: Found, arch: str | None) -> str | None:

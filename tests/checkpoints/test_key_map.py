@@ -9,7 +9,7 @@ from helpers.paths import DATA
 from helpers.toys import RECORDED
 from mm_vitbackbones.checkpoints import CheckpointError
 from mm_vitbackbones.checkpoints.key_map import KeyMap, under
-from mm_vitbackbones.checkpoints.recognise import FAMILIES, find_archs, find_layout, looks_like, shapes_of
+from mm_vitbackbones.checkpoints.recognise import FAMILIES, find_archs, find_layout, looks_like, outline_of
 
 PUBLISHED = [(family, *case) for family in ("mit",) for case in published_names(family)]
 CASES = [(name, layout.name) for name, toy in RECORDED.items() for layout in FAMILIES[toy.family.__name__].layouts]
@@ -115,7 +115,7 @@ def test_published_names_and_shapes_are_those_of_the_network(family, arch, name)
     ours, unknown = found.layout.to_ours(inside)
     assert not outside + unknown
     backbone = {key: tensor.shape for key, tensor in ours.items() if not key.startswith("classifier.")}
-    assert backbone == shapes_of(found.family, arch)
+    assert backbone == outline_of(found.family, arch).shapes
     theirs, nameless = found.layout.to_theirs(ours)
     assert not nameless
     assert {key: t.shape for key, t in theirs.items()} == {key: t.shape for key, t in inside.items()}
@@ -140,7 +140,7 @@ def test_the_official_files_of_every_variant_are_known_by_name_and_shape(name, a
     assert not unknown
     assert sum(tensor.numel() for tensor in ours.values()) == CLASSIFIERS[name, arch]
     backbone = {key: tensor.shape for key, tensor in ours.items() if not key.startswith("classifier.")}
-    assert backbone == shapes_of(family, arch)
+    assert backbone == outline_of(family, arch).shapes
     assert find_archs(family, ours) == (arch,)
     theirs, nameless = family.layout("official").to_theirs(ours)
     assert not nameless
@@ -217,7 +217,9 @@ def test_the_official_names_and_shapes_of_pit(arch):
     ours, unknown = official.to_ours(state)
     assert not unknown
     assert find_archs(FAMILIES["PiT"], ours) == (arch,)
-    expected = {key: s for key, s in shapes_of(FAMILIES["PiT"], arch).items() if not key.startswith("upsample.")}
+    expected = {
+        key: s for key, s in outline_of(FAMILIES["PiT"], arch).shapes.items() if not key.startswith("upsample.")
+    }
     assert {key: t.shape for key, t in ours.items() if not key.startswith("classifier.")} == expected
     theirs, nameless = official.to_theirs(ours)
     assert not nameless
