@@ -8,10 +8,11 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Any, ClassVar
 
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 COPIES = ("aten::copy_", "aten::clone", "aten::contiguous", "aten::_to_copy", "aten::roll", "aten::cat")
 
@@ -58,6 +59,28 @@ def copies(run: Callable[[], Any], at_least: int, ignore: Collection[tuple[int, 
         if event.name in COPIES and event.name != "aten::contiguous" and max(sizes, default=0) >= at_least:
             counts[event.name] += 1
     return counts
+
+
+def multiply_adds(run: Callable[[], Any]) -> int:
+    """Those of convolutions, matrix products and attention in what ``run`` computes, also on the meta device."""
+    counter = FlopCounterMode(display=False)
+    # It would find out which module an operator belongs to, by hooks on all modules: with these, fast forms are off.
+    counter.mod_tracker = _NoModules()  # type: ignore[assignment]
+    with counter:
+        run()
+    return int(counter.get_total_flops() // 2)
+
+
+class _NoModules:
+    """In place of PyTorch's tracker of modules: everything belongs to the whole."""
+
+    parents: ClassVar[set[str]] = {"Global"}
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *error: Any) -> None:
+        pass
 
 
 class OperatorCount(TorchDispatchMode):

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from mm_vitbackbones.checkpoints.published import FILES, resolve
 from mm_vitbackbones.cli.arguments import Parser, run
 from mm_vitbackbones.cli.describe import describe
 from mm_vitbackbones.cli.model import build_model
 from mm_vitbackbones.errors import UserError
+from mm_vitbackbones.measuring import multiply_adds
 
 SIZES = {"detection": (800, 1280), "segmentation": (512, 512)}
 """Height and width of the image that costs are counted for."""
@@ -130,10 +130,9 @@ def count(cfg: Config, size: tuple[int, int]) -> tuple[int, int]:
     Of a detector in two stages the second one is counted for 1,000 proposals, and its masks for 100 detections.
     """
     model = build_model(cfg, "meta").eval().requires_grad_(False)
-    counter = FlopCounterMode(display=False)
-    with torch.device("meta"), torch.no_grad(), counter:
-        _run(model, torch.empty(1, 3, *size))
-    return sum(parameter.numel() for parameter in model.parameters()), counter.get_total_flops() // 2
+    with torch.device("meta"), torch.no_grad():
+        cost = multiply_adds(lambda: _run(model, torch.empty(1, 3, *size)))
+    return sum(parameter.numel() for parameter in model.parameters()), cost
 
 
 def _run(model: Any, image: torch.Tensor) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from mm_vitbackbones import recipes
 from mm_vitbackbones.backbones import Backbone
@@ -16,6 +15,7 @@ from mm_vitbackbones.build import families
 from mm_vitbackbones.cli.arguments import Parser, config_file
 from mm_vitbackbones.cli.config import read_config
 from mm_vitbackbones.errors import UserError, did_you_mean
+from mm_vitbackbones.measuring import multiply_adds
 from mm_vitbackbones.registry import BACKBONES
 
 
@@ -64,15 +64,15 @@ def describe(config: Mapping[str, Any], size: tuple[int, int] = (512, 512), name
     with torch.device("meta"):
         # On this device fused attention is taken apart into matrix products, which the counter knows.
         backbone = BACKBONES.build({**config, "init_cfg": None}).eval().requires_grad_(False)
-        counter = FlopCounterMode(display=False)
-        with torch.no_grad(), counter:
-            maps = backbone(torch.empty(1, backbone.in_channels, *size))
+        image = torch.empty(1, backbone.in_channels, *size)
+        with torch.no_grad():
+            maps, count = backbone(image), multiply_adds(lambda: backbone(image))
     levels = zip(backbone.out_indices, backbone.channels, backbone.strides, maps, strict=True)
     return Description(
         name or str(config["type"]),
         size,
         sum(parameter.numel() for parameter in backbone.parameters()),
-        counter.get_total_flops() // 2,
+        count,
         tuple(Level(i, channels, stride, *map.shape[2:]) for i, channels, stride, map in levels),
     )
 
