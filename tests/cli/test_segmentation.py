@@ -20,6 +20,7 @@ from mmengine.config import Config
 
 from mm_vitbackbones.checkpoints.tables import mit, segformer_head
 from mm_vitbackbones.checkpoints.tables.pvt_common import OVERLAP_OFFICIAL
+from mm_vitbackbones.checkpoints.unwrapping import unwrap_model
 from mm_vitbackbones.cli.test import use_tta
 from mm_vitbackbones.data import mini
 from mm_vitbackbones.engine import resume
@@ -101,7 +102,7 @@ def test_tta_sliding_windows_and_output_files_combine(trained: tuple[Path, str],
 
 def published(trained: Path, layout: str) -> dict[str, torch.Tensor]:
     """The trained network's weights as the authors or Hugging Face name them."""
-    ours = resume.weights(resume.read(trained / "iter_4.pth"))
+    ours = unwrap_model(resume.read(trained / "iter_4.pth")).state
     parts = {part: {} for part in ("backbone", "decode_head")}
     for key, tensor in ours.items():
         part, _, name = key.partition(".")

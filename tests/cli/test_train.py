@@ -25,6 +25,7 @@ from helpers.runs import run_tool, write_config
 
 pytest.importorskip("mmdet")
 
+from mm_vitbackbones.checkpoints.unwrapping import unwrap_model
 from mm_vitbackbones.cli import preflight, test, train
 from mm_vitbackbones.cli.arguments import run
 from mm_vitbackbones.engine import amp, resume
@@ -98,7 +99,7 @@ def test_resumed_run_equals_the_whole_one(trained: Path, config: Path, tmp_path:
     assert first.returncode == 0, first.stderr
     second = run_tool("train", config, "--work-dir", tmp_path, "--resume")
     assert second.returncode == 0, second.stderr
-    whole, resumed = (resume.weights(resume.read(folder / "epoch_2.pth")) for folder in (trained, tmp_path))
+    whole, resumed = (unwrap_model(resume.read(folder / "epoch_2.pth")).state for folder in (trained, tmp_path))
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
     curves = [json.loads((folder / "curves.json").read_text()) for folder in (trained, tmp_path)]
@@ -555,7 +556,7 @@ def tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def test_load_from_takes_a_wrapped_file(trained: Path, config: Path, tmp_path: Path) -> None:
-    before = tensors(trained / "epoch_1.pth")
+    before = tensors(trained / "epoch_2.pth")
     wrapped = {f"_orig_mod.module.{key}": tensor for key, tensor in before.items()}
     torch.save({"model_ema": {"state_dict": wrapped}, "args": SimpleNamespace(lr=1)}, tmp_path / "file.pth")
     options = [f"load_from={tmp_path / 'file.pth'}", "optim_wrapper.optimizer.lr=0.0", "train_cfg.max_epochs=1"]
