@@ -306,7 +306,7 @@ def zip_of(name):
         (b"<html><body>404</body></html>", "HTML page"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 3\n", "git lfs pull"),
         (b'{"weight_map": {}}', "JSON"),
-        (gzip.compress(b"x"), "gzip"),
+        (gzip.compress(b"x", mtime=0), "gzip"),
         (b"\x89HDF\r\n\x1a\n", "HDF5"),
         (b"\x0a\x05model", "TensorFlow"),
         (npz(), "NumPy arrays"),
