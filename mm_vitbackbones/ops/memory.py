@@ -226,6 +226,8 @@ def recomputed(function: Callable[..., T], *inputs: Any, what: str = ALL, random
             _local.recipes, _local.inside_larger = before
 
     options: dict[str, Any] = {} if make_contexts is None else {"context_fn": make_contexts}
+    if not context.is_eager():  # there are no recipes, and a compiler cannot follow what a thread keeps
+        return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=random, **options)
     return checkpoint(run, *inputs, use_reentrant=False, preserve_rng_state=random, **options)
 
 
