@@ -1,4 +1,4 @@
-"""``python -m mm_vitbackbones COMMAND``: the door to all commands. It imports what the command needs, and no more."""
+"""``python -m mm_vitbackbones COMMAND``: runs any command. It imports what the command needs, and no more."""
 
 from __future__ import annotations
 

@@ -31,13 +31,13 @@ def build_backbone(
     Args:
         name: family and arch, such as ``"pvt_small"``, ``"pvt_v2_b2"``, ``"mit_b0"``, ``"swin_tiny"``,
             ``"coat_lite_small"`` or ``"pit_s_distilled"``.
-        pretrained: True for the published weights of this arch (those on ImageNet-1k, where there are such), the name
-            of other ones (``"imagenet22k"``), or a file in any known layout: a path, a URL, or what such a file holds.
+        pretrained: True for the published weights of this arch (those of ImageNet-1k, where they exist), the name of
+            others (``"imagenet22k"``), or a file in any known layout: a path, a URL, or what such a file holds.
         arguments: of the backbone: ``out_indices``, ``in_channels``, ``drop_path_rate`` and so on.
 
     Raises:
         ValueError: for an unknown name, with the nearest ones, or an argument out of its range.
-        CheckpointError: if the weights are not those of this backbone, or there are none of that name.
+        CheckpointError: if the weights are not of this backbone, or there are no weights of that name.
     """
     known = backbone_names()
     if name not in known:

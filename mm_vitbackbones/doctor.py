@@ -1,4 +1,4 @@
-"""What is installed, what is wrong with it, and the line that mends it.
+"""What is installed, what is wrong with it, and the line that fixes it.
 
 Everything is judged by importing modules and looking at what happens, never by the names of distributions: forks
 of mmengine, mmcv, mmdet and mmseg keep the names of the modules, but not those of the distributions.
@@ -37,7 +37,7 @@ IMPORTS = {
     "mm_vitbackbones": ("mm_vitbackbones", "mm_vitbackbones.backbones"),
 }
 """What is imported to see whether a package works, in the order in which they need each other. A package's parts
-follow it, because mmdet and mmseg load most of what they need, compiled or undeclared, only there."""
+follow it, because mmdet and mmseg import most of what they need, compiled or undeclared, only there."""
 
 OPTIONAL = {"mmcv", "mmcv.ops", "mmdet", "mmseg"}
 """Without these the backbones still work on their own."""
@@ -48,7 +48,7 @@ DISTRIBUTIONS = {"cv2": "opencv-python-headless", "PIL": "pillow", "mmseg": "mms
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing to know: ``what`` is so, and the line that mends it, if anything has to be mended.
+    """One thing to know: ``what`` is the case, and in ``mend`` the line that fixes it, if there is one.
 
     A blocker keeps something installed from working, a note does not.
     """
@@ -106,7 +106,7 @@ class Installation:
         return Package(name, module)
 
 
-# Explanations: what an import error means, apart from which import met it. Each knows one cause.
+# Explanations: what an import error means, whichever import raised it. Each knows one cause.
 
 
 def explain_missing_ops(error: str, package: Package, installation: Installation) -> Finding | None:
@@ -229,7 +229,7 @@ def check_setuptools(installation: Installation) -> Iterator[Finding]:
 
 
 def check_numpy_bridge(installation: Installation) -> Iterator[Finding]:
-    """A torch that was built for numpy 1 imports beside numpy 2, and fails when an array is asked for."""
+    """A torch that was built for numpy 1 can be imported with numpy 2, but fails when an array is asked for."""
     torch, numpy = installation["torch"], installation["numpy"]
     if torch.module is None or not numpy.works:
         return
@@ -288,7 +288,7 @@ def examine(installation: Installation) -> list[Finding]:
 
 
 def versions(installation: Installation) -> Iterator[tuple[str, str]]:
-    """Pairs of a name and a version, or what is there in a version's place."""
+    """Pairs of a name and a version, or a text in place of the version."""
     yield "Python", sys.version.split()[0]
     for name in IMPORTS:
         package = installation[name]
@@ -313,7 +313,7 @@ def report(installation: Installation, findings: Iterable[Finding]) -> Iterator[
     for finding in findings:
         yield f"{finding.level}: {finding.what}"
         if finding.mend:
-            yield f"    mend it: {finding.mend}"
+            yield f"    fix: {finding.mend}"
     blockers = sum(finding.level == "blocker" for finding in findings)
     yield f"{blockers} blocker{'s' * (blockers != 1)}." if blockers else "Ready: no blockers."
 

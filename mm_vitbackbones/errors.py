@@ -1,4 +1,4 @@
-"""Mistakes that a user can correct: exceptions whose message is the whole story. Imports no torch."""
+"""Mistakes that a user can correct: exceptions whose message is all that the user needs. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Something that the user can mend. The message is one line: what is wrong and what to do."""
+    """Something that the user can fix. The message is one line: what is wrong and what to do."""
 
 
 class CheckpointError(ValueError):
@@ -19,7 +19,7 @@ class UnsafeCheckpointError(CheckpointError):
 
 
 class CheckpointMismatch(CheckpointError):
-    """A checkpoint whose parameters are not those of the network. The network is as it was."""
+    """A checkpoint whose parameters are not those of the network. The network is unchanged."""
 
 
 def did_you_mean(word: str, known: Iterable[str], count: int = 3) -> str:

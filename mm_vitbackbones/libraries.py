@@ -1,4 +1,4 @@
-"""The one door to MMDetection and MMSegmentation."""
+"""Imports MMDetection and MMSegmentation where a config needs them."""
 
 from __future__ import annotations
 

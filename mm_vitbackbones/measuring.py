@@ -1,6 +1,6 @@
-"""What a network does and holds, counted: allocated bytes, dispatched operators, copies of maps.
+"""Counts what a network does and holds: allocated bytes, dispatched operators, copies of maps.
 
-Counts are equal from run to run, so tests can guard them; times are for ``mm_vitbackbones.benchmarks``.
+Counts are equal from run to run, so tests can check them. Times are not measured here.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ def copies(run: Callable[[], Any], at_least: int, ignore: Collection[tuple[int, 
 
 
 def multiply_adds(run: Callable[[], Any]) -> int:
-    """Those of convolutions, matrix products and attention in what ``run`` computes, also on the meta device."""
+    """The multiply-adds of convolutions, matrix products and attention in ``run``, also on the meta device."""
     counter = FlopCounterMode(display=False)
-    # It would find out which module an operator belongs to, by hooks on all modules: with these, fast forms are off.
+    # Its tracker finds the module of an operator by hooks on all modules, and hooks switch the fast forms off.
     counter.mod_tracker = _NoModules()  # type: ignore[assignment]
     with counter:
         run()
@@ -72,7 +72,7 @@ def multiply_adds(run: Callable[[], Any]) -> int:
 
 
 class _NoModules:
-    """In place of PyTorch's tracker of modules: everything belongs to the whole."""
+    """In place of PyTorch's tracker of modules: all operators are counted together."""
 
     parents: ClassVar[set[str]] = {"Global"}
 
@@ -84,7 +84,7 @@ class _NoModules:
 
 
 class OperatorCount(TorchDispatchMode):
-    """Counts dispatched operators, views apart: ``with OperatorCount() as count: ...; count.total``."""
+    """Counts dispatched operators except views: ``with OperatorCount() as count: ...; count.total``."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""How far a long piece of work is: a bar on a terminal, a line now and then in a file. Needs Python alone."""
+"""The progress of long work: a bar on a terminal, a line now and then in a file. Needs Python alone."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class Progress:
     """Shows how much of some work is done.
 
     On a terminal one line is drawn again and again. In a file it is at most one line per ``every`` seconds, and a last
-    one. In a distributed run the first process alone speaks.
+    one. In a distributed run only the first process prints.
 
     Args:
         what: the work, as the beginning of each line.
-        total: of what is counted.
+        total: how many items the work has.
         every: seconds between two lines in a file.
         file: standard output by default.
-        clock: seconds from any beginning.
+        clock: seconds since any fixed time.
     """
 
     def __init__(
@@ -51,13 +51,13 @@ class Progress:
             self._show()
 
     def update(self, done: int) -> None:
-        """So many are done now."""
+        """Sets how many items are done."""
         self.done = done
         if done >= self.total or self.clock() - self._shown >= self.every:
             self._show()
 
     def close(self) -> None:
-        """Ends the line of work that stopped before its end, so that what follows has a line of its own."""
+        """Ends the line if the work stopped early, so that later output begins a new line."""
         if self.on_terminal and self._width > 0 and self.done < self.total and not self.silent:
             self.file.write("\n")
             self.file.flush()

@@ -43,7 +43,7 @@ def names() -> list[str]:
 def recipe(name: str) -> str:
     """The path of a recipe, or of a part of recipes.
 
-    A config inherits from a recipe, wherever it lies and whoever reads it, by
+    A config in any folder inherits from a recipe by
     ``_base_ = __import__("mm_vitbackbones").recipe("retinanet_pvt_s_coco")``.
 
     Args:
@@ -60,7 +60,7 @@ def recipe(name: str) -> str:
 
 
 def summaries(words: Iterable[str] = ()) -> list[Summary]:
-    """The recipes whose line in the list has all of some words, in any case."""
+    """The recipes whose line in the list has all of these words, in upper or lower case."""
     folds = [word.lower() for word in words]
     found = (_summary(Path(recipe(name))) for name in names())
     return [summary for summary in found if all(fold in str(summary).lower() for fold in folds)]

@@ -16,7 +16,7 @@ from mmengine.registry import Registry
 
 
 class _Models(Registry):
-    """A registry that imports what needs more than MMEngine at the first look-up of its name."""
+    """A registry that imports a class that needs more than MMEngine at the first look-up of its name."""
 
     on_demand: ClassVar[dict[str, str]] = {
         "BandedEncoderDecoder": "mm_vitbackbones.segmentors.banded",

@@ -217,7 +217,7 @@ def test_report_lists_versions_then_blockers_then_notes():
     assert versions["mmseg"] == "cannot be imported"
     rest = lines[lines.index("") + 1 :]
     assert rest[0] == "blocker: mmseg refuses to work with mmcv 2.2.0"
-    assert rest[1] == f"    mend it: {doctor.MEND_MMCV}"
+    assert rest[1] == f"    fix: {doctor.MEND_MMCV}"
     assert rest[2].startswith("note: mmdet is not installed")
     assert rest[-1] == "1 blocker."
 

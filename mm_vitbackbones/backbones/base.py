@@ -27,7 +27,7 @@ WITH_CP = {
     "nothing": memory.NOTHING,
     "all_but_attention": memory.ALL_BUT_ATTENTION,
     "all": memory.ALL,
-    # The same in other words, which stay.
+    # Other names for the same, which stay valid.
     False: memory.NOTHING,
     "ffn": memory.ALL_BUT_ATTENTION,
     "block": memory.ALL,
@@ -37,12 +37,12 @@ WITH_CP = {
 
 
 class Level(NamedTuple):
-    """What a network gives at one stride, or after one block."""
+    """The result of a network at one stride, or after one block."""
 
     grid: Tensor
     """(B, H, W, C)."""
     class_tokens: Tensor | None = None
-    """(B, T, C): those that took part in the same blocks; None in a family that has none."""
+    """(B, T, C): the class tokens of the same blocks; None in a family without class tokens."""
 
 
 class Part(NamedTuple):
@@ -137,7 +137,7 @@ class Backbone(BaseModule):
         """
 
     def finish(self) -> None:
-        """What remains once all parts are there: freezing, and what training computes again."""
+        """Called once all parts are built: sets what training computes again, and freezes."""
         for module in self.modules():
             if isinstance(module, Recomputable):
                 module.recompute = self.recompute
@@ -150,18 +150,18 @@ class Backbone(BaseModule):
         return tuple(level.grid.permute(0, 3, 1, 2).contiguous() for i, level in levels if i in self.out_indices)
 
     def features(self, image: Tensor, blocks: Sequence[int] | None = None) -> list[Level]:
-        """What ``forward`` returns as maps, as grids and with the class tokens of a family that has them.
+        """The levels that ``forward`` returns, as grids, with the class tokens if the family has them.
 
         Args:
-            image: as of ``forward``.
-            blocks: instead of levels, what these blocks give, counted from 0 through all stages; -1 is the last one. A
-                block of several levels (CoaT's parallel ones) gives each of them in turn.
+            image: as for ``forward``.
+            blocks: return the results of these blocks instead of levels. Blocks are counted from 0 through all stages;
+                -1 is the last one. A block of several levels (CoaT's parallel ones) gives its levels in order.
 
         Returns:
             one ``Level`` per level of ``out_indices``, or per block.
 
         Raises:
-            ValueError: for a block that there is not, and as ``forward``.
+            ValueError: for a block that does not exist, and as ``forward``.
         """
         self._check_image(image)
         if blocks is None:
@@ -186,12 +186,12 @@ class Backbone(BaseModule):
         return [level for i in numbers for level in self.levels_of_block(found[i], every[i].stage, levels)]
 
     def levels_of_block(self, output: Any, stage: int, levels: Sequence[Level]) -> list[Level]:
-        """What ``features`` gives of a block.
+        """The levels that ``features`` returns for a block.
 
         Args:
             output: what the block returns.
-            stage: its own.
-            levels: all of the same image.
+            stage: the stage of the block.
+            levels: all levels of the same image.
         """
         return [Level(output)]
 
@@ -205,7 +205,7 @@ class Backbone(BaseModule):
         return self
 
     def freeze(self) -> None:
-        """Puts the stem and the first ``frozen_stages`` stages out of training."""
+        """Freezes the stem and the first ``frozen_stages`` stages."""
         if self.frozen_stages < 0:
             return
         parts = self.parts()
@@ -221,27 +221,27 @@ class Backbone(BaseModule):
         """The stage of each parameter and buffer, by its name in the state dict."""
         stages, stage = {}, 0
         for part, name, _ in self._names_of_parts():
-            # What closes a stage may be frozen later than that: PiT's upsampling, which no file holds.
+            # What closes a stage may be frozen with a later one: PiT's upsampling, which no file holds.
             stage = stage if part.kind == "close" else part.stage
             stages[name] = stage
         return stages
 
     def get_layer_depth(self, param_name: str, prefix: str = "") -> tuple[int, int]:
-        """How deep a parameter stands, for a learning rate that falls with the depth.
+        """The depth of a parameter, for a learning rate that falls with the depth.
 
         0 is the stem, n the n-th block, counted through all stages (in CoaT the parallel blocks follow the serial
-        ones). What opens a later stage, or serves its blocks, goes with its first block; what closes a stage goes with
-        its last one.
+        ones). What opens a later stage, or serves its blocks, has the depth of its first block; what closes a stage has
+        the depth of its last block.
 
         Args:
-            param_name: as ``named_parameters`` of the backbone or, with its ``prefix``, of the whole model has it.
-            prefix: what stands before the backbone's own names, such as ``"backbone."``.
+            param_name: a name out of ``named_parameters`` of the backbone or, with its ``prefix``, of the whole model.
+            prefix: what precedes the backbone's own names, such as ``"backbone."``.
 
         Returns:
-            the depth, and how many there are: the last one is that of everything after the backbone.
+            the depth, and the number of depths. The last depth is for everything after the backbone.
 
         Raises:
-            ValueError: for a name that is none of the backbone's.
+            ValueError: if the backbone has no parameter of this name.
         """
         depths, total = {}, 0
         for _, name, depth in self._names_of_parts():
@@ -301,7 +301,7 @@ class Backbone(BaseModule):
 
 
 def check_stages(spec: Any, stages: int = len(STRIDES)) -> None:
-    """Of a spec: tuples with one entry per stage, whole heads. ValueError names the field that does not fit."""
+    """Checks a spec: one entry per stage, channels divisible by heads. ValueError names the field that does not fit."""
     for field in dataclasses.fields(spec):
         value = getattr(spec, field.name)
         if isinstance(value, tuple) and (len(value) != stages or min(value) < 1):
@@ -312,7 +312,7 @@ def check_stages(spec: Any, stages: int = len(STRIDES)) -> None:
 
 
 def parts_of_stage(stage: nn.Module, index: int) -> Iterator[Part]:
-    """Of a stage whose children stand in the order of computation, its blocks under ``blocks``."""
+    """The parts of a stage whose children are in the order of computation, its blocks under ``blocks``."""
     kind = "open"
     for name, child in stage.named_children():
         if name == "blocks":

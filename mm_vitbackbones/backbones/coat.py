@@ -5,14 +5,14 @@ Xu et al., ICCV 2021, arXiv:2104.06399. Official code and weights: github.com/ml
     level  stride  what happens
       0       4    4x4 patches, LayerNorm, serial blocks
       1       8    2x2 patches, LayerNorm, serial blocks  \\
-      2      16    2x2 patches, LayerNorm, serial blocks   > CoaT: parallel blocks, in which the three levels meet
+      2      16    2x2 patches, LayerNorm, serial blocks   > CoaT: parallel blocks, which mix the three levels
       3      32    2x2 patches, LayerNorm, serial blocks  /
 
 CoaT-Lite has no parallel blocks. Each stage has a class token, which takes part in the attention of all its blocks and
-is no part of what a level returns. Two kinds of depthwise convolutions replace position embeddings; the blocks of a
-stage, serial and parallel, share them: the stage owns them and hands them to its blocks.
+is not part of the returned level. Two kinds of depthwise convolutions replace position embeddings; the blocks of a
+stage, serial and parallel, share them: the stage owns them and passes them to its blocks.
 
-*Tokens* are here a pair: the class token (B, 1, 1, C) and the grid (B, H, W, C). All maps of tokens act on both.
+*Tokens* are a pair here: the class token (B, 1, 1, C) and the grid (B, H, W, C). Functions of tokens act on both.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ Tokens = tuple[Tensor, Tensor]
 
 NUM_HEADS = 8
 WINDOWS = {3: 2, 5: 3, 7: 3}
-"""Relative positions: the side of the window, and how many of the heads, in this order, look through it."""
+"""Relative positions: the side of the window, and how many of the heads, in this order, use it."""
 PARALLEL = (1, 2, 3)
-"""The levels that meet in the parallel blocks."""
+"""The levels that the parallel blocks mix."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Arch:
     dims: tuple[int, ...] = (64, 128, 320, 512)
     mlp_ratios: tuple[int, ...] = (8, 8, 4, 4)
     parallel_depth: int = 0
-    """Parallel blocks; 0 for CoaT-Lite. They need levels 1 to 3 of one width."""
+    """Parallel blocks; 0 for CoaT-Lite. They need levels 1 to 3 of equal width."""
     num_heads: ClassVar[tuple[int, ...]] = (NUM_HEADS,) * len(STRIDES)
 
     def __post_init__(self) -> None:
@@ -94,8 +94,8 @@ class ConvPosition(nn.Module):
 
 @context.plain
 class ConvRelativePosition(nn.Module):
-    """The convolutional relative position encoding: what a head sees around each place of its values, through a
-    depthwise window. Heads differ in the side of their window."""
+    """The convolutional relative position encoding: a depthwise convolution of each head's values. The side of its
+    window differs between heads."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -115,7 +115,7 @@ class Shared(NamedTuple):
     cpe: ConvPosition
     crpe: ConvRelativePosition
     framed: tuple[Tensor, Tensor] | None
-    """The weight and bias of ``crpe`` as one convolution, which cuts no map apart; see ``ops.conv.framed``."""
+    """The weight and bias of ``crpe`` as one convolution, which splits no map; see ``ops.conv.framed``."""
 
     def relative_position(self, value: Tensor) -> Tensor:
         """``crpe`` of a grid of values (B, H, W, C)."""
@@ -128,14 +128,14 @@ class FactorizedAttention(Recomputable):
 
         Q (softmax(K)' V) / sqrt(d) + Q * crpe(V)
 
-    The softmax is over the tokens, the class token among them, so that what the queries meet is a matrix of d x d for
-    each head and never one of tokens by tokens. Relative positions are for the grid alone.
+    The softmax is over all tokens, including the class token. So the queries are multiplied by one d x d matrix for
+    each head, and there is no matrix of tokens by tokens. Relative positions are for the grid alone.
     """
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.qk = nn.Linear(dim, 2 * dim)
-        self.v = nn.Linear(dim, dim)  # apart, so that the convolution finds a map of its own
+        self.v = nn.Linear(dim, dim)  # separate, so that the convolution gets a contiguous map
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, tokens: Tokens, shared: Shared) -> Tokens:
@@ -198,8 +198,8 @@ class SerialBlock(CoatBlock):
 
 
 class ParallelBlock(CoatBlock):
-    """The levels attend each for itself, and each adds what all of them give, resized to its grid. Levels that nothing
-    after this block uses, those that are not ``needed``, attend and end here."""
+    """Each level attends to itself, then adds the results of all levels, resized to its grid. A level that is not
+    ``needed`` after this block attends and ends here."""
 
     def __init__(self, dim: int, hidden_dim: int, needed: Sequence[int], drop_path: float) -> None:
         super().__init__()

@@ -12,10 +12,10 @@ from mm_vitbackbones.registry import WEIGHT_INITIALIZERS
 
 @WEIGHT_INITIALIZERS.register_module()
 class FromScratch:
-    """Loud feed-forward networks and convolutions (He et al. 2015, by fan-out), quiet attention.
+    """Large weights in feed-forward networks and convolutions (He et al. 2015, by fan-out), small ones in attention.
 
     The official rule, a standard deviation of 0.02 everywhere, suits hundreds of epochs of classification: at first
-    nothing but the patch embeddings is heard. In a config: ``init_cfg=dict(type='mm_vitbackbones.FromScratch')``.
+    only the patch embeddings affect the result. In a config: ``init_cfg=dict(type='mm_vitbackbones.FromScratch')``.
     """
 
     def __call__(self, module: nn.Module) -> None:

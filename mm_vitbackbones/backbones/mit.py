@@ -1,7 +1,7 @@
 """MiT, the encoder of SegFormer: Simple and Efficient Design for Semantic Segmentation with Transformers.
 
 Xie et al., NeurIPS 2021, arXiv:2105.15203. Written from the paper: the official code (github.com/NVlabs/SegFormer) and
-the weights released with it are under NVIDIA's non-commercial licence, which the weights keep in any layout.
+the weights released with it are under NVIDIA's non-commercial licence, which holds for them in any layout.
 
     level  stride  what happens
       0       4    7x7 overlapping patches, LayerNorm, blocks with keys and values at 1/8 of the grid, LayerNorm
@@ -29,7 +29,7 @@ from mm_vitbackbones.registry import BACKBONES
 @dataclass(frozen=True)
 class Arch:
     """The table of variants in the paper's appendix (which prints feed-forward ratios of 8 in stages 0 and 1 for b0 to
-    b4: the released weights have 4 throughout, and these decide)."""
+    b4; the released weights have 4 throughout, as here)."""
 
     depths: tuple[int, ...]
     dims: tuple[int, ...] = (64, 128, 320, 512)

@@ -3,15 +3,15 @@
 Heo et al., ICCV 2021, arXiv:2103.16302. Official code and weights: github.com/naver-ai/pit (Apache-2.0).
 
     level  stride  what happens
-      0       4    level 1, upsampled by a learned transposed convolution: no part of the published network
+      0       4    level 1, upsampled by a learned transposed convolution: not in the published network
       1       8    overlapping patches, + position, blocks with full attention
       2      16    depthwise pooling to twice the width, blocks with full attention
       3      32    depthwise pooling to twice the width, blocks with full attention
 
-A class token (two in the distilled variants) takes part in all attention, and a linear map of its own takes it past
-each pooling. Neither it nor the classifier's final norm is part of a level.
+A class token (two in the distilled variants) takes part in all attention, and each pooling has a linear
+map for it. Neither it nor the classifier's final norm is part of a level.
 
-Nobody has published a dense form. The official patches are not padded: 224 pixels give 27x27 cells of 8 pixels, with
+No dense form is published. The official patches are not padded: 224 pixels give 27x27 cells of 8 pixels, with
 centres at 8i + 8 (PiT-B: 31x31 of 7). Here the image is padded such that level 1 has ceil(H/8) x ceil(W/8) cells of 8
 pixels, with centres at 8i + 4, in every variant; ``stem="published"`` keeps the official geometry, of three levels.
 """
@@ -50,7 +50,7 @@ class Arch:
     pretrain_grid: int = 27
     """Side of the position table: 224 pixels in published patches."""
     num_tokens: int = 1
-    """1: the class token; 2: and the distillation token."""
+    """1: the class token; 2: the class token and the distillation token."""
 
     def __post_init__(self) -> None:
         check_stages(self, STAGES)
@@ -114,15 +114,15 @@ class SelfAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        # Training computes queries, keys and values again: elsewhere they are nothing next to a hidden map of eight
-        # times the width, and here they are a third of what would be kept.
+        # Training computes queries, keys and values again: here they would be a third of what is kept. In other
+        # families they are small, compared with a hidden map of eight times the width.
         query, key, value = onednn.linear(tokens, self.qkv, again=True).chunk(3, dim=-1)
         context.release(tokens)
         return onednn.linear(attention.attend(query, key, value, self.num_heads), self.proj)
 
 
 class Stage(nn.Module):
-    """Pooling (but in the first), blocks: class tokens (B, T, C) and a grid (B, H, W, C) -> both, of this stage."""
+    """Pooling (not in the first), blocks: class tokens (B, T, C) and a grid (B, H, W, C) -> both, of this stage."""
 
     def __init__(self, arch: Arch, index: int, drop_paths: list[float]) -> None:
         super().__init__()
@@ -154,7 +154,7 @@ class PiT(Backbone):
     as well, which no published file holds.
 
     Raises:
-        ValueError: beside what ``Backbone`` raises, for an unknown stem and for level 0 of the published one.
+        ValueError: besides what ``Backbone`` raises, for an unknown stem and for level 0 of the published one.
     """
 
     archs = ARCHS
@@ -194,7 +194,7 @@ class PiT(Backbone):
             class_tokens, grid = stage(class_tokens, grid)
             if i == 0:
                 height, width = (-(-side // 4) for side in image.shape[2:])
-                # Where nobody asks for level 0, it is the grid as it is.
+                # If level 0 is not asked for, the grid takes its place, not upsampled.
                 fine = grid if self.upsample is None else self.upsample(grid)[:, :height, :width]
                 yield Level(fine, class_tokens)
             yield Level(grid, class_tokens)
@@ -204,7 +204,7 @@ class PiT(Backbone):
         for index, stage in enumerate(self.stages):
             parts += parts_of_stage(stage, index)
             if index == 0 and self.upsample is not None:
-                parts.append(Part((self.upsample,), STAGES, "close"))  # no stage of the published network
+                parts.append(Part((self.upsample,), STAGES, "close"))  # not a stage of the published network
         return parts
 
     def levels_of_block(self, output: Tensor, stage: int, levels: Sequence[Level]) -> list[Level]:

@@ -8,8 +8,8 @@ Wang et al., ICCV 2021, arXiv:2102.12122. Official code and weights: github.com/
       2      16    2x2 patches, LayerNorm, + position, blocks with keys and values at 1/2
       3      32    2x2 patches, LayerNorm, + position, blocks with full attention
 
-The class token, which the classifier puts before the tokens of the last stage, and the final norm have no part in
-the dense form.
+The class token, which the classifier puts before the tokens of the last stage, and the final norm are not in the
+dense form.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ class Stage(nn.Module):
 @final
 @BACKBONES.register_module()
 class PVT(StagedBackbone):
-    """PVT as an encoder of four levels; the arguments are those of ``StagedBackbone`` (of drop path, the detection
-    recipes take 0.1 for tiny and small, 0 for medium and large)."""
+    """PVT as an encoder of four levels; the arguments are those of ``StagedBackbone`` (the detection recipes
+    have a drop path of 0.1 for tiny and small, 0 for medium and large)."""
 
     archs = ARCHS
     spec_type = Arch

@@ -37,7 +37,7 @@ from mm_vitbackbones.registry import BACKBONES
 
 @dataclass(frozen=True)
 class Arch:
-    """Table 1 of the paper (whose depths of stage 2 differ from the released code and weights: these decide)."""
+    """Table 1 of the paper (the depths of stage 2 are those of the released code and weights, which differ)."""
 
     depths: tuple[int, ...]
     dims: tuple[int, ...] = (64, 128, 320, 512)

@@ -1,4 +1,4 @@
-"""What PVT and its successors have in common: stages in a row, whose grids are the levels."""
+"""What PVT and its successors have in common: a sequence of stages, whose grids are the levels."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from mm_vitbackbones.layers import drop_path_rates, set_norm_eps
 
 
 class StagedBackbone(Backbone):
-    """Each stage turns the grid of the level before into that of its own. A family gives its stages and how their
-    parameters begin; its spec has ``depths`` and ``dims``.
+    """Each stage maps the grid of the level before to its own grid. A family defines its stages and the initialisation
+    of their parameters; its spec has ``depths`` and ``dims``.
 
     Args, besides those of ``Backbone``:
         arch: see ``Backbone``; ``default_arch`` if it is left out.
         drop_path_rate: the rate of stochastic depth at the last block (it grows linearly from 0).
         norm_eps: the epsilon of every norm. Without it, the official ones: 1e-5 in the embeddings and where attention
             reduces its keys, 1e-6 elsewhere. MMDetection's PVT and PVTv2 and MMSegmentation's MiT have 1e-6 everywhere:
-            with it their checkpoints give here what they gave there.
+            with it their checkpoints give the same results here.
     """
 
     default_arch: ClassVar[str]
@@ -54,7 +54,7 @@ class StagedBackbone(Backbone):
     def make_stage(self, in_channels: int, index: int, drop_paths: list[float]) -> nn.Module:
         """Stage ``index`` of ``self.arch``: (B, H, W, in_channels) -> (B, ceil(H/stride), ceil(W/stride), C).
 
-        Its children stand in the order of computation, and those that are called ``blocks`` are its blocks.
+        Its children are in the order of computation, and the child ``blocks`` holds its blocks.
 
         Args:
             drop_paths: the rate of each of its blocks.
@@ -62,7 +62,7 @@ class StagedBackbone(Backbone):
 
     @abstractmethod
     def init_parameters(self) -> None:
-        """The official initialisation, once all stages are there."""
+        """The official initialisation, once all stages are built."""
 
     @final
     def levels(self, image: Tensor) -> Iterator[Level]:

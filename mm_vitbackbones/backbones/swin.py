@@ -4,12 +4,12 @@ Liu et al., ICCV 2021, arXiv:2103.14030. Official code and weights: github.com/m
 dense prediction adds is in github.com/SwinTransformer/Swin-Transformer-Object-Detection (Apache-2.0).
 
     level  stride  what happens
-      0       4    4x4 patches, LayerNorm, blocks with attention in windows and in shifted windows by turns
+      0       4    4x4 patches, LayerNorm, blocks with attention in windows and shifted windows, alternating
       1       8    2x2 neighbours merged, blocks as above
       2      16    2x2 neighbours merged, blocks as above
       3      32    2x2 neighbours merged, blocks as above
 
-Each returned level has a LayerNorm of its own, which the classifier's files lack and the next stage does not see.
+Each returned level has a LayerNorm of its own, which the classifier's files lack and the next stage does not use.
 A grid that the windows do not fill is padded with zeros at the bottom and right, after the norm: the padding takes part
 in attention, as official.
 
@@ -73,8 +73,8 @@ class WindowAttention(nn.Module):
 
         softmax(Q K' / sqrt(d) + B) V
 
-    With a shift, the windows begin ``shift`` rows and columns later, and those at the end take the first rows and
-    columns in, behind a mask, which is part of the bias.
+    With a shift, the windows begin ``shift`` rows and columns later. The windows at the end also hold the
+    first rows and columns, and a mask, which is part of the bias, separates them.
     """
 
     def __init__(self, dim: int, num_heads: int, window_size: int, shift: int) -> None:
@@ -84,7 +84,7 @@ class WindowAttention(nn.Module):
         self.shift = shift
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
-        # The official name, by which optimizer rules spare it from weight decay.
+        # The official name: optimizer rules exempt it from weight decay by this name.
         self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window_size - 1) ** 2, num_heads))
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
 
@@ -116,7 +116,7 @@ class PatchMerging(nn.Module):
 class Stage(nn.Module):
     """Patch embedding or merging, then blocks: (B, H, W, Cin) -> (B, ceil(H/stride), ceil(W/stride), C).
 
-    ``norm`` is for the level that the stage gives, not for the next stage; a level that is not returned has none.
+    ``norm`` is for the returned level, not for the next stage; a level that is not returned has none.
     """
 
     def __init__(

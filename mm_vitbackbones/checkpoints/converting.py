@@ -1,4 +1,4 @@
-"""Checkpoint files from one layout to another, exactly and back."""
+"""Converts checkpoint files from one layout to another, bit for bit and reversibly."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from mm_vitbackbones.errors import CheckpointError, CheckpointMismatch, shorten
 
 TARGETS = ("official", "ours", "openmmlab")
 ASIDE = CLASSIFIER.removesuffix(".")
-"""The entry of a file beside ``state_dict`` that keeps the classifier's tensors."""
+"""The entry of a file, next to ``state_dict``, that keeps the classifier's tensors."""
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was converted, for a line of text each."""
+    """What was converted. As text, one line for it and one for each note."""
 
     family: str
     arch: str
@@ -61,8 +61,8 @@ def convert_checkpoint(
         source: a file of any layout that can be loaded; also a URL.
         destination: the file to write.
         to: one of ``TARGETS``.
-        arch: needed for weights of no published size: a dict of the spec's fields. Where it is given, the weights
-            have to be of it.
+        arch: needed for weights of no published size: a dict of the spec's fields. If it is given, the weights
+            have to match it.
         force: write over an existing destination.
 
     Raises:
@@ -93,10 +93,10 @@ def convert_checkpoint(
     lost = [key for key in nameless if not _is_aside(key) or (flat and to == "openmmlab")]
     notes = [
         *weights.notes,
-        *([f"left behind, as not of the backbone: {shorten([*outside, *beside])}"] if outside or beside else []),
-        *([f"left behind, as this form has no room for it: {shorten(lost)}"] if lost else []),
+        *([f"left out, as not of the backbone: {shorten([*outside, *beside])}"] if outside or beside else []),
+        *([f"left out, as this form has no room for it: {shorten(lost)}"] if lost else []),
         *([] if any(map(_is_aside, ours)) else ["the source holds no classifier, and so the result holds none"]),
-        *([f"the weights may as well be of {twin}, which has the same names and shapes"] if twin else []),
+        *([f"the weights may also be of {twin}, which has the same names and shapes"] if twin else []),
         *(text for layout, name, text in found.family.cautions if (layout, name) == (to, arch_name)),
     ]
     return Conversion(found.family.name, arch_name, found.layout.name, to, len(theirs), tuple(notes))
@@ -116,7 +116,7 @@ def _is_aside(key: str) -> bool:
 
 
 def _aside(content: Any) -> State:
-    """The classifier's tensors that an earlier conversion put beside the backbone's."""
+    """The classifier's tensors that an earlier conversion put next to the backbone's."""
     aside = content.get(ASIDE) if isinstance(content, dict) else None
     return {CLASSIFIER + key: t for key, t in unwrap(aside).state.items()} if isinstance(aside, dict) and aside else {}
 
@@ -176,7 +176,7 @@ def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
 def _wrap(theirs: State, aside: State, found: Found, arch: str, to: str, flat: bool) -> dict[str, Any]:
     if to == "official":
         return theirs
-    if flat:  # names and tensors alone; OpenMMLab's modules would take the classifier's names for a mistake
+    if flat:  # names and tensors alone; OpenMMLab's modules would report the classifier's names as a mistake
         return theirs | aside if to == "ours" else theirs
     meta = {"family": found.family.name, "arch": arch, "layout": to}
     content: dict[str, Any] = {"state_dict": theirs, "meta": meta}
@@ -186,7 +186,7 @@ def _wrap(theirs: State, aside: State, found: Found, arch: str, to: str, flat: b
 
 
 def _write(content: dict[str, Any], path: Path, force: bool) -> None:
-    """To a file beside it first, which then takes its name: an interrupted run leaves the destination as it was."""
+    """Writes a file next to it first and renames that: an interrupted run leaves the destination unchanged."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         if path.suffix == ".safetensors":

@@ -1,8 +1,8 @@
-"""Renaming of state-dict keys by a table of template pairs that reads both ways.
+"""Renaming of state-dict keys by a table of template pairs that works in both directions.
 
 A template is a key with integers left open: ``block{stage+1}.{block}.`` stands for ``block1.0.``, ``block1.1.``,
 ``block2.0.`` and so on. ``{stage+1}`` is the number that is one more than ``stage``; the numbers themselves begin at 0.
-A template that ends in a dot is a prefix, and what follows it is carried over; any other is a whole key.
+A template that ends in a dot is a prefix, and the rest of the key is kept; any other is a whole key.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class _Template:
         self._pattern = re.compile(number.join(map(re.escape, literals)) + (r"(.+)" if self.is_prefix else ""))
 
     def match(self, key: str) -> tuple[dict[str, int], str] | None:
-        """The numbers in the key and what follows the template, or None for a key of another form."""
+        """The numbers in the key and the rest after the template, or None for a key of another form."""
         if not (found := self._pattern.fullmatch(key)):
             return None
         numbers = {

@@ -1,8 +1,8 @@
 """The layouts that a family's weights are published in: names by a table, tensors by named surgery.
 
-All surgery works on our names, so that families and layouts share it. A pair of ``Surgery`` takes tensors apart or
-joins them towards our form and back, bit for bit. What only the classifier has is kept under names that begin with
-``classifier.``: a backbone has no use for it, and a conversion back needs it.
+All surgery works on our names, so that families and layouts share it. A ``Surgery`` splits or joins tensors to get our
+form, and undoes that bit for bit. What only the classifier has is kept under names that begin with ``classifier.``: a
+backbone does not use it, but a conversion back needs it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Layout:
         keys: the table.
         surgery: steps from their tensors to ours, in this order.
         own_prefix: a prefix that a published file has before the backbone's keys and not before the classifier's.
-        beside: beginnings of the keys that such a file has beside the backbone's and the classifier's.
+        beside: beginnings of further keys of such a file, which are not the backbone's or the classifier's.
     """
 
     name: str
@@ -65,11 +65,11 @@ class Layout:
 
 @dataclass(frozen=True)
 class Adapter:
-    """What makes a tensor of another shape fit, where that has a meaning.
+    """Makes a tensor of another shape fit, where that is meaningful.
 
     Args:
         key: a pattern of our names.
-        fit: (tensor, shape) -> tensor of that shape; ValueError where no sense can be made of it.
+        fit: (tensor, shape) -> tensor of that shape; ValueError where that is not meaningful.
         report: what was done, as a template of ``source`` and ``target``, both shapes.
     """
 
@@ -90,7 +90,7 @@ class Family:
         level_only: patterns of our names that a backbone lacks where it does not return their level.
         claims: whether weights under our names are of this family, asked where a file has the names of two; exactly
             one of them has to claim it.
-        twins: for an arch, another network that its weights cannot be told from in the layouts that both have.
+        twins: for an arch, another network with the same names and shapes in the layouts that both have.
         cautions: (layout, arch, text): what to know of weights that are converted to that layout.
         spec_of: of a head, which has no archs: the arguments that weights under our names were made with.
     """
@@ -121,7 +121,7 @@ class Family:
         return any(re.fullmatch(pattern, key) for pattern in self.may_be_fresh + self.level_only)
 
     def adapter(self, key: str) -> Adapter | None:
-        """What may be done to the tensor of this name, if anything."""
+        """The adapter for the tensor of this name, if there is one."""
         return next((adapter for adapter in self.adapters if adapter.key.fullmatch(key)), None)
 
 

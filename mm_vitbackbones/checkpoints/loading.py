@@ -63,10 +63,10 @@ class LoadReport:
     outside: tuple[str, ...] = ()
     """The file's keys that are not part of a backbone, such as a detector's neck and head."""
     beside: tuple[str, ...] = ()
-    """The file's entries beside the weights, such as an optimizer's state."""
+    """The file's entries next to the weights, such as an optimizer's state."""
     notes: tuple[str, ...] = ()
     part: str = "backbone"
-    """Of what network: a backbone or a head."""
+    """What was loaded: a backbone or a head."""
 
     def __str__(self) -> str:
         share = "all" if not self.fresh else f"{len(self.loaded)} of {len(self.loaded) + len(self.fresh)}"
@@ -87,15 +87,15 @@ class LoadReport:
                 ),
                 *([f"left out, as not built: {shorten(self.parts)}"] if self.parts else []),
                 *([f"not of the {self.part}: {', '.join(f'{k} ({n})' for k, n in groups.items())}"] if groups else []),
-                *([f"beside the weights: {shorten(self.beside)}"] if self.beside else []),
+                *([f"next to the weights: {shorten(self.beside)}"] if self.beside else []),
                 *self.notes,
             ]
         )
 
 
 def layout_of(module: nn.Module, state: State) -> str | None:
-    """In what layout a state dict holds a module's weights; None if in none that is known, or the module is none of
-    those that ``load_pretrained`` takes."""
+    """The layout in which a state dict holds a module's weights; None if it is no known layout, or if
+    ``load_pretrained`` does not take such a module."""
     family = family_of(type(module))
     found = find_layout(state, [family]) if family else None
     return found.layout.name if found else None
@@ -103,7 +103,7 @@ def layout_of(module: nn.Module, state: State) -> str | None:
 
 def part_under_our_names(module: nn.Module, name: str, state: State) -> State:
     """The state of a whole network in which the part ``name``, the given module, has our names, whatever layout it came
-    in. The rest is as it was, and so are keys that the layout does not know. Tensors keep the file's values and shapes.
+    in. The rest is unchanged, and so are keys that the layout does not know. Tensors keep the file's values and shapes.
 
     Raises:
         CheckpointError: if the state holds several such parts, such as a student's and a teacher's.
@@ -120,8 +120,8 @@ def part_under_our_names(module: nn.Module, name: str, state: State) -> State:
 def family_of(cls: type) -> Family | None:
     """What the loader knows of a class: one of ours, or one that derives from one of ours; None for any other.
 
-    A class is known by itself and not by its name. What nobody has imported, and so is not registered yet, no module
-    can be an instance of.
+    A class is identified by the class object and not by its name. A class that is not registered yet was never
+    imported, so no module is an instance of it.
     """
     registered = {
         BACKBONES.module_dict[name]: family for name, family in KNOWN.items() if name in BACKBONES.module_dict
@@ -143,10 +143,10 @@ def load_pretrained(backbone: nn.Module, checkpoint: str | os.PathLike[str] | Ma
 
     Raises:
         CheckpointMismatch: if a parameter of the backbone is not in the file, or one of the file not in the backbone.
-        CheckpointError: if the file cannot be read, or holds NaN or infinite weights; for None, as a config has it
-            that forgot to name a file, and for the name of a file that there is not.
+        CheckpointError: if the file cannot be read, or holds NaN or infinite weights; for None (a config that
+            names no file), and for the name of a file that does not exist.
 
-    Whenever it raises, the backbone is as it was.
+    If it raises, the backbone is unchanged.
     """
     family = _family(backbone)
     if isinstance(checkpoint, Mapping):
@@ -221,14 +221,14 @@ def _load(backbone: nn.Module, content: Any, source: str) -> LoadReport:
         beside=weights.beside,
         notes=(
             *weights.notes,
-            *((f"the file may as well be of {twin}, which has the same names and shapes",) if twin else ()),
+            *((f"the file may also be of {twin}, which has the same names and shapes",) if twin else ()),
         ),
         part="backbone" if family.name in FAMILIES else "head",
     )
 
 
 def _outline(module: nn.Module, family: Family) -> Outline:
-    """Of a backbone's arch with all its levels; of a head, whose parts are of no stage, nothing."""
+    """The outline of a backbone's arch with all its levels; an empty one for a head, whose parts have no stage."""
     return outline_of(family, module.arch) if family.name in FAMILIES else Outline({}, {})
 
 
@@ -309,7 +309,7 @@ def _difference(
     unexpected: list[str],
     misfits: list[str],
 ) -> str:
-    """What is missing, too much, and of another shape, in the file's own names where it has any."""
+    """What is missing, unexpected or of another shape, in the file's own names where it has any."""
 
     def theirs(state: State) -> State:
         named, nameless = found.layout.to_theirs(state)

@@ -43,7 +43,7 @@ class PublishedFile:
     Args:
         family: the registered class that it is for.
         arch: its arch.
-        name: what ``checkpoint=`` calls it, unlike the other names of this arch.
+        name: its name in ``checkpoint=``, unique for this arch.
         url: where it is.
         licence: its terms.
         source: who publishes it.
@@ -208,16 +208,16 @@ def resolve(checkpoint: str | os.PathLike[str] | None, family: str, arch: str | 
     """The URL that the name of a published file stands for; a path or a URL is returned as it is.
 
     A bare word is a name. What has a slash or a suffix (``./imagenet1k``, ``file.pth``) is a path or a URL, and so is
-    a bare word that is no published name where a file of that name exists. A file that is called like a published
-    name is never meant by the bare word: write ``./imagenet1k`` for it.
+    a bare word that is no published name where a file of that name exists. A bare word that is a published name
+    never means a local file: write ``./imagenet1k`` for that.
 
     Args:
-        checkpoint: a name, a path or a URL; None for a config that forgot to say.
+        checkpoint: a name, a path or a URL; None for a config that gives none.
         family: the registered class that the weights are for.
         arch: its arch; None for a spec of the user's own, which has no published files.
 
     Raises:
-        CheckpointError: for None, and for a name that this arch has no file of. The line lists what there is.
+        CheckpointError: for None, and for a name of which this arch has no file. The message lists the known files.
     """
     if checkpoint is None:
         raise CheckpointError(f"checkpoint=None names no weights: {_what_there_is(family, arch)}")

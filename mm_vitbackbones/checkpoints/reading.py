@@ -1,10 +1,10 @@
 """Reading checkpoint files without ever running what is in them.
 
 A ``.pth`` file is a pickle: a program that may name any function and have it called. It is read by PyTorch's restricted
-unpickler (``weights_only=True``), which knows tensors and plain data. Official files hold more beside the weights, an
-``argparse.Namespace`` or a config node, which that unpickler refuses. So the names that a file uses are listed first,
-without importing anything, and each is answered by a stand-in of ours: an object of an unknown class becomes a plain
-dict, and a call becomes an error.
+unpickler (``weights_only=True``), which knows tensors and plain data. Official files also hold other objects, such
+as an ``argparse.Namespace`` or a config node, which that unpickler refuses. So the names that a file uses are listed
+first, without importing anything, and each is replaced by a stand-in of ours: an object of an unknown class becomes a
+plain dict, and a call becomes an error.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def read_checkpoint(checkpoint: str | os.PathLike[str]) -> Any:
     """What is in a checkpoint: a path, an http(s) URL, or a URI that MMEngine knows (``s3://...``).
 
     Tensors are put on the CPU. What is neither a tensor nor plain data (numbers, strings, lists, dicts) is replaced
-    by something inert.
+    by an object without code.
 
     Raises:
         UnsafeCheckpointError: if the file asks for a function to be called.
@@ -68,7 +68,7 @@ def read_checkpoint(checkpoint: str | os.PathLike[str]) -> Any:
 
 
 def _read_file(path: Path, name: str = "") -> Any:
-    """What is in a file; ``name`` is what it is called where it comes from, if not as here."""
+    """What is in a file; ``name`` is its name at its source, if that is another one."""
     _check_is_file(path)
     _check_is_whole(path)
     _check_digest(path, name or path.name)
@@ -88,7 +88,7 @@ def _read_file(path: Path, name: str = "") -> Any:
         except CheckpointError as error:
             raise CheckpointError(f"{path} {error}") from None
         except pickle.UnpicklingError as error:
-            # PyTorch's own text recommends an unsafe load; what it wraps is the reason alone.
+            # PyTorch's own message recommends an unsafe load; the error that it wraps has only the reason.
             reason = str(error.__context__ or error).splitlines()[0]
             raise UnsafeCheckpointError(
                 f"{path} is refused, as it holds more than tensors and data: {reason}. {_CONVERT}"
@@ -114,18 +114,18 @@ def _check_is_file(path: Path) -> None:
 
 
 def _check_is_whole(name: str | Path) -> None:
-    """A file is not one of several that hold a network's weights together, by its name."""
+    """Checks by its name that a file is not one of several that hold a network's weights together."""
     shard = re.search(r"-0*(\d+)-of-0*(\d+)\.\w+$", str(name))
     if shard and int(shard[2]) > 1:
         raise CheckpointError(f"{name} is shard {shard[1]} of {shard[2]} and holds a part of the weights: {_JOIN}")
 
 
 _SUMS: dict[tuple[int, ...], str] = {}
-"""The SHA-256 of files that were looked at, by what identifies their content: it is computed once."""
+"""The SHA-256 of files that were read, by what identifies their content, so that it is computed once."""
 
 
 def _check_digest(path: Path, name: str) -> None:
-    """The content is what the name says, if it carries digits of the SHA-256.
+    """Checks that the content is what the name says, if the name carries digits of the SHA-256.
 
     Raises:
         CheckpointError: if it is not.
@@ -148,8 +148,8 @@ def digest_in(name: str) -> str:
     """The first digits of a file's SHA-256 that its name carries, as PyTorch's hub and OpenMMLab have them: a dash and
     at least 8 hexadecimal digits at its end (``mit_b0_20220624-7e0fe6dd.pth``); empty if it carries none.
 
-    Decimal digits alone may be a date or a number of iterations: they are taken for a SHA-256 only where OpenMMLab's
-    date stands before them. 32 and 40 digits are those of other sums, and a UUID is no sum.
+    Decimal digits alone may be a date or a number of iterations: they are taken for a SHA-256 only after
+    OpenMMLab's date. 32 and 40 digits are those of other checksums, and a UUID is no checksum.
     """
     if record := published.by_address(name):
         return record.sha256
@@ -210,9 +210,9 @@ def _zip_kind(path: Path) -> str:
 
 
 def _check_sums(path: Path) -> None:
-    """The parts of a zip archive have the checksums (CRC-32) that it gives for them; PyTorch does not look.
+    """Checks that the parts of a zip archive have the checksums (CRC-32) that it gives; PyTorch does not check.
 
-    ``torch.serialization.set_crc32_options(False)`` makes files that give zeros for all checksums: those pass.
+    ``torch.serialization.set_crc32_options(False)`` makes files with zeros for all checksums: those pass.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -238,7 +238,7 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"{path} is damaged or truncated ({error}): download or copy it again") from error
 
 
-# ---- the names in a pickle, and what stands in for them
+# ---- the names in a pickle, and their stand-ins
 
 
 def _globals_of(file: IO[bytes], zipped: bool) -> set[tuple[str, str]]:
@@ -274,7 +274,7 @@ def _as_list() -> Any:
 
 
 class Opaque:
-    """A value that nobody needs, in place of one that is made by a call. It holds nothing."""
+    """An empty object, in place of a value that a call would make and that is not needed."""
 
     def __setstate__(self, state: Any) -> None:
         pass
@@ -312,7 +312,7 @@ _VALUES: dict[str, Callable[[], Any]] = {
         Opaque,
     ),
 }
-"""Common values that a pickle makes by a call, and what they are answered with; nothing of theirs is called."""
+"""Common values that a pickle makes by a call, and what replaces them; none of their code is called."""
 
 
 class _StandInType(type):
@@ -337,10 +337,10 @@ def _stand_in(module: str, name: str) -> type:
 
 @contextlib.contextmanager
 def _only_safe_globals(stand_ins: list[type]) -> Iterator[None]:
-    """These and no other classes are known to the restricted unpickler, beside its own.
+    """Within it, the restricted unpickler knows its own classes and these, and no others.
 
-    What the process has allowed so far, for files that it trusts, is put aside: a real function of that name would
-    otherwise be called for this file too.
+    What the process has allowed before, for files that it trusts, is removed meanwhile: otherwise a real function of
+    that name would be called for this file too.
     """
     if not hasattr(torch.serialization, "get_safe_globals"):  # before PyTorch 2.4, which reads tensors and data alone
         yield
@@ -359,11 +359,11 @@ def _only_safe_globals(stand_ins: list[type]) -> Iterator[None]:
 
 
 def _fetch(url: str) -> Path:
-    """The file behind a URL, downloaded once into PyTorch's cache of checkpoints."""
+    """The file of a URL, downloaded once into PyTorch's cache of checkpoints."""
     from mmengine.dist import barrier, broadcast_object_list, get_dist_info
 
-    # The URL's hash keeps files of one name apart: many repositories have a pytorch_model.bin. It stands first: at the
-    # end of a name it would be taken for the hash of the content.
+    # The URL's hash separates files of the same name: many repositories have a pytorch_model.bin. It comes first: at
+    # the end of a name it would be taken for the hash of the content.
     digest = hashlib.sha256(url.encode()).hexdigest()[:8]
     path = Path(torch.hub.get_dir(), "checkpoints", f"{digest}-{published.file_name_of(url) or 'checkpoint'}")
     rank, world_size = get_dist_info()
@@ -374,7 +374,7 @@ def _fetch(url: str) -> Path:
         except CheckpointError as error:
             failure = [error]
     if world_size > 1:
-        broadcast_object_list(failure)  # a rank that waited for a failed download would wait for ever
+        broadcast_object_list(failure)  # a rank that waited for a failed download would wait forever
         barrier()
     if failure[0] is not None:
         raise failure[0]
@@ -382,7 +382,7 @@ def _fetch(url: str) -> Path:
 
 
 def _download(url: str, path: Path) -> None:
-    """To a file beside ``path``, which takes its name only once it can be read: no cut-off download stays behind."""
+    """Downloads to a file next to ``path`` and renames it once it can be read: no incomplete download is left."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     by_hand = f"download {url} by hand and give the path of the file"
     try:

@@ -32,7 +32,7 @@ Shapes = Mapping[str, torch.Size]
 
 @dataclass(frozen=True)
 class Found:
-    """Where a backbone was found in a state dict: its layout, and what stands before its keys."""
+    """Where a backbone was found in a state dict: its layout, and the prefix of its keys."""
 
     family: Family
     layout: Layout
@@ -52,8 +52,8 @@ class Found:
 
 
 def find_layout(state: State, families: Iterable[Family] = FAMILIES.values()) -> Found | None:
-    """The layout whose marks are among the keys, under any prefix; None if there is none. Where it is that of two
-    families, the one that claims the weights.
+    """The layout whose marks are among the keys, under any prefix; None if there is none. If two families have it,
+    the one that claims the weights.
 
     Raises:
         CheckpointError: if there are several, such as a student and a teacher.
@@ -73,7 +73,7 @@ def find_layout(state: State, families: Iterable[Family] = FAMILIES.values()) ->
 
 
 def _prefixes(keys: Collection[str], marks: tuple[str, ...]) -> list[str]:
-    """What stands before the marks; all of them have to stand behind the same."""
+    """The prefixes under which all the marks are found."""
     known, first = set(keys), marks[0]
     starts = {key.removesuffix(first) for key in keys if key == first or key.endswith(f".{first}")}
     return sorted(start for start in starts if all(start + mark in known for mark in marks))
@@ -82,7 +82,7 @@ def _prefixes(keys: Collection[str], marks: tuple[str, ...]) -> list[str]:
 def find_archs(family: Family, ours: State) -> tuple[str, ...]:
     """The published archs that a state has the names and shapes of: one, or several if it lacks the later stages.
 
-    Of archs that differ only in what can be adapted, those are meant that need the least of it.
+    Of archs that differ only in what can be adapted, those that need the fewest adaptations are returned.
     """
     outlines = _outlines(family.name).items()
     archs = {arch: outline.shapes for arch, outline in outlines if not differences(family, outline, ours)}
@@ -91,7 +91,7 @@ def find_archs(family: Family, ours: State) -> tuple[str, ...]:
 
 
 def differences(family: Family, whole: Outline, ours: State) -> list[str]:
-    """The names that are only in one of them, or there in another shape; what adapters fit may differ.
+    """The names that only one of them has, or that differ in shape; what adapters can fit may differ.
 
     Stages that the state does not reach are not compared: a detector may have been trained without them. Nor are
     optional parts that only one of them has.
@@ -124,8 +124,8 @@ class Outline:
                 name = name.rpartition(".")[0]
 
     def stage_of(self, name: str) -> int:
-        """The stage of a name; of one that the network does not have, such as a block too many, that of the names next
-        to it; 0 if nothing tells."""
+        """The stage of a name. For a name that the network does not have, such as an extra block, the stage of the
+        names next to it; 0 if these have none or several."""
         while name and name not in self._stages:
             name = name.rpartition(".")[0]
         stages = self._stages.get(name, {0})
@@ -133,7 +133,7 @@ class Outline:
 
 
 def outline_of(family: Family, arch: object) -> Outline:
-    """Of a backbone with all its levels; ValueError for an unknown arch."""
+    """The outline of a backbone with all its levels; ValueError for an unknown arch."""
     with torch.device("meta"):
         backbone = BACKBONES.get(family.name)(arch=arch)
     return Outline(
@@ -154,7 +154,7 @@ def twin_of(found: Found, arch: str | None) -> str | None:
 
 
 def looks_like(state: State) -> str:
-    """What network a state dict seems to be of, for messages."""
+    """The network that a state dict seems to belong to, for messages."""
     if found := find_layout(state):
         family, layout = found.family, found.layout
         ours, _ = layout.to_ours(found.split(state)[0])

@@ -87,9 +87,9 @@ def resize_table(table: Tensor, shape: torch.Size, mode: str = "bilinear") -> Te
 def adapt_in_channels(weight: Tensor, shape: torch.Size) -> Tensor:
     """A pretrained RGB stem (O, 3, k, k) for images of n channels: (O, n, k, k).
 
-    The filters of R, G and B are repeated in turn and scaled by 3/n; what the sum over the channels then lacks (where
-    n is no multiple of 3) is spread evenly. So an image with equal channels gives the response that the same RGB image
-    gives, for every n; for one channel this is the sum over R, G and B.
+    The filters of R, G and B are repeated in this order and scaled by 3/n; what the sum over the channels then lacks
+    (where n is no multiple of 3) is spread evenly. So an image with equal channels gives the response that the same RGB
+    image gives, for every n; for one channel this is the sum over R, G and B.
 
     Raises:
         ValueError: if the weight is not of three channels, or differs in more than its channels.

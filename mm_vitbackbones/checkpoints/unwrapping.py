@@ -1,4 +1,4 @@
-"""The weights in what a checkpoint file holds, out of everything that they are wrapped in."""
+"""Takes the weights out of everything that a checkpoint file wraps them in."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from mm_vitbackbones.checkpoints.layout import State
 from mm_vitbackbones.errors import CheckpointError, shorten
 
 CONTAINERS = ("state_dict", "model", "model_ema", "state_dict_ema", "teacher", "student")
-"""Where files keep their weights, next to other things. Of several the first one counts, and the log says so."""
+"""Where files keep their weights, next to other things. Of several the first is taken, and the log says so."""
 
 COMPILED, PARALLEL = r"(^|(?<=\.))_orig_mod\.", r"^(module\.)+"
 """What ``torch.compile`` and parallel training put into the names of weights, as patterns."""
 
 DEEPEST = 8
-"""How many containers may be in one another. A dict can hold itself."""
+"""How deep containers may be nested. A dict can hold itself."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def unwrap_model(content: Any) -> Weights:
 
 
 def _entries(content: Any) -> dict[Any, Any]:
-    # dict's own methods: what a pickle may have set on a dict object is never called.
+    # dict's own methods: a method that a pickle has set on a dict object is never called.
     return dict(dict.items(content)) if isinstance(content, dict) else {}
 
 

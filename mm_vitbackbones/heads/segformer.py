@@ -36,8 +36,8 @@ class SegFormerHead(BaseDecodeHead):
         in_channels: of each level.
         channels: E. As published 256 for MiT b0 and b1, 768 for b2 to b5.
         in_index: the levels to take, the finest first; all of ``in_channels`` by default.
-        level_norm: MMSegmentation's variant: the levels' linear maps have no bias, and a norm and a ReLU behind them.
-        norm_cfg: the norm behind the fusing map (and with ``level_norm`` those of the levels).
+        level_norm: MMSegmentation's variant: the levels' linear maps have no bias, and a norm and a ReLU after them.
+        norm_cfg: the norm after the fusing map (and with ``level_norm`` those of the levels).
         kwargs: of MMSegmentation's decode heads: num_classes, loss_decode, dropout_ratio (0.1), align_corners (False),
             ignore_index (255), sampler, ... ``init_cfg=dict(type='Pretrained', checkpoint=PATH_OR_URL)`` takes the head
             out of a file of a whole SegFormer, of any known layout.
@@ -84,7 +84,7 @@ class SegFormerHead(BaseDecodeHead):
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:
         """Maps (B, C_i, H_i, W_i) of all levels -> logits (B, classes, H_0, W_0)."""
         maps = self._transform_inputs(inputs)
-        # What a user attaches to the linear maps, such as an adapter, takes part in the paper's form alone.
+        # What a user attaches to the linear maps, such as an adapter, works in the paper's form alone.
         plain = context.is_plain(self.fuse) and all(map(context.is_plain, self.linears))
         fused = self.fused(maps) if plain else self.plain(maps)
         return self.cls_seg(F.relu(self.norm(fused), inplace=not context.has_hooks(self.norm)))

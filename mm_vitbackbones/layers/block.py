@@ -51,14 +51,14 @@ class Branch(NamedTuple):
 
     @property
     def reach(self) -> residual.Reach | None:
-        """How far the branch looks: as far as its function."""
+        """How far the branch looks: the reach of its function."""
         return getattr(self.function, "reach", None)
 
 
 class Recomputable(nn.Module):
     """A part that can save memory in training, by computing again in the backward pass what ``recompute`` says.
 
-    ``recompute`` is one of the words of ``ops.memory``; the backbone sets it, by its ``with_cp``.
+    ``recompute`` is one of the constants of ``ops.memory``; the backbone sets it, by its ``with_cp``.
     """
 
     recompute: str = memory.NOTHING
@@ -72,7 +72,7 @@ class Recomputable(nn.Module):
         return self._recomputed(memory.ALL if self.recompute == memory.ALL else memory.NOTHING, function, *inputs)
 
     def lightly(self, function: Callable[..., T], *inputs: Any) -> T:
-        """``function(*inputs)``, which is no expensive attention, computed again if ``recompute`` says
+        """``function(*inputs)``, without expensive attention in it, computed again if ``recompute`` says
         "all but attention"."""
         light = self.recompute == memory.ALL_BUT_ATTENTION
         return self._recomputed(memory.ALL if light else memory.NOTHING, function, *inputs)
@@ -80,7 +80,7 @@ class Recomputable(nn.Module):
     def _recomputed(self, what: str, function: Callable[..., T], *inputs: Any) -> T:
         if what == memory.NOTHING or not self.training:
             return function(*inputs)
-        # Drop path draws random numbers, and so may what a user has put into this part.
+        # Drop path draws random numbers, and so may a module that a user has put into this part.
         random = not context.is_plain_tree(self) or any(
             isinstance(part, DropPath) and part.rate > 0 for part in self.modules()
         )

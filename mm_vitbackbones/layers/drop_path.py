@@ -20,7 +20,7 @@ class DropPath(nn.Module):
         return self.draw(branch)(branch)
 
     def draw(self, x: Tensor) -> Callable[[Tensor], Tensor]:
-        """One draw for all tensors that hold the same samples as ``x``, in as many dimensions: what drops them."""
+        """One draw for all tensors with the samples and the number of dimensions of ``x``; returns what drops them."""
         if not self.training or self.rate == 0.0:
             return _keep
         keep = 1.0 - self.rate
@@ -41,7 +41,7 @@ def _keep(branch: Tensor) -> Tensor:
 
 
 def check_drop_path_rate(rate: float) -> None:
-    """ValueError if it is no rate to drop at."""
+    """ValueError if it is no valid rate."""
     if not 0.0 <= rate < 1.0:
         raise ValueError(f"drop_path_rate={rate!r}: give a probability of at least 0 and below 1")
 
@@ -51,7 +51,7 @@ def drop_path_rates(rate: float, depths: tuple[int, ...], last: bool = True) -> 
 
     Args:
         rate: of the last block, which gets ``rate * i / (n - 1)`` for i = n - 1 (PVT, PVTv2, Swin, MiT). Without
-            ``last``, block i gets ``rate * i / n``, and no block the whole rate (PiT).
+            ``last``, block i gets ``rate * i / n``, and no block has the full rate (PiT).
     """
     check_drop_path_rate(rate)
     total = sum(depths)

@@ -29,7 +29,7 @@ class FeedForward(nn.Module):
 class MixFeedForward(nn.Module):
     """fc2(GELU(dwconv3x3(fc1(x)))) over grids (B, H, W, C) (PVTv2, section 3.3; SegFormer, equation 3).
 
-    The zero padding of the convolution tells the network where it is: no position embedding is needed.
+    The zero padding of the convolution encodes the position: no position embedding is needed.
     ``relu`` adds a ReLU after fc1 (PVTv2-b2-li).
     """
 

@@ -8,7 +8,7 @@ from mm_vitbackbones.ops import context
 
 @context.plain
 class LayerNorm(nn.LayerNorm):
-    """``nn.LayerNorm``, in fp32 under autocast: what it takes, computes and returns.
+    """``nn.LayerNorm``, in fp32 under autocast: its input, computation and result.
 
     That is autocast's rule on CUDA. On a CPU there is none, and everything after a norm, that is, the whole residual
     stream, would be bf16: gradients of norms would be wrong by a tenth, and a network would learn visibly less.
@@ -22,10 +22,10 @@ class LayerNorm(nn.LayerNorm):
 
 
 def set_norm_eps(module: nn.Module, eps: float) -> None:
-    """Every ``LayerNorm`` in a module gets this epsilon.
+    """Sets the epsilon of every ``LayerNorm`` in a module.
 
     Raises:
-        ValueError: for one that is not positive.
+        ValueError: if it is not positive.
     """
     if not eps > 0:
         raise ValueError(f"norm_eps={eps!r}: give a small positive number, such as 1e-6")

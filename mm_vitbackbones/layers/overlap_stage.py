@@ -16,7 +16,7 @@ class OverlapStage(Recomputable):
     (PVTv2, section 3; SegFormer, section 3.1).
 
     The first stage has stride 4 and 7x7 patches, the others stride 2 and 3x3. There is a block for each drop path;
-    ``reduction`` makes what its attention reduces the keys with, see ``SpatialReductionAttention``.
+    ``reduction`` makes the module by which its attention reduces the keys, see ``SpatialReductionAttention``.
     """
 
     def __init__(

@@ -36,6 +36,6 @@ class PatchEmbed(nn.Module):
 def pad_to_multiple(grid: Tensor, multiple: int) -> Tensor:
     """Zeros at the bottom and right of (B, H, W, C), up to sides divisible by ``multiple``; no copy if they are."""
     bottom, right = (multiple * -(-side // multiple) - side for side in grid.shape[1:3])
-    # A compiled graph that asked whether to pad would hold for one answer only.
+    # A compiled graph that asked whether to pad would be valid for one answer only.
     padded = context.is_compiling() or bottom or right
     return F.pad(grid, (0, 0, 0, right, 0, bottom)) if padded else grid

@@ -1,1 +1,1 @@
-"""How things are computed: fast forms beside their references. Knows no family, no registry and no config."""
+"""How things are computed: fast forms next to their references. Knows no family, no registry and no config."""

@@ -35,7 +35,7 @@ def is_compiling() -> bool:
 
 
 def is_eager() -> bool:
-    """Whether this call computes, and no more: nobody compiles, exports or traces it, or transforms its functions."""
+    """Whether this call is plain computation: not compiled, exported or traced, and under no function transform."""
     if is_compiling() or torch.jit.is_tracing():
         return False
     transformed = getattr(torch._C, "_are_functorch_transforms_active", None)
@@ -43,7 +43,7 @@ def is_eager() -> bool:
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """The narrower type of the autocast that is on for a device; None where it is off, or not known at all."""
+    """The narrower type of the autocast that is on for a device; None where it is off or not known."""
     if hasattr(torch, "get_autocast_dtype"):
         on = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
         return torch.get_autocast_dtype(device.type) if on else None
@@ -84,7 +84,7 @@ _WEIGHTS = {nn.Parameter, Tensor, type(None)}
 
 
 def plain(kind: Class) -> Class:
-    """A decorator: modules of exactly this class do what its ``forward`` says and keep nothing of what passes."""
+    """A decorator: modules of exactly this class do what its ``forward`` says and keep no input or result."""
     _PLAIN.add(kind)
     return kind
 
@@ -121,14 +121,14 @@ def has_hooks(module: nn.Module) -> bool:
 
 
 def is_plain_tree(module: nn.Module) -> bool:
-    """Whether a module and all its parts are plain, so that nobody sees what passes between them."""
+    """Whether a module and all its parts are plain, so that nothing observes what passes between them."""
     return is_plain(module) and all(map(is_plain_tree, module.children()))
 
 
 @contextmanager
 def unobserved(*inputs: Tensor) -> Iterator[None]:
-    """Within it, the modules that this thread calls on these inputs are plain: what one of them has computed, and only
-    that, the next may overwrite."""
+    """Within it, this thread calls only plain modules on these inputs. Each may overwrite the results of the one
+    before, but not the inputs."""
     before, _local.kept = _local.kept, frozenset(x.untyped_storage().data_ptr() for x in inputs)
     try:
         yield
@@ -142,9 +142,9 @@ def may_overwrite(tensor: Tensor) -> bool:
 
 
 def release(tensor: Tensor) -> None:
-    """Frees the memory of a tensor that a plain module was called with and needs no more, if it may be overwritten.
+    """Frees the memory of an input that a plain module no longer needs, if it may be overwritten.
 
-    A norm's result, for one, is held by those who have passed it on until the module returns: one map more than needed.
+    Without it, the callers hold the input (for example a norm's result) until the module returns: one map too many.
     """
     if may_overwrite(tensor):
         tensor.untyped_storage().resize_(0)

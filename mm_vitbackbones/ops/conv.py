@@ -1,9 +1,9 @@
 """Convolutions over grids, whose weights (O, C, k, k) are contiguous parameters.
 
-The maps that such a convolution sees are permuted grids, that is, channels-last ones. On a CPU it then needs its weight
-in channels-last memory, too: a copy at each call, which for small images costs as much as the convolution. So there the
-smaller of two things is copied: the weight, or the patches that the convolution sees. (To keep the copy of the weight
-from call to call would take twice the memory, and to find out whether it is still right as long as to copy it.)
+The maps of such a convolution are permuted grids, that is, channels-last. On a CPU its weight then has to be in
+channels-last memory, too: a copy at each call. For small images this copy costs as much as the convolution. So on a CPU
+the smaller of two things is copied: the weight, or the patches of the grid. (Keeping the copy of the weight between
+calls would take twice the memory, and checking whether it is still valid would take as long as copying it.)
 
 B images, H x W grid, h x w results, C channels in, O channels out, k the side of a patch.
 """
@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from mm_vitbackbones.ops import context, memory
 
 MANY_PLACES = 16
-"""From more places in a patch on, one strided copy is faster than one copy for each place."""
+"""With more places in a patch than this, one strided copy is faster than one copy for each place."""
 
 
 def over_patches(grid: Tensor, conv: nn.Conv2d) -> Tensor | None:
     """``conv`` over a grid as a linear map of its patches: (B, H, W, C) -> (B, h, w, O). None where the convolution
-    itself is the better form."""
+    itself is faster."""
     if context.device_type(grid) != "cpu" or not context.is_eager():
         return None
     if conv.groups > 1 or isinstance(conv.padding, str) or max(conv.dilation) > 1 or conv.padding_mode != "zeros":
@@ -40,7 +40,7 @@ def over_patches(grid: Tensor, conv: nn.Conv2d) -> Tensor | None:
 
 def channels_last(weight: Tensor) -> Tensor:
     """The weight in channels-last memory. A convolution over a permuted grid then gives a permuted grid, also where
-    memory alone does not tell the two formats apart."""
+    both formats describe the same memory."""
     if weight.shape[1] == 1:
         # Both formats describe the same memory. These views give it channels-last strides, and its gradient contiguous
         # ones: distributed training warns where the strides of a gradient are not those of its parameter.
@@ -53,8 +53,8 @@ def _copied(weight: Tensor) -> Tensor:
 
 
 def framed(convs: Sequence[nn.Module]) -> tuple[Tensor, Tensor] | None:
-    """The weight (C, 1, k, k) and the bias (C,) of one depthwise convolution that does what several do, each on
-    channels of its own, with zeros around the smaller windows. None where something is attached to one of them."""
+    """The weight (C, 1, k, k) and the bias (C,) of one depthwise convolution that replaces several, each on channels
+    of its own, with zeros around the smaller windows. None where something is attached to one of them."""
     if not all(map(context.is_plain, convs)):
         return None
     weights = [cast(Tensor, conv.weight) for conv in convs]
@@ -96,7 +96,7 @@ class Places:
         return _Patches.apply(padded, self)
 
     def at_each_place(self, padded: Tensor, rows: int, columns: int) -> list[Tensor]:
-        """Views (B, h, w, C) of a padded grid: what each place of the patches sees."""
+        """Views (B, h, w, C) of a padded grid: the values at each place of the patches."""
         (height, width), (down, right) = self.kernel, self.stride
         return [
             padded[:, y : y + down * rows : down, x : x + right * columns : right]
@@ -106,7 +106,7 @@ class Places:
 
 
 class _Patches(torch.autograd.Function):
-    """The patches of a padded grid. The gradient of a slice alone would be a whole grid of zeros around it."""
+    """The patches of a padded grid. PyTorch's gradient of each slice would be a full grid, mostly zeros."""
 
     @staticmethod
     def forward(ctx: Any, padded: Tensor, places: Places) -> Tensor:
@@ -121,7 +121,7 @@ class _Patches(torch.autograd.Function):
 
 
 class _Overlaid(torch.autograd.Function):
-    """The sum of patches where they lie in the padded grid: the transpose of ``_Patches``, and its gradient."""
+    """The sum of patches at their places in the padded grid: the transpose of ``_Patches``, and its gradient."""
 
     @staticmethod
     def forward(ctx: Any, patches: Tensor, places: Places, shape: torch.Size, results: tuple[int, int]) -> Tensor:

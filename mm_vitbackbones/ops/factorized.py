@@ -1,6 +1,6 @@
-"""Factorised attention: keys and values contracted over all tokens, and what queries make of it (CoaT, section 3).
+"""Factorised attention: keys and values contracted over all tokens, then applied to queries (CoaT, section 3).
 
-B images, N tokens of a grid, C channels, h heads, d = C / h channels of a head. The class token is kept apart from the
+B images, N tokens of a grid, C channels, h heads, d = C / h channels of a head. The class token is separate from the
 grid, (B, 1, C) and (B, N, C).
 """
 
@@ -20,8 +20,8 @@ def split_heads(tokens: Tensor, num_heads: int) -> Tensor:
 def contract(key: Tensor, value: Tensor, cls_key: Tensor, cls_value: Tensor, num_heads: int) -> Tensor:
     """softmax(k)' v / sqrt(d) of all tokens, of which the first is the class token: -> (B, h, d, d).
 
-    In fp32 at least: of a hundred thousand tokens a narrower type would lose most. Training computes the softmax again
-    in the backward pass instead of keeping it.
+    In fp32 at least: a narrower type would lose most of a sum over a hundred thousand tokens. Training computes the
+    softmax again in the backward pass instead of keeping it.
     """
     if onednn.usable(key):
         return _contract_image_by_image(key, value, cls_key, cls_value, num_heads)
@@ -57,7 +57,7 @@ def _product(weight: Tensor, value: Tensor, num_heads: int) -> Tensor:
 
 
 def _scale(total: Tensor, num_heads: int) -> Tensor:
-    """What each row of the matrices is multiplied by: the softmax's denominator is the same in all of a row."""
+    """The factor of each row of the matrices: the softmax's denominator is the same in the whole row."""
     return (total.shape[-1] // num_heads) ** -0.5 / split_heads(total, num_heads).mT
 
 

@@ -1,9 +1,9 @@
 """What autograd keeps for the backward pass, and what is computed again there instead.
 
-Two means, which do not meet inside one block:
+There are two ways:
 
 - ``saving`` and ``cheap``. Norms and activations before a linear map are nearly free to compute again. They are marked
-  where they stand, ``cheap(norm, x)``, and inside ``saving()`` autograd keeps a recipe in place of their results.
+  where they are called, ``cheap(norm, x)``, and inside ``saving()`` autograd keeps a recipe in place of their results.
 - ``recomputed``. A whole function, or all of it except attention, is computed again, by PyTorch's checkpoints.
 """
 
@@ -34,11 +34,11 @@ ATTENTION_KERNELS = (
     "_scaled_dot_product_efficient_attention",
     "_scaled_dot_product_cudnn_attention",
 )
-"""What ``F.scaled_dot_product_attention`` comes down to, by device and shapes."""
+"""The operators that ``F.scaled_dot_product_attention`` calls, by device and shapes."""
 
 
 class _Local(threading.local):
-    """Of one thread; the backward pass has threads of its own."""
+    """The state of one thread; the backward pass has threads of its own."""
 
     recipes: _Recipes | None = None
     """Of the innermost ``saving``."""
@@ -56,8 +56,8 @@ def saving() -> AbstractContextManager[Any]:
     """Within it, autograd keeps recipes in place of the results of ``cheap``.
 
     Nothing changes without autograd; in compiled graphs, as compilers make this choice by themselves; and inside
-    ``recomputed``, where cheap results would be computed three times. Inside somebody else's hooks on saved tensors,
-    such as a checkpoint of something larger, what is kept here is handed to them.
+    ``recomputed`` with ``ALL_BUT_ATTENTION``, where cheap results would be computed three times. Where other hooks on
+    saved tensors are active, such as those of a checkpoint around this call, what is kept here is passed to them.
     """
     if not torch.is_grad_enabled() or not context.is_eager() or _local.inside_larger:
         return nullcontext()
@@ -68,13 +68,13 @@ def cheap(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """``function(x)``, of which ``saving`` keeps no result: the backward pass computes it again.
 
     Args:
-        function: draws no random numbers. Of a module, the recipe would be a second call: one with hooks or of an
+        function: draws no random numbers. The recipe of a module would be a second call: a module with hooks or of an
             unknown class is called as usual, and its result is kept.
-        x: what the function is computed from again. It should be alive anyway.
+        x: kept as the input of the second computation. It should be kept anyway.
 
     Returns:
         the result; inside ``saving`` under autocast it is of autocast's narrower type. Autograd would otherwise keep
-        the copy that autocast makes of it, of which nothing is known here.
+        the copy that autocast makes of it, which has no recipe.
     """
     recipes = _local.recipes
     if recipes is None or (isinstance(function, nn.Module) and not context.is_plain(function)):
@@ -85,8 +85,8 @@ def cheap(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 class _Recipe:
     """How to compute a tensor again: a function of what autograd keeps, or of what another recipe gives.
 
-    The result is held from the first time that it is asked for until all have it who want it: the gradients of several
-    operators, and recipes that begin with it.
+    The result is held from the first request until all its users have it: the gradients of several operators, and
+    recipes that start from it.
     """
 
     __slots__ = ("again", "function", "left", "memory", "narrow", "source", "unpack", "wanted")
@@ -108,13 +108,13 @@ class _Recipe:
         return y if self.narrow is None else y.to(self.narrow)
 
     def want(self) -> None:
-        """Somebody will ask for the result."""
+        """Registers one more user of the result."""
         self.wanted += 1
         if self.wanted == 1 and isinstance(self.source, _Recipe):
             self.source.want()
 
     def take(self) -> Tensor:
-        """The result, computed again unless it is held, for one of those that want it."""
+        """The result, computed again unless it is held, for one of its users."""
         if self.again is None:
             x = self.source.take() if isinstance(self.source, _Recipe) else self.base()
             with torch.no_grad(), context.autocast_to(x.device, self.narrow):
@@ -173,7 +173,7 @@ class _Recipes:
                 source = self.outer_pack(source)
         recipe = _Recipe(function, source, self.outer_unpack, context.autocast_dtype(x.device))
         y = recipe.compute(x)
-        # As long as somebody refers to it, even weakly, no other tensor can have this memory's address.
+        # As long as a reference to it exists, even a weak one, no other tensor can have this memory's address.
         recipe.memory = StorageWeakRef(y.untyped_storage())
         self.known[recipe.memory.cdata] = recipe
         return y
@@ -185,8 +185,8 @@ class _Recipes:
         if (recipe := self.find(tensor)) is not None:
             recipe.want()
             return _Part(recipe, tensor)
-        # An operator may keep its own result. With what knows the operator as its origin, it would hold itself for
-        # ever (PyTorch puts the origin back when it unpacks).
+        # An operator may keep its own result. A result that refers to the operator as its grad_fn would be a cycle,
+        # which is never freed (PyTorch sets grad_fn again when it unpacks).
         kept = tensor if tensor.grad_fn is None else tensor.data
         return kept if self.outer_pack is None else self.outer_pack(kept)
 
@@ -205,8 +205,8 @@ def recomputed(function: Callable[..., T], *inputs: Any, what: str = ALL, random
     Args:
         what: ``ALL``: all of the function is computed again in the backward pass. ``ALL_BUT_ATTENTION``: the results of
             PyTorch's attention kernels are kept where there are more keys than channels: there they are more expensive
-            to compute again than linear maps, and no larger than the inputs. (PyTorch before 2.4 cannot tell them
-            apart, and computes them again, too.) ``NOTHING``: the function is called as it is.
+            to compute again than linear maps, and no larger than the inputs. (PyTorch before 2.4 cannot keep
+            them alone, and computes them again, too.) ``NOTHING``: the function is called as it is.
         random: whether the function draws random numbers.
 
     The second computation stops at the last tensor that the backward pass needs. So where the function ends in a linear
@@ -217,7 +217,7 @@ def recomputed(function: Callable[..., T], *inputs: Any, what: str = ALL, random
     make_contexts = _attention_kept() if what == ALL_BUT_ATTENTION else None
 
     def run(*inputs: Any) -> T:
-        # Both times the same way, whatever is around the first one.
+        # The same both times, whatever contexts are around the first call.
         before = _local.recipes, _local.inside_larger
         _local.recipes, _local.inside_larger = None, make_contexts is not None
         try:
@@ -233,8 +233,8 @@ def recomputed(function: Callable[..., T], *inputs: Any, what: str = ALL, random
 
 @cache
 def _attention_kept() -> Callable[[], Any] | None:
-    """Makes the contexts in which a function is checkpointed except for its expensive attention kernels; None where
-    PyTorch has no such thing."""
+    """Makes the contexts for checkpointing all of a function except its expensive attention kernels; None where PyTorch
+    has no such contexts."""
     make = getattr(checkpointing, "create_selective_checkpoint_contexts", None)
     if make is None:
         return None

@@ -19,7 +19,7 @@ from mm_vitbackbones.ops import context, memory
 
 
 def usable(x: Tensor) -> bool:
-    """Whether ``x`` is worked on in eager fp32 inference on a CPU, and this PyTorch has the operators."""
+    """Whether a call with ``x`` is eager fp32 inference on a CPU, and this PyTorch has the operators."""
     return (
         not torch.is_grad_enabled()
         and x.dtype == torch.float32
@@ -32,7 +32,7 @@ def usable(x: Tensor) -> bool:
 
 
 FEW_TOKENS, LARGE_WEIGHT = 128, 2**18
-"""oneDNN reorders a weight at each call, which so few tokens do not pay for if it has so many elements."""
+"""oneDNN reorders a weight at each call: too expensive for fewer tokens and more elements than these."""
 
 
 def linear(x: Tensor, layer: nn.Module, again: bool = False) -> Tensor:

@@ -1,4 +1,4 @@
-"""The sum of a grid and what a branch makes of it."""
+"""The sum of a grid and the result of a branch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mm_vitbackbones.ops import context, onednn
 
 BAND_BYTES = 8 * 2**20
-"""The size of a band's widest tensor on a CPU: it fits into the caches, and halo rows do not matter."""
+"""The size of a band's widest tensor on a CPU: it fits into the caches, and the halo rows cost little."""
 
 
 class Reach:
@@ -31,8 +31,8 @@ def add(
 ) -> Tensor:
     """``x + branch(x)``.
 
-    In inference on a CPU, if nobody sees what the parts of the branch compute, the sum is written into the branch's
-    result; and in fp32 a branch that looks no farther than its ``reach`` is computed in bands that fit into the caches.
+    In inference on a CPU, if nothing observes what the parts of the branch compute, the sum is written into the
+    branch's result; and in fp32 a branch with a ``reach`` is computed in bands that fit into the caches.
 
     Args:
         x: a grid (B, H, W, C), or tokens (B, N, C).
@@ -73,21 +73,21 @@ def add_fresh(x: Tensor, result: Tensor) -> Tensor:
 
 
 def may_write_into(x: Tensor, parts: Sequence[nn.Module]) -> bool:
-    """Whether what these modules make of ``x`` may be written into: in inference, on a CPU, where a fresh tensor costs
-    page faults, if nobody sees it."""
+    """Whether the result of these modules may be overwritten: in inference, on a CPU, where a new tensor costs page
+    faults, if nothing observes it."""
     if torch.is_grad_enabled() or context.device_type(x) != "cpu" or not context.is_eager():
         return False
     return all(map(context.is_plain_tree, parts))
 
 
 def add_into(result: Tensor, x: Tensor) -> Tensor:
-    """``x + result``, written into ``result`` where it is a tensor of the same type and of memory of its own."""
+    """``x + result``, written into ``result`` where it is a tensor of the same type with memory of its own."""
     shares = result.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
     return x + result if shares or result.dtype != x.dtype else result.add_(x)
 
 
 def _bands(x: Tensor, reach: Reach) -> int:
-    """How many bands; half a band is added, so that what barely fits is two."""
+    """How many bands; half a band is added, so that what barely fits is split in two."""
     total = x.numel() // x.shape[-1] * reach.width * x.element_size()
     return math.ceil(total / BAND_BYTES + 0.5)
 
@@ -101,7 +101,7 @@ def _add_in_bands(x: Tensor, branch: Callable[[Tensor], Tensor], reach: Reach, b
         for band, result in zip(tokens.split(size), results.split(size), strict=True):
             torch.add(band, branch(band), out=result)
         return out
-    # A band carries more rows on each side, which are computed and dropped. At the border of the grid there are none:
+    # A band has extra rows on each side, which are computed and dropped. At the border of the grid there are none:
     # there the branch pads with zeros, as it does in the whole grid.
     batch, height, _, _ = x.shape
     size = math.ceil(height / math.ceil(bands / batch))

@@ -20,7 +20,7 @@ def resize_grid(grid: Tensor, height: int, width: int, mode: str = "bilinear") -
 
 def resized_sum(grids: Sequence[Tensor], height: int, width: int) -> Tensor:
     """The sum of grids (B, *, *, C), each resized to (B, height, width, C)."""
-    # The one that has this size goes first: a resized one is a fresh tensor, into which a sum may be written.
+    # A grid of this size goes first: a resized one is a new tensor, into which a sum may be written.
     total, *others = sorted(grids, key=lambda grid: grid.shape[1:3] != (height, width))
     for grid in others:
         resized = resize_grid(grid, height, width)

@@ -1,8 +1,8 @@
-"""Attention in windows of a grid: padded, shifted, split into windows, and all the way back (Swin, section 3.2).
+"""Attention in windows of a grid: padded, shifted, split into windows, and back (Swin, section 3.2).
 
 B images, H x W grid, C channels, h heads, w side of a window, n = w*w places in it, K windows in the batch.
 
-Three forms that equal each other: ``_reference``, as in the paper, which compilers fuse by themselves; ``_gathered``,
+Three forms with equal results: ``_reference``, as in the paper, which compilers fuse by themselves; ``_gathered``,
 with one gather on the way in and one on the way out; and ``_in_bands``, for inference on a CPU.
 """
 
@@ -26,7 +26,7 @@ one for all (K or 1, h, n, n); or there is one for each group of windows (G, h, 
 BAND_BYTES = 4 * 2**20
 """The size of a band's queries, keys and values in inference on CPU, where a band is some of the windows."""
 CROWDED = 0.15
-"""The padding, as a share of the tokens, above which these are mapped before they are split into windows."""
+"""The padding, as a share of the tokens, above which the tokens are mapped before they are split into windows."""
 
 
 def attention(
@@ -35,16 +35,16 @@ def attention(
     """``proj(attend(qkv(windows of the grid), bias))``, put back where the windows were: (B, H, W, C) -> (B, H, W, C).
 
     A grid that the windows do not fill is padded with zeros at the bottom and right, before ``qkv``. With a shift, the
-    windows begin ``shift`` rows and columns later, and those at the end take the first rows and columns in.
+    windows begin ``shift`` rows and columns later, and the windows at the end also hold the first rows and columns.
 
     Args:
         grid: the result of a norm.
         qkv: a linear map of tokens, C -> 3C.
-        attend: what happens in a window.
+        attend: the attention in a window.
         proj: another linear map of tokens, C -> C.
         bias: see ``bias_of``.
     """
-    # Of tensors without data, no indices can be made and kept.
+    # For tensors without data no indices can be made and kept.
     if not context.is_eager() or grid.is_meta or type(grid) is not Tensor:
         return _reference(grid, qkv, attend, proj, bias, side, shift)
     windows = windows_of(*grid.shape[:3], side, shift, grid.device)
@@ -58,7 +58,7 @@ def _reference(
 ) -> Tensor:
     batch, height, width, _ = grid.shape
     rows, columns = -(-height // side), -(-width // side)
-    # A compiled graph that asked whether to pad, or below whether to cut off, would hold for one answer only.
+    # A compiled graph that asked whether to pad, or below whether to cut off, would be valid for one answer only.
     plane = F.pad(grid, (0, 0, 0, columns * side - width, 0, rows * side - height)).roll((-shift, -shift), (1, 2))
     windows = plane.unflatten(1, (rows, side)).unflatten(3, (columns, side)).transpose(2, 3).flatten(3, 4)
     if shift:
@@ -75,7 +75,7 @@ def _gathered(grid: Tensor, qkv: nn.Module, attend: Attend, proj: nn.Module, bia
     """Equal to ``_reference``, with one gather on the way in and one on the way out."""
     tokens = grid.flatten(0, 2)
     if context.is_plain(qkv):
-        # What is zero before the linear map is its bias after it. To map the tokens alone is less work.
+        # The linear map turns zero padding into its bias. Mapping the tokens alone is less work.
         of_windows = Gather.apply(qkv(tokens), qkv.bias, windows)
     else:
         of_windows = qkv(Gather.apply(tokens, tokens.new_zeros(tokens.shape[1]), windows))
@@ -108,7 +108,7 @@ def _in_bands(grid: Tensor, qkv: nn.Module, attend: Attend, proj: nn.Module, bia
             band.copy_(attend(part.unflatten(0, (-1, places)), mask, None))
             first = end
 
-    # All has been read of the norm's result, which is as large as the result here.
+    # The norm's result has been read completely, and is as large as the result here.
     overwrite = not at_once and context.may_overwrite(grid) and grid.is_contiguous()
     result = grid if overwrite else torch.empty_like(grid)
     size *= places
@@ -121,20 +121,20 @@ def _in_bands(grid: Tensor, qkv: nn.Module, attend: Attend, proj: nn.Module, bia
 
 
 class Windows:
-    """Where the tokens of a batch of grids (B, H, W) stand in their windows, and the way back.
+    """The places of the tokens of a batch of grids (B, H, W) in their windows, and the way back.
 
     Padding, shift and partition are one gather together, and their inverse is another. The windows of all images are
     ordered in groups: those inside, those of the last column, those of the last row, and the last of all. In a
-    shifted grid each group has one mask, of any grid size. What is not shifted is one group.
+    shifted grid each group has one mask, the same for any grid size. Without a shift there is one group.
     """
 
     def __init__(self, batch: int, height: int, width: int, side: int, shift: int, device: torch.device) -> None:
         rows, columns = -(-height // side), -(-width // side)
-        # Row y of the shifted plane shows row y + shift of the padded one, which is a circle; so for columns.
+        # Row y of the shifted plane is row y + shift of the padded one, which wraps around; the same for columns.
         y = (torch.arange(rows * side, device=device) + shift) % (rows * side)
         x = (torch.arange(columns * side, device=device) + shift) % (columns * side)
         image = torch.arange(batch, device=device)[:, None, None]
-        # Places in the padding name a token of their own image, which `pad_` writes over.
+        # Places in the padding point to a token of their own image; `pad_` overwrites them.
         token = (image * height + y.clamp(max=height - 1)[:, None]) * width + x.clamp(max=width - 1)
         padding = ((y >= height)[:, None] | (x >= width)).expand_as(token)
         body, last, every = slice(None, -1), slice(-1, None), slice(None)
@@ -204,7 +204,7 @@ class Scatter(torch.autograd.Function):
 
 @functools.lru_cache(maxsize=64)
 def windows_of(*key: Any) -> Windows:
-    """``Windows``, kept for the sizes used last; all blocks of equal grids share them."""
+    """``Windows``, kept for the latest sizes; all blocks with equal grids share them."""
     with torch.inference_mode(False):
         return Windows(*key)
 
@@ -238,7 +238,7 @@ def bias_of(table: Tensor, side: int, shift: int) -> Tensor:
     if torch.is_grad_enabled() or not context.is_eager() or table.is_meta or type(table) not in (Tensor, nn.Parameter):
         return _bias(table, side, shift)
     kept = _kept_biases.get(table)
-    # The values are compared, as not every change leaves a trace: not one through `.data` or a shared buffer.
+    # The values are compared, as some changes leave no trace: those through `.data` or a shared buffer.
     if kept is None or kept[0] != (side, shift) or not _same(kept[1], table):
         with torch.inference_mode(False), torch.no_grad():
             kept = _kept_biases[table] = (side, shift), table.clone(), _bias(table, side, shift)

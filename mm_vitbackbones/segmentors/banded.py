@@ -23,7 +23,7 @@ class BandedEncoderDecoder(EncoderDecoder):
     """MMSegmentation's ``EncoderDecoder``. With ``test_cfg=dict(mode='whole', logits=False)`` a prediction holds the
     labels alone: the decode head's scores are resized and compared a band of rows at a time.
 
-    A picture of 150 classes and 2048x512 pixels would otherwise take 600 MiB of scores, twice.
+    An image of 2048x512 pixels with 150 classes would otherwise take 600 MiB of scores, twice.
     """
 
     def predict(self, inputs: Tensor, data_samples: Any = None) -> Any:
@@ -38,10 +38,10 @@ class BandedEncoderDecoder(EncoderDecoder):
         return data_samples
 
     def bands(self, scores: Tensor, size: tuple[int, ...], meta: Mapping[str, Any]) -> Iterator[Tensor]:
-        """Scores (K, h, w) of an image of ``size`` -> those of the original picture, (K, rows, W) at a time.
+        """Scores (K, h, w) of an input of ``size`` -> those of the original image, (K, rows, W) at a time.
 
-        Equal to resizing them to the image, cutting its padding off and resizing the rest to the picture: both are
-        linear, in the rows and in the columns apart.
+        Equal to resizing them to the input, cutting its padding off and resizing the rest to the original image. Both
+        are linear, in rows and in columns separately.
         """
         left, right, top, bottom = meta.get("img_padding_size", meta.get("padding_size", (0, 0, 0, 0)))
         height, width = meta["ori_shape"][:2]

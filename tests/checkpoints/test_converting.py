@@ -91,7 +91,7 @@ def test_tensors_outside_of_the_backbone_are_named(tmp_path, toy):
     state = {f"backbone.{key}": tensor for key, tensor in build(toy).state_dict().items()} | {"neck.w": torch.ones(1)}
     torch.save({"state_dict": state, "optimizer": {}}, tmp_path / "detector.pth")
     text = str(convert_checkpoint(tmp_path / "detector.pth", tmp_path / "out.pth", "official", arch))
-    assert "left behind, as not of the backbone: neck.w, optimizer" in text
+    assert "left out, as not of the backbone: neck.w, optimizer" in text
     assert "holds no classifier" in text
     backbone = build(toy)
     load_pretrained(backbone, tmp_path / "out.pth")
@@ -134,7 +134,7 @@ def test_twins_are_named_in_the_result(tmp_path):
         for layout in ("official", other):
             torch.save(layouts.layout(layout).to_theirs(weights)[0], tmp_path / "in.pth")
             text = str(convert_checkpoint(tmp_path / "in.pth", tmp_path / "out.pth", arch="b5", force=True))
-            assert ("may as well be of PVTv2 b5" in text) == (layout == "official")
+            assert ("may also be of PVTv2 b5" in text) == (layout == "official")
 
 
 def test_a_table_that_is_not_square_stays_in_our_layout(tmp_path):

@@ -14,9 +14,9 @@ from mm_vitbackbones.errors import CheckpointError
 SPLIT_QKV = tuple(rows(f"{part}qkv", ((f"{part}qk", 2), (f"{part}v", 1))) for part in ("", "1.", "2.", "3."))
 """Of the serial blocks, and of each level of the parallel ones."""
 
-# What a stage shares, official files name once for the stage and once more for each block that holds it; and the
-# network that a parallel block shares, once for each level. The table gives these aliases names of their own, and
-# surgery leaves them out. Here is whose they are.
+# Official files name what a stage shares once for the stage and again for each block that holds it, and the network
+# that a parallel block shares once for each level. The table gives these aliases names of their own, and surgery
+# removes them. These patterns give the owner of each alias.
 _OWNERS = (
     (re.compile(r"(stages\.\d+\.)blocks\.\d+\.(cpe|crpe)\."), r"\1\2."),
     (re.compile(r"parallel_blocks\.\d+\.crpe\.(\d+)\."), r"stages.\1.crpe."),
@@ -30,7 +30,7 @@ def _owner(key: str) -> str | None:
 
 
 def _drop_aliases(state: State) -> State:
-    """Aliases give way to their owners, which they have to equal; where a file has the alias alone, it is the owner."""
+    """Removes aliases, which have to equal their owners; where a file has the alias alone, it becomes the owner."""
     result = {key: tensor for key, tensor in state.items() if _owner(key) is None}
     for key, tensor in state.items():
         owner = _owner(key)

@@ -1,6 +1,6 @@
 """MiT: its weights as published by the authors, OpenMMLab and Hugging Face.
 
-The first two and ours have the names of PVTv2's, and are told from those by the ratio of the feed-forward networks.
+The first two and ours have the names of PVTv2's; the ratio of the feed-forward networks distinguishes them.
 Files of a whole SegFormer hold a decode head too, which is left out.
 """
 

@@ -56,7 +56,7 @@ OFFICIAL = Layout(
     surgery=(Surgery(_table_to_grid, _table_to_map),),
 )
 
-# timm counts a pooling to the stage that it leads to.
+# timm has a pooling in the stage that it leads to.
 TIMM = Layout(
     "timm",
     marks=("transformers.1.pool.conv.weight", "transformers.0.blocks.0.attn.qkv.weight"),
@@ -81,5 +81,5 @@ FAMILY = Family(
     "PiT",
     layouts=(OFFICIAL, TIMM, OURS),
     adapters=(replace(STEM, key=re.compile(r"stem\.proj\.weight")), POSITION),
-    may_be_fresh=(r"upsample\..+",),  # level 0 is no part of the published network
+    may_be_fresh=(r"upsample\..+",),  # level 0 is not part of the published network
 )

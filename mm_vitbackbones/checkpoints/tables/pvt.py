@@ -50,7 +50,7 @@ def _join_class_position(state: State) -> State:
 
 
 def _unflatten_position(state: State) -> State:
-    """(1, H * W, C) -> (1, H, W, C); these layouts write no shape, so that their grids have to be square."""
+    """(1, H * W, C) -> (1, H, W, C); these layouts store no grid shape, so the grids have to be square."""
     result = dict(state)
     for key in filter(POSITION.key.fullmatch, state):
         shape = tuple(state[key].shape)

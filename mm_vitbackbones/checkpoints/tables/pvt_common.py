@@ -1,4 +1,4 @@
-"""What the published files of PVT and of its successors name and store alike."""
+"""The names and forms that the published files of PVT and its successors have in common."""
 
 from __future__ import annotations
 
@@ -97,6 +97,6 @@ OVERLAP_OURS = Layout(
 
 def has_mit_ratio(ours: State) -> bool:
     """Whether the first feed-forward network is four times as wide as its grid, as in MiT; in PVTv2 it is eight times
-    as wide, but for b5."""
+    as wide, except in b5."""
     fc1 = ours.get("stages.0.blocks.0.ffn.fc1.weight")
     return fc1 is not None and fc1.dim() == 2 and fc1.shape[0] == 4 * fc1.shape[1]

@@ -1,6 +1,6 @@
 """PVTv2: its weights as published by the authors, OpenMMLab, Hugging Face and timm.
 
-The first two and ours have the names of MiT's, and are told from those by the ratio of the feed-forward networks.
+The first two and ours have the names of MiT's; the ratio of the feed-forward networks distinguishes them.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ HUGGINGFACE = Layout(
     own_prefix="pvt_v2.",
 )
 
-# The first patch embedding stands outside of the stages; those of the later stages are their downsampling.
+# The first patch embedding is outside the stages; those of the later stages are their downsampling.
 TIMM = Layout(
     "timm",
     marks=("stages.0.blocks.0.attn.q.weight", "patch_embed.proj.weight"),

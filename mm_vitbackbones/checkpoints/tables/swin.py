@@ -48,7 +48,7 @@ def _index(table: Tensor) -> Tensor | None:
 
 
 def _drop_index(state: State) -> State:
-    """Leaves the stored indices out: the window's size tells them."""
+    """Leaves the stored indices out: they follow from the window's size."""
     for key in [key for key in state if key.endswith(f".{INDEX}")]:
         table = state.get(key.replace(INDEX, TABLE))
         expected = None if table is None else _index(table)
@@ -208,7 +208,7 @@ HUGGINGFACE_5 = _huggingface(
     surgery=(SPLIT_QKV,),
 )
 
-# Merging stands before a stage, as with us, instead of after it. There are no norms of levels.
+# Merging comes before a stage, as in our layout, instead of after it. There are no norms of levels.
 TIMM = Layout(
     "timm",
     marks=(f"layers.0.blocks.0.attn.{TABLE}", "layers.3.downsample.reduction.weight"),
