@@ -1,4 +1,4 @@
-# What there is to make: `make help`. Everything is installed in .venv, nothing outside of it.
+# `make help` lists the targets. Everything is installed in .venv, nothing outside of it.
 
 PYTHON ?= python3
 VENV := .venv
@@ -8,14 +8,14 @@ DONE := $(VENV)/done
 hash = $(shell printf '%s' '$(1)' | cksum | cut -d' ' -f1)
 pin = $(shell sed -n 's/^\($(1)==[^; ]*\).*/\1/p' constraints.txt)
 
-# TORCH is any requirement that pip takes, options too. One that is given once holds for later runs.
+# TORCH is any requirement that pip takes, options included. Once given, it holds for later runs.
 TORCH_PIN := $(call pin,torch)
 ifeq ($(origin TORCH),undefined)
 TORCH := $(or $(shell cat $(VENV)/torch-requirement 2>/dev/null),$(TORCH_PIN))
 endif
 MMCV := $(call pin,mmcv)
 
-# One empty file for each step that is done. Those whose names hold a hash belong to these very requirements.
+# One empty file for each finished step. A hash in a name stands for the exact requirements.
 TORCH_DONE := $(DONE)/torch-$(call hash,$(TORCH))
 MMCV_DONE := $(DONE)/mmcv-$(call hash,$(MMCV) $(TORCH))
 
@@ -36,7 +36,7 @@ $(DONE)/venv:
 	@mkdir -p $(DONE) && touch $@
 
 $(TORCH_DONE): | $(DONE)/venv
-	@! ls $(DONE)/torch-* >/dev/null 2>&1 || $(PIP) uninstall --yes torch # or another build of one version would stay
+	@! ls $(DONE)/torch-* >/dev/null 2>&1 || $(PIP) uninstall --yes torch # otherwise another build of the same version stays
 	$(PY) -m pip --disable-pip-version-check install $(TORCH)
 	@if [ '$(TORCH)' = '$(TORCH_PIN)' ]; then rm -f $(VENV)/torch-requirement; \
 	 else echo '$(TORCH)' > $(VENV)/torch-requirement; fi
@@ -52,7 +52,7 @@ $(MMCV_DONE): | $(TORCH_DONE)
 	@$(PY) tools/setup/build_mmcv.py '$(MMCV)' $(VENV)/mmcv-build.log $(if $(filter-out $(TORCH_PIN),$(TORCH)),--no-cache)
 	@rm -f $(DONE)/mmcv-* && touch $@
 
-# The rest of constraints.txt, up to the peers. The file is complete: nothing is asked for its own dependencies.
+# The rest of constraints.txt, up to the peers. The file is complete, so pip resolves no dependencies.
 $(DONE)/requirements: constraints.txt $(TORCH_DONE) $(MMCV_DONE)
 	@echo 'Installing the rest of constraints.txt'
 	@sed -e '/^# peers/,$$d' -e '/^torch==/d' -e '/^mmcv==/d' constraints.txt > $(VENV)/requirements.txt
@@ -83,7 +83,7 @@ run-demo:
 	@set -eu; out=work_dirs/demo-$(CONFIG)-$$(date +%Y%m%d-%H%M%S); config=configs/$(CONFIG).py; set -x; \
 	$(PY) tools/train.py $$config --work-dir $$out; \
 	$(PY) tools/test.py $$config "$$(cat $$out/last_checkpoint)" --work-dir $$out/test --show-dir $$out/pictures; \
-	set +x; echo; echo "Pictures, ground truth beside predictions: $$out/pictures"; \
+	set +x; echo; echo "Pictures, ground truth next to predictions: $$out/pictures"; \
 	echo "Curves of losses and metrics: $$out/curves.png"; echo
 
 # A process for each core; the tests of an xdist_group stay in one of them.

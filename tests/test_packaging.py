@@ -183,7 +183,7 @@ def test_constraints_cover_every_extra(metadata):
 
 
 def test_peers_are_kept_apart():
-    """With timm beside it, mmsegmentation imports torchvision, and fails if that belongs to another torch."""
+    """With timm installed too, mmsegmentation imports torchvision, and fails if that belongs to another torch."""
     ours, _, peers = (ROOT / "constraints.txt").read_text().partition("# peers")
     assert {"timm", "transformers", "torchvision"} <= pins(peers)
     assert pins(ours).isdisjoint(pins(peers))

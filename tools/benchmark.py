@@ -1,4 +1,4 @@
-"""Time and memory of our backbones beside other implementations: python tools/benchmark.py [--networks ...] [--report].
+"""Time and memory of our backbones and other implementations: python tools/benchmark.py [--networks ...] [--report].
 
 Peers that are not installed are left out; `make benchmark` installs them.
 """

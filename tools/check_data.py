@@ -1,4 +1,4 @@
-"""What is wrong with the data sets of a config: python tools/check_data.py CONFIG [--check-all]."""
+"""Find errors in the data sets of a config: python tools/check_data.py CONFIG [--check-all]."""
 
 from mm_vitbackbones.cli.arguments import run
 from mm_vitbackbones.cli.check_data import main

@@ -82,7 +82,7 @@ def collect(configs: Path, published: Path) -> list[Entry]:
     """All configs of a folder, with the results of a JSON file.
 
     Raises:
-        UserError: if the file has results of a config that there is not.
+        UserError: if the file has results of a config that does not exist.
     """
     results = json.loads(published.read_text(encoding="utf-8"))
     paths = sorted(configs.glob("*.py"))
@@ -298,7 +298,7 @@ def files(root: Path) -> dict[Path, str]:
     """
     entries = collect(root / "configs", root / "docs/published.json")
     if wrong := differing(entries):
-        raise UserError(f"parameters are not the published ones: {'; '.join(wrong)}: mend the config, or state why")
+        raise UserError(f"parameters are not the published ones: {'; '.join(wrong)}: fix the config, or state why")
     made = {root / "docs/model_zoo.md": page(entries)}
     big = [entry for entry in entries if entry.dataset not in ("mini", "trees")]
     for family in PAPERS:

@@ -16,8 +16,8 @@ from mm_vitbackbones.errors import CheckpointError, UserError
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that complains in one line, as the rest of the tools do, and calls the command as the user
-    did: ``tools/train.py`` or ``python -m mm_vitbackbones train``."""
+    """An argument parser that reports an error in one line, as the tools do. It names the command as the user typed it:
+    ``tools/train.py`` or ``python -m mm_vitbackbones train``."""
 
     def __init__(self, *, prog: str, **arguments: Any) -> None:
         if Path(sys.argv[0]).name == "__main__.py":
@@ -31,10 +31,10 @@ class Parser(argparse.ArgumentParser):
 
 
 def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> int:
-    """Run a tool on its arguments and give its exit code: 0, or 2 and one line on stderr for a ``UserError``.
+    """Run a tool on its arguments and return its exit code: 0, or 2 and one line on stderr for a ``UserError``.
 
-    A checkpoint that cannot be used, which may be found as late as when the weights are initialised, counts as one.
-    Any other exception passes through. In a distributed run the first process alone speaks.
+    A ``CheckpointError`` is handled in the same way; it may be raised as late as when weights are initialised. Any
+    other exception passes through. In a distributed run only the first process prints.
     """
     try:
         main(sys.argv[1:] if argv is None else argv)
@@ -46,7 +46,7 @@ def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> int
 
 
 class _Options(DictAction):
-    """MMEngine's ``key=value`` options, with an error that can be read."""
+    """MMEngine's ``key=value`` options, with readable errors."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
         for option in values:
@@ -66,7 +66,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
         "--launcher",
         choices=("none", "pytorch", "slurm", "mpi"),
         default="none",
-        help="how the processes of a distributed run were started; torchrun is recognised by itself",
+        help="how the processes of a distributed run were started; torchrun is detected automatically",
     )
     add_options(parser)
     add_verbose(parser)
@@ -74,7 +74,7 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 
 def add_verbose(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--verbose", action="store_true", help="show on the console all that is logged, and warnings of the libraries"
+        "--verbose", action="store_true", help="show all log messages and the libraries' warnings on the console"
     )
 
 
@@ -88,10 +88,10 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 
 
 def config_file(text: str) -> Path:
-    """The file that a config argument stands for: a bare name is a recipe, all else is a path.
+    """The file that a config argument stands for: a bare name is a recipe, anything else is a path.
 
     Raises:
-        UserError: for a bare name that no recipe has.
+        UserError: no recipe has this bare name.
     """
     if Path(text).name != text or Path(text).suffix:
         return Path(text)

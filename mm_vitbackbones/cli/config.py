@@ -14,7 +14,7 @@ from mm_vitbackbones import recipes
 from mm_vitbackbones.errors import UserError, did_you_mean
 
 SEMANTIC_HEADS = {"rpn_head", "semantic_head"}
-"""A proposal head tells objects from background, a semantic head beside a detector has classes of its own."""
+"""A proposal head separates objects from background. A semantic head in a detector has classes of its own."""
 
 RECIPE = '_base_ = __import__("mm_vitbackbones").recipe("NAME")'
 """How a config inherits from a recipe."""
@@ -69,7 +69,7 @@ def check_there(path: Path) -> None:
 
 
 def nodes(node: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """Every part of a config, with where it stands."""
+    """Every node of a config, with its path."""
     yield path, node
     if isinstance(node, Mapping):
         for key, value in node.items():
@@ -80,7 +80,7 @@ def nodes(node: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 
 def heads(model: Any) -> Iterator[tuple[str, MutableMapping[str, Any]]]:
-    """The parts of a model's config that predict the classes of the data set, with where they stand."""
+    """The parts of a model's config that predict the classes of the data set, with their paths."""
     for path, node in nodes(model, "model"):
         parts = {part.partition("[")[0] for part in path.split(".")}
         in_head = any(part.endswith("head") for part in parts - {"roi_head"}) and not parts & SEMANTIC_HEADS
@@ -89,14 +89,14 @@ def heads(model: Any) -> Iterator[tuple[str, MutableMapping[str, Any]]]:
 
 
 def set_num_classes(cfg: Config) -> None:
-    """A ``num_classes`` at the top of a config is that of every head."""
+    """Copy a ``num_classes`` at the top of a config into every head."""
     if isinstance(count := cfg.get("num_classes"), int):
         for _, head in heads(cfg.model):
             head["num_classes"] = count
 
 
 def use_local_norms(cfg: Config, distributed: bool) -> None:
-    """Without several GPUs ``SyncBN`` has nothing to synchronise with, and PyTorch refuses it: ``BN`` in its place."""
+    """Replace ``SyncBN`` by ``BN`` without several GPUs: PyTorch refuses it there, as nothing is synchronised."""
     if distributed and torch.cuda.is_available():
         return
     parts = [node for _, node in nodes(cfg.model, "model") if isinstance(node, MutableMapping)]

@@ -12,7 +12,7 @@ from mm_vitbackbones.errors import UserError
 
 
 def arch(text: str) -> str | dict:
-    """A name, or a dict as Python writes it."""
+    """The name of an arch, or a dict as a Python literal."""
     try:
         return ast.literal_eval(text) if text.lstrip().startswith("{") else text
     except (SyntaxError, ValueError):
@@ -35,7 +35,7 @@ def main(argv: list[str]) -> None:
         type=arch,
         help="name or dict of the spec's fields, for weights of no published size: \"{'depths': ...}\"",
     )
-    parser.add_argument("--force", action="store_true", help="write over OUT if it exists")
+    parser.add_argument("--force", action="store_true", help="overwrite OUT if it exists")
     args = parser.parse_args(argv)
     try:
         print(convert_checkpoint(args.source, args.destination, args.to, args.arch, args.force))

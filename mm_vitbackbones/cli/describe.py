@@ -1,4 +1,4 @@
-"""What a backbone costs and gives, without computing it: parameters, multiply-adds, and the maps of its levels."""
+"""What a backbone costs and returns, without running it: parameters, multiply-adds, and the maps of its levels."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def describe(config: Mapping[str, Any], size: tuple[int, int] = (512, 512), name
         ValueError: for what the backbone refuses: an argument, an image of this size.
     """
     with torch.device("meta"):
-        # On this device fused attention is taken apart into matrix products, which the counter knows.
+        # On this device fused attention decomposes into matrix products, which the counter knows.
         backbone = BACKBONES.build({**config, "init_cfg": None}).eval().requires_grad_(False)
         image = torch.empty(1, backbone.in_channels, *size)
         with torch.no_grad():
@@ -81,7 +81,7 @@ def main(argv: list[str]) -> None:
     """The command line of tools/describe.py.
 
     Raises:
-        UserError: for a config, a backbone, an arch or a size that there is not.
+        UserError: there is no such config, backbone or arch, or the size is invalid.
     """
     parser = Parser(prog="describe.py", description="Parameters, multiply-adds and levels of a backbone.")
     parser.add_argument(
@@ -100,7 +100,7 @@ def main(argv: list[str]) -> None:
 
 
 def _configs(target: str, arch: str | None) -> Iterable[tuple[str, Mapping[str, Any]]]:
-    """The backbones that a target stands for: a name to print, and a config each."""
+    """The backbones that a target names: for each, a name to print and a config."""
     known = families()
     family = target.removeprefix("mm_vitbackbones.")
     if family not in known:
@@ -118,7 +118,7 @@ def _from_file(path: Path, known: Mapping[str, type[Backbone]]) -> tuple[str, Ma
     cfg = read_config(path)
     config = cfg.get("model", {}).get("backbone", {})
     scope, _, family = str(config.get("type")).rpartition(".")
-    # A name without a scope is one of the default scope's: of a class there that may be called like one of ours.
+    # A name without a scope belongs to the default scope, where another class may have the name of one of ours.
     if (scope or cfg.get("default_scope")) != BACKBONES.scope or family not in known:
         raise UserError(f"{path}: model.backbone is {config.get('type')!r}, and none of {', '.join(known)}")
     return f"{path.name}: {family} {config.get('arch', '')}".strip(), {**config.to_dict(), "type": family}

@@ -26,12 +26,12 @@ from mm_vitbackbones.errors import UserError
 from mm_vitbackbones.measuring import peak_bytes
 
 OBJECTS = 7
-"""In each image for a detector; an image of COCO has as many on average."""
+"""Objects in each image for a detector. An image of COCO has as many on average."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What a config's two steps gave."""
+    """The results of a config's two steps."""
 
     size: tuple[int, int]
     """Height and width of the images, before padding."""
@@ -53,8 +53,8 @@ def try_config(cfg: Config, size: tuple[int, int] | None = None, images: int | N
 
     Args:
         cfg: of a detector or a segmentor.
-        size: height and width of the images; without it, the config's: of its crops, or of what it resizes to.
-        images: in the training step; without it, as many as the config gives to one process.
+        size: height and width of the images; by default those of the config's crops, or the size it resizes to.
+        images: number of images in the training step; by default the config's batch for one process.
     """
     size = size or image_size(cfg)
     images = images or cfg.train_dataloader.batch_size
@@ -100,7 +100,7 @@ def image_size(cfg: Config) -> tuple[int, int]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """MMEngine logs how each parameter begins, and each rule of the optimizer."""
+    """Silence MMEngine, which logs each parameter's initialisation and each rule of the optimizer."""
     logger = MMLogger.get_current_instance()
     level = logger.level
     logger.setLevel("WARNING")
@@ -111,7 +111,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _batch(draw: Any, images: int, size: tuple[int, int], classes: int) -> dict[str, list[Any]]:
-    """Noise, in the form that the libraries' dataloaders give."""
+    """A batch of noise, in the form that the libraries' dataloaders return."""
     rng = np.random.default_rng(0)
     inputs = [torch.from_numpy(rng.integers(0, 256, (3, *size), dtype=np.uint8)) for _ in range(images)]
     meta = {"img_shape": size, "ori_shape": size, "scale_factor": (1.0, 1.0)}

@@ -1,4 +1,4 @@
-"""Processes of a run, and errors of its config."""
+"""The processes of a run, and errors in its config."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mm_vitbackbones.errors import UserError
 
 
 def set_launcher(cfg: Config, launcher: str) -> None:
-    """Make the processes that torchrun (or slurm, or mpi) started one run; on a machine without GPUs over gloo."""
+    """Join the processes that torchrun, slurm or mpi started into one run. Without GPUs they use gloo."""
     if launcher == "none" and "LOCAL_RANK" in os.environ and "RANK" in os.environ:
         launcher = "pytorch"
     cfg.launcher = launcher
@@ -41,7 +41,7 @@ def set_launcher(cfg: Config, launcher: str) -> None:
 
 @contextmanager
 def registry_errors(config: Path) -> Iterator[None]:
-    """Tell what a config alone can have got wrong in one line: a type name, or an argument of a type."""
+    """Report in one line what only a config can get wrong: the name of a type, or an argument of a type."""
     try:
         yield
     except (KeyError, TypeError) as error:

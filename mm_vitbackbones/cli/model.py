@@ -25,6 +25,6 @@ def build_model(cfg: Config, device: str = "cpu") -> Any:
 
 
 def without_pretrained(model: Any) -> Any:
-    """A model's config whose backbone begins from nothing."""
+    """A model's config without pretrained weights for its backbone."""
     backbone = model.get("backbone")
     return {**model, "backbone": {**backbone, "init_cfg": None}} if backbone else model

@@ -1,4 +1,4 @@
-"""Detect or segment in pictures: what stands behind ``tools/predict.py``."""
+"""Detect or segment in images: the implementation of ``tools/predict.py``."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from mm_vitbackbones.files import to_png, write_whole
 from mm_vitbackbones.progress import track
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-"""What counts as a picture in a folder."""
+"""Suffixes of the files in a folder that are taken for images."""
 
 
 def main(argv: list[str]) -> None:
     """tools/predict.py. See ``predict_arguments`` for the command line.
 
     Raises:
-        SystemExit: of code 1, once all is done, if pictures could not be read.
+        SystemExit: with code 1, at the end, if images could not be read.
     """
     args = predict_arguments(argv)
     with Console(args.verbose):
@@ -82,29 +82,29 @@ def _predict(args: argparse.Namespace) -> None:
     if results.annotations or not results.segments:
         write_whole(out / "predictions.json", json.dumps(results.coco()).encode())
     done = len(pictures) - len(broken)
-    print_log(f"{done} of {len(pictures)} pictures done: {out}; found: {results.total()}", logger="current")
+    print_log(f"{done} of {len(pictures)} images done: {out}; found: {results.total()}", logger="current")
     if broken:
-        print(f"{len(broken)} of {len(pictures)} pictures could not be read", file=sys.stderr)
+        print(f"{len(broken)} of {len(pictures)} images could not be read", file=sys.stderr)
         raise SystemExit(1)
 
 
 def find_pictures(given: Sequence[Path]) -> list[tuple[Path, str]]:
-    """The pictures that paths stand for, and a name for the result of each, unlike all others.
+    """The image files that paths stand for, and a unique name for the result of each.
 
     Raises:
-        UserError: for a path that is not there, and for a folder without pictures.
+        UserError: a path does not exist, or a folder has no images.
     """
     found: list[tuple[Path, str]] = []
     for path in given:
         if path.is_dir():
             inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in PICTURES and p.is_file())
             if not inside:
-                raise UserError(f"there is no picture in {path} (*{', *'.join(PICTURES)})")
+                raise UserError(f"there is no image in {path} (*{', *'.join(PICTURES)})")
             found += [(p, str(p.relative_to(path).with_suffix(""))) for p in inside]
         elif path.exists():
             found.append((path, path.stem))
         else:
-            raise UserError(f"there is no picture or folder {path}")
+            raise UserError(f"there is no image or folder {path}")
     names: dict[str, int] = {}
     unique = []
     for path, name in found:
@@ -114,7 +114,7 @@ def find_pictures(given: Sequence[Path]) -> list[tuple[Path, str]]:
 
 
 class Predictor:
-    """The model of a config with the weights of a checkpoint: picture files to data samples of mmdet's or mmseg's."""
+    """The model of a config with the weights of a checkpoint. It maps image files to data samples of mmdet or mmseg."""
 
     def __init__(self, cfg: Config, checkpoint: Path, device: str) -> None:
         dataset = next(iter(preflight.datasets_of(cfg.get("test_dataloader"))), None)
@@ -148,7 +148,7 @@ class Results:
         self.annotations: list[dict[str, Any]] = []
         self.segments = False
         self.counts: Counter[str] = Counter()
-        """How many there are of each class; in segmentations, in how many pictures it is."""
+        """Number of objects of each class; for segmentations, number of images that have the class."""
 
     def add(self, index: int, path: Path, size: Sequence[int], sample: Any, score_thr: float) -> None:
         self.images.append({"id": index + 1, "file_name": str(path), "height": int(size[0]), "width": int(size[1])})
@@ -174,14 +174,14 @@ class Results:
         return {"images": self.images, "categories": categories, "annotations": self.annotations}
 
     def said(self, sample: Any, score_thr: float) -> str:
-        """What was found in one picture, in a few words."""
+        """What was found in one image, in a few words."""
         counts = self.found(sample, score_thr)
         if "pred_sem_seg" in sample:
             return ", ".join(counts)
         return ", ".join(f"{count} {name}" for name, count in counts.items()) or "nothing"
 
     def found(self, sample: Any, score_thr: float) -> Counter[str]:
-        """How many objects of each class were found in one picture; of a segmentation, 1 for each class."""
+        """How many objects of each class were found in one image; for a segmentation, 1 for each class."""
         if "pred_sem_seg" in sample:
             labels = np.unique(sample.pred_sem_seg.data.cpu().numpy()).tolist()
         else:
@@ -189,14 +189,14 @@ class Results:
         return Counter(class_name(label, self.classes) for label in labels)
 
     def total(self) -> str:
-        """What was found in all pictures, the most frequent first."""
+        """What was found in all images, the most frequent first."""
         counts = self.counts.most_common()
         said = [f"{name} in {count}" if self.segments else f"{count} {name}" for name, count in counts]
         return shorten(said) or "nothing"
 
 
 def _instances(sample: Any, score_thr: float) -> Iterator[tuple[Any, int, float, np.ndarray | None]]:
-    """Box, label, score and mask of what a sample holds from a score on."""
+    """Box, label, score and mask of a sample's objects with at least this score."""
     if "pred_instances" not in sample:
         return
     found = sample.pred_instances.cpu().numpy()
@@ -215,12 +215,10 @@ def _run_lengths(mask: np.ndarray) -> dict[str, Any]:
 
 
 def predict_arguments(argv: list[str]) -> argparse.Namespace:
-    parser = Parser(prog="predict.py", description="Detect or segment in pictures with a trained or published model.")
+    parser = Parser(prog="predict.py", description="Detect or segment in images with a trained or published model.")
     add_config(parser)
     parser.add_argument("checkpoint", type=Path, help="a .pth file, as training writes them or as published")
-    parser.add_argument(
-        "pictures", type=Path, nargs="+", metavar="IMAGE_OR_FOLDER", help="pictures, or folders of them"
-    )
+    parser.add_argument("pictures", type=Path, nargs="+", metavar="IMAGE_OR_FOLDER", help="images, or folders of them")
     parser.add_argument(
         "--out",
         type=Path,

@@ -1,4 +1,4 @@
-"""The predictions of a test, kept in a file."""
+"""Save the predictions of a test in a file."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def dump_predictions(cfg: Config, out: Path, scratch: Path) -> None:
 
 
 def keep_predictions(out: Path, scratch: Path) -> None:
-    """Move what ``dump_predictions`` asked for to where it belongs."""
+    """Move the files that ``dump_predictions`` requested to their destination."""
     made = {
         "predictions.pkl": out,
         "predictions.bbox.json": out,
@@ -39,5 +39,5 @@ def keep_predictions(out: Path, scratch: Path) -> None:
     }
     for name, target in made.items():
         if (source := scratch / name).is_file():
-            with target.open("xb") as file:  # never over a file that came into being meanwhile
+            with target.open("xb") as file:  # never overwrite a file that was created meanwhile
                 file.write(source.read_bytes())

@@ -1,4 +1,4 @@
-"""What can be known to be wrong before a run begins, told in one line each (``UserError``)."""
+"""Checks before a run begins. Each error is reported in one line (``UserError``)."""
 
 from __future__ import annotations
 
@@ -39,24 +39,24 @@ LAYOUTS = {
 
 
 PROCESSING = ("pipeline", "lazy_init", "serialize_data", "max_refetch")
-"""Arguments of a dataset that say how its images are read, and not which ones."""
+"""Arguments of a dataset that say how its images are read, not which ones."""
 
 LEAVING_OUT = ("filter_cfg", "test_mode")
 """Arguments of a dataset that say which of its images are left out."""
 
 
 LARGE = 64 * 2**20
-"""Bytes from which on an annotation file is not read twice: COCO's takes tens of seconds, and is not empty."""
+"""Annotation files of this many bytes or more are not read twice: COCO's takes tens of seconds, and is not empty."""
 
 
 def check(cfg: Config, splits: Sequence[str], every: bool = False) -> None:
     """Check a config against this machine: libraries, data of these splits (train, val, test), model.
 
-    Of the pictures and masks of a data set a sample is looked at, or with ``every`` each of them. A data set that
-    several splits have is looked at once.
+    A sample of a data set's images and masks is checked, or all of them with ``every``. A data set that several splits
+    share is checked once.
 
     Raises:
-        UserError: for the first thing found wrong.
+        UserError: for the first error that is found.
     """
     libraries.use(libraries.scope_of(cfg))
     summaries: dict[str, CocoSummary] = {}
@@ -83,7 +83,7 @@ def check(cfg: Config, splits: Sequence[str], every: bool = False) -> None:
 
 def distinct_datasets(cfg: Config, splits: Sequence[str]) -> Iterator[tuple[str, Mapping[str, Any], bool]]:
     """The datasets of these splits, each once: the dataloaders that have it (``val_dataloader and test_dataloader``),
-    the dataset, and whether its files are those of an earlier one, of which others are left out.
+    the dataset, and whether an earlier one has the same files and leaves out other images.
 
     How images are transformed does not count.
     """
@@ -120,7 +120,7 @@ def datasets_of(loader: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def check_data_exists(dataset: Mapping[str, Any], where: str) -> None:
-    """The annotation file and the folders of pictures are on this disk, where the config says."""
+    """Check that the annotation file and the folders of images are on this disk, where the config says."""
     for path, is_folder in paths_of(dataset):
         if path.is_dir() if is_folder else path.is_file():
             continue
@@ -167,8 +167,8 @@ def classes_of(dataset: Mapping[str, Any]) -> Sequence[str] | None:
 def check_annotations(
     dataset: Mapping[str, Any], classes: Sequence[str], where: str, every: bool = False, seen: bool = False
 ) -> CocoSummary | None:
-    """A COCO-format file holds what the config says, and mmdet will read it so. A large one is looked into with
-    ``every`` only; its pictures are not looked at if they have been ``seen``."""
+    """Check that a COCO-format file holds what the config says, as mmdet will read it. A large file is checked with
+    ``every`` only. Images that have been ``seen`` are not checked again."""
     path = annotation_file(dataset)
     if path is None or (path.stat().st_size >= LARGE and not every):
         return None
@@ -176,17 +176,17 @@ def check_annotations(
 
 
 def check_same_categories(summaries: Mapping[str, CocoSummary]) -> None:
-    """What is trained on and what is tested on have the same categories, in the same order."""
+    """Check that training and test data have the same categories, in the same order."""
     for (first, one), (where, other) in itertools.pairwise(summaries.items()):
         if other.categories != one.categories:
             raise UserError(
                 f"the categories of {other.path} ({where}) are {some(other.categories)}, and those of {one.path} "
-                f"({first}) {some(one.categories)}: they have to be alike, in the same order"
+                f"({first}) {some(one.categories)}: they have to be the same, in the same order"
             )
 
 
 def check_num_classes(model: Any, count: int, where: str) -> None:
-    """Every head predicts as many classes as the dataset has."""
+    """Check that every head predicts as many classes as the dataset has."""
     for path, head in heads(model):
         if head["num_classes"] != count:
             raise UserError(
@@ -196,7 +196,7 @@ def check_num_classes(model: Any, count: int, where: str) -> None:
 
 
 def check_evaluators(cfg: Config, split: str) -> None:
-    """Annotation files that evaluators read."""
+    """Check that the annotation files that evaluators read exist."""
     evaluators = cfg.get(f"{split}_evaluator") or []
     for evaluator in evaluators if isinstance(evaluators, (list, tuple)) else [evaluators]:
         path = evaluator.get("ann_file") if isinstance(evaluator, Mapping) else None
@@ -205,7 +205,7 @@ def check_evaluators(cfg: Config, split: str) -> None:
 
 
 def check_backbone(model: Any) -> None:
-    """One of our backbones can be built, and the neck expects the channels that it gives."""
+    """Check that one of our backbones can be built, and that the neck expects its channels."""
     config = (model.get("backbone") if isinstance(model, Mapping) else None) or {}
     if (backbone := backbone_of(config, "model.backbone")) is None:
         return
@@ -235,15 +235,15 @@ def backbone_of(config: Mapping[str, Any], where: str) -> Backbone | None:
 
 
 def check_optimizer(cfg: Config) -> None:
-    """The optimizer is a known one. MMEngine looks it up in a way that hides the name."""
+    """Check that the optimizer is a known one. MMEngine's own error hides the name."""
     name = (cfg.get("optim_wrapper") or {}).get("optimizer", {}).get("type")
     if isinstance(name, str) and look_up(OPTIMIZERS, name) is None:
         raise UserError(f"optim_wrapper: {unknown_type(name, OPTIMIZERS.name, cfg.get('default_scope'))}")
 
 
 def check_pretrained(model: Any) -> None:
-    """What ``init_cfg=dict(type='Pretrained', ...)`` names is there: the local file, or the published file of a name
-    such as ``imagenet1k``. URLs are the loader's business."""
+    """Check that what ``init_cfg=dict(type='Pretrained', ...)`` names exists: the local file, or the published file of
+    a name such as ``imagenet1k``. The loader checks URLs."""
     parts = dict(nodes(model, "model"))
     for path, node in parts.items():
         if isinstance(node, Mapping) and node.get("type") == "Pretrained":
@@ -281,7 +281,7 @@ def look_up(registry: Registry, name: Any) -> Any:
 
 
 def unknown_type(name: str, kind: str, scope: str | None) -> str:
-    """What to say about a type that no registry of a kind (model, hook, ...) has, with the nearest ones."""
+    """The message about a type that no registry of a kind (model, hook, ...) has, with the nearest ones."""
     known = []
     for root in vars(mmengine.registry).values():
         if isinstance(root, Registry) and root.name == kind:
@@ -293,10 +293,10 @@ def unknown_type(name: str, kind: str, scope: str | None) -> str:
 
 
 def check_rules(cfg: Config, model: nn.Module) -> None:
-    """Every rule of the optimizer by name matches a parameter.
+    """Check that every rule of the optimizer by name matches a parameter.
 
     Raises:
-        UserError: for one that matches none: a misspelt name would leave its parameters at the common rate.
+        UserError: for a rule that matches none: a misspelt name would leave its parameters at the common rate.
     """
     rules = ((cfg.get("optim_wrapper") or {}).get("paramwise_cfg") or {}).get("custom_keys")
     if missing := unmatched_rules(rules, model):

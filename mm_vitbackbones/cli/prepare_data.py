@@ -1,4 +1,4 @@
-"""What stands behind ``tools/prepare_data.py``."""
+"""The implementation of ``tools/prepare_data.py``."""
 
 from __future__ import annotations
 

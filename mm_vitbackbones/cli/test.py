@@ -35,10 +35,10 @@ def test_arguments(argv: list[str]) -> argparse.Namespace:
         "--show-dir",
         type=Path,
         metavar="DIR",
-        help="draw ground truth (left) beside predictions (right), one <image>_gt_pred.png per image",
+        help="draw ground truth (left) next to predictions (right), one <image>_gt_pred.png per image",
     )
     parser.add_argument(
-        "--show-score", type=float, default=0.3, metavar="SCORE", help="draw boxes from this score on (0.3)"
+        "--show-score", type=float, default=0.3, metavar="SCORE", help="draw boxes with at least this score (0.3)"
     )
     parser.add_argument("--tta", action="store_true", help="test at the sizes and flips of the config's tta_pipeline")
     return parser.parse_args(argv)
@@ -99,5 +99,5 @@ def use_tta(cfg: Config) -> None:
         dataset = dataset.dataset
     dataset.pipeline = cfg.tta_pipeline
     if cfg.model.get("test_cfg"):
-        cfg.model.test_cfg.pop("logits", None)  # they are what is averaged
+        cfg.model.test_cfg.pop("logits", None)  # the logits are averaged
     cfg.model = {**cfg.tta_model, "module": cfg.model}

@@ -31,7 +31,7 @@ def train_arguments(argv: list[str]) -> argparse.Namespace:
         nargs="?",
         const=LATEST,
         metavar="CHECKPOINT",
-        help="go on from this checkpoint; without a value, from the latest one in the work dir",
+        help="continue from this checkpoint; without a value, from the latest one in the work dir",
     )
     parser.add_argument(
         "--amp",
@@ -42,13 +42,13 @@ def train_arguments(argv: list[str]) -> argparse.Namespace:
         help="mixed precision; without a value, bf16 where the device computes in it, else fp16",
     )
     parser.add_argument(
-        "--auto-scale-lr", action="store_true", help="scale the learning rate by this run's batch over the recipe's"
+        "--auto-scale-lr", action="store_true", help="scale the learning rate by this run's batch / the recipe's"
     )
     parser.add_argument(
         "--seed", type=int, help="seed of all random numbers; without it, a random one, which is logged"
     )
     parser.add_argument(
-        "--check-all", action="store_true", help="look at every picture and mask before training, not at some"
+        "--check-all", action="store_true", help="check every image and mask before training, not a sample"
     )
     return parser.parse_args(argv)
 
@@ -102,7 +102,7 @@ def _train(args: argparse.Namespace, console: Console) -> None:
 
 
 def check_resumable(checkpoint: dict[str, Any], path: Path, train_cfg: dict[str, Any]) -> None:
-    """A checkpoint carries the state of a training run, and the run is not over."""
+    """Check that a checkpoint holds the state of a training run that is not over."""
     if not {"state_dict", "optimizer", "message_hub", "meta"} <= checkpoint.keys():
         raise UserError(
             f"{path} holds weights alone, not the state of a training run: "
@@ -118,7 +118,7 @@ def check_resumable(checkpoint: dict[str, Any], path: Path, train_cfg: dict[str,
 
 
 def resume_seed(cfg: Config, before: int | None, wanted: int | None) -> None:
-    """Take up the seed of the run that is resumed."""
+    """Use the seed of the run that is resumed."""
     if before is None:
         return
     if wanted not in (None, before):

@@ -1,4 +1,4 @@
-"""Checkpoints into the whole model of a config: all of them, or an error."""
+"""Loading checkpoints into the whole model of a config: all weights, or an error."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class Trainer(Runner):
 
 
 def start_from(runner: Runner, path: Path) -> dict[str, Any]:
-    """Begin with the weights of a checkpoint, by MMEngine's rule: what the model has not, or has in another shape, is
-    left out, and the log lists it. So a detector can start from one of other classes.
+    """Start from the weights of a checkpoint, by MMEngine's rule: weights that the model lacks, or has in another
+    shape, are left out, and the log lists them. So a detector can start from one of other classes.
 
     Returns:
         the checkpoint, with the weights under ``state_dict``.
@@ -74,9 +74,9 @@ def load(runner: Runner, checkpoint: dict[str, Any], path: Path) -> None:
     runner.logger.info(f"loaded {path}")
 
 
-def _in_mmengines_form(content: dict[str, Any], beside: Iterable[str], state: State) -> dict[str, Any]:
+def _in_mmengines_form(content: dict[str, Any], kept: Iterable[str], state: State) -> dict[str, Any]:
     """The weights under ``state_dict``, and what the file has next to them; without other weights."""
-    others = {key: content[key] for key in beside if key in content and key not in CONTAINERS}
+    others = {key: content[key] for key in kept if key in content and key not in CONTAINERS}
     return {**others, "state_dict": state}
 
 
@@ -116,8 +116,8 @@ def load_weights(model: nn.Module, checkpoint: dict[str, Any], path: Path) -> No
     for name, part in foreign.items():
         if layout_of(part, given) == "openmmlab" and getattr(part, "norm_eps", 1e-6) is None:
             print_log(
-                f"{path} is of OpenMMLab's own {type(part).__name__}, all of whose norms have an epsilon of 1e-6: with "
-                f"model.{name}.norm_eps=1e-6 it gives here exactly what it gave there",
+                f"{path} is of OpenMMLab's own {type(part).__name__}, whose norms all have an epsilon of 1e-6: set "
+                f"model.{name}.norm_eps=1e-6 to get exactly the same results",
                 logger="current",
                 level=logging.WARNING,
             )
@@ -129,7 +129,7 @@ def load_weights(model: nn.Module, checkpoint: dict[str, Any], path: Path) -> No
 
 
 def check_fits(model: nn.Module, given: dict[str, torch.Tensor], path: Path) -> None:
-    """Every weight of the model is there, in its shape; MMEngine itself would leave out what is not."""
+    """Check that every weight of the model is there, in its shape; MMEngine itself would leave out the others."""
     needed = model.state_dict()
     missing = sorted(needed.keys() - given.keys())
     unexpected = sorted(given.keys() - needed.keys())
@@ -152,5 +152,5 @@ def foreign_parts(model: nn.Module, given: dict[str, torch.Tensor]) -> dict[str,
 
 
 def unwrapped(runner: Runner) -> nn.Module:
-    """The model, out of the wrapper of distributed runs."""
+    """The model, without the wrapper of distributed runs."""
     return getattr(runner.model, "module", runner.model)

@@ -14,7 +14,7 @@ def main(argv: list[str]) -> None:
     """``python -m mm_vitbackbones config``: print a recipe, or write it as a starting point.
 
     Raises:
-        UserError: for a recipe that there is not, and for a file that cannot be written or is there already.
+        UserError: there is no such recipe, or the file cannot be written or exists already.
     """
     parser = Parser(prog="config", description="Print a recipe, or write it as a config of your own to change.")
     parser.add_argument("name", metavar="NAME", help="a recipe; `python -m mm_vitbackbones configs` lists them")

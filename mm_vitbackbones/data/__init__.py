@@ -1,1 +1,1 @@
-"""Two small data sets that stand in for COCO and ADE20K where those are not at hand. Neither is a benchmark."""
+"""Two small data sets that stand in for COCO and ADE20K where those are not available. Neither is a benchmark."""

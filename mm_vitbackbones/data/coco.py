@@ -1,6 +1,6 @@
-"""What is wrong with a detection data set in COCO's format, found before a run begins.
+"""Errors in a detection data set in COCO's format, found before a run begins.
 
-On mmdet alone most of it ends as an AP of 0, or as the right boxes under the wrong names.
+With mmdet alone most of them end as an AP of 0, or as the right boxes with the wrong names.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from mm_vitbackbones.errors import UserError, did_you_mean
 from mm_vitbackbones.progress import track
 
 SAMPLE = 100
-"""How many pictures are looked for where not all are asked for; they lie evenly over the data set."""
+"""How many images a sample has, spread evenly over the data set."""
 
 MOST = 0.5
-"""The share of boxes from which on they are taken for corners instead of a corner and a size."""
+"""If a larger share of the boxes look like two corners, the file is refused."""
 
 
 @dataclass
@@ -52,12 +52,12 @@ class CocoSummary:
 def check_coco(
     dataset: Mapping[str, Any], path: Path, classes: Sequence[str], where: str, every: bool, seen: bool = False
 ) -> CocoSummary:
-    """Check a COCO-format file and a sample of its pictures, or all of them, against a config's data set.
+    """Check a COCO-format file and a sample of its images, or all of them, against a config's data set.
 
-    Pictures that have been ``seen``, for another data set of the same files, are not looked at.
+    Images that have been ``seen``, for another data set of the same files, are not checked.
 
     Raises:
-        UserError: for the first thing that cannot be meant.
+        UserError: for the first error that is found.
     """
     content = read_coco(path, where)
     categories = [category["name"] for category in content["categories"]]
@@ -91,7 +91,7 @@ def read_coco(path: Path, where: str) -> dict[str, Any]:
 
 
 def check_classes(classes: Sequence[str], categories: Sequence[str], path: Path, where: str) -> None:
-    """The classes are categories of the file, in the file's order: mmdet numbers them by the file's."""
+    """Check that the classes are categories of the file, in its order: mmdet numbers classes by the file's order."""
     unknown = [name for name in classes if name not in categories]
     if unknown:
         near = did_you_mean(unknown[0], categories)
@@ -108,7 +108,7 @@ def check_classes(classes: Sequence[str], categories: Sequence[str], path: Path,
 
 
 def check_boxes(content: Mapping[str, Any], path: Path, where: str) -> None:
-    """Boxes are (x, y, width, height), and not two corners."""
+    """Check that boxes are (x, y, width, height), not two corners."""
     sizes = {image["id"]: (image.get("width", 0), image.get("height", 0)) for image in content["images"]}
     boxes = [(a["bbox"], sizes.get(a.get("image_id"), (0, 0))) for a in content["annotations"] if a.get("bbox")]
     outside = [(b, s) for b, s in boxes if b[0] + b[2] > s[0] + 1 or b[1] + b[3] > s[1] + 1]
@@ -121,16 +121,16 @@ def check_boxes(content: Mapping[str, Any], path: Path, where: str) -> None:
 
 
 def check_pictures(images: Sequence[Mapping[str, Any]], folder: Path, where: str, every: bool) -> None:
-    """Pictures are there (some of them, or every one, and then they can be read too)."""
+    """Check that a sample of the images exists or, with ``every``, that each of them can be read."""
     some_images = images if every else images[:: max(1, len(images) // SAMPLE)]
     missing = [image["file_name"] for image in some_images if not (folder / image["file_name"]).is_file()]
     if missing:
-        looked = f"{len(missing)} of {len(some_images)} pictures that were looked for"
+        looked = f"{len(missing)} of {len(some_images)} images that were looked for"
         raise UserError(f"{where}: {looked} are not in {folder}, such as {missing[0]}: set data_prefix=dict(img=...)")
     if not every:
         return
     broken = []
-    for image in track(images, f"{where}: looking at pictures"):
+    for image in track(images, f"{where}: looking at images"):
         try:
             with Image.open(folder / image["file_name"]) as picture:
                 picture.load()
@@ -138,8 +138,8 @@ def check_pictures(images: Sequence[Mapping[str, Any]], folder: Path, where: str
             broken.append((image["file_name"], error))
     if broken:
         raise UserError(
-            f"{where}: {len(broken)} of {len(images)} pictures cannot be read, such as {folder / broken[0][0]} "
-            f"({broken[0][1]}): mend them, or take them out of the annotation file"
+            f"{where}: {len(broken)} of {len(images)} images cannot be read, such as {folder / broken[0][0]} "
+            f"({broken[0][1]}): fix them, or take them out of the annotation file"
         )
 
 
@@ -156,7 +156,7 @@ def summarise(
         why = _why_dropped(annotation, names, classes, sizes)
         if why:
             summary.dropped[why] += 1
-        if names.get(annotation.get("category_id", -1)) in classes:  # of whatever size: mmdet does not look at that
+        if names.get(annotation.get("category_id", -1)) in classes:  # of any size: mmdet does not check it
             filled.add(annotation.get("image_id"))
     small = rules.get("min_size", 0)
     test_mode, skip_empty = dataset.get("test_mode", False), rules.get("filter_empty_gt", False)

@@ -1,4 +1,4 @@
-"""A folder that this package makes, and the user's files in it that it must not touch."""
+"""A folder that this package makes. It must not touch the user's files in it."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ MARKER = ".made_by_mm_vitbackbones.json"
 class OwnedFolder:
     """A folder whose marker file lists what was written there, so that nothing else is ever overwritten.
 
-    The marker is written first, before any other file, and names every file to come; a file's SHA-256 joins it when
-    the folder is complete. A run that was interrupted can therefore be repeated, and a file that was changed since is
-    recognised as the user's.
+    The marker is written first, before any other file, and names every file to come. The SHA-256 of each file is added
+    when the folder is complete. A run that was interrupted can therefore be repeated, and a file that was changed since
+    is recognised as the user's.
 
     Args:
         root: the folder. It may exist already, if it is empty or carries this marker.
         dataset: what is kept here.
-        version: changes when the files have to be made anew.
+        version: changes when the files have to be made again.
 
     Raises:
-        UserError: the folder holds anything that this package did not make.
+        UserError: the folder holds a file that this package did not make.
     """
 
     def __init__(self, root: str | os.PathLike[str], dataset: str, version: int) -> None:

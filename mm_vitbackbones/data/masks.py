@@ -1,4 +1,4 @@
-"""What is wrong with the masks of a segmentation data set, found on the CPU before a run begins.
+"""Errors in the masks of a segmentation data set, found on the CPU before a run begins.
 
 MMSegmentation would wrap a wrong label to 255 in silence, or end in an illegal memory access on the GPU.
 """
@@ -20,24 +20,24 @@ from mm_vitbackbones.errors import UserError
 from mm_vitbackbones.progress import track
 
 SAMPLE = 200
-"""How many masks are looked at where not all are asked for; they lie evenly over the data set."""
+"""How many masks a sample has, spread evenly over the data set."""
 
 SIDEWAYS = (5, 6, 7, 8)
-"""EXIF orientations by which loaders turn a picture on its side."""
+"""EXIF orientations by which loaders turn an image on its side."""
 
 
 def check_masks(dataset: Mapping[str, Any], where: str, every: bool = False) -> None:
     """Check the masks of a data set's config, a sample or every one.
 
     Raises:
-        UserError: for a picture without a mask, or a mask that is no PNG-like map of labels, is not of its picture's
-            size, or has labels that are no class.
+        UserError: for an image without a mask, or a mask that is no PNG-like map of labels, is not of its image's size,
+            or has labels that are no class.
     """
     # Without a pipeline no image is read: this lists the files by the library's own rules.
     listed = DATASETS.build({**dataset, "pipeline": [], "serialize_data": False})
     pairs = [listed.get_data_info(i) for i in range(len(listed))]
     if not pairs:
-        raise UserError(f"{where}: no picture *{listed.img_suffix} in {listed.data_prefix.get('img_path')}")
+        raise UserError(f"{where}: no image *{listed.img_suffix} in {listed.data_prefix.get('img_path')}")
     check_pairs(pairs, where)
     classes = listed.metainfo.get("classes") or ()
     some = pairs if every else pairs[:: max(1, len(pairs) // SAMPLE)]
@@ -56,17 +56,17 @@ def check_masks(dataset: Mapping[str, Any], where: str, every: bool = False) -> 
 
 
 def check_pairs(pairs: Sequence[Mapping[str, Any]], where: str) -> None:
-    """Every picture has a mask. A mask without a picture, which nobody would ever read, is told of."""
+    """Check that every image has a mask. A mask without an image, which is never read, is logged."""
     missing = [pair["seg_map_path"] for pair in pairs if not Path(pair["seg_map_path"]).is_file()]
     if missing:
         raise UserError(
-            f"{where}: {len(missing)} of {len(pairs)} pictures have no mask; the first that is missing is {missing[0]} "
-            "(the names have to be alike, up to img_suffix and seg_map_suffix of the dataset)"
+            f"{where}: {len(missing)} of {len(pairs)} images have no mask; the first that is missing is {missing[0]} "
+            "(the names have to be the same, up to img_suffix and seg_map_suffix of the dataset)"
         )
     named = {Path(pair["seg_map_path"]) for pair in pairs}
     lone = sum(path not in named for folder in {path.parent for path in named} for path in folder.iterdir())
     if lone:
-        print_log(f"{where}: {lone} masks have no picture", logger="current", level=logging.WARNING)
+        print_log(f"{where}: {lone} masks have no image", logger="current", level=logging.WARNING)
 
 
 def check_mask(pair: Mapping[str, Any], num_classes: int, ignore_index: int, where: str) -> list[int]:
@@ -87,8 +87,8 @@ def check_mask(pair: Mapping[str, Any], num_classes: int, ignore_index: int, whe
         )
     if labels.shape != size:
         raise UserError(
-            f"{where}: {path} is {labels.shape[1]}x{labels.shape[0]}, and its picture {size[1]}x{size[0]} (width x "
-            "height): they have to be alike"
+            f"{where}: {path} is {labels.shape[1]}x{labels.shape[0]}, and its image {size[1]}x{size[0]} (width x "
+            "height): they have to be equal"
         )
     found = {int(value): int(count) for value, count in zip(*np.unique(labels, return_counts=True), strict=True)}
     label_of = _label_of(pair, ignore_index)
@@ -100,13 +100,13 @@ def check_mask(pair: Mapping[str, Any], num_classes: int, ignore_index: int, whe
         raise UserError(
             f"{where}: {path} has the labels {values}, and the {num_classes} classes are "
             f"{first} to {first + num_classes - 1} ({ignore_index} and{' 0' if first else ''} "
-            f"reduce_zero_label={bool(first)} apart): mend the mask, or metainfo=dict(classes=(...)) of the dataset"
+            f"reduce_zero_label={bool(first)} apart): fix the mask, or metainfo=dict(classes=(...)) of the dataset"
         )
     return [label_of(value) for value in found]
 
 
 def _label_of(pair: Mapping[str, Any], ignore_index: int) -> Any:
-    """What becomes of a mask's value, as the library's loader has it."""
+    """The function from a mask's value to its label, as in the library's loader."""
     renamed = pair.get("label_map") or {}
 
     def label_of(value: int) -> int:
@@ -119,7 +119,7 @@ def _label_of(pair: Mapping[str, Any], ignore_index: int) -> Any:
 
 
 def _size(path: str) -> tuple[int, int]:
-    """Height and width of a picture as a loader gives it, from its header alone."""
+    """Height and width of an image as a loader returns it, from its header alone."""
     with Image.open(path) as image:
         width, height = image.size
         turned = image.getexif().get(0x0112) in SIDEWAYS

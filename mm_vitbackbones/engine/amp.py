@@ -1,4 +1,4 @@
-"""Mixed precision: which one a device can do, and the optimizer wrapper that does it."""
+"""Mixed precision: which one a device supports, and the optimizer wrapper for it."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from mm_vitbackbones.errors import UserError
 class BFloat16OptimWrapper(OptimWrapper):
     """Forward passes under bf16 autocast, on CUDA and, which MMEngine's own wrapper refuses, on CPU.
 
-    bf16 has the exponent range of fp32, so that losses need no scaling. Proposals and the maps that they are cut out of
-    stay in fp32.
+    bf16 has the exponent range of fp32, so that losses need no scaling. Proposals and the maps that they are cropped
+    from stay in fp32.
     """
 
     @contextmanager
@@ -36,7 +36,7 @@ class BFloat16OptimWrapper(OptimWrapper):
 def fp32_proposals(model: nn.Module) -> Iterator[None]:
     """Within it, the maps and the proposals that a detector of two stages hands to its RoI heads are fp32.
 
-    mmcv's NMS and RoIAlign know no bf16, and in bf16 the side of a box 500 pixels away would be right to 2 pixels.
+    mmcv's NMS and RoIAlign know no bf16, and in bf16 the side of a box 500 pixels away would be exact to 2 pixels only.
     """
     detector = getattr(model, "module", model)
     parts = [getattr(detector, name, None) for name in ("neck", "rpn_head")] if hasattr(detector, "rpn_head") else []
@@ -59,13 +59,13 @@ def use_amp(cfg: Config, choice: str) -> None:
     """Set a config's optimizer wrapper to mixed precision: ``choice`` is auto, bf16 or fp16.
 
     Raises:
-        UserError: this device cannot, or nothing would be gained.
+        UserError: this device does not support it, or gains nothing from it.
     """
     on_cuda = torch.cuda.is_available()
     if choice == "auto":
         if not on_cuda and not cpu_computes_bf16():
             raise UserError("--amp: this CPU has no bf16 instructions (AMX, AVX512-BF16), fp32 is faster: leave it out")
-        # Older GPUs emulate bf16, at a loss.
+        # Older GPUs emulate bf16, which is slow.
         choice = "bf16" if not on_cuda or torch.cuda.get_device_capability() >= (8, 0) else "fp16"
     if choice == "fp16" and not on_cuda:
         raise UserError("--amp fp16 needs a CUDA device; on a CPU use --amp bf16, or leave --amp out")
@@ -79,13 +79,13 @@ def use_amp(cfg: Config, choice: str) -> None:
     options: dict[str, Any] = {"type": "BFloat16OptimWrapper"}
     if choice == "fp16":
         options = {"type": "AmpOptimWrapper", "dtype": "float16", "loss_scale": "dynamic"}
-    for key in ("dtype", "loss_scale"):  # an AmpOptimWrapper's, of the config
+    for key in ("dtype", "loss_scale"):  # options of an AmpOptimWrapper in the config
         cfg.optim_wrapper.pop(key, None)
     cfg.optim_wrapper.update(options)
 
 
 def cpu_computes_bf16() -> bool:
-    """Whether the CPU multiplies bf16 matrices in hardware, as Linux tells; elsewhere the answer is no."""
+    """Whether the CPU multiplies bf16 matrices in hardware, as Linux reports it; False on other systems."""
     cpuinfo = Path("/proc/cpuinfo")
     flags = cpuinfo.read_text().split() if cpuinfo.is_file() else []
     return "amx_bf16" in flags or "avx512_bf16" in flags

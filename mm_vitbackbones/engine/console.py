@@ -1,4 +1,4 @@
-"""What a run says on the console: what a user wants to read. The log file has all the rest too."""
+"""The console output of a run: what a user wants to read. The log file has everything."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mm_vitbackbones.engine.summary import SummaryHook, log_file
 from mm_vitbackbones.errors import CheckpointError, UserError
 
 LIBRARIES = ("mmcv", "mmdet", "mmengine", "mmseg")
-"""Packages that log much which nobody reads. Of all others, each message is shown."""
+"""Packages that log much that nobody reads. Every message of other packages is shown."""
 
 REPORTERS = ("mmengine.hooks", "mmengine.evaluator", "mmengine.runner.loops", "mmdet.evaluation", "mmseg.evaluation")
 """The parts of the libraries that log how a run goes, and its results."""
@@ -29,13 +29,13 @@ REPORTERS = ("mmengine.hooks", "mmengine.evaluator", "mmengine.runner.loops", "m
 REPORTS = re.compile(
     r"Load checkpoint from|resumed epoch|Auto resumed|LR is set based on|load model from|Model has been|Enabling the "
 )
-"""How messages begin that are shown, of the other parts."""
+"""Beginnings of messages of the other parts that are shown."""
 
 NOISE = re.compile(r"Exp name: |Checkpoints will be saved to")
-"""How messages of the reporters begin that are not shown."""
+"""Beginnings of messages of the reporters that are not shown."""
 
 HARMLESS = re.compile(r"deprecated|^The prefix is not set in metric class|^`save_param_scheduler` is True but")
-"""What warnings of the libraries say on which a user cannot act."""
+"""Warnings of the libraries that a user can do nothing about."""
 
 PRINTING = (
     "mmdet.datasets.api_wrappers.coco_api",
@@ -49,23 +49,23 @@ IN_FILE = {"console": False}
 """``logger.info(message, extra=IN_FILE)``: the message is a detail, for the log file alone."""
 
 LONG = 40
-"""Lines from which on a message of the libraries is left to the log file: a table of 80 classes, but not of 30."""
+"""A message of the libraries with so many lines goes to the log file alone: a table of 80 classes, but not of 30."""
 
 EVERY = 10.0
-"""Seconds between two lines that say how far an evaluation is."""
+"""Seconds between two lines of an evaluation's progress."""
 
 
 class Console:
     """Within it, the console shows how a run goes, its results, warnings of this package and errors.
 
-    Left to the log file of the runner that ``runner`` builds are: the libraries' news about how they are set up (the
-    config, hooks, each parameter's rate), Python's warnings about the code of libraries, warnings on which a user
-    cannot act, long tables, and all but one line in 10 s of how far an evaluation is. Nothing is taken from that file,
-    and what pycocotools prints comes to it.
+    The rest goes to the log file of the runner that ``runner`` builds, and to it alone: the set-up of the libraries
+    (the config, hooks, each parameter's rate), Python's warnings about the code of libraries, warnings that a user can
+    do nothing about, long tables, and the progress of an evaluation except for one line in 10 s. The log file keeps
+    everything, and what pycocotools prints is added to it.
 
     Args:
         verbose: change nothing, and show all.
-        clock: seconds from any beginning.
+        clock: returns seconds since any fixed time.
     """
 
     def __init__(self, verbose: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
@@ -91,7 +91,7 @@ class Console:
         for module in self._printing:
             del module.print
         if kind is not None and not issubclass(kind, (UserError, CheckpointError)):
-            for warning in self._early:  # they may explain why it went wrong, and no log file has them
+            for warning in self._early:  # they may explain the failure, and no log file has them
                 self._show_warning(*warning)
 
     def runner(self, cfg: Config, kind: type[Runner] = Runner) -> Runner:
@@ -109,7 +109,7 @@ class Console:
         return runner
 
     def _take(self, logger: MMLogger) -> None:
-        """From now on this logger is the run's. It comes after the libraries' imports, and before all they say."""
+        """Use this logger for the run. It is built after the libraries are imported, and before they log anything."""
         self._filter(logger)
         self._log = logger
         for message, category, filename, lineno, _, line in self._early:
@@ -117,7 +117,7 @@ class Console:
         self._early.clear()
         for name in PRINTING:
             if (module := sys.modules.get(name)) is not None and not hasattr(module, "print"):
-                module.print = self._print  # type: ignore[attr-defined]  # in the place of the built-in one
+                module.print = self._print  # type: ignore[attr-defined]  # replaces the built-in one
                 self._printing.append(module)
 
     def _filter(self, logger: MMLogger) -> None:
@@ -136,7 +136,7 @@ class Console:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
-        """In the place of ``warnings.showwarning``."""
+        """Replaces ``warnings.showwarning``."""
         if file is not None or not of_a_library(filename):
             self._show_warning(message, category, filename, lineno, file, line)
         elif self._log is None:
@@ -152,7 +152,7 @@ class Console:
         self._log.log(logging.WARNING, text, extra=IN_FILE)
 
     def _print(self, *values: Any, **options: Any) -> None:
-        """In the place of ``print`` in pycocotools: of what it says, the table of AP is worth showing."""
+        """Replaces ``print`` in pycocotools: of its output, only the table of AP is shown."""
         if options or self._log is None:
             print(*values, **options)
             return
@@ -161,7 +161,7 @@ class Console:
 
 
 class ConsoleFilter(logging.Filter):
-    """Of what a logger says, what its console shows."""
+    """Selects the messages of a logger that its console shows."""
 
     def __init__(self, handler: logging.Handler, file: Path | None, clock: Callable[[], float]) -> None:
         super().__init__()
@@ -171,7 +171,7 @@ class ConsoleFilter(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         if record.levelno >= logging.ERROR:
             return True
-        if os.environ.get("RANK", "0") != "0":  # before a runner is built, MMEngine does not know who is the first
+        if os.environ.get("RANK", "0") != "0":  # before a runner is built, MMEngine does not know the rank
             return False
         if (shown := getattr(record, "console", None)) is not None:
             return shown
@@ -214,7 +214,7 @@ def of_a_library(filename: str) -> bool:
     path = Path(filename)
     if path.is_relative_to(Path(__file__).parents[1]):
         return False
-    roots = [sysconfig.get_path("stdlib")]  # and packages that are used out of their own checkout
+    roots = [sysconfig.get_path("stdlib")]  # and packages that are used from a checkout
     roots += [str(Path(sys.modules[name].__file__ or ".").parent) for name in LIBRARIES if name in sys.modules]
     installed = {"site-packages", "dist-packages"} & {*path.parts}
     return bool(installed) or filename.startswith("<") or any(path.is_relative_to(root) for root in roots)

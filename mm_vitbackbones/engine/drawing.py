@@ -1,4 +1,4 @@
-"""Pictures of a run: its curves, and ground truth beside predictions. Images are (H, W, 3) uint8 arrays, BGR."""
+"""Drawings of a run: its curves, and ground truth next to predictions. Images are (H, W, 3) uint8 arrays, BGR."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SHORT_SIDE = 600
 """Images smaller than this are enlarged before drawing, so that the labels can be read."""
 
 CAPTION = 26
-"""Height in pixels of the line above a picture."""
+"""Height in pixels of the line above a drawing."""
 
 
 def draw_curves(losses: Sequence[dict[str, float]], metrics: Sequence[dict[str, float]], title: str) -> bytes:
@@ -59,9 +59,9 @@ def draw_curves(losses: Sequence[dict[str, float]], metrics: Sequence[dict[str, 
 def draw_pair(
     image: np.ndarray, sample: Any, classes: Sequence[str] | None, palette: Any, score_thr: float
 ) -> np.ndarray:
-    """Ground truth (left) beside predictions (right) of a data sample of mmdet's or mmseg's, in the image's own pixels.
+    """Ground truth (left) next to predictions (right) of a data sample of mmdet or mmseg, drawn onto the image.
 
-    What a sample does not carry is not drawn; a side without anything is the image itself.
+    What a sample lacks is not drawn; a side with nothing to draw is the image itself.
     """
     sides = [_side(image, sample, kind, classes, palette, score_thr) for kind in ("gt", "pred")]
     gap = np.full((sides[0][0].shape[0], 4, 3), 255, np.uint8)
@@ -72,7 +72,7 @@ def draw_pair(
 def draw_prediction(
     image: np.ndarray, sample: Any, classes: Sequence[str] | None, palette: Any, score_thr: float
 ) -> np.ndarray:
-    """The predictions of a data sample of mmdet's or mmseg's, drawn onto the (enlarged) image."""
+    """The predictions of a data sample of mmdet or mmseg, drawn onto the (enlarged) image."""
     side, present = _side(image, sample, "pred", classes, palette, score_thr)
     return _over_legend(side, present, classes, palette)
 
@@ -147,7 +147,7 @@ def draw_boxes(
 
 
 def draw_legend(labels: Sequence[int], classes: Sequence[str] | None, palette: Any, width: int) -> np.ndarray:
-    """The colours of labels beside their names, in as many lines of this width as they take."""
+    """The colours of labels next to their names, in as many lines of this width as they need."""
     lines, x = [np.full((CAPTION, width, 3), 255, np.uint8)], 6
     for label in labels:
         text = class_name(label, classes)
@@ -175,10 +175,10 @@ def draw_labels(image: np.ndarray, labels: np.ndarray, classes: Sequence[str] | 
 
 
 def read_image(content: bytes) -> np.ndarray:
-    """Any picture file as (H, W, 3), BGR, as mmdet's and mmseg's loaders see it."""
+    """Any image file as (H, W, 3), BGR, as mmdet's and mmseg's loaders see it."""
     image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     if image is None:
-        raise ValueError("not a picture that OpenCV can read")
+        raise ValueError("not an image that OpenCV can read")
     return image
 
 
@@ -205,7 +205,7 @@ def class_name(label: int, classes: Sequence[str] | None) -> str:
 
 
 def _color(label: int, palette: Any) -> tuple[int, int, int]:
-    """The data set's own colour (RGB there, BGR here), else hues a golden angle apart, which never come near."""
+    """The data set's own colour (RGB there, BGR here), else hues a golden angle apart, so that no two are close."""
     if palette is not None and label < len(palette):
         red, green, blue = palette[label]
     else:

@@ -25,7 +25,7 @@ from mm_vitbackbones.registry import HOOKS
 class EpochSeedHook(Hook):
     """Makes the random numbers of an epoch a function of (seed, rank, epoch) alone.
 
-    A run that was stopped between epochs and resumed with its seed is then the run that was never stopped: the same
+    A run that was stopped between epochs and resumed with its seed then equals a run that was never stopped: the same
     order of images (MMEngine's samplers see to that), the same augmentations, the same dropped paths. Loops by
     iteration are seeded before each iteration instead; there, augmentations repeat only if workers make them.
     """
@@ -59,7 +59,7 @@ class EpochSeedHook(Hook):
 class CurvesHook(Hook):
     """Keeps ``curves.png`` in the work dir: losses, and the metrics of each validation, against iterations.
 
-    The numbers behind it are in ``curves.json`` beside it. A resumed run goes on from there.
+    Its numbers are in ``curves.json`` in the same folder. A resumed run continues them.
 
     Args:
         points: about how many points a loss curve has in the end.
@@ -110,17 +110,17 @@ class CurvesHook(Hook):
             picture = draw_curves(self.record["losses"], self.record["metrics"], title=Path(runner.work_dir).name)
         except ImportError as error:
             self._can_draw = False
-            runner.logger.warning(f"no curves.png, for lack of matplotlib ({error}); the numbers are in {self._path}")
+            runner.logger.warning(f"no curves.png without matplotlib ({error}); the numbers are in {self._path}")
         else:
             write_whole(self._path.with_suffix(".png"), picture)
 
 
 @HOOKS.register_module()
 class PicturesHook(Hook):
-    """Draws ground truth (left) beside predictions (right) of every test image, as ``<image>_gt_pred.png``.
+    """Draws ground truth (left) next to predictions (right) of every test image, as ``<image>_gt_pred.png``.
 
     Args:
-        out_dir: where to. Pictures of earlier tests in it are replaced, nothing else is.
+        out_dir: the folder. Drawings of earlier tests in it are replaced, other files are kept.
         score_thr: boxes of lower scores are left out.
     """
 
@@ -145,7 +145,7 @@ class PicturesHook(Hook):
             write_whole(self.out_dir / f"{self._name(Path(sample.img_path))}_gt_pred.png", to_png(picture))
 
     def _name(self, path: Path) -> str:
-        """The image's own name, with as many of its folders in front as tell it from the images before."""
+        """The image's own name, after the names of as many of its folders as make it unique."""
         parts = [path.stem]
         for parent in path.parents:
             if (name := "_".join(parts)) not in self._names:

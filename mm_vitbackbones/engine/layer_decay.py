@@ -23,7 +23,7 @@ def unmatched_rules(rules: Any, model: nn.Module) -> list[str]:
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     """MMEngine's constructor, and a rate that each depth of the backbone multiplies by ``layer_decay_rate`` (Clark et
-    al. 2020), for detectors and segmentors alike. What is not of the backbone keeps the whole rate.
+    al. 2020), for detectors and segmentors. Parameters outside of the backbone keep the full rate.
 
     In a config::
 
@@ -78,7 +78,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         return ordered
 
     def _scales(self, model: nn.Module) -> dict[int, float]:
-        """By the id of each parameter of the backbone, what its rate is multiplied by."""
+        """The factor of each backbone parameter's rate, by the id of the parameter."""
         found = [part for part in model.modules() if isinstance(part, Backbone)]
         if not found:
             raise ValueError(

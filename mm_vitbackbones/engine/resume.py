@@ -27,7 +27,7 @@ def _history_statistic(owner: Any, name: str) -> Any:
 
 
 def allow_mmengine_checkpoints() -> None:
-    """Let ``torch.load(weights_only=True)``, the default since torch 2.6, read what MMEngine keeps beside weights.
+    """Let ``torch.load(weights_only=True)``, the default since torch 2.6, read what MMEngine keeps besides weights.
 
     These are histories of scalars, with NumPy arrays in them; none of it can run code.
 
@@ -48,7 +48,7 @@ def allow_mmengine_checkpoints() -> None:
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """A checkpoint, of a path or a URL, as plain data: what is neither is replaced by something inert.
+    """A checkpoint, of a path or a URL, as plain data: anything else in it is replaced by an inert value.
 
     Raises:
         UserError: the file is not there, is damaged, or is no checkpoint that holds data alone.
@@ -71,14 +71,14 @@ def checkpoints_in(work_dir: Path) -> list[Path]:
 
 
 def latest_checkpoint(work_dir: Path) -> Path:
-    """Where a bare ``--resume`` goes on.
+    """The checkpoint that a bare ``--resume`` continues from.
 
     Raises:
         UserError: there is no checkpoint in the work dir.
     """
     note = work_dir / "last_checkpoint"
     if note.is_file():
-        # The note holds an absolute path; by the name alone it still serves after the folder was moved.
+        # The note holds an absolute path; its name alone still works after the folder was moved.
         path = work_dir / Path(note.read_text().strip()).name
         if path.is_file():
             return path

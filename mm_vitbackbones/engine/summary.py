@@ -1,4 +1,4 @@
-"""What a run is about, in a few lines before it begins."""
+"""A summary of a run, in a few lines before it begins."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class SummaryHook(Hook):
 
 
 def summary(runner: Runner) -> Iterator[str]:
-    """The lines, of a runner that has built what it needs, and not yet its weights."""
+    """The lines of the summary. The runner is built; its weights are not loaded yet."""
     loops = {split: getattr(runner, f"_{split}_loop") for split in ("train", "val", "test")}
     built = {split: loop for split, loop in loops.items() if isinstance(loop, BaseLoop)}
     model, config = unwrapped(runner.model), runner.cfg.model
@@ -46,7 +46,7 @@ def summary(runner: Runner) -> Iterator[str]:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """A model, out of the wrappers of distributed runs and of test-time augmentation."""
+    """A model, without the wrappers of distributed runs and of test-time augmentation."""
     while isinstance(inner := getattr(model, "module", None), nn.Module):
         model = inner
     return model
@@ -68,7 +68,7 @@ def describe_model(model: nn.Module, config: Mapping[str, Any]) -> str:
 
 
 def describe_weights(runner: Runner) -> str:
-    """Where a training begins. What came from the files is logged when they are loaded."""
+    """What a training starts from. The loader logs what it took from the files."""
     cfg = runner.cfg
     if cfg.get("resume"):
         return f"of {cfg.get('load_from') or 'the latest checkpoint in the work dir'}, which is resumed"
@@ -79,7 +79,7 @@ def describe_weights(runner: Runner) -> str:
 
 
 def _pretrained(node: Any, where: str) -> Iterator[tuple[str, str]]:
-    """The parts of a model's config that begin from a file, and the files."""
+    """The parts of a model's config that start from a file, and the files."""
     if not isinstance(node, Mapping):
         return
     given = node.get("init_cfg") or []
@@ -98,7 +98,7 @@ def describe_data(dataset: Any) -> str:
     while hasattr(inner, "dataset"):
         inner = inner.dataset
     text = type(inner).__name__
-    if hasattr(inner, "__len__"):  # a stream has none
+    if hasattr(inner, "__len__"):  # a stream has no length
         text += f", {len(inner):,} images"
         if len(inner) != len(dataset):
             text += f" ({len(dataset):,} with repeats)"
@@ -169,6 +169,6 @@ def _range(values: list[float]) -> str:
 
 
 def log_file(logger: logging.Logger) -> Path | None:
-    """Where a logger writes, as seen from the present folder; None for one that has a console alone."""
+    """The file that a logger writes, relative to the current folder; None if it writes to a console only."""
     path = next((Path(h.baseFilename) for h in logger.handlers if isinstance(h, logging.FileHandler)), None)
     return path.relative_to(Path.cwd()) if path and path.is_relative_to(Path.cwd()) else path

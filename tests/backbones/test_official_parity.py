@@ -1,4 +1,4 @@
-"""Our networks beside the official ones: recorded features of toy-size networks, golden values of whole ones."""
+"""Our networks against the official ones: recorded features of toy-size networks, golden values of whole ones."""
 
 from __future__ import annotations
 

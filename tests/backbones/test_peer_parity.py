@@ -1,4 +1,4 @@
-"""The same weights in other implementations, through our loader: a second opinion beside the official numbers."""
+"""The same weights in other implementations, through our loader: a second opinion next to the official numbers."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ SWIN = ["timm tiny ok", "timm base_w12 ok", "transformers swin ok"]
 def test_features_equal_timms_and_transformers_at_full_size():
     peers = Path(sys.prefix, "peers")
     if not peers.is_dir():
-        pytest.skip("timm and transformers are not installed: `make test-all` installs them beside the environment")
+        pytest.skip("timm and transformers are not installed: `make test-all` installs them next to the environment")
     run = subprocess.run([sys.executable, "-c", LIVE, str(peers)], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
     said = [line for line in run.stdout.splitlines() if line.endswith(" ok")]

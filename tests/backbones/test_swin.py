@@ -79,7 +79,7 @@ def test_gather_is_pad_roll_and_partition(size, shift):
 
 @pytest.mark.parametrize(("side", "shift"), [(7, 3), (12, 6), (4, 1)])
 def test_masks_are_those_of_nine_regions(side, shift):
-    # The official form: a plane of region numbers, parted into windows.
+    # The official form: a plane of region numbers, split into windows.
     plane = torch.zeros(3 * side, 3 * side)
     bands = (slice(0, -side), slice(-side, -shift), slice(-shift, None))
     for i, rows in enumerate(bands):

@@ -72,7 +72,7 @@ WRAPPERS = {
     "state_dict": lambda state: {"state_dict": state, "epoch": 3, "optimizer": {"lr": 0.1}},
     "model": lambda state: {"model": state, "args": argparse.Namespace(lr=0.1)},
     "nested": lambda state: {"state_dict": {"model": state}},
-    "ema beside": lambda state: {"model": state, "model_ema": {k: torch.zeros_like(v) for k, v in state.items()}},
+    "ema next to it": lambda state: {"model": state, "model_ema": {k: torch.zeros_like(v) for k, v in state.items()}},
     "module": lambda state: {f"module.{k}": v for k, v in state.items()},
     "state_dict_ema": lambda state: {"state_dict_ema": state, "epoch": 3},
     "student and teacher": lambda state: {
@@ -101,7 +101,7 @@ def test_wrappers_and_prefixes_are_opened(tmp_path, wrapper, layout):
     report = load_pretrained(backbone, tmp_path / "file.pth")
     check_loaded(backbone, "pvt")
     assert ("neck" in str(report)) == ("detector" in wrapper or wrapper == "compiled backbone")
-    assert ("were taken" in str(report)) == (wrapper in ("ema beside", "student and teacher"))
+    assert ("were taken" in str(report)) == (wrapper in ("ema next to it", "student and teacher"))
     assert ("optimizer" in str(report)) == (wrapper == "state_dict")
 
 

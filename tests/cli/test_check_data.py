@@ -26,8 +26,8 @@ def test_check_data_reports_and_finds_a_missing_image(tmp_path: Path) -> None:
     assert "train_dataloader: " in result.stdout
     assert "of 16 images" in result.stdout
     assert "val_dataloader and test_dataloader: " in result.stdout
-    assert result.stdout.count("looking at pictures: 16/16") == 1  # all three have the same
-    assert "nothing wrong was found in train, val, test (every picture and mask)" in result.stdout
+    assert result.stdout.count("looking at images: 16/16") == 1  # all three have the same
+    assert "nothing wrong was found in train, val, test (every image and mask)" in result.stdout
     assert result.stderr == ""
 
     result = run_tool("check_data", write_config("tiny_segmentor", tmp_path / "mini", tmp_path))
@@ -38,7 +38,7 @@ def test_check_data_reports_and_finds_a_missing_image(tmp_path: Path) -> None:
     (tmp_path / "mini/images/smoke/smoke_0002.png").unlink()
     result = run_tool("check_data", detector, "--check-all")
     assert result.returncode == 2
-    assert "1 of 16 pictures that were looked for are not in" in result.stderr
+    assert "1 of 16 images that were looked for are not in" in result.stderr
 
 
 def test_equal_datasets_are_one() -> None:

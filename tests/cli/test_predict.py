@@ -1,4 +1,4 @@
-"""tools/predict.py: pictures and folders in, drawn pictures and results in open formats out."""
+"""tools/predict.py: images and folders in, drawings and results in open formats out."""
 
 from __future__ import annotations
 
@@ -62,13 +62,13 @@ def test_detector_draws_and_writes_coco_results(detector, tmp_path):
     pictures(tmp_path / "in", (60, 80), (90, 50))
     (tmp_path / "in/deeper").mkdir()
     (alone,) = pictures(tmp_path / "alone", (64, 64))
-    (tmp_path / "in/notes.txt").write_text("no picture")
+    (tmp_path / "in/notes.txt").write_text("no image")
     out = tmp_path / "out"
     arguments = (config, checkpoint, tmp_path / "in", alone, "--out", out, "--score-thr", 0.0)
     result = run_tool("predict", *arguments, "--cfg-options", "model.test_cfg.score_thr=0.0")
     assert result.returncode == 0, result.stderr
     drawn = sorted(path.name for path in out.glob("*.png"))
-    assert drawn == ["picture_0.png", "picture_0_2.png", "picture_1.png"]  # two pictures of one name
+    assert drawn == ["picture_0.png", "picture_0_2.png", "picture_1.png"]  # two images of one name
     assert "predicting: 3/3" in result.stdout
     assert str(alone) not in result.stdout
     found = json.loads((out / "predictions.json").read_text())
@@ -84,7 +84,7 @@ def test_detector_draws_and_writes_coco_results(detector, tmp_path):
         assert 1 <= annotation["category_id"] <= 5
     numbers = [annotation["category_id"] for annotation in found["annotations"]]
     name, count = Counter(found["categories"][number - 1]["name"] for number in numbers).most_common(1)[0]
-    assert f"3 of 3 pictures done: {out}; found: {count} {name}" in result.stdout
+    assert f"3 of 3 images done: {out}; found: {count} {name}" in result.stdout
     again = run_tool("predict", *arguments)
     assert again.returncode == 2
     assert "is there already, and nothing is overwritten" in again.stderr
@@ -100,8 +100,8 @@ def test_segmentor_writes_label_maps_and_skips_broken_images(segmentor, tmp_path
     assert result.returncode == 1
     assert f"3/3 {good[1]}: " in result.stdout
     assert "predicting: " not in result.stdout
-    assert f"skipped {tmp_path / 'broken.jpg'}: not a picture that OpenCV can read" in result.stderr
-    assert result.stderr.strip().endswith("1 of 3 pictures could not be read")
+    assert f"skipped {tmp_path / 'broken.jpg'}: not an image that OpenCV can read" in result.stderr
+    assert result.stderr.strip().endswith("1 of 3 images could not be read")
     for path, size in zip(good, ((60, 80), (64, 64)), strict=True):
         labels = cv2.imread(str(out / f"{path.stem}_labels.png"), cv2.IMREAD_UNCHANGED)
         assert labels.shape == size
@@ -113,8 +113,8 @@ def test_segmentor_writes_label_maps_and_skips_broken_images(segmentor, tmp_path
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("no_such.jpg",), "there is no picture or folder no_such.jpg"),
-        (("{empty}",), "there is no picture in"),
+        (("no_such.jpg",), "there is no image or folder no_such.jpg"),
+        (("{empty}",), "there is no image in"),
         (("{empty}/../a.png", "--device", "cuda:7"), "there is no GPU"),
     ],
 )
@@ -136,7 +136,7 @@ def test_names_of_results_are_unique(tmp_path):
     names = [name for _, name in find_pictures([tmp_path / "a", tmp_path / "b"])]
     assert names == ["x/picture_0", "x/picture_0_2"]
     (tmp_path / "c").mkdir()
-    with pytest.raises(UserError, match="no picture in"):
+    with pytest.raises(UserError, match="no image in"):
         find_pictures([tmp_path / "c"])
 
 
@@ -167,7 +167,7 @@ def test_masks_are_run_lengths_and_their_area_is_counted():
     assert results.said(Sample(pred_sem_seg=labels), 0.3) == "cat, dog, class 7"
 
 
-def test_what_all_pictures_hold_is_counted():
+def test_what_all_images_hold_is_counted():
     detections = Results(("cat", "dog"))
     assert detections.total() == "nothing"
     for labels in ([1, 0, 1], [1]):

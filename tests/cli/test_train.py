@@ -94,7 +94,7 @@ def test_training_shows_progress_and_leaves_curves(trained: Path) -> None:
 
 
 def test_resumed_run_equals_the_whole_one(trained: Path, config: Path, tmp_path: Path) -> None:
-    # Flips and dropped paths draw random numbers. The resumed run is not told the seed.
+    # Flips and dropped paths draw random numbers. The resumed run is not given the seed.
     first = run_tool("train", config, "--work-dir", tmp_path, "--seed", 1, "--cfg-options", "train_cfg.max_epochs=1")
     assert first.returncode == 0, first.stderr
     second = run_tool("train", config, "--work-dir", tmp_path, "--resume")
@@ -164,7 +164,7 @@ def test_unknown_config_is_refused_with_the_nearest(refused: Callable[..., str])
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "expected"),
     [
         ("model = dict(\n  a=1\nb = 2\n", "line"),
         ("_base_ = 'nowhere.py'\n", "nowhere.py"),
@@ -172,25 +172,25 @@ def test_unknown_config_is_refused_with_the_nearest(refused: Callable[..., str])
         ("a = 1\n", "model"),
     ],
 )
-def test_unreadable_config_is_refused(refused: Callable[..., str], tmp_path: Path, text: str, told: str) -> None:
+def test_unreadable_config_is_refused(refused: Callable[..., str], tmp_path: Path, text: str, expected: str) -> None:
     (tmp_path / "broken.py").write_text(text)
     message = refused("broken.py")
     assert "broken.py" in message
-    assert told in message
+    assert expected in message
 
 
 @pytest.mark.parametrize(
-    ("option", "told"),
+    ("option", "expected"),
     [
         ("max_epochs", "key=value"),
         ("model.backbone.out_indices=(1,2", "brackets"),
         ("train_pipeline.99.type=Resize", "99"),
     ],
 )
-def test_bad_option_is_refused(refused: Callable[..., str], config: Path, option: str, told: str) -> None:
+def test_bad_option_is_refused(refused: Callable[..., str], config: Path, option: str, expected: str) -> None:
     message = refused(config, "--cfg-options", option)
     assert "--cfg-options" in message
-    assert told in message
+    assert expected in message
 
 
 def test_unknown_argument_is_refused(refused: Callable[..., str], config: Path) -> None:
@@ -198,16 +198,18 @@ def test_unknown_argument_is_refused(refused: Callable[..., str], config: Path) 
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "expected"),
     [
         ("retinanet_pvt_t_coco", ["data/coco", "instances_{train,val}2017.json", "train2017/", "cocodataset.org"]),
         ("retinanet_pvt_v2_b0_trees", ["data/trees", "python -m mm_vitbackbones prepare_data trees"]),
         ("retinanet_pvt_t_mini", ["data/mini", "python -m mm_vitbackbones prepare_data mini"]),
     ],
 )
-def test_missing_data_set_is_refused_with_its_source(refused: Callable[..., str], name: str, told: list[str]) -> None:
+def test_missing_data_set_is_refused_with_its_source(
+    refused: Callable[..., str], name: str, expected: list[str]
+) -> None:
     message = refused(ROOT / "configs" / f"{name}.py")
-    assert all(words in message for words in told)
+    assert all(words in message for words in expected)
 
 
 def test_missing_segmentation_data_is_refused_with_its_source(tmp_path: Path) -> None:
@@ -217,7 +219,7 @@ def test_missing_segmentation_data_is_refused_with_its_source(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "expected"),
     [
         (["model.bbox_head.num_classes=80"], ["model.bbox_head.num_classes=80", "5 classes"]),
         (["model.backbone.arch=smal"], ["'smal'", "tiny, small, medium, large", "did you mean 'small'"]),
@@ -237,14 +239,14 @@ def test_missing_segmentation_data_is_refused_with_its_source(tmp_path: Path) ->
     ],
 )
 def test_contradictions_in_a_config_are_refused(
-    refused: Callable[..., str], config: Path, options: list[str], told: list[str]
+    refused: Callable[..., str], config: Path, options: list[str], expected: list[str]
 ) -> None:
     message = refused(config, "--cfg-options", *options)
-    assert all(words in message for words in told), message
+    assert all(words in message for words in expected), message
 
 
 @pytest.mark.parametrize(
-    ("option", "told"),
+    ("option", "expected"),
     [
         ("model.neck.type=FPM", "'FPN'"),
         ("model.backbone.type=mm_vitbackbones.PVTv3", "'mm_vitbackbones.PVTv2'"),
@@ -253,12 +255,14 @@ def test_contradictions_in_a_config_are_refused(
         ("model.bbox_head.stacked_conv=1", "stacked_conv"),
     ],
 )
-def test_unknown_type_or_argument_is_refused(refused: Callable[..., str], config: Path, option: str, told: str) -> None:
-    assert told in refused(config, "--cfg-options", option)
+def test_unknown_type_or_argument_is_refused(
+    refused: Callable[..., str], config: Path, option: str, expected: str
+) -> None:
+    assert expected in refused(config, "--cfg-options", option)
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "expected"),
     [
         ({"images": [], "annotations": [], "categories": [{"name": "ball"}]}, "no images"),
         ({"images": [{"id": 1}], "annotations": [], "categories": [{"name": "ball"}]}, "no annotations"),
@@ -266,10 +270,10 @@ def test_unknown_type_or_argument_is_refused(refused: Callable[..., str], config
         ([], "COCO's format"),
     ],
 )
-def test_empty_annotations_are_refused(tmp_path: Path, content: Any, told: str) -> None:
+def test_empty_annotations_are_refused(tmp_path: Path, content: Any, expected: str) -> None:
     (tmp_path / "boxes.json").write_text(json.dumps(content))
     dataset = {"data_root": str(tmp_path), "ann_file": "boxes.json"}
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=expected):
         preflight.check_annotations(dataset, ["ball"], "train_dataloader")
 
 
@@ -307,16 +311,16 @@ def test_checkpoint_of_another_model_is_refused(refused: Callable[..., str], con
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "expected"),
     [("boxes.txt", ".json"), ("there.json", "not overwritten"), ("there.segm.json", "not overwritten")],
 )
 def test_predictions_are_not_overwritten(
-    refused: Callable[..., str], config: Path, tmp_path: Path, name: str, told: str
+    refused: Callable[..., str], config: Path, tmp_path: Path, name: str, expected: str
 ) -> None:
     torch.save({"state_dict": {}}, "empty.pth")
     (tmp_path / "there.json").write_text("mine")
     (tmp_path / "there.segm.json").write_text("mine")
-    assert told in refused(config, "empty.pth", "--out", name, tool=test.main)
+    assert expected in refused(config, "empty.pth", "--out", name, tool=test.main)
     assert (tmp_path / "there.json").read_text() == "mine"
 
 
@@ -449,7 +453,7 @@ def test_bf16_leaves_proposals_in_fp32() -> None:
     wrapper = amp.BFloat16OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.1))
     with wrapper.optim_context(model):
         assert model(torch.ones(1, 4)) == [torch.float32, torch.float32, torch.bfloat16]
-    with torch.autocast("cpu", torch.bfloat16):  # nothing stays behind
+    with torch.autocast("cpu", torch.bfloat16):  # nothing of it is left
         assert model(torch.ones(1, 4)) == [torch.bfloat16] * 3
 
 

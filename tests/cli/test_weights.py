@@ -87,9 +87,9 @@ def test_another_epsilon_of_mmdets_norms_is_reported(
     norm_eps: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name, _, backbone = CASES["pvt_v2"]
-    cfg, told = load(name), list[str]()
+    cfg, logged = load(name), list[str]()
     theirs = with_theirs(load(name), backbone)
     cfg.model.backbone.norm_eps = norm_eps
-    monkeypatch.setattr(weights, "print_log", lambda message, **_: told.append(message))
+    monkeypatch.setattr(weights, "print_log", lambda message, **_: logged.append(message))
     load_weights(build_model(cfg), {"state_dict": theirs.state_dict()}, tmp_path / "mmdet.pth")
-    assert any("model.backbone.norm_eps=1e-6" in message for message in told) == (norm_eps is None)
+    assert any("model.backbone.norm_eps=1e-6" in message for message in logged) == (norm_eps is None)

@@ -1,4 +1,4 @@
-"""What is wrong with a data set in COCO's format is found before a run, and told in one line."""
+"""What is wrong with a data set in COCO's format is found before a run, and reported in one line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CLASSES = ("cat", "dog")
 
 
 class Folder:
-    """Three pictures of 40x30 pixels with two boxes each."""
+    """Three images of 40x30 pixels with two boxes each."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -55,12 +55,12 @@ def test_good_set_passes(folder, every):
     assert str(summary).endswith("boxes.json: 3 of 3 images, 6 of 6 annotations")
 
 
-def test_pictures_that_were_seen_are_not_looked_at_again(folder):
+def test_images_that_were_seen_are_not_checked_again(folder):
     folder.check(every=True)
     (folder.root / "images/1.png").unlink()
     dataset = dict(data_root=str(folder.root), ann_file="boxes.json", data_prefix=dict(img="images"))
     assert preflight.check_annotations(dataset, CLASSES, "val_dataloader", every=True, seen=True).images == 3
-    with pytest.raises(UserError, match=r"1 of 3 pictures"):
+    with pytest.raises(UserError, match=r"1 of 3 images"):
         preflight.check_annotations(dataset, CLASSES, "val_dataloader", every=True)
 
 
@@ -92,7 +92,7 @@ def test_mmdet_keeps_as_many_images(folder):
     pytest.importorskip("mmdet")
     from mmengine.registry import DATASETS, DefaultScope
 
-    folder.content["annotations"] = folder.content["annotations"][:3]  # none for the third picture
+    folder.content["annotations"] = folder.content["annotations"][:3]  # none for the third image
     folder.content["annotations"][2]["bbox"] = [5, 5, 0.5, 10]
     rules = dict(filter_cfg=dict(filter_empty_gt=True, min_size=20))
     summary = folder.check(**rules)
@@ -114,14 +114,14 @@ def test_mmdet_keeps_as_many_images(folder):
 
 
 @pytest.mark.parametrize(
-    ("classes", "told"),
+    ("classes", "expected"),
     [
         (("cat", "dogg"), r"the classes 'dogg' are not among the categories of .*; did you mean 'dog'"),
         (("dog", "cat"), r"in another order .* set metainfo=dict\(classes=\('cat', 'dog'\)\)"),
     ],
 )
-def test_classes_unlike_those_of_the_file_are_refused(folder, classes, told):
-    with pytest.raises(UserError, match=told):
+def test_classes_unlike_those_of_the_file_are_refused(folder, classes, expected):
+    with pytest.raises(UserError, match=expected):
         folder.check(classes)
 
 
@@ -138,7 +138,7 @@ def test_boxes_of_two_corners_are_refused(folder):
 
 def test_missing_images_are_refused(folder):
     (folder.root / "images" / "1.png").unlink()
-    with pytest.raises(UserError, match=r"1 of 3 pictures that were looked for are not in .*images, such as 1\.png"):
+    with pytest.raises(UserError, match=r"1 of 3 images that were looked for are not in .*images, such as 1\.png"):
         folder.check()
 
 
@@ -146,7 +146,7 @@ def test_check_all_finds_a_broken_image(folder):
     path = folder.root / "images" / "1.png"
     path.write_bytes(path.read_bytes()[:60])
     folder.check()
-    with pytest.raises(UserError, match=r"1 of 3 pictures cannot be read, such as .*1\.png"):
+    with pytest.raises(UserError, match=r"1 of 3 images cannot be read, such as .*1\.png"):
         folder.check(every=True)
 
 

@@ -301,7 +301,7 @@ def test_object_that_would_hide_another_is_not_placed() -> None:
     areas = [0, 100]
     assert mini.leaves_all_visible(canvas, square(10, 16, 20), areas)  # leaves 60 per cent
     assert not mini.leaves_all_visible(canvas, square(5, 13, 20), areas)  # leaves 30
-    assert mini.leaves_all_visible(canvas, square(30, 34, 10), areas)  # 60 per cent in the picture
+    assert mini.leaves_all_visible(canvas, square(30, 34, 10), areas)  # 60 per cent in the image
     assert not mini.leaves_all_visible(canvas, square(30, 37, 10), areas)  # 30
 
 
@@ -367,7 +367,7 @@ def test_tiles_of_an_image_become_coco() -> None:
 
 @pytest.fixture
 def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A wheel with one small picture per split, not yet where `trees` looks; the pinned sums are made to agree."""
+    """A wheel with one small image per split, not yet where `trees` looks; the pinned sums are made to agree."""
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "elsewhere" / trees.WHEEL
     path.parent.mkdir()

@@ -58,7 +58,7 @@ def test_mmdet_reads_boxes_and_masks(data: Path, scope: None) -> None:
         assert sample["inputs"].shape == (3, *scene.labels.shape)
         image = np.dstack([scene.image] * 3) if scene.image.ndim == 2 else scene.image[..., 2::-1]
         difference = np.abs(sample["inputs"].numpy().transpose(1, 2, 0).astype(int) - image)
-        # Exact, but for the grayscale JPEG.
+        # Exact, except for the grayscale JPEG.
         assert difference.mean() < 3 if index % 50 in mini.GRAY else not difference.any()
 
         things, crowds = ([i for i in scene.instances if i.crowd is crowd] for crowd in (False, True))
@@ -156,7 +156,7 @@ def test_mini_config_feeds_a_detector(data: Path, scope: None) -> None:
 
 
 def test_files_have_the_format_of_their_suffix(data: Path) -> None:
-    """The pictures are what their suffixes say."""
+    """The images are what their suffixes say."""
     for path in (data / "images/smoke").iterdir():
         magic = b"\x89PNG" if path.suffix == ".png" else b"\xff\xd8\xff"
         assert path.read_bytes().startswith(magic)

@@ -20,7 +20,7 @@ CLASSES = ("cat", "dog", "fox")
 
 
 class Folder:
-    """A data set of three pictures of 6x4 pixels, with masks of the values 0 (unlabelled) to 3."""
+    """A data set of three images of 6x4 pixels, with masks of the values 0 (unlabelled) to 3."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -48,7 +48,7 @@ class Folder:
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def logged(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     lines: list[str] = []
     monkeypatch.setattr(labels, "print_log", lambda line, **kwargs: lines.append(line))
     return lines
@@ -98,18 +98,18 @@ def test_jpeg_mask_is_refused(folder):
 
 def test_mask_of_another_size_is_refused(folder):
     folder.mask(1, np.ones((6, 4), np.uint8))
-    with pytest.raises(UserError, match="is 4x6, and its picture 6x4"):
+    with pytest.raises(UserError, match="is 4x6, and its image 6x4"):
         folder.check()
 
 
-def test_missing_mask_is_refused_and_spare_mask_is_reported(folder, told):
+def test_missing_mask_is_refused_and_spare_mask_is_reported(folder, logged):
     (folder.root / "masks" / "1.png").unlink()
-    with pytest.raises(UserError, match=r"1 of 3 pictures have no mask; .*masks/1\.png"):
+    with pytest.raises(UserError, match=r"1 of 3 images have no mask; .*masks/1\.png"):
         folder.check()
     folder.mask(1, np.ones((4, 6), np.uint8))
     folder.mask(7, np.ones((4, 6), np.uint8))
     folder.check()
-    assert "1 masks have no picture" in told[0]
+    assert "1 masks have no image" in logged[0]
 
 
 def test_file_that_is_no_image_is_refused(folder):
@@ -119,15 +119,15 @@ def test_file_that_is_no_image_is_refused(folder):
 
 
 def test_no_images_is_an_error(folder):
-    with pytest.raises(UserError, match=r"no picture \*\.jpg in .*images"):
+    with pytest.raises(UserError, match=r"no image \*\.jpg in .*images"):
         folder.check(img_suffix=".jpg")
 
 
-def test_absent_class_is_reported(folder, told):
+def test_absent_class_is_reported(folder, logged):
     for i in range(3):
         folder.mask(i, np.ones((4, 6), np.uint8))
     folder.check(every=True)
-    assert "the 3 masks hold no pixel of dog, fox" in told[-1]
+    assert "the 3 masks hold no pixel of dog, fox" in logged[-1]
 
 
 def test_check_all_finds_what_a_sample_misses(folder, monkeypatch):

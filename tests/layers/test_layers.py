@@ -468,14 +468,14 @@ def test_pit_copies_the_image_its_outputs_and_what_the_class_tokens_part(batch):
             backbone(image)
 
     run()
-    # The cells of one image lie together behind its class token. Those of several do not: the convolutions of both
+    # The cells of one image lie together after its class token. Those of several do not: the convolutions of both
     # poolings copy them.
     expected = 1 + 3 + (2 if batch > 1 else 0)
     weights = {tuple(parameter.shape) for parameter in backbone.parameters()}
     assert copies(run, at_least=batch * 256 * 4 * 6, ignore=weights)["aten::clone"] == expected
 
 
-# ---- CoaT: class tokens beside grids
+# ---- CoaT: class tokens next to grids
 
 
 class CoatBlock(nn.Module):

@@ -182,8 +182,8 @@ def test_the_page_says_what_was_reached(measured: list, tmp_path: Path) -> None:
 def test_plots_leave_out_what_failed(measured: list, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     data = report.fill(tmp_path / "benchmarks.json", WANTED[:1], Setup(3))
-    report.plot(data["rows"], "pvt_s", tmp_path / "pictures")
-    assert (tmp_path / "pictures" / "pvt_s.png").read_bytes().startswith(b"\x89PNG")
+    report.plot(data["rows"], "pvt_s", tmp_path / "plots")
+    assert (tmp_path / "plots" / "pvt_s.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_names_of_the_report_are_those_of_the_contenders() -> None:

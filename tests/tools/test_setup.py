@@ -87,7 +87,7 @@ def steps_to_do(project: Path, *arguments: str) -> str:
 
 @pytest.fixture
 def finished(project: Path) -> Path:
-    """The project after a set-up, as its stamp files tell: each step's recipe ends with making its own."""
+    """The project after a set-up, as its stamp files say: each step's recipe ends with making its own."""
     stamps = [line.split()[-1] for line in steps_to_do(project).splitlines() if "touch .venv/done/" in line]
     assert len(stamps) == 6
     for stamp in stamps:

@@ -1,1 +1,1 @@
-"""Time and memory of our backbones beside other implementations: what ``tools/benchmark.py`` runs and reports."""
+"""Time and memory of our backbones and other implementations: what ``tools/benchmark.py`` runs and reports."""

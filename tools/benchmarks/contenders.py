@@ -1,4 +1,4 @@
-"""Our networks beside other implementations of the same ones, at random weights: all compute the same function up to
+"""Our networks and other implementations of the same ones, at random weights: all compute the same function up to
 norm epsilons."""
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class Contender:
 
 
 def declare_torchvision_operators() -> None:
-    """timm imports torchvision for the sake of two operators that a backbone never calls. Where torchvision has no
-    compiled part, declaring them lets it import."""
+    """timm imports torchvision for two operators that a backbone never calls. Where torchvision has no compiled part,
+    the import works once they are declared."""
     for name in ("nms", "qnms"):
         try:
             torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
@@ -53,7 +53,7 @@ def timm_levels(name: str, drop_path_rate: float, **kwargs: Any) -> nn.Module:
 
 
 class Levels(nn.Module):
-    """transformers' network as one from an image to a field of what it gives: its maps."""
+    """transformers' network as a function from an image to its maps, a field of what it returns."""
 
     def __init__(self, network: nn.Module, field: str, **options: Any) -> None:
         super().__init__()
@@ -133,7 +133,7 @@ def transformers_segformer(arch: str, channels: int) -> Any:
 
 
 class Logits(nn.Module):
-    """transformers' network as one from an image to its logits (in a tuple, as all here return)."""
+    """transformers' network as a function from an image to its logits (in a tuple, as all here return)."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -217,7 +217,7 @@ def transformers_swin() -> nn.Module:
 
 
 def timm_coat(name: str) -> nn.Module:
-    """timm's dense form, which is built for one size of image, freed from it; it takes sides divisible by 32."""
+    """timm's dense form, which is built for one size of image, changed to take any sides divisible by 32."""
     declare_torchvision_operators()
     import timm
 
@@ -235,7 +235,7 @@ def timm_coat(name: str) -> nn.Module:
 
 
 class ForSize(nn.Module):
-    """A network that takes images of the one size that it is built for: built when the first of a size comes."""
+    """A network that takes only the size of image that it is built for: one is built for each new size."""
 
     def __init__(self, build: Callable[[tuple[int, int]], nn.Module]) -> None:
         super().__init__()

@@ -19,7 +19,7 @@ from .contenders import CONTENDERS
 from .running import DTYPES, MODES, Case, Setup, cases, gpu_cases, machine, measure_apart
 
 SETTINGS: dict[str, dict[str, str]] = {"stock": {}, "huge pages": {"THP_MEM_ALLOC_ENABLE": "1"}}
-"""What the memory allocator is told, by name."""
+"""Environment variables of the memory allocator, by the name of the setting."""
 
 SIDES = (256, 512, 1024, 1536, 2048)
 """Of the square images of the plots."""
@@ -72,9 +72,9 @@ def main(argv: list[str]) -> None:
     """The command line of tools/benchmark.py.
 
     Raises:
-        UserError: for a report that goes on from another machine's.
+        UserError: for a report that would continue another machine's.
     """
-    parser = Parser(prog="benchmark.py", description="Time and memory beside other implementations, in turns, fp32.")
+    parser = Parser(prog="benchmark.py", description="Time and memory, ours and other implementations, in turns, fp32.")
     parser.add_argument("--networks", nargs="+", choices=CONTENDERS, default=[*CONTENDERS])
     parser.add_argument("--modes", nargs="+", choices=MODES, default=[*MODES])
     parser.add_argument("--turns", type=int, default=Setup.turns, help=f"of each contender ({Setup.turns})")
@@ -109,7 +109,7 @@ def main(argv: list[str]) -> None:
 
 
 def write_report(docs: Path, wanted: list[Case], setup: Setup) -> None:
-    """Measure what is missing, and make the page and its pictures of all that there is."""
+    """Measure what is missing, and make the page and its plots of all that there is."""
     data = fill(docs / "benchmarks.json", wanted, setup)
     for network in PLOTTED:
         plot(data["rows"], network, docs / "benchmarks")
@@ -127,7 +127,7 @@ def fill(path: Path, wanted: list[Case], setup: Setup) -> dict[str, Any]:
     for name, value in here.items():
         if data[name] != value:
             raise UserError(
-                f"{path} has {name} {data[name]!r}, and here it is {value!r}: remove the file to begin anew"
+                f"{path} has {name} {data[name]!r}, and here it is {value!r}: remove the file to start again"
             )
     for case, setting in jobs(wanted):
         if key(case, setting) not in data["rows"]:
@@ -151,7 +151,7 @@ def jobs(wanted: list[Case]) -> Iterator[tuple[Case, str]]:
 
 
 def page(data: Mapping[str, Any], notes: str) -> str:
-    """docs/benchmarks.md, with the hand-written ``notes`` behind the measured tables."""
+    """docs/benchmarks.md, with the hand-written ``notes`` after the measured tables."""
     rows: Rows = data["rows"]
     parts = [HEAD.format(**data), _targets(rows)]
     for network, title in TITLES.items():
@@ -165,16 +165,16 @@ HEAD = """# Benchmarks
 
 Made by `tools/benchmark.py --report` from `docs/benchmarks.json` and `docs/benchmarks_notes.md`: do not edit.
 
-Our networks beside other implementations of the same ones, at random weights. The contenders of a case take turns in
-one process, {turns} turns beside one to warm up; each case has a process of its own. Times are medians; "x" is the
+Our networks and other implementations of the same ones, at random weights. The contenders of a case take turns in
+one process, {turns} turns after one to warm up; each case has a process of its own. Times are medians; "x" is the
 median over the turns of their time to ours, with its quartiles, and their peak of allocated memory to ours. Batch 1.
-The parameters' gradients do not count in the peaks. The pictures are of the forward pass, stock, one turn.
+The parameters' gradients do not count in the peaks. The plots are of the forward pass, stock, one turn.
 
 All figures of the tables were **measured here**: {machine}. On CUDA these backbones are **untested**.
 
 "Huge pages" is `THP_MEM_ALLOC_ENABLE=1`, "stock" is without it. glibc hands large freed tensors back to the system and
-takes their pages anew, one by one, the next time. That is half of the time of those who make many large tensors, and an
-eighth of ours, so every ratio is one of a setting of the allocator.
+takes their pages again, one by one, the next time. That is half of the time of those who make many large tensors, and
+an eighth of ours, so every ratio is one of a setting of the allocator.
 """
 
 TABLE = """| image | what | implementation | stock: ms | x | huge pages: ms | x | peak: MiB | x |
@@ -223,7 +223,7 @@ def _time(row: Mapping[str, Any]) -> str:
 
 
 def plot(rows: Rows, network: str, folder: Path) -> None:
-    """Time and memory of the forward pass against the side of the image, as a picture in a folder."""
+    """Time and memory of the forward pass against the side of the image, as an image in a folder."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")

@@ -1,10 +1,10 @@
 """Time and memory of the contenders, in turns.
 
-The contenders take turns, so that a busy machine slows all of them alike; a ratio is the median over the turns of
+The contenders take turns, so that a busy machine slows all of them equally; a ratio is the median over the turns of
 theirs to ours.
 
 Each case has a process of its own: what was allocated and freed before decides whether glibc takes the pages of large
-tensors anew each time, and so an earlier case can make a later one a third faster.
+tensors again each time, and so an earlier case can make a later one a third faster.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Setup:
     """How all cases of a run are measured."""
 
     turns: int = 5
-    """Of each contender, beside one that warms up."""
+    """Turns of each contender, besides one that warms up."""
     threads: int = 1
     clock: str = "wall"
     """Or ``cpu``, the time of one thread on its CPU, which is steadier on a busy machine."""
@@ -106,7 +106,7 @@ def forward(model: nn.Module, image: Tensor) -> Any:
 
 @mode
 def forward_backward(model: nn.Module, image: Tensor) -> Any:
-    # Zeroed in place, so that the parameters' gradients, which all have alike, do not count as activations.
+    # Zeroed in place, so that the parameters' gradients, which all contenders have, do not count as activations.
     model.train()
     model.zero_grad(set_to_none=False)
     sum(level.mean() for level in model(image)).backward()
@@ -168,7 +168,7 @@ def measure_apart(case: Case, setup: Setup, settings: Mapping[str, str] | None =
 
 def _start(threads: int) -> None:
     torch.set_num_threads(threads)
-    # Who asks for more than the machine has is told so by the allocator, before the machine stops the process.
+    # The allocator then refuses more memory than the machine has, before the system kills the process.
     available = int(0.9 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     resource.setrlimit(resource.RLIMIT_DATA, (available, available))
 

@@ -2,7 +2,7 @@
 
     python tools/setup/build_mmcv.py mmcv==2.1.0 LOG [--no-cache]
 
-pip keeps the wheel that it built, so the next environment gets it in seconds. --no-cache builds anew: pip does not
+pip keeps the wheel that it built, so the next environment gets it in seconds. --no-cache builds it again: pip does not
 know for which torch a wheel was built.
 """
 
@@ -106,7 +106,7 @@ def main() -> int:
     )
     installed = pip_install(arguments.requirement, arguments.log, use_cache=not arguments.no_cache)
     if installed and not arguments.no_cache and not ops_work():
-        print("The wheel in pip's cache was built for another torch: building it anew.", flush=True)
+        print("The wheel in pip's cache was built for another torch: building it again.", flush=True)
         installed = pip_install(arguments.requirement, arguments.log, use_cache=False)
     if installed and ops_work():
         return 0
@@ -119,4 +119,4 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except KeyboardInterrupt:
-        sys.exit("\ninterrupted: the next run builds mmcv anew")
+        sys.exit("\ninterrupted: the next run builds mmcv again")

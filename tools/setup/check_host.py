@@ -1,4 +1,4 @@
-"""Look for what the set-up takes from the system, before anything is downloaded. Needs the standard library alone.
+"""Check what the set-up needs from the system, before anything is downloaded. Needs the standard library alone.
 
 Exit code 1 and one line that says what to install if something is missing.
 """

@@ -1,4 +1,4 @@
-# A detector small enough for the tests: RetinaNet with a toy PVT on 16 pictures. `{root}`, `{configs}` are filled in.
+# A detector small enough for the tests: RetinaNet with a toy PVT on 16 images. `{root}`, `{configs}` are filled in.
 _base_ = ["{configs}/_base_/models/retinanet.py", "{configs}/_base_/default_runtime.py"]
 
 model = dict(

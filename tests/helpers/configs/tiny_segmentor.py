@@ -1,4 +1,4 @@
-# A segmentor small enough for the tests: a toy SegFormer on 16 pictures. `{root}`, `{configs}` are filled in.
+# A segmentor small enough for the tests: a toy SegFormer on 16 images. `{root}`, `{configs}` are filled in.
 _base_ = [
     "{configs}/_base_/models/segformer.py",
     "{configs}/_base_/datasets/mini_segmentation.py",
