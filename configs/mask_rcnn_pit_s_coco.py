@@ -1,7 +1,7 @@
 # Mask R-CNN with PiT-Small on COCO 2017, 1x schedule: 12 epochs, 8 GPUs with 2 images each.
 #   tools/dist_train.sh configs/mask_rcnn_pit_s_coco.py 8
 # No published result: by PVT's recipe, untested.
-# Level 0, which PiT has not, starts fresh.
+# Level 0 starts from random weights: PiT has none.
 _base_ = [
     "_base_/models/mask_rcnn.py",
     "_base_/datasets/coco_instance.py",

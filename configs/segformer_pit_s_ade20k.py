@@ -1,6 +1,6 @@
 # PiT-Small with SegFormer's decoder on ADE20K: 160,000 iterations, 8 GPUs with 2 images each.
 #   tools/dist_train.sh configs/segformer_pit_s_ade20k.py 8
-# No published result: ours, by SegFormer's recipe, untested. Level 0, which PiT has not, starts fresh.
+# No published result: ours, by SegFormer's recipe, untested. Level 0 starts from random weights: PiT has none.
 _base_ = [
     "_base_/models/segformer.py",
     "_base_/datasets/ade20k_segmentation.py",

@@ -1,4 +1,4 @@
-# As small_12_epochs.py with 7, which is what a two-stage detector does in a dozen minutes.
+# As small_12_epochs.py, with the 7 epochs that a two-stage detector does in a dozen minutes.
 _base_ = "small_12_epochs.py"
 
 train_cfg = dict(max_epochs=7, val_interval=7)
