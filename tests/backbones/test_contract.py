@@ -556,3 +556,16 @@ def test_bad_arguments_of_pit_are_named(arguments, message):
 def test_bad_images_are_named(image, error, message):
     with pytest.raises(error, match=message):
         TOYS["pvt"]()(image)
+
+
+@pytest.mark.parametrize("name", ["mit", "coat"])
+@pytest.mark.parametrize("with_cp", ["all_but_attention", "all"])
+def test_torch_compile_of_what_is_recomputed(name, with_cp):
+    torch._dynamo.reset()
+    torch.manual_seed(7)
+    backbone, image = TOYS[name](with_cp=with_cp, drop_path_rate=0.0).train(), torch.randn(1, 3, 64, 96)
+    compiled = torch.compile(backbone, fullgraph=True, backend="aot_eager")
+    for a, b in zip(compiled(image), backbone(image), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    total(compiled(image)).backward()
+    assert all(p.grad is not None for p in backbone.parameters())
