@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache, partial
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -214,7 +214,7 @@ def recomputed(function: Callable[..., T], *inputs: Any, what: str = ALL, random
     """
     if what == NOTHING or not torch.is_grad_enabled():
         return function(*inputs)
-    make_contexts = _attention_kept() if what == ALL_BUT_ATTENTION else None
+    make_contexts = _ATTENTION_KEPT if what == ALL_BUT_ATTENTION else None
 
     def run(*inputs: Any) -> T:
         # The same both times, whatever contexts are around the first call.
@@ -231,7 +231,6 @@ def recomputed(function: Callable[..., T], *inputs: Any, what: str = ALL, random
     return checkpoint(run, *inputs, use_reentrant=False, preserve_rng_state=random, **options)
 
 
-@cache
 def _attention_kept() -> Callable[[], Any] | None:
     """Makes the contexts for checkpointing all of a function except its expensive attention kernels; None where PyTorch
     has no such contexts."""
@@ -248,3 +247,6 @@ def _attention_kept() -> Callable[[], Any] | None:
         return policy.MUST_SAVE if keys > heads * width else policy.PREFER_RECOMPUTE
 
     return partial(make, choose)
+
+
+_ATTENTION_KEPT = _attention_kept()

@@ -375,7 +375,7 @@ def test_without_selective_checkpointing_all_is_recomputed(monkeypatch):
     block, grid = make_block("mit").train(), torch.randn(1, 16, 16, 64, requires_grad=True)
     block(grid).sum().backward()
     expected, grid.grad = grid.grad, None
-    monkeypatch.setattr(memory, "_attention_kept", lambda: None)
+    monkeypatch.setattr(memory, "_ATTENTION_KEPT", None)
     block.recompute = memory.ALL_BUT_ATTENTION
     block(grid).sum().backward()
     torch.testing.assert_close(grid.grad, expected)
