@@ -268,7 +268,7 @@ class Backbone(BaseModule):
     def init_weights(self) -> None:
         """MMEngine's hook. The constructor has initialised all parameters; only ``init_cfg`` remains."""
         if isinstance(self.init_cfg, dict) and self.init_cfg.get("type") == "Pretrained":
-            WEIGHT_INITIALIZERS.build(dict(self.init_cfg))(self)
+            WEIGHT_INITIALIZERS.build(dict(self.init_cfg, type="mm_vitbackbones.Pretrained"))(self)
             self._is_init = True
         else:
             super().init_weights()

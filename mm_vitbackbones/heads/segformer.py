@@ -76,7 +76,7 @@ class SegFormerHead(BaseDecodeHead):
     def init_weights(self) -> None:
         """MMEngine's hook: weights out of a file, or the classifier's own initialisation."""
         if isinstance(self.init_cfg, dict) and self.init_cfg.get("type") == "Pretrained":
-            WEIGHT_INITIALIZERS.build(dict(self.init_cfg))(self)
+            WEIGHT_INITIALIZERS.build(dict(self.init_cfg, type="mm_vitbackbones.Pretrained"))(self)
             self._is_init = True
         else:
             super().init_weights()

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from mmengine.registry import DefaultScope
 from torch import nn
 
 from helpers.official import official_state, relative_error
@@ -143,10 +144,12 @@ def test_safetensors_load(tmp_path):
     check_loaded(backbone, "pvt_v2")
 
 
-def test_init_cfg_loads(tmp_path):
+@pytest.mark.parametrize("scope", [None, "mmengine"])
+def test_init_cfg_loads_whatever_the_default_scope(tmp_path, scope):
     torch.save(official_state("pvt_v2"), tmp_path / "file.pth")
     backbone = build("pvt_v2", init_cfg={"type": "Pretrained", "checkpoint": str(tmp_path / "file.pth")})
-    backbone.init_weights()
+    with DefaultScope.overwrite_default_scope(scope):
+        backbone.init_weights()
     check_loaded(backbone, "pvt_v2")
 
 
