@@ -96,33 +96,50 @@ def is_plain(module: nn.Module) -> bool:
     subclasses; its weight is a tensor of PyTorch's own, and nothing is attached to its calls: no hook of any kind, no
     other ``forward``.
     """
+    return _is_plain(module) and not _has_global_hooks()
+
+
+def is_plain_tree(module: nn.Module) -> bool:
+    """Whether a module and all its parts are plain, so that nobody sees what passes between them."""
+    return _is_plain_tree(module) and not _has_global_hooks()
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether anything is called with a module's inputs, results or gradients when it is called."""
+    return _has_hooks(module.__dict__) or _has_global_hooks()
+
+
+def _is_plain(module: nn.Module) -> bool:
     state = module.__dict__
     return (
         type(module) in _PLAIN
-        and not has_hooks(module)
+        and not _has_hooks(state)
         and "forward" not in state
         and type(state["_parameters"].get("weight")) in _WEIGHTS
     )
 
 
-def has_hooks(module: nn.Module) -> bool:
-    """Whether anything is called with a module's inputs, results or gradients when it is called."""
-    state = module.__dict__
+def _is_plain_tree(module: nn.Module) -> bool:
+    parts = module.__dict__["_modules"].values()  # faster than `children`, as this runs in each block of each inference
+    return _is_plain(module) and all(part is None or _is_plain_tree(part) for part in parts)
+
+
+def _has_hooks(state: dict[str, Any]) -> bool:
     return bool(
         state["_forward_hooks"]
         or state["_forward_pre_hooks"]
         or state["_backward_hooks"]
         or state["_backward_pre_hooks"]
-        or torch_module._global_forward_hooks
+    )
+
+
+def _has_global_hooks() -> bool:
+    return bool(
+        torch_module._global_forward_hooks
         or torch_module._global_forward_pre_hooks
         or torch_module._global_backward_hooks
         or torch_module._global_backward_pre_hooks
     )
-
-
-def is_plain_tree(module: nn.Module) -> bool:
-    """Whether a module and all its parts are plain, so that nothing observes what passes between them."""
-    return is_plain(module) and all(map(is_plain_tree, module.children()))
 
 
 @contextmanager

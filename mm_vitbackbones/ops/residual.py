@@ -87,9 +87,8 @@ def add_into(result: Tensor, x: Tensor) -> Tensor:
 
 
 def _bands(x: Tensor, reach: Reach) -> int:
-    """How many bands; half a band is added, so that what barely fits is split in two."""
-    total = x.numel() // x.shape[-1] * reach.width * x.element_size()
-    return math.ceil(total / BAND_BYTES + 0.5)
+    """How many bands the widest tensor is cut into."""
+    return math.ceil(x.numel() // x.shape[-1] * reach.width * x.element_size() / BAND_BYTES)
 
 
 def _add_in_bands(x: Tensor, branch: Callable[[Tensor], Tensor], reach: Reach, bands: int) -> Tensor:
