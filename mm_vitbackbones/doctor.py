@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Literal
 
-MEND_MMCV = (
+FIX_MMCV = (
     "pip install 'setuptools<81' ninja && CFLAGS='-g0 -w' MMCV_WITH_OPS=1 "
     "pip install --no-build-isolation --no-cache-dir --no-deps --force-reinstall mmcv==2.1.0"
 )
-MEND_SETUPTOOLS = "pip install 'setuptools<81'"
-MEND_OPENCV = (
+FIX_SETUPTOOLS = "pip install 'setuptools<81'"
+FIX_OPENCV = (
     "pip uninstall -y opencv-python && pip install --no-deps --force-reinstall opencv-python-headless "
     "(or, on Debian: apt-get install libgl1 libglib2.0-0)"
 )
@@ -48,14 +48,14 @@ DISTRIBUTIONS = {"cv2": "opencv-python-headless", "PIL": "pillow", "mmseg": "mms
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing to know: ``what`` is the case, and in ``mend`` the line that fixes it, if there is one.
+    """One thing to know: ``what`` is the case, and in ``fix`` the line that fixes it, if there is one.
 
     A blocker keeps something installed from working, a note does not.
     """
 
     level: Literal["blocker", "note"]
     what: str
-    mend: str = ""
+    fix: str = ""
 
 
 @dataclass(frozen=True)
@@ -111,9 +111,9 @@ class Installation:
 
 def explain_missing_ops(error: str, package: Package, installation: Installation) -> Finding | None:
     if re.search(r"No module named 'mmcv\.(_ext|ops)", error):
-        return Finding("blocker", "mmcv has no compiled ops: it is mmcv-lite, or was built without them", MEND_MMCV)
+        return Finding("blocker", "mmcv has no compiled ops: it is mmcv-lite, or was built without them", FIX_MMCV)
     if re.search(r"mmcv/_ext\S*\.so|lib(cudart|torch|c10)\S*: cannot open shared object file", error):
-        return Finding("blocker", "mmcv's compiled ops were built for another torch", MEND_MMCV)
+        return Finding("blocker", "mmcv's compiled ops were built for another torch", FIX_MMCV)
     return None
 
 
@@ -122,15 +122,15 @@ def explain_version_gate(error: str, package: Package, installation: Installatio
     if gate is None or not isinstance(package.error, AssertionError):
         return None
     name, version = gate.groups()
-    mend = MEND_MMCV if name == "MMCV" else "pip install mmengine==0.10.7"
-    return Finding("blocker", f"{package.name} refuses to work with {name.lower()} {version}", mend)
+    fix = FIX_MMCV if name == "MMCV" else "pip install mmengine==0.10.7"
+    return Finding("blocker", f"{package.name} refuses to work with {name.lower()} {version}", fix)
 
 
 def explain_opencv(error: str, package: Package, installation: Installation) -> Finding | None:
     library = re.search(r"(lib(GL|gthread|glib|SM|Xext|Xrender|xcb)\S*): cannot open shared object file", error)
     if library is None:
         return None
-    return Finding("blocker", f"OpenCV needs a system library for windows, {library[1]}, that is not here", MEND_OPENCV)
+    return Finding("blocker", f"OpenCV needs a system library for windows, {library[1]}, that is not here", FIX_OPENCV)
 
 
 def explain_numpy(error: str, package: Package, installation: Installation) -> Finding | None:
@@ -159,14 +159,14 @@ def explain_missing_module(error: str, package: Package, installation: Installat
     if not isinstance(package.error, ModuleNotFoundError) or missing is None:
         return None
     if missing == "pkg_resources":
-        return Finding("blocker", "setuptools is missing or too new: it has no pkg_resources", MEND_SETUPTOOLS)
+        return Finding("blocker", "setuptools is missing or too new: it has no pkg_resources", FIX_SETUPTOOLS)
     root = missing.partition(".")[0]
     if root in IMPORTS and missing != root:
         return Finding("blocker", f"{package.name} does not find {missing}", f"reinstall {root}: it is incomplete")
     if root == package.name:
         return Finding("blocker", f"{root} is not installed", f"pip install {DISTRIBUTIONS.get(root, root)}")
-    mend = MEND_MMCV if root == "mmcv" else f"pip install {DISTRIBUTIONS.get(root, root)}"
-    return Finding("blocker", f"{root} is missing; {package.name} needs it", mend)
+    fix = FIX_MMCV if root == "mmcv" else f"pip install {DISTRIBUTIONS.get(root, root)}"
+    return Finding("blocker", f"{root} is missing; {package.name} needs it", fix)
 
 
 EXPLANATIONS = (
@@ -205,7 +205,7 @@ def check_extras(installation: Installation) -> Iterator[Finding]:
             yield Finding(
                 "note",
                 f"{name} is not installed: the backbones work without it, {task} configs do not",
-                f"pip install 'mm-vitbackbones[{extra}]', after mmcv's ops: {MEND_MMCV}",
+                f"pip install 'mm-vitbackbones[{extra}]', after mmcv's ops: {FIX_MMCV}",
             )
 
 
@@ -224,7 +224,7 @@ def check_setuptools(installation: Installation) -> Iterator[Finding]:
             "note",
             "setuptools is missing or too new (81 has no pkg_resources): mmcv cannot be built, and configs cannot "
             "inherit from another package's ('mmdet::...')",
-            MEND_SETUPTOOLS,
+            FIX_SETUPTOOLS,
         )
 
 
@@ -250,7 +250,7 @@ def check_cuda_ops(installation: Installation) -> Iterator[Finding]:
         yield Finding(
             "note",
             "torch sees a GPU, but mmcv's ops were compiled without CUDA: detectors stop at NMS on the GPU",
-            "FORCE_CUDA=1 " + MEND_MMCV.partition(" && ")[2],
+            "FORCE_CUDA=1 " + FIX_MMCV.partition(" && ")[2],
         )
 
 
@@ -282,9 +282,9 @@ CHECKS: tuple[Callable[[Installation], Iterator[Finding]], ...] = (
 def examine(installation: Installation) -> list[Finding]:
     """All findings, each once, blockers first."""
     findings = dict.fromkeys(finding for check in CHECKS for finding in check(installation))
-    blocked = {finding.mend for finding in findings if finding.level == "blocker"}
-    told = [finding for finding in findings if finding.level == "blocker" or finding.mend not in blocked]
-    return sorted(told, key=lambda finding: finding.level)
+    blocked = {finding.fix for finding in findings if finding.level == "blocker"}
+    shown = [finding for finding in findings if finding.level == "blocker" or finding.fix not in blocked]
+    return sorted(shown, key=lambda finding: finding.level)
 
 
 def versions(installation: Installation) -> Iterator[tuple[str, str]]:
@@ -312,8 +312,8 @@ def report(installation: Installation, findings: Iterable[Finding]) -> Iterator[
     findings = list(findings)
     for finding in findings:
         yield f"{finding.level}: {finding.what}"
-        if finding.mend:
-            yield f"    fix: {finding.mend}"
+        if finding.fix:
+            yield f"    fix: {finding.fix}"
     blockers = sum(finding.level == "blocker" for finding in findings)
     yield f"{blockers} blocker{'s' * (blockers != 1)}." if blockers else "Ready: no blockers."
 

@@ -130,13 +130,13 @@ BROKEN: dict[str, tuple[dict[str, Any], str, str]] = {
 
 @pytest.mark.parametrize("case", BROKEN)
 def test_blocker_names_the_cause_and_the_remedy(case):
-    changes, what, mend = BROKEN[case]
-    assert any(what in finding.what and mend in finding.mend for finding in findings("blocker", **changes))
+    changes, what, fix = BROKEN[case]
+    assert any(what in finding.what and fix in finding.fix for finding in findings("blocker", **changes))
 
 
 def test_all_undeclared_modules_are_named_together():
     changes = {"mmseg__models": missing("ftfy"), "ftfy": None, "regex": None}
-    assert {finding.mend for finding in findings("blocker", **changes)} == {"pip install ftfy", "pip install regex"}
+    assert {finding.fix for finding in findings("blocker", **changes)} == {"pip install ftfy", "pip install regex"}
 
 
 def test_one_cause_is_reported_once():
@@ -162,21 +162,21 @@ def test_torch_that_cannot_talk_to_numpy_blocks():
     torch.zeros = lambda size: SimpleNamespace(numpy=fail)
     (blocker,) = findings("blocker", torch=torch)
     assert "torch 2.5.1 does not work with numpy 2.4.6" in blocker.what
-    assert blocker.mend == "pip install 'numpy<2'"
+    assert blocker.fix == "pip install 'numpy<2'"
 
 
 def test_backbones_alone_are_no_blocker():
     changes = {"mmcv": None, "mmdet": None, "mmseg": None}
     assert findings("blocker", **changes) == []
     notes = findings("note", **changes)
-    assert ["mm-vitbackbones[det]" in note.mend for note in notes] == [True, False]
-    assert ["mm-vitbackbones[seg]" in note.mend for note in notes] == [False, True]
+    assert ["mm-vitbackbones[det]" in note.fix for note in notes] == [True, False]
+    assert ["mm-vitbackbones[seg]" in note.fix for note in notes] == [False, True]
 
 
 def test_setuptools_without_pkg_resources_is_a_note_while_all_imports_work():
     (note,) = findings("note", pkg_resources=None)
     assert "setuptools" in note.what
-    assert note.mend == "pip install 'setuptools<81'"
+    assert note.fix == "pip install 'setuptools<81'"
 
 
 def test_setuptools_note_gives_way_to_the_blocker_of_the_same_cause():
@@ -204,7 +204,7 @@ def test_mmengine_that_registers_its_classes_can_resume():
 )
 def test_ops_without_cuda_are_noted_where_there_is_a_gpu(gpu, compiled, noted):
     notes = findings("note", torch=fake_torch(cuda=gpu), mmcv__ops=fake_ops(compiled))
-    assert [note.mend.startswith("FORCE_CUDA=1 CFLAGS=") for note in notes] == ([True] if noted else [])
+    assert [note.fix.startswith("FORCE_CUDA=1 CFLAGS=") for note in notes] == ([True] if noted else [])
 
 
 def test_report_lists_versions_then_blockers_then_notes():
@@ -217,7 +217,7 @@ def test_report_lists_versions_then_blockers_then_notes():
     assert versions["mmseg"] == "cannot be imported"
     rest = lines[lines.index("") + 1 :]
     assert rest[0] == "blocker: mmseg refuses to work with mmcv 2.2.0"
-    assert rest[1] == f"    fix: {doctor.MEND_MMCV}"
+    assert rest[1] == f"    fix: {doctor.FIX_MMCV}"
     assert rest[2].startswith("note: mmdet is not installed")
     assert rest[-1] == "1 blocker."
 

@@ -76,7 +76,7 @@ def convert_checkpoint(
     content = read_checkpoint(source)
     try:
         weights = unwrap(content)
-        state, beside = weights.state, weights.beside
+        state, besides = weights.state, weights.besides
         aside = _aside(content)
         found, ours, outside = _recognise(state)
         ours |= aside
@@ -88,12 +88,12 @@ def convert_checkpoint(
     kept = {key: ours[key] for key in nameless if _is_aside(key)}
     _write(_wrap(theirs, kept, found, arch_name, to, flat), path, force)
 
-    beside = tuple(key for key in beside if not aside or key not in (ASIDE, "meta"))
+    besides = tuple(key for key in besides if not aside or key not in (ASIDE, "meta"))
     twin = twin_of(found, arch_name)
     lost = [key for key in nameless if not _is_aside(key) or (flat and to == "openmmlab")]
     notes = [
         *weights.notes,
-        *([f"left out, as not of the backbone: {shorten([*outside, *beside])}"] if outside or beside else []),
+        *([f"left out, as not of the backbone: {shorten([*outside, *besides])}"] if outside or besides else []),
         *([f"left out, as this form has no room for it: {shorten(lost)}"] if lost else []),
         *([] if any(map(_is_aside, ours)) else ["the source holds no classifier, and so the result holds none"]),
         *([f"the weights may also be of {twin}, which has the same names and shapes"] if twin else []),

@@ -39,7 +39,7 @@ class Layout:
         keys: the table.
         surgery: steps from their tensors to ours, in this order.
         own_prefix: a prefix that a published file has before the backbone's keys and not before the classifier's.
-        beside: beginnings of further keys of such a file, which are not the backbone's or the classifier's.
+        besides: beginnings of further keys of such a file, which are not the backbone's or the classifier's.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Layout:
     keys: KeyMap
     surgery: tuple[Surgery, ...] = ()
     own_prefix: str = ""
-    beside: tuple[str, ...] = ()
+    besides: tuple[str, ...] = ()
 
     def to_ours(self, theirs: State) -> tuple[State, list[str]]:
         """The state under our names, and the keys that the table does not know."""

@@ -62,7 +62,7 @@ class LoadReport:
     """Those parameters that are of other parts."""
     outside: tuple[str, ...] = ()
     """The file's keys that are not part of a backbone, such as a detector's neck and head."""
-    beside: tuple[str, ...] = ()
+    besides: tuple[str, ...] = ()
     """The file's entries next to the weights, such as an optimizer's state."""
     notes: tuple[str, ...] = ()
     part: str = "backbone"
@@ -87,7 +87,7 @@ class LoadReport:
                 ),
                 *([f"left out, as not built: {shorten(self.parts)}"] if self.parts else []),
                 *([f"not of the {self.part}: {', '.join(f'{k} ({n})' for k, n in groups.items())}"] if groups else []),
-                *([f"next to the weights: {shorten(self.beside)}"] if self.beside else []),
+                *([f"next to the weights: {shorten(self.besides)}"] if self.besides else []),
                 *self.notes,
             ]
         )
@@ -218,7 +218,7 @@ def _load(backbone: nn.Module, content: Any, source: str) -> LoadReport:
         stages=tuple(sorted({stage_of(key) for key in unbuilt if stage_of(key) > built})),
         parts=tuple(key for key in unbuilt if stage_of(key) <= built),
         outside=tuple(outside),
-        beside=weights.beside,
+        besides=weights.besides,
         notes=(
             *weights.notes,
             *((f"the file may also be of {twin}, which has the same names and shapes",) if twin else ()),

@@ -41,12 +41,12 @@ class Found:
     def split(self, state: State) -> tuple[State, list[str]]:
         """The backbone's part (and its classifier's) under the layout's names, and the keys of everything else."""
         outer = self.prefix.removesuffix(self.layout.own_prefix)
-        beside = tuple(outer + start for start in self.layout.beside)
-        outside = [key for key in state if not key.startswith(outer) or key.startswith(beside)]
+        besides = tuple(outer + start for start in self.layout.besides)
+        outside = [key for key in state if not key.startswith(outer) or key.startswith(besides)]
         inside = {
             key.removeprefix(outer).removeprefix(self.layout.own_prefix): tensor
             for key, tensor in state.items()
-            if key.startswith(outer) and not key.startswith(beside)
+            if key.startswith(outer) and not key.startswith(besides)
         }
         return inside, outside
 

@@ -27,7 +27,7 @@ class Weights:
     """The tensors of a checkpoint."""
 
     state: State
-    beside: tuple[str, ...] = ()
+    besides: tuple[str, ...] = ()
     """The file's entries next to the weights, such as an optimizer's state."""
     notes: tuple[str, ...] = ()
     """Which weights were taken, where the file holds several."""
@@ -39,7 +39,7 @@ def unwrap(content: Any) -> Weights:
     Raises:
         CheckpointError: if it holds no state dict, or tensors without plain values.
     """
-    beside: list[str] = []
+    besides: list[str] = []
     notes: list[str] = []
     for _ in range(DEEPEST):
         entries = _entries(content)
@@ -48,7 +48,7 @@ def unwrap(content: Any) -> Weights:
             break
         if len(holding) > 1:
             notes.append(f"the file holds weights under {', '.join(holding)}: those under {holding[0]} were taken")
-        beside += [str(key) for key in entries if key != holding[0]]
+        besides += [str(key) for key in entries if key != holding[0]]
         content = entries[holding[0]]
     entries = _entries(content)
     state = {k: Tensor.detach(v) for k, v in entries.items() if isinstance(k, str) and isinstance(v, Tensor)}
@@ -58,14 +58,14 @@ def unwrap(content: Any) -> Weights:
     for key, tensor in state.items():
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
             raise CheckpointError(f"{key} is quantized, sparse or without data: save the plain model's state_dict()")
-    beside += [str(key) for key in entries if key not in state]
-    return Weights(_without(COMPILED, state), tuple(beside), tuple(notes))
+    besides += [str(key) for key in entries if key not in state]
+    return Weights(_without(COMPILED, state), tuple(besides), tuple(notes))
 
 
 def unwrap_model(content: Any) -> Weights:
     """The same for the file of a whole model, whose names begin with its parts': without ``module.`` before them."""
     weights = unwrap(content)
-    return Weights(_without(PARALLEL, weights.state), weights.beside, weights.notes)
+    return Weights(_without(PARALLEL, weights.state), weights.besides, weights.notes)
 
 
 def _entries(content: Any) -> dict[Any, Any]:

@@ -58,7 +58,7 @@ def start_from(runner: Runner, path: Path) -> dict[str, Any]:
             f"load_from: no weight of {path} is one of this model's ({shorten(sorted(given), 2)}): "
             "give a file of the same backbone, or leave load_from out"
         )
-    checkpoint = _in_mmengines_form(content, weights.beside, given)
+    checkpoint = _in_mmengines_form(content, weights.besides, given)
     runner.call_hook("after_load_checkpoint", checkpoint=checkpoint)
     load_state_dict(model, checkpoint["state_dict"], logger=runner.logger)
     runner.logger.info(f"loaded {path}")
@@ -68,7 +68,7 @@ def start_from(runner: Runner, path: Path) -> dict[str, Any]:
 def load(runner: Runner, checkpoint: dict[str, Any], path: Path) -> None:
     """Load the weights of a checkpoint, all of them, into a runner's model."""
     weights = model_weights(checkpoint, path)
-    checkpoint = _in_mmengines_form(checkpoint, weights.beside, weights.state)
+    checkpoint = _in_mmengines_form(checkpoint, weights.besides, weights.state)
     runner.call_hook("after_load_checkpoint", checkpoint=checkpoint)  # as MMEngine does; EMA's hook needs it
     load_weights(unwrapped(runner), checkpoint, path)
     runner.logger.info(f"loaded {path}")

@@ -22,7 +22,7 @@ def test_each_container_is_opened_alone_and_in_another(inner, outer):
     content = {inner: STATE, "epoch": 3}
     weights = unwrap({outer: content, "args": None} if outer else content)
     assert same(weights.state)
-    assert set(weights.beside) == ({"epoch", "args"} if outer else {"epoch"})
+    assert set(weights.besides) == ({"epoch", "args"} if outer else {"epoch"})
     assert not weights.notes
 
 
@@ -34,7 +34,7 @@ def test_of_several_the_first_is_taken_and_the_log_says_so(first, second):
     weights = unwrap({second: OTHER, first: STATE})
     assert same(weights.state)
     assert weights.notes == (f"the file holds weights under {first}, {second}: those under {first} were taken",)
-    assert weights.beside == (second,)
+    assert weights.besides == (second,)
 
 
 def test_a_container_without_tensors_is_none():

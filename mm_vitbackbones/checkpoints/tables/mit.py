@@ -40,7 +40,7 @@ HUGGINGFACE = Layout(
     ),
     surgery=(JOIN_KV,),
     own_prefix="segformer.",
-    beside=("decode_head.",),
+    besides=("decode_head.",),
 )
 
 # What a model of transformers 5 holds; it saves and publishes files in the layout above.
@@ -80,7 +80,7 @@ HUGGINGFACE_5 = Layout(
     ),
     surgery=(JOIN_KV,),
     own_prefix="segformer.",
-    beside=("decode_head.",),
+    besides=("decode_head.",),
 )
 
 FAMILY = Family(
