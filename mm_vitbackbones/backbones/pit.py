@@ -29,7 +29,7 @@ from mm_vitbackbones.backbones.base import STRIDES, Backbone, Level, Part, check
 from mm_vitbackbones.layers import Block, ChannelsLastConv2d, FeedForward, LearnedPosition, Upsample2x, pad_to_multiple
 from mm_vitbackbones.layers.drop_path import drop_path_rates
 from mm_vitbackbones.layers.initialise import init_linears_and_norms
-from mm_vitbackbones.ops import attention, context, onednn
+from mm_vitbackbones.ops import attention, context, memory, onednn
 from mm_vitbackbones.registry import BACKBONES
 
 STAGES = 3
@@ -87,7 +87,8 @@ class Stem(nn.Module):
         nn.init.trunc_normal_(self.class_tokens, std=0.02)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        grid = self.position(self.proj(pad_to_multiple(image, self.multiple)))
+        with memory.saving():
+            grid = self.position(self.proj(pad_to_multiple(image, self.multiple)))
         return self.class_tokens.to(grid.dtype).expand(len(grid), -1, -1), grid
 
 
@@ -192,11 +193,9 @@ class PiT(Backbone):
         class_tokens, grid = self.stem(image.permute(0, 2, 3, 1))
         for i, stage in enumerate(self.stages):
             class_tokens, grid = stage(class_tokens, grid)
-            if i == 0:
+            if i == 0:  # where nobody asks for level 0, it is the grid as it is
                 height, width = (-(-side // 4) for side in image.shape[2:])
-                # If level 0 is not asked for, the grid takes its place, not upsampled.
-                fine = grid if self.upsample is None else self.upsample(grid)[:, :height, :width]
-                yield Level(fine, class_tokens)
+                yield Level(self.upsample(grid)[:, :height, :width] if self.upsample else grid, class_tokens)
             yield Level(grid, class_tokens)
 
     def parts(self) -> list[Part]:

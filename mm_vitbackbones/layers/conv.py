@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mm_vitbackbones.ops import context, conv
+from mm_vitbackbones.ops import context, conv, memory
 
 
 @context.plain
@@ -26,5 +26,6 @@ class Upsample2x(nn.ConvTranspose2d):
         super().__init__(dim, dim, kernel_size=2, stride=2)
 
     def forward(self, grid: Tensor) -> Tensor:  # type: ignore[override]
-        weight = conv.channels_last(self.weight)
-        return F.conv_transpose2d(grid.permute(0, 3, 1, 2), weight, self.bias, stride=2).permute(0, 2, 3, 1)
+        with memory.saving():
+            weight = conv.channels_last(self.weight)
+            return F.conv_transpose2d(grid.permute(0, 3, 1, 2), weight, self.bias, stride=2).permute(0, 2, 3, 1)

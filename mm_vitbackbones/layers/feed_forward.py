@@ -45,4 +45,5 @@ class MixFeedForward(nn.Module):
         expand = onednn.linear_relu if self.relu else onednn.linear
         hidden = expand(grid, self.fc1)
         context.release(grid)
-        return onednn.linear(onednn.conv_gelu(hidden, self.dwconv), self.fc2)
+        hidden = onednn.conv_gelu(hidden, self.dwconv)
+        return onednn.linear(hidden, self.fc2)
