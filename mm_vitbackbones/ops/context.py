@@ -6,7 +6,7 @@ All fast forms ask here whether they may run. PyTorch is asked in the same way i
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
@@ -20,6 +20,7 @@ Class = TypeVar("Class", bound=type)
 class _Local(threading.local):
     device_type: str | None = None
     kept: frozenset[int] | None = None
+    fp32_on_cpu: bool | None = None
 
 
 _local = _Local()
@@ -36,10 +37,10 @@ def is_compiling() -> bool:
 
 def is_eager() -> bool:
     """Whether this call is plain computation: not compiled, exported or traced, and under no function transform."""
-    if is_compiling() or torch.jit.is_tracing():
-        return False
-    transformed = getattr(torch._C, "_are_functorch_transforms_active", None)
-    return transformed is None or not transformed()
+    return not (is_compiling() or torch.jit.is_tracing() or _are_functions_transformed())
+
+
+_are_functions_transformed: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
@@ -96,40 +97,38 @@ def is_plain(module: nn.Module) -> bool:
     subclasses; its weight is a tensor of PyTorch's own, and nothing is attached to its calls: no hook of any kind, no
     other ``forward``.
     """
-    return _is_plain(module) and not _has_global_hooks()
+    state = module.__dict__
+    return not (
+        type(module) not in _PLAIN
+        or state["_forward_hooks"]
+        or state["_forward_pre_hooks"]
+        or state["_backward_hooks"]
+        or state["_backward_pre_hooks"]
+        or "forward" in state
+        or type(state["_parameters"].get("weight")) not in _WEIGHTS
+        or _has_global_hooks()
+    )
 
 
 def is_plain_tree(module: nn.Module) -> bool:
     """Whether a module and all its parts are plain, so that nobody sees what passes between them."""
-    return _is_plain_tree(module) and not _has_global_hooks()
+    tree = [module]
+    for part in tree:  # which grows; a recursion would take twice the time, in each block of each inference
+        if not is_plain(part):
+            return False
+        tree += [inner for inner in part.__dict__["_modules"].values() if inner is not None]
+    return True
 
 
 def has_hooks(module: nn.Module) -> bool:
     """Whether anything is called with a module's inputs, results or gradients when it is called."""
-    return _has_hooks(module.__dict__) or _has_global_hooks()
-
-
-def _is_plain(module: nn.Module) -> bool:
     state = module.__dict__
-    return (
-        type(module) in _PLAIN
-        and not _has_hooks(state)
-        and "forward" not in state
-        and type(state["_parameters"].get("weight")) in _WEIGHTS
-    )
-
-
-def _is_plain_tree(module: nn.Module) -> bool:
-    parts = module.__dict__["_modules"].values()  # faster than `children`, as this runs in each block of each inference
-    return _is_plain(module) and all(part is None or _is_plain_tree(part) for part in parts)
-
-
-def _has_hooks(state: dict[str, Any]) -> bool:
     return bool(
         state["_forward_hooks"]
         or state["_forward_pre_hooks"]
         or state["_backward_hooks"]
         or state["_backward_pre_hooks"]
+        or _has_global_hooks()
     )
 
 
@@ -146,11 +145,27 @@ def _has_global_hooks() -> bool:
 def unobserved(*inputs: Tensor) -> Iterator[None]:
     """Within it, this thread calls only plain modules on these inputs. Each may overwrite the results of the one
     before, but not the inputs."""
-    before, _local.kept = _local.kept, frozenset(x.untyped_storage().data_ptr() for x in inputs)
+    before = _local.kept, _local.fp32_on_cpu
+    _local.kept = frozenset(x.untyped_storage().data_ptr() for x in inputs)
+    _local.fp32_on_cpu = is_fp32_inference_on_cpu(inputs[0])
     try:
         yield
     finally:
-        _local.kept = before
+        _local.kept, _local.fp32_on_cpu = before
+
+
+def is_fp32_inference_on_cpu(x: Tensor) -> bool:
+    """Whether ``x`` is worked on in eager fp32 inference on a CPU."""
+    if _local.fp32_on_cpu is not None:  # inside `unobserved` nothing but the type of a tensor can change
+        return _local.fp32_on_cpu and x.dtype == torch.float32
+    return (
+        not torch.is_grad_enabled()
+        and x.dtype == torch.float32
+        and device_type(x) == "cpu"
+        and type(x) is Tensor
+        and autocast_dtype(x.device) is None
+        and is_eager()
+    )
 
 
 def may_overwrite(tensor: Tensor) -> bool:

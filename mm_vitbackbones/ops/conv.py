@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mm_vitbackbones.ops import context, memory
+from mm_vitbackbones.ops import context, memory, onednn
 
 MANY_PLACES = 16
 """With more places in a patch than this, one strided copy is faster than one copy for each place."""
@@ -35,7 +35,7 @@ def over_patches(grid: Tensor, conv: nn.Conv2d) -> Tensor | None:
     rows, columns = places.results(grid)
     if len(grid) * rows * columns * weight[0].numel() >= weight.numel():
         return None
-    return F.linear(memory.cheap(places.patches, grid), weight.flatten(1), conv.bias)
+    return onednn.linear_by(memory.cheap(places.patches, grid), weight.flatten(1), conv.bias)
 
 
 def channels_last(weight: Tensor) -> Tensor:

@@ -20,19 +20,12 @@ from mm_vitbackbones.ops import context, memory
 
 def usable(x: Tensor) -> bool:
     """Whether a call with ``x`` is eager fp32 inference on a CPU, and this PyTorch has the operators."""
-    return (
-        not torch.is_grad_enabled()
-        and x.dtype == torch.float32
-        and context.device_type(x) == "cpu"
-        and type(x) is Tensor
-        and context.autocast_dtype(x.device) is None
-        and context.is_eager()
-        and _operators_work()
-    )
+    return context.is_fp32_inference_on_cpu(x) and _operators_work()
 
 
 FEW_TOKENS, LARGE_WEIGHT = 128, 2**18
-"""oneDNN reorders a weight at each call: too expensive for fewer tokens and more elements than these."""
+"""oneDNN reorders a weight at each call, which so few tokens do not pay for if it has so many elements, and a single
+token, such as a class token, in no case."""
 
 
 def linear(x: Tensor, layer: nn.Module, again: bool = False) -> Tensor:
@@ -69,7 +62,15 @@ def conv_gelu(grid: Tensor, conv: nn.Module) -> Tensor:
 
 
 def _few_for(x: Tensor, layer: nn.Module) -> bool:
-    return x.numel() < FEW_TOKENS * x.shape[-1] and cast(Tensor, layer.weight).numel() > LARGE_WEIGHT
+    tokens = x.numel() // x.shape[-1]
+    return tokens == 1 or (tokens < FEW_TOKENS and cast(Tensor, layer.weight).numel() > LARGE_WEIGHT)
+
+
+def linear_by(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``F.linear(x, weight, bias)``."""
+    if usable(x):
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return F.linear(x, weight, bias)
 
 
 def _linear(x: Tensor, layer: nn.Module, activation: str) -> Tensor:

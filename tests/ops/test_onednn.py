@@ -69,6 +69,9 @@ def test_few_tokens_do_not_pay_for_a_large_weight():
     with torch.no_grad():
         assert not fused(lambda: onednn.linear(torch.randn(1, 100, 512), layer))
         assert fused(lambda: onednn.linear(torch.randn(1, 200, 512), layer))
+        small = nn.Linear(8, 8)
+        assert not fused(lambda: onednn.linear(torch.randn(1, 1, 8), small))
+        assert fused(lambda: onednn.linear(torch.randn(1, 2, 8), small))
 
 
 def test_networks_equal_without_the_fused_operators(monkeypatch):
@@ -103,7 +106,7 @@ def test_fused_operators_are_given_up_when_they_fail(monkeypatch):
 @pytest.mark.filterwarnings("ignore:`torch.jit.trace` is deprecated:DeprecationWarning")
 def test_a_trace_does_not_switch_the_fused_operators_off():
     onednn._operators_work.cache_clear()
-    layer, x = nn.Linear(8, 8).requires_grad_(False), torch.randn(3, 8)
+    layer, x = nn.Linear(8, 8).requires_grad_(False), torch.randn(30, 8)
     with torch.no_grad():
         torch.jit.trace(lambda x: onednn.linear_gelu(x, layer), x, check_trace=False)
         assert fused(lambda: onednn.linear_gelu(x, layer))
