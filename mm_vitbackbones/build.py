@@ -44,7 +44,7 @@ def build_backbone(
         hint = did_you_mean(name, known) or f"; known are {', '.join(known)}"
         raise ValueError(f"there is no backbone {name!r}{hint}")
     family, arch = known[name]
-    backbone: Backbone = BACKBONES.build(dict(type=family.__name__, arch=arch, **arguments))
+    backbone: Backbone = BACKBONES.build(dict(type=family, arch=arch, **arguments))
     if pretrained is not None and pretrained is not False:
         from mm_vitbackbones.checkpoints import load_pretrained, published
 

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from mmengine.registry import DefaultScope
 
 import mm_vitbackbones
 from helpers.official import load_fixture
@@ -30,6 +31,11 @@ def test_backbones_are_built_by_name(name, family, arch):
         backbone = mm_vitbackbones.build_backbone(name)
     assert isinstance(backbone, family)
     assert backbone.arch == family.archs[arch]
+
+
+def test_the_default_scope_does_not_matter():
+    with DefaultScope.overwrite_default_scope("mmengine"), torch.device("meta"):
+        assert isinstance(mm_vitbackbones.build_backbone("pvt_tiny"), PVT)
 
 
 def test_every_arch_has_a_name():

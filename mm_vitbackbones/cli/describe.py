@@ -63,7 +63,8 @@ def describe(config: Mapping[str, Any], size: tuple[int, int] = (512, 512), name
     """
     with torch.device("meta"):
         # On this device fused attention decomposes into matrix products, which the counter knows.
-        backbone = BACKBONES.build({**config, "init_cfg": None}).eval().requires_grad_(False)
+        kind = BACKBONES.get(config["type"])  # by our own registry, whatever the default scope is
+        backbone = BACKBONES.build({**config, "type": kind, "init_cfg": None}).eval().requires_grad_(False)
         image = torch.empty(1, backbone.in_channels, *size)
         with torch.no_grad():
             maps, count = backbone(image), multiply_adds(lambda: backbone(image))

@@ -35,7 +35,8 @@ def over_patches(grid: Tensor, conv: nn.Conv2d) -> Tensor | None:
     rows, columns = places.results(grid)
     if len(grid) * rows * columns * weight[0].numel() >= weight.numel():
         return None
-    return onednn.linear_by(memory.cheap(places.patches, grid), weight.flatten(1), conv.bias)
+    linear = onednn.linear_by if context.is_plain(conv) else F.linear
+    return linear(memory.cheap(places.patches, grid), weight.flatten(1), conv.bias)
 
 
 def channels_last(weight: Tensor) -> Tensor:

@@ -558,6 +558,7 @@ def test_bad_images_are_named(image, error, message):
         TOYS["pvt"]()(image)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mit", "coat"])
 @pytest.mark.parametrize("with_cp", ["all_but_attention", "all"])
 def test_torch_compile_of_what_is_recomputed(name, with_cp):

@@ -33,7 +33,7 @@ def test_check_data_reports_and_finds_a_missing_image(tmp_path: Path) -> None:
     result = run_tool("check_data", write_config("tiny_segmentor", tmp_path / "mini", tmp_path))
     assert result.stderr == ""
     assert result.returncode == 0, result.stderr
-    assert "--check-all looks at every one" in result.stdout
+    assert "--check-all checks every one" in result.stdout
 
     (tmp_path / "mini/images/smoke/smoke_0002.png").unlink()
     result = run_tool("check_data", detector, "--check-all")
