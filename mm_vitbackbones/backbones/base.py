@@ -243,14 +243,16 @@ class Backbone(BaseModule):
         Raises:
             ValueError: if the backbone has no parameter of this name.
         """
-        depths, total = {}, 0
-        for _, name, depth in self._names_of_parts():
-            depths[name] = depth
-            total = max(total, depth)
+        depths, count = self.layer_depths()
         name = param_name.removeprefix(prefix)
         if not param_name.startswith(prefix) or name not in depths:
             raise ValueError(f"{param_name!r} is no parameter of {type(self).__name__} after the prefix {prefix!r}")
-        return depths[name], total + 2
+        return depths[name], count
+
+    def layer_depths(self) -> tuple[dict[str, int], int]:
+        """``get_layer_depth`` of all names at once: the depth of each, and how many depths there are."""
+        depths = {name: depth for _, name, depth in self._names_of_parts()}
+        return depths, max(depths.values()) + 2
 
     def _names_of_parts(self) -> Iterator[tuple[Part, str, int]]:
         """Each part with the names of its parameters and buffers, and with its depth (see ``get_layer_depth``)."""

@@ -86,9 +86,9 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             )
         scales = {}
         for backbone in found:
+            depths, count = backbone.layer_depths()
             for name, parameter in backbone.named_parameters():
-                depth, count = backbone.get_layer_depth(name)
-                scales[id(parameter)] = self.rate ** (count - 1 - depth)
+                scales[id(parameter)] = self.rate ** (count - 1 - depths[name])
         return scales
 
     @staticmethod

@@ -53,9 +53,11 @@ Pair = tuple[Tensor, Tensor]
 
 def add_both(pair: Pair, branch: Callable[[Pair], Pair], parts: Sequence[nn.Module]) -> Pair:
     """``add`` of two tensors, such as a class token and a grid, that one branch takes together."""
-    results = branch_of_both(pair, branch, parts)
     if not may_write_into(pair[1], parts):
+        results = branch(pair)
         return pair[0] + results[0], pair[1] + results[1]
+    with context.unobserved(*pair):
+        results = branch(pair)
     return add_into(results[0], pair[0]), add_into(results[1], pair[1])
 
 
