@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,8 @@ import torch
 from mmengine.config import Config
 from torch import nn
 
+from mm_vitbackbones.backbones import Backbone
+from mm_vitbackbones.build import families
 from mm_vitbackbones.checkpoints.published import FILES, resolve
 from mm_vitbackbones.cli.arguments import Parser, run
 from mm_vitbackbones.cli.describe import describe
@@ -34,15 +38,6 @@ REASONS = {
     "segformer_mit_b1_ade20k": "published as 13.1 + 0.6 M",
 }
 """Why a counted number of parameters differs by more from the published one."""
-
-PAPERS = {
-    "PVT": ("Pyramid Vision Transformer", "https://arxiv.org/abs/2102.12122"),
-    "PVTv2": ("PVT v2: Improved Baselines with Pyramid Vision Transformer", "https://arxiv.org/abs/2106.13797"),
-    "MiT": ("SegFormer", "https://arxiv.org/abs/2105.15203"),
-    "Swin": ("Swin Transformer", "https://arxiv.org/abs/2103.14030"),
-    "CoaT": ("Co-Scale Conv-Attentional Image Transformers", "https://arxiv.org/abs/2104.06399"),
-    "PiT": ("Rethinking Spatial Dimensions of Vision Transformers", "https://arxiv.org/abs/2103.16302"),
-}
 
 METHODS = {
     "RetinaNet": "RetinaNet",
@@ -245,9 +240,18 @@ def _weights() -> str:
     return "\n".join(rows) + "\n"
 
 
+def paper_of(family: type[Backbone]) -> tuple[str, str]:
+    """Title and address of a family's paper, from the first lines of its file."""
+    text = sys.modules[family.__module__].__doc__ or ""
+    title, number = re.match(r"(.+?)(?: \(.+\))?\.\n", text), re.search(r"arXiv:(\d+\.\d+)", text)
+    if not (title and number):
+        raise ValueError(f"the file of {family.__name__} does not begin with its paper's title, and arXiv:NUMBER")
+    return title[1], f"https://arxiv.org/abs/{number[1]}"
+
+
 def metafile(family: str, entries: list[Entry]) -> str:
     """The entries of one family in the form of OpenMMLab's metafiles."""
-    title, url = PAPERS[family]
+    title, url = paper_of(families()[family])
     lines = [
         "# Made by tools/make_model_zoo.py: do not edit.",
         "Collections:",
@@ -301,10 +305,10 @@ def files(root: Path) -> dict[Path, str]:
         raise UserError(f"parameters are not the published ones: {'; '.join(wrong)}: fix the config, or state why")
     made = {root / "docs/model_zoo.md": page(entries)}
     big = [entry for entry in entries if entry.dataset not in ("mini", "trees")]
-    for family in PAPERS:
+    for family in families():
         name = root / f"configs/metafiles/{family.lower()}.yml"
         made[name] = metafile(family, [entry for entry in big if entry.family == family])
-    index = "".join(f"  - configs/metafiles/{family.lower()}.yml\n" for family in PAPERS)
+    index = "".join(f"  - configs/metafiles/{family.lower()}.yml\n" for family in families())
     made[root / "model-index.yml"] = f"# Made by tools/make_model_zoo.py: do not edit.\nImport:\n{index}"
     return made
 

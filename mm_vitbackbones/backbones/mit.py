@@ -1,4 +1,4 @@
-"""MiT, the encoder of SegFormer: Simple and Efficient Design for Semantic Segmentation with Transformers.
+"""SegFormer: Simple and Efficient Design for Semantic Segmentation with Transformers (MiT, its encoder).
 
 Xie et al., NeurIPS 2021, arXiv:2105.15203. Written from the paper: the official code (github.com/NVlabs/SegFormer) and
 the weights released with it are under NVIDIA's non-commercial licence, which holds for them in any layout.

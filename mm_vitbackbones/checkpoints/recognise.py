@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import functools
+import importlib
+import pkgutil
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 
+from mm_vitbackbones.checkpoints import tables
 from mm_vitbackbones.checkpoints.layout import CLASSIFIER, Family, Layout, State
-from mm_vitbackbones.checkpoints.tables import coat, mit, pit, pvt, pvt_v2, segformer_head, swin
 from mm_vitbackbones.errors import CheckpointError
 from mm_vitbackbones.registry import BACKBONES
 
-FAMILIES = {module.FAMILY.name: module.FAMILY for module in (pvt, pvt_v2, mit, pit, swin, coat)}
-HEADS = {segformer_head.FAMILY.name: segformer_head.FAMILY}
+
+def _tabled() -> list[Family]:
+    """What each module in tables/ describes. A new table is found by its place."""
+    modules = [importlib.import_module(f"{tables.__name__}.{x.name}") for x in pkgutil.iter_modules(tables.__path__)]
+    return [module.FAMILY for module in modules if hasattr(module, "FAMILY")]
+
+
+FAMILIES = {family.name: family for family in _tabled() if family.spec_of is None}
+HEADS = {family.name: family for family in _tabled() if family.spec_of is not None}
 
 # Files of other networks, by keys that all of them hold. A family that gets a table leaves this list.
 OTHERS = (

@@ -42,6 +42,7 @@ from mm_vitbackbones.registry import BACKBONES
 
 toys = pytest.mark.parametrize("toy", TOYS)
 modes = pytest.mark.parametrize("mode", MODES.values(), ids=MODES.keys())
+one_process = pytest.mark.xdist_group("attachments_in_new_processes")
 inferences = pytest.mark.parametrize("inference", [torch.no_grad, torch.inference_mode])
 
 
@@ -354,6 +355,7 @@ def answers() -> dict[tuple[str, str], object]:
     return {(what, toy): result for what, toy, result in lines}
 
 
+@one_process
 @toys
 @pytest.mark.parametrize("what", ["trace", "trace_after_an_inference"])
 def test_a_trace_works_in_a_new_process_and_leaves_the_fast_forms_on(toy, what, answers):
@@ -373,6 +375,7 @@ def test_the_fast_forms_are_back_when_what_was_attached_is_gone(toy):
     assert fast_forms(network) == expected
 
 
+@one_process
 @toys
 def test_mmengine_counts_the_operations_in_a_new_process(toy, answers):
     assert answers["complexity", toy] is None
