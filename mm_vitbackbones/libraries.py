@@ -9,6 +9,9 @@ from typing import Any
 from mmengine.registry import init_default_scope
 
 from mm_vitbackbones.errors import UserError
+from mm_vitbackbones.nodes import module_of, nodes
+
+LIBRARIES = ("mmdet", "mmseg")
 
 
 def load(scope: str) -> None:
@@ -33,5 +36,8 @@ def use(scope: str) -> None:
 
 
 def scope_of(cfg: Mapping[str, Any]) -> str:
-    """The scope of a config's short type names."""
-    return cfg.get("default_scope") or "mmengine"
+    """The scope of a config's short type names. Without a default scope, it is the library of the model's classes."""
+    if scope := cfg.get("default_scope"):
+        return str(scope)
+    found = (module_of(node).partition(".")[0] for _, node in nodes(cfg.get("model"), "model"))
+    return next((library for library in found if library in LIBRARIES), "mmengine")

@@ -18,17 +18,18 @@ NETWORKS = [*(PACKAGE / "backbones").glob("*.py"), *(PACKAGE / "layers").glob("*
 MAY_IMPORT = {
     "errors": set(),
     "files": set(),
+    "nodes": set(),
     "progress": set(),
     "registry": set(),
-    "libraries": {"errors"},
+    "libraries": {"errors", "nodes"},
     "ops": set(),
     "layers": {"ops"},
-    "backbones": {"errors", "layers", "ops", "registry"},
+    "backbones": {"errors", "layers", "nodes", "ops", "registry"},
     "checkpoints": {"errors", "files", "ops", "registry"},
-    "heads": {"ops", "registry"},
+    "heads": {"nodes", "ops", "registry"},
     "segmentors": {"registry"},
-    "data": {"errors", "files", "progress"},
-    "engine": {"backbones", "checkpoints", "errors", "files", "registry"},
+    "data": {"errors", "files", "nodes", "progress"},
+    "engine": {"backbones", "checkpoints", "errors", "files", "nodes", "registry"},
 }
 """The parts of this package that a part may import, besides itself. The rest may import all; nothing imports cli."""
 

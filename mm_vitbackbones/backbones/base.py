@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from mm_vitbackbones.errors import did_you_mean
 from mm_vitbackbones.layers import Recomputable
+from mm_vitbackbones.nodes import is_pretrained
 from mm_vitbackbones.ops import memory
 from mm_vitbackbones.registry import WEIGHT_INITIALIZERS
 
@@ -269,7 +270,7 @@ class Backbone(BaseModule):
 
     def init_weights(self) -> None:
         """MMEngine's hook. The constructor has initialised all parameters; only ``init_cfg`` remains."""
-        if isinstance(self.init_cfg, dict) and self.init_cfg.get("type") == "Pretrained":
+        if is_pretrained(self.init_cfg):
             WEIGHT_INITIALIZERS.build(dict(self.init_cfg, type="mm_vitbackbones.Pretrained"))(self)
             self._is_init = True
         else:

@@ -78,6 +78,14 @@ def add_verbose(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_checks(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--skip-checks",
+        action="store_true",
+        help="begin without looking at the config and its data first: a way past an error that is none",
+    )
+
+
 def add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "config",

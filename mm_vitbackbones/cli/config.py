@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections import deque
+from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,18 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import print_log
 
-from mm_vitbackbones import recipes
+from mm_vitbackbones import libraries, recipes
 from mm_vitbackbones.errors import UserError, did_you_mean
+from mm_vitbackbones.nodes import nodes, type_name
 
 SEMANTIC_HEADS = {"rpn_head", "semantic_head"}
 """A proposal head separates objects from background. A semantic head in a detector has classes of its own."""
+
+SYNCHRONISED = ("SyncBN", "SyncBatchNorm")
+"""The registered name and the class of the batch norm that needs several processes."""
+
+SIZES = {"scale", "scales", "crop_size", "size"}
+"""Arguments that are a width and a height, or a list of these."""
 
 RECIPE = '_base_ = __import__("mm_vitbackbones").recipe("NAME")'
 """How a config inherits from a recipe."""
@@ -34,6 +42,13 @@ def load_config(path: Path, options: dict[str, Any]) -> Config:
     except (KeyError, TypeError, AssertionError, AttributeError, IndexError) as error:
         raise UserError(f"--cfg-options does not fit {path}: {_reason(error)}") from None
     set_num_classes(cfg)
+    if not cfg.get("default_scope"):
+        # A config whose types are classes sets none; but the libraries build parts of their own by short names.
+        cfg.default_scope = libraries.scope_of(cfg)
+    for where, node in nodes({key: cfg.get(key) for key in ("model", "tta_model")}, ""):
+        # A run writes its config with the modules of such classes, and mmcv looks for this one among its own names.
+        if where.endswith(".nms") and isinstance(node, MutableMapping) and isinstance(node.get("type"), str):
+            node["type"] = type_name(node)
     return cfg
 
 
@@ -45,12 +60,27 @@ def read_config(path: Path) -> Config:
     """
     check_there(path)
     try:
-        return Config.fromfile(path)
+        cfg = Config.fromfile(path)
+        # In a Python-style config a class is imported when it is first looked at.
+        for name in cfg.keys() - getattr(cfg, "_imported_names", set()):
+            deque(nodes(cfg.get(name), name), maxlen=0)
     except Exception as error:  # a config is code: it can raise anything
         reason = _reason(error)
         if "mm_vitbackbones::" in path.read_text(encoding="utf-8", errors="replace"):
             reason += '; MMEngine knows no recipe of ours by "::", so write ' + RECIPE
         raise UserError(f"{path} cannot be read: {reason}") from None
+    if path.suffix != ".py":  # JSON and YAML have no tuples, and mmcv takes a size for a tuple only
+        for _, node in nodes(dict(cfg.items()), ""):
+            for key in SIZES & node.keys() if isinstance(node, MutableMapping) else ():
+                node[key] = _as_size(node[key])
+    return cfg
+
+
+def _as_size(value: Any) -> Any:
+    """A list of numbers as a tuple; so are those in a list of sizes."""
+    if not isinstance(value, list):
+        return value
+    return tuple(value) if all(isinstance(side, (int, float)) for side in value) else [_as_size(one) for one in value]
 
 
 def check_there(path: Path) -> None:
@@ -66,17 +96,6 @@ def check_there(path: Path) -> None:
     files = {file.name: str(file) for folder in sorted({path.parent, Path("configs")}) for file in folder.glob("*.py")}
     near = did_you_mean(path.name, files) or did_you_mean(path.stem, recipes.names()).replace("mean", "mean the recipe")
     raise UserError(f"there is no config {path}{near or '; `python -m mm_vitbackbones configs` lists the recipes'}")
-
-
-def nodes(node: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """Every node of a config, with its path."""
-    yield path, node
-    if isinstance(node, Mapping):
-        for key, value in node.items():
-            yield from nodes(value, f"{path}.{key}")
-    elif isinstance(node, (list, tuple)):
-        for index, value in enumerate(node):
-            yield from nodes(value, f"{path}[{index}]")
 
 
 def heads(model: Any) -> Iterator[tuple[str, MutableMapping[str, Any]]]:
@@ -100,7 +119,7 @@ def use_local_norms(cfg: Config, distributed: bool) -> None:
     if distributed and torch.cuda.is_available():
         return
     parts = [node for _, node in nodes(cfg.model, "model") if isinstance(node, MutableMapping)]
-    found = [node for node in parts if node.get("type") == "SyncBN"]
+    found = [node for node in parts if type_name(node) in SYNCHRONISED]
     for node in found:
         node["type"] = "BN"
     if found:

@@ -16,6 +16,7 @@ from mm_vitbackbones.cli.arguments import Parser, config_file
 from mm_vitbackbones.cli.config import read_config
 from mm_vitbackbones.errors import UserError, did_you_mean
 from mm_vitbackbones.measuring import multiply_adds
+from mm_vitbackbones.nodes import module_of, type_name
 from mm_vitbackbones.registry import BACKBONES
 
 
@@ -63,14 +64,15 @@ def describe(config: Mapping[str, Any], size: tuple[int, int] = (512, 512), name
     """
     with torch.device("meta"):
         # On this device fused attention decomposes into matrix products, which the counter knows.
-        kind = BACKBONES.get(config["type"])  # by our own registry, whatever the default scope is
+        kind = config["type"]
+        kind = BACKBONES.get(kind) if isinstance(kind, str) else kind  # ours, whatever the default scope is
         backbone = BACKBONES.build({**config, "type": kind, "init_cfg": None}).eval().requires_grad_(False)
         image = torch.empty(1, backbone.in_channels, *size)
         with torch.no_grad():
             maps, count = backbone(image), multiply_adds(lambda: backbone(image))
     levels = zip(backbone.out_indices, backbone.channels, backbone.strides, maps, strict=True)
     return Description(
-        name or str(config["type"]),
+        name or type_name(config),
         size,
         sum(parameter.numel() for parameter in backbone.parameters()),
         count,
@@ -118,8 +120,8 @@ def _configs(target: str, arch: str | None) -> Iterable[tuple[str, Mapping[str, 
 def _from_file(path: Path, known: Mapping[str, type[Backbone]]) -> tuple[str, Mapping[str, Any]]:
     cfg = read_config(path)
     config = cfg.get("model", {}).get("backbone", {})
-    scope, _, family = str(config.get("type")).rpartition(".")
     # A name without a scope belongs to the default scope, where another class may have the name of one of ours.
-    if (scope or cfg.get("default_scope")) != BACKBONES.scope or family not in known:
+    scope, family = module_of(config) or cfg.get("default_scope"), type_name(config)
+    if str(scope).partition(".")[0] != BACKBONES.scope or family not in known:
         raise UserError(f"{path}: model.backbone is {config.get('type')!r}, and none of {', '.join(known)}")
     return f"{path.name}: {family} {config.get('arch', '')}".strip(), {**config.to_dict(), "type": family}

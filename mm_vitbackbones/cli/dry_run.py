@@ -24,6 +24,7 @@ from mm_vitbackbones.cli.model import build_model
 from mm_vitbackbones.cli.preflight import check_backbone, datasets_of
 from mm_vitbackbones.errors import UserError
 from mm_vitbackbones.measuring import peak_bytes
+from mm_vitbackbones.nodes import type_name
 
 OBJECTS = 7
 """Objects in each image for a detector. An image of COCO has as many on average."""
@@ -56,7 +57,7 @@ def try_config(cfg: Config, size: tuple[int, int] | None = None, images: int | N
         size: height and width of the images; by default those of the config's crops, or the size it resizes to.
         images: number of images in the training step; by default the config's batch for one process.
     """
-    size = size or image_size(cfg)
+    size, scope = size or image_size(cfg), libraries.scope_of(cfg)
     images = images or cfg.train_dataloader.batch_size
     with _quiet():
         model = build_model(cfg)
@@ -65,7 +66,7 @@ def try_config(cfg: Config, size: tuple[int, int] | None = None, images: int | N
     if getattr(model.data_preprocessor, "size", None) is not None:
         model.data_preprocessor.size = size  # mmseg pads a batch to the size of the crops
     classes = max(head["num_classes"] for _, head in heads(cfg.model))
-    draw = _draw_segments if cfg.default_scope == "mmseg" else _draw_objects
+    draw = _draw_segments if scope == "mmseg" else _draw_objects
     weights = sum(tensor.nbytes for tensor in model.state_dict().values())
     outcome: dict[str, Any] = {}
 
@@ -75,7 +76,7 @@ def try_config(cfg: Config, size: tuple[int, int] | None = None, images: int | N
     def test() -> None:
         outcome.update(result=model.test_step(_batch(draw, 1, size, classes))[0])
 
-    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+    with DefaultScope.overwrite_default_scope(scope):
         training_bytes = weights + peak_bytes(train)
         reached = wrapper.optimizer.state
         unreached = [name for name, p in model.named_parameters() if p.requires_grad and p not in reached]
@@ -92,7 +93,7 @@ def image_size(cfg: Config) -> tuple[int, int]:
         return (int(crop[0]), int(crop[1]))
     for dataset in datasets_of(cfg.get("test_dataloader")):
         for step in dataset["pipeline"]:
-            if step["type"].endswith("Resize") and "scale" in step:
+            if type_name(step).endswith("Resize") and "scale" in step:
                 width, height = step["scale"]
                 return int(height), int(width)
     raise UserError("the config does not say to what size it resizes images: give --size HEIGHT WIDTH")

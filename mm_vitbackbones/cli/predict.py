@@ -28,6 +28,7 @@ from mm_vitbackbones.engine.drawing import class_name, draw_prediction, read_ima
 from mm_vitbackbones.engine.resume import read
 from mm_vitbackbones.errors import UserError, shorten
 from mm_vitbackbones.files import to_png, write_whole
+from mm_vitbackbones.nodes import type_name
 from mm_vitbackbones.progress import track
 
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
@@ -120,13 +121,16 @@ class Predictor:
         dataset = next(iter(preflight.datasets_of(cfg.get("test_dataloader"))), None)
         if dataset is None:
             raise UserError("the config says nothing about testing: it needs test_dataloader, for its pipeline")
-        self.scope = cfg.get("default_scope") or "mmengine"
+        self.scope = libraries.scope_of(cfg)
         self.model = build_model(cfg)
         with DefaultScope.overwrite_default_scope(self.scope):
-            steps = [step for step in dataset["pipeline"] if not str(step["type"]).endswith("LoadAnnotations")]
+            steps = [step for step in dataset["pipeline"] if not type_name(step).endswith("LoadAnnotations")]
             self.pipeline = Compose(steps)
             self.classes = preflight.classes_of(dataset)
-            meta = {**getattr(DATASETS.get(dataset["type"]), "METAINFO", {}), **(dataset.get("metainfo") or {})}
+            meta = {
+                **getattr(preflight.look_up(DATASETS, dataset["type"]), "METAINFO", {}),
+                **(dataset.get("metainfo") or {}),
+            }
         palette = meta.get("palette")
         self.palette = palette if self.classes and palette and len(palette) == len(self.classes) else None
         load_weights(self.model, read(checkpoint), checkpoint)

@@ -6,8 +6,10 @@ from pathlib import Path
 
 from mmengine.config import Config
 
+from mm_vitbackbones import libraries
 from mm_vitbackbones.engine.metrics import DumpLabelMaps
 from mm_vitbackbones.errors import UserError
+from mm_vitbackbones.nodes import type_name
 
 
 def dump_predictions(cfg: Config, out: Path, scratch: Path) -> None:
@@ -18,10 +20,10 @@ def dump_predictions(cfg: Config, out: Path, scratch: Path) -> None:
     evaluators = cfg.get("test_evaluator") or []
     evaluators = evaluators if isinstance(evaluators, (list, tuple)) else [evaluators]
     if out.suffix == ".pkl":
-        dump = {"mmdet": "DumpDetResults", "mmseg": DumpLabelMaps.__name__}.get(cfg.get("default_scope"), "DumpResults")
+        dump = {"mmdet": "DumpDetResults", "mmseg": DumpLabelMaps.__name__}.get(libraries.scope_of(cfg), "DumpResults")
         cfg.test_evaluator = [*evaluators, {"type": dump, "out_file_path": str(scratch / "predictions.pkl")}]
     elif out.suffix == ".json":
-        coco = [evaluator for evaluator in evaluators if str(evaluator.get("type")).endswith("CocoMetric")]
+        coco = [evaluator for evaluator in evaluators if type_name(evaluator).endswith("CocoMetric")]
         if not coco:
             raise UserError(f"--out {out}: COCO's format needs a CocoMetric in test_evaluator; write a .pkl instead")
         coco[0]["outfile_prefix"] = str(scratch / "predictions")

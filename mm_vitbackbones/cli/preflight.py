@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,12 @@ from mm_vitbackbones import libraries
 from mm_vitbackbones.backbones.base import Backbone
 from mm_vitbackbones.checkpoints.loading import arch_name, family_of
 from mm_vitbackbones.checkpoints.published import resolve
-from mm_vitbackbones.cli.config import heads, nodes
+from mm_vitbackbones.cli.config import heads
 from mm_vitbackbones.data.coco import CocoSummary, check_coco, some
 from mm_vitbackbones.data.masks import check_masks
-from mm_vitbackbones.engine.layer_decay import unmatched_rules
+from mm_vitbackbones.engine.layer_decay import warn_of_rules
 from mm_vitbackbones.errors import CheckpointError, UserError, did_you_mean
+from mm_vitbackbones.nodes import is_pretrained, nodes, type_name
 
 OURS = "mm_vitbackbones"
 """The scope of this package's registries."""
@@ -47,6 +49,29 @@ LEAVING_OUT = ("filter_cfg", "test_mode")
 
 LARGE = 64 * 2**20
 """Annotation files of this many bytes or more are not read twice: COCO's takes tens of seconds, and is not empty."""
+
+
+MMENGINES_CONSTRUCTOR = "DefaultOptimWrapperConstructor"
+"""What turns an optimizer's rules into groups of parameters, unless the config says otherwise."""
+
+SKIP = "--skip-checks begins without these checks"
+"""The end of each message of a check, where a run can begin without."""
+
+
+def check_or_skip(cfg: Config, splits: Sequence[str], every: bool = False, skip: bool = False) -> None:
+    """``check`` before a run, whose errors name the way past them; with ``skip`` no check, and the log says so.
+
+    Raises:
+        UserError: as ``check``.
+    """
+    libraries.use(libraries.scope_of(cfg))
+    if skip:
+        print_log("--skip-checks: neither the config nor its data are checked", logger="current", level=logging.WARNING)
+        return
+    try:
+        check(cfg, splits, every)
+    except UserError as error:
+        raise UserError(f"{error} ({SKIP})") from None
 
 
 def check(cfg: Config, splits: Sequence[str], every: bool = False) -> None:
@@ -246,7 +271,7 @@ def check_pretrained(model: Any) -> None:
     a name such as ``imagenet1k``. The loader checks URLs."""
     parts = dict(nodes(model, "model"))
     for path, node in parts.items():
-        if isinstance(node, Mapping) and node.get("type") == "Pretrained":
+        if is_pretrained(node):
             where = f"{path}.checkpoint"
             checkpoint = published_url(node.get("checkpoint"), parts.get(path.partition(".init_cfg")[0]), where)
             if isinstance(checkpoint, str):
@@ -293,15 +318,8 @@ def unknown_type(name: str, kind: str, scope: str | None) -> str:
 
 
 def check_rules(cfg: Config, model: nn.Module) -> None:
-    """Check that every rule of the optimizer by name matches a parameter.
-
-    Raises:
-        UserError: for a rule that matches none: a misspelt name would leave its parameters at the common rate.
-    """
-    rules = ((cfg.get("optim_wrapper") or {}).get("paramwise_cfg") or {}).get("custom_keys")
-    if missing := unmatched_rules(rules, model):
-        parts = ", ".join(sorted({".".join(name.split(".")[:2]) for name, _ in model.named_parameters()})[:12])
-        raise UserError(
-            f"optim_wrapper.paramwise_cfg.custom_keys: {missing[0]!r} is part of no parameter's name; "
-            f"the names begin with {parts}"
-        )
+    """Log what has no effect in the optimizer's rules, if MMEngine's own constructor takes them. The one of this
+    package does so itself, and what another one takes is not known."""
+    wrapper = cfg.get("optim_wrapper") or {}
+    if type_name(wrapper.get("constructor") or MMENGINES_CONSTRUCTOR) == MMENGINES_CONSTRUCTOR:
+        warn_of_rules(wrapper.get("paramwise_cfg"), model)

@@ -9,7 +9,7 @@ from pathlib import Path
 from mmengine.config import Config
 
 from mm_vitbackbones.cli import preflight
-from mm_vitbackbones.cli.arguments import Parser, add_common
+from mm_vitbackbones.cli.arguments import Parser, add_checks, add_common
 from mm_vitbackbones.cli.config import load_config
 from mm_vitbackbones.cli.launch import registry_errors, set_launcher
 from mm_vitbackbones.cli.predictions import dump_predictions, keep_predictions
@@ -41,6 +41,7 @@ def test_arguments(argv: list[str]) -> argparse.Namespace:
         "--show-score", type=float, default=0.3, metavar="SCORE", help="draw boxes with at least this score (0.3)"
     )
     parser.add_argument("--tta", action="store_true", help="test at the sizes and flips of the config's tta_pipeline")
+    add_checks(parser)
     return parser.parse_args(argv)
 
 
@@ -58,7 +59,7 @@ def _test(args: argparse.Namespace, console: Console) -> None:
     if cfg.get("test_dataloader") is None or cfg.get("test_cfg") is None:
         raise UserError(f"{args.config} says nothing about testing: it needs test_dataloader and test_cfg")
     checkpoint = read(args.checkpoint)
-    preflight.check(cfg, splits=["test"])
+    preflight.check_or_skip(cfg, ["test"], skip=args.skip_checks)
     if args.tta:
         use_tta(cfg)
     cfg.load_from, cfg.resume = None, False
@@ -100,4 +101,6 @@ def use_tta(cfg: Config) -> None:
     dataset.pipeline = cfg.tta_pipeline
     if cfg.model.get("test_cfg"):
         cfg.model.test_cfg.pop("logits", None)  # the logits are averaged
-    cfg.model = {**cfg.tta_model, "module": cfg.model}
+    averaging = cfg.tta_model.copy()  # in a plain dict, types that are classes could not be written to the log
+    averaging.module = cfg.model
+    cfg.model = averaging

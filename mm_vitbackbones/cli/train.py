@@ -9,7 +9,7 @@ from typing import Any
 from mmengine.config import Config
 
 from mm_vitbackbones.cli import preflight
-from mm_vitbackbones.cli.arguments import Parser, add_common
+from mm_vitbackbones.cli.arguments import Parser, add_checks, add_common
 from mm_vitbackbones.cli.config import load_config
 from mm_vitbackbones.cli.launch import registry_errors, set_launcher
 from mm_vitbackbones.cli.preflight import check_rules
@@ -50,6 +50,7 @@ def train_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--check-all", action="store_true", help="check every image and mask before training, not a sample"
     )
+    add_checks(parser)
     return parser.parse_args(argv)
 
 
@@ -75,7 +76,9 @@ def _train(args: argparse.Namespace, console: Console) -> None:
     if cfg.get("train_dataloader") is None or cfg.get("train_cfg") is None:
         raise UserError(f"{args.config} says nothing about training: it needs train_dataloader and train_cfg")
     splits = [split for split in ("train", "val") if cfg.get(f"{split}_dataloader") is not None]
-    preflight.check(cfg, splits, every=args.check_all)
+    if args.check_all and args.skip_checks:
+        raise UserError("--check-all and --skip-checks are contrary: give one of them")
+    preflight.check_or_skip(cfg, splits, args.check_all, args.skip_checks)
     if args.amp:
         use_amp(cfg, args.amp)
     checkpoint = None

@@ -15,6 +15,7 @@ from mmengine.registry import OPTIM_WRAPPERS
 from torch import nn
 
 from mm_vitbackbones.errors import UserError
+from mm_vitbackbones.nodes import type_name
 
 
 @OPTIM_WRAPPERS.register_module()
@@ -71,7 +72,7 @@ def use_amp(cfg: Config, choice: str) -> None:
         raise UserError("--amp fp16 needs a CUDA device; on a CPU use --amp bf16, or leave --amp out")
     if choice == "bf16" and not on_cuda and not cpu_computes_bf16():
         print_log("--amp bf16: this CPU has no bf16 instructions; expect this to be slower than fp32", "current", 30)
-    current = cfg.optim_wrapper.get("type", "OptimWrapper")
+    current = type_name(cfg.optim_wrapper) or "OptimWrapper"
     if current not in ("OptimWrapper", "AmpOptimWrapper"):
         raise UserError(
             f"--amp cannot replace optim_wrapper.type={current!r}; leave --amp out and set it in the config"

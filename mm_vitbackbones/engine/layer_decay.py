@@ -2,22 +2,56 @@
 
 from __future__ import annotations
 
+import logging
 import math
+from collections.abc import Mapping
 from typing import Any
 
-from mmengine.logging import MMLogger
+from mmengine.logging import MMLogger, print_log
 from mmengine.optim import DefaultOptimWrapperConstructor
 from torch import nn
 
 from mm_vitbackbones.backbones.base import Backbone
 from mm_vitbackbones.engine.console import IN_FILE
+from mm_vitbackbones.errors import did_you_mean
 from mm_vitbackbones.registry import OPTIM_WRAPPER_CONSTRUCTORS
 
+RULES = (
+    "bias_decay_mult",
+    "bias_lr_mult",
+    "bypass_duplicate",
+    "custom_keys",
+    "dcn_offset_lr_mult",
+    "dwconv_decay_mult",
+    "flat_decay_mult",
+    "norm_decay_mult",
+)
+"""What MMEngine's constructor looks for in ``paramwise_cfg``."""
 
-def unmatched_rules(rules: Any, model: nn.Module) -> list[str]:
-    """The rules by name (``custom_keys``) that are part of no parameter's name."""
+FACTORS = ("lr_mult", "decay_mult")
+"""What it looks for in each rule of ``custom_keys``."""
+
+
+def rules_without_effect(rules: Mapping[str, Any] | None, model: nn.Module) -> list[str]:
+    """What MMEngine's constructor passes over in ``paramwise_cfg``: one line for each rule of a name that it does not
+    know, and for each rule of ``custom_keys`` that is part of no parameter's name."""
+    found = [f"{rule!r} is no rule{did_you_mean(rule, RULES)}" for rule in rules or {} if rule not in RULES]
     names = [name for name, _ in model.named_parameters()]
-    return [rule for rule in rules or () if not any(rule in name for name in names)]
+    parts = {part for name in names for part in (*name.split("."), name, name.rpartition(".")[0])}
+    by_name = (rules or {}).get("custom_keys")
+    for key, factors in by_name.items() if isinstance(by_name, Mapping) else ():
+        if not any(key in name for name in names):
+            found.append(f"custom_keys: {key!r} is part of no parameter's name{did_you_mean(key, parts)}")
+        for factor in factors if isinstance(factors, Mapping) else ():
+            if factor not in FACTORS:
+                found.append(f"custom_keys[{key!r}]: {factor!r} is no factor{did_you_mean(factor, FACTORS)}")
+    return found
+
+
+def warn_of_rules(rules: Mapping[str, Any] | None, model: nn.Module) -> None:
+    """Log ``rules_without_effect``: a recipe may have rules for other networks, but a misspelt one would be lost."""
+    for line in rules_without_effect(rules, model):
+        print_log(f"optim_wrapper.paramwise_cfg has no effect here: {line}", logger="current", level=logging.WARNING)
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -40,8 +74,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         paramwise_cfg: ``layer_decay_rate``, above 0 and at most 1, and any of MMEngine's rules.
 
     Raises:
-        ValueError: without such a rate; when called, for a model without one of our backbones, and for a rule of
-            ``custom_keys`` that matches no parameter.
+        ValueError: without such a rate; when called, for a model without one of our backbones.
     """
 
     def __init__(self, optim_wrapper_cfg: dict[str, Any], paramwise_cfg: dict[str, Any] | None = None) -> None:
@@ -59,8 +92,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
     def _groups(self, params: list[dict], model: nn.Module) -> list[dict]:
         """One group for each setting, out of one for each parameter."""
-        if missing := unmatched_rules(self.paramwise_cfg.get("custom_keys"), model):
-            raise ValueError(f"paramwise_cfg.custom_keys: {missing} are part of no parameter's name")
+        warn_of_rules(self.paramwise_cfg, model)
         scales = self._scales(model)
         groups: dict[tuple, dict] = {}
         for single in params:

@@ -14,6 +14,7 @@ from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 from torch import nn
 
 from mm_vitbackbones.errors import shorten
+from mm_vitbackbones.nodes import is_pretrained
 
 
 class SummaryHook(Hook):
@@ -84,7 +85,7 @@ def _pretrained(node: Any, where: str) -> Iterator[tuple[str, str]]:
         return
     given = node.get("init_cfg") or []
     for each in given if isinstance(given, (list, tuple)) else [given]:
-        if isinstance(each, Mapping) and str(each.get("type")).rpartition(".")[2] == "Pretrained":
+        if is_pretrained(each):
             yield where, str(each.get("checkpoint"))
     for key, value in node.items():
         if key != "init_cfg":

@@ -23,6 +23,7 @@ from mmcv.cnn import build_norm_layer
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from torch import Tensor, nn
 
+from mm_vitbackbones.nodes import is_pretrained
 from mm_vitbackbones.ops import context, residual
 from mm_vitbackbones.registry import MODELS, WEIGHT_INITIALIZERS
 
@@ -75,7 +76,7 @@ class SegFormerHead(BaseDecodeHead):
 
     def init_weights(self) -> None:
         """MMEngine's hook: weights out of a file, or the classifier's own initialisation."""
-        if isinstance(self.init_cfg, dict) and self.init_cfg.get("type") == "Pretrained":
+        if is_pretrained(self.init_cfg):
             WEIGHT_INITIALIZERS.build(dict(self.init_cfg, type="mm_vitbackbones.Pretrained"))(self)
             self._is_init = True
         else:

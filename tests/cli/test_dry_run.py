@@ -13,9 +13,9 @@ from helpers.paths import CONFIGS
 pytest.importorskip("mmdet")
 pytest.importorskip("mmseg")
 
-from mm_vitbackbones.cli.config import nodes
 from mm_vitbackbones.cli.dry_run import image_size, main, try_config
 from mm_vitbackbones.errors import UserError
+from mm_vitbackbones.nodes import nodes
 
 pytestmark = [pytest.mark.mmdet, pytest.mark.mmseg]
 

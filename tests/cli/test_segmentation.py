@@ -160,13 +160,6 @@ def test_a_wrong_mask_is_refused_before_training(tmp_path: Path) -> None:
     assert f"{path} has the labels 40" in said
 
 
-def test_a_rule_for_no_parameter_is_refused(config: Path, tmp_path: Path) -> None:
-    rule = "optim_wrapper.paramwise_cfg.custom_keys.decode_haed.lr_mult=10"
-    said = refusal("train", config, "--work-dir", tmp_path / "work", "--cfg-options", rule)
-    assert "'decode_haed' is part of no parameter's name" in said
-    assert "decode_head.fuse" in said
-
-
 def test_classes_that_do_not_match_are_refused(config: Path, tmp_path: Path) -> None:
     said = refusal("train", config, "--work-dir", tmp_path / "work", "--cfg-options", "num_classes=4")
     assert (

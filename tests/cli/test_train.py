@@ -28,6 +28,7 @@ pytest.importorskip("mmdet")
 from mm_vitbackbones.checkpoints.unwrapping import unwrap_model
 from mm_vitbackbones.cli import preflight, test, train
 from mm_vitbackbones.cli.arguments import run
+from mm_vitbackbones.cli.config import load_config
 from mm_vitbackbones.engine import amp, resume
 from mm_vitbackbones.engine.drawing import CAPTION
 from mm_vitbackbones.engine.hooks import CurvesHook, PicturesHook
@@ -243,6 +244,30 @@ def test_contradictions_in_a_config_are_refused(
 ) -> None:
     message = refused(config, "--cfg-options", *options)
     assert all(words in message for words in expected), message
+
+
+def test_the_way_past_the_checks_is_named_once_and_leads_to_the_run(
+    refused: Callable[..., str], config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = ("--cfg-options", "model.bbox_head.num_classes=7")
+    weights = tmp_path / "weights.pth"
+    torch.save({"state_dict": {"a": torch.zeros(1)}}, weights)
+    for tool, arguments in ((train.main, ()), (test.main, (weights,))):
+        said = refused(config, *arguments, *wrong, tool=tool)
+        assert said.count("(--skip-checks begins without these checks)") == 1
+
+        def begin(*_: Any) -> Any:
+            raise UserError("the runner is built")
+
+        with monkeypatch.context() as patch:
+            patch.setattr("mm_vitbackbones.engine.console.Console.runner", begin)
+            said = refused(config, *arguments, "--skip-checks", *wrong, tool=tool)
+        assert "the runner is built" in said
+        assert "--skip-checks begins" not in said
+    assert "are contrary" in refused(config, "--skip-checks", "--check-all")
+    with pytest.raises(UserError) as caught:
+        preflight.check(load_config(config, {"model.bbox_head.num_classes": 7}), ["train"])
+    assert "--skip-checks" not in str(caught.value)  # check_data has no such option
 
 
 @pytest.mark.parametrize(

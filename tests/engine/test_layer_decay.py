@@ -6,11 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
 from torch import nn
 
 from helpers.toys import TOYS
+from mm_vitbackbones.cli.preflight import check_rules
+from mm_vitbackbones.engine import layer_decay
 from mm_vitbackbones.engine.console import IN_FILE
 
 RULES = dict(norm_decay_mult=0.0, bias_decay_mult=0.0)
@@ -98,13 +101,48 @@ def test_groups_are_logged_as_a_line_and_a_table(monkeypatch):
     [
         (Detector, dict(layer_decay_rate=1.5), "layer_decay_rate=1.5"),
         (Detector, dict(layer_decay_rate=None), "layer_decay_rate=None"),
-        (Detector, dict(custom_keys=dict(haed=dict(lr_mult=2.0))), r"\['haed'\] are part of no parameter's name"),
         (lambda: nn.Linear(2, 2), {}, "no backbone of mm_vitbackbones"),
     ],
 )
 def test_wrong_rules_are_refused(model, rules, message):
     with pytest.raises(ValueError, match=message):
         settings(model(), **rules)
+
+
+WITHOUT_EFFECT = [
+    (dict(custom_keys=dict(haed=dict(lr_mult=2.0))), "'haed' is part of no parameter's name; did you mean 'head'?"),
+    (dict(custom_keys=dict(absolute_pos_embed=dict(decay_mult=0.0))), "'absolute_pos_embed' is part of no parameter's"),
+    (dict(custom_keys=dict(head=dict(decay_mul=0.0))), "'decay_mul' is no factor; did you mean 'decay_mult'"),
+    (dict(norm_decay_mul=0.0), "'norm_decay_mul' is no rule; did you mean 'norm_decay_mult'"),
+]
+"""Rules of an optimizer that MMEngine's constructor passes over, and what is said of each."""
+
+
+@pytest.fixture
+def said(monkeypatch) -> list[str]:
+    """The warnings about rules."""
+    messages: list[str] = []
+    monkeypatch.setattr(layer_decay, "print_log", lambda message, logger, level: messages.append(message))
+    return messages
+
+
+@pytest.mark.parametrize(("rules", "message"), WITHOUT_EFFECT)
+@pytest.mark.parametrize("constructor", ["ours", "mmengines"])
+def test_a_rule_without_effect_is_a_warning(rules, message, constructor, said):
+    if constructor == "ours":
+        settings(Detector(), **rules)
+    else:
+        check_rules(Config(dict(optim_wrapper=dict(paramwise_cfg=rules))), Detector())
+    assert len(said) == 1
+    assert message in said[0]
+
+
+def test_rules_that_match_and_those_of_other_constructors_are_no_warning(said):
+    rules = dict(norm_decay_mult=0.0, custom_keys={"head": dict(lr_mult=2.0), "stages.3": dict(decay_mult=0.0)})
+    other = dict(constructor="LearningRateDecayOptimizerConstructor", paramwise_cfg=dict(num_layers=12))
+    check_rules(Config(dict(optim_wrapper=dict(paramwise_cfg=rules))), Detector())
+    check_rules(Config(dict(optim_wrapper=other)), Detector())
+    assert not said
 
 
 def test_one_step_changes_backbone_and_head():
