@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Collection
-from typing import Any, ClassVar
+from typing import Any
 
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -63,24 +63,25 @@ def copies(run: Callable[[], Any], at_least: int, ignore: Collection[tuple[int, 
 
 def multiply_adds(run: Callable[[], Any]) -> int:
     """The multiply-adds of convolutions, matrix products and attention in ``run``, also on the meta device."""
-    counter = FlopCounterMode(display=False)
-    # Its tracker finds the module of an operator by hooks on all modules, and hooks switch the fast forms off.
-    counter.mod_tracker = _NoModules()  # type: ignore[assignment]
-    with counter:
+    with _Counter() as counter:
         run()
-    return int(counter.get_total_flops() // 2)
+    return counter.operations // 2
 
 
-class _NoModules:
-    """In place of PyTorch's tracker of modules: all operators are counted together."""
+class _Counter(TorchDispatchMode):
+    """Adds up PyTorch's formulas of operators. Its own counter puts hooks on all modules, which switch the fast forms
+    off, and takes each operator without a formula apart."""
 
-    parents: ClassVar[set[str]] = {"Global"}
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations = 0
+        self._formulas = FlopCounterMode(display=False).flop_registry
 
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *error: Any) -> None:
-        pass
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if (formula := self._formulas.get(func.overloadpacket)) is not None:
+            self.operations += int(formula(*args, **(kwargs or {}), out_val=result))
+        return result
 
 
 class OperatorCount(TorchDispatchMode):

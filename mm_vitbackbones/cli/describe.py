@@ -69,7 +69,8 @@ def describe(config: Mapping[str, Any], size: tuple[int, int] = (512, 512), name
         backbone = BACKBONES.build({**config, "type": kind, "init_cfg": None}).eval().requires_grad_(False)
         image = torch.empty(1, backbone.in_channels, *size)
         with torch.no_grad():
-            maps, count = backbone(image), multiply_adds(lambda: backbone(image))
+            maps: list[torch.Tensor] = []
+            count = multiply_adds(lambda: maps.extend(backbone(image)))
     levels = zip(backbone.out_indices, backbone.channels, backbone.strides, maps, strict=True)
     return Description(
         name or type_name(config),
