@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +19,8 @@ from mm_vitbackbones.backbones.base import Backbone
 from mm_vitbackbones.checkpoints.loading import arch_name, family_of
 from mm_vitbackbones.checkpoints.published import resolve
 from mm_vitbackbones.cli.config import heads
-from mm_vitbackbones.data.coco import CocoSummary, check_coco, some
+from mm_vitbackbones.data.coco import CocoSummary, check_coco, check_measured, read_coco, some
+from mm_vitbackbones.data.coco_masks import load_annotations
 from mm_vitbackbones.data.masks import check_masks
 from mm_vitbackbones.engine.layer_decay import warn_of_rules
 from mm_vitbackbones.errors import CheckpointError, UserError, did_you_mean
@@ -43,8 +43,11 @@ LAYOUTS = {
 PROCESSING = ("pipeline", "lazy_init", "serialize_data", "max_refetch")
 """Arguments of a dataset that say how its images are read, not which ones."""
 
-LEAVING_OUT = ("filter_cfg", "test_mode")
-"""Arguments of a dataset that say which of its images are left out."""
+MASKS = "(how masks are loaded)"
+"""The one part of a pipeline that counts."""
+
+LEAVING_OUT = ("filter_cfg", "test_mode", MASKS)
+"""What says which images of a dataset are left out, or which of their objects."""
 
 
 LARGE = 64 * 2**20
@@ -84,20 +87,22 @@ def check(cfg: Config, splits: Sequence[str], every: bool = False) -> None:
         UserError: for the first error that is found.
     """
     libraries.use(libraries.scope_of(cfg))
-    summaries: dict[str, CocoSummary] = {}
+    named: dict[str, Sequence[str]] = {}
     for where, dataset, seen in distinct_datasets(cfg, splits):
         check_data_exists(dataset, where)
         classes = classes_of(dataset)
         if classes is not None:
-            if summary := check_annotations(dataset, classes, where, every, seen):
-                summaries[where] = summary
+            named[where] = classes
+            labelled = any(f"{split}_dataloader" in where and needs_annotations(cfg, split) for split in splits)
+            if summary := check_annotations(dataset, classes, where, every, seen, labelled):
                 print_log(f"{where}: {summary}", logger="current")
             check_num_classes(cfg.model, len(classes), where)
         if "train" in splits and (dataset.get("data_prefix") or {}).get("seg_map_path") and not seen:
             check_masks(dataset, where, every)
-    for split in splits:
-        check_evaluators(cfg, split)
-    check_same_categories(summaries)
+    check_same_labels(named)
+    check_evaluators(cfg, splits, every)
+    if "train" in splits and "val" in splits:
+        check_results_prefix(cfg, "val")
     check_backbone(cfg.model)
     if "train" in splits:
         check_optimizer(cfg)
@@ -110,13 +115,14 @@ def distinct_datasets(cfg: Config, splits: Sequence[str]) -> Iterator[tuple[str,
     """The datasets of these splits, each once: the dataloaders that have it (``val_dataloader and test_dataloader``),
     the dataset, and whether an earlier one has the same files and leaves out other images.
 
-    How images are transformed does not count.
+    How images are transformed does not count, except for whether masks are loaded.
     """
     found: list[tuple[list[str], dict[str, Any], Mapping[str, Any]]] = []
     for split in splits:
         where = f"{split}_dataloader"
         for dataset in datasets_of(cfg.get(where)):
             kept = {key: value for key, value in dataset.items() if key not in PROCESSING}
+            kept[MASKS] = load_annotations(dataset.get("pipeline"))
             loaders = next((loaders for loaders, known, _ in found if known == kept), None)
             if loaders is None:
                 found.append(([where], kept, dataset))
@@ -186,27 +192,66 @@ def classes_of(dataset: Mapping[str, Any]) -> Sequence[str] | None:
         raise UserError(f"metainfo: classes={classes!r} is a string; write a tuple of names: classes=({classes!r},)")
     elif isinstance(classes, str):
         classes = Path(classes).read_text(encoding="utf-8").splitlines()
+    elif not isinstance(classes, (list, tuple)):
+        raise UserError(f"metainfo: classes={classes!r} is no tuple of names")
     return classes
 
 
 def check_annotations(
-    dataset: Mapping[str, Any], classes: Sequence[str], where: str, every: bool = False, seen: bool = False
+    dataset: Mapping[str, Any],
+    classes: Sequence[str],
+    where: str,
+    every: bool = False,
+    seen: bool = False,
+    labelled: bool = True,
 ) -> CocoSummary | None:
     """Check that a COCO-format file holds what the config says, as mmdet will read it. A large file is checked with
-    ``every`` only. Images that have been ``seen`` are not checked again."""
+    ``every`` only. Images that have been ``seen`` are not checked again. Without ``labelled`` there may be no
+    annotations."""
     path = annotation_file(dataset)
-    if path is None or (path.stat().st_size >= LARGE and not every):
+    if path is None or not is_read_as_coco(dataset) or (path.stat().st_size >= LARGE and not every):
         return None
-    return check_coco(dataset, path, classes, where, every, seen)
+    if "img" not in (dataset.get("data_prefix") or {}):
+        raise UserError(f"{where}: the dataset needs data_prefix=dict(img=...), the folder of its images")
+    return check_coco(dataset, path, classes, where, every, seen, labelled)
 
 
-def check_same_categories(summaries: Mapping[str, CocoSummary]) -> None:
-    """Check that training and test data have the same categories, in the same order."""
-    for (first, one), (where, other) in itertools.pairwise(summaries.items()):
-        if other.categories != one.categories:
+def is_read_as_coco(dataset: Mapping[str, Any]) -> bool:
+    """Whether a dataset is mmdet's CocoDataset, or derived from it without another way to read its file."""
+    dataset_class, coco = (look_up(DATASETS, name) for name in (dataset.get("type"), "mmdet.CocoDataset"))
+    if not (isinstance(dataset_class, type) and isinstance(coco, type)):
+        return True  # a wrong type is reported when it is built
+    readers = ("load_data_list", "parse_data_info", "COCOAPI")
+    return issubclass(dataset_class, coco) and all(
+        getattr(dataset_class, name) is getattr(coco, name) for name in readers
+    )
+
+
+def needs_annotations(cfg: Config, split: str) -> bool:
+    """Whether a split is trained on, or something is measured by its annotations."""
+    return split == "train" or any(
+        not evaluator.get("format_only") and not type_name(evaluator).startswith("Dump")
+        for evaluator in evaluators_of(cfg, split)
+    )
+
+
+def check_same_labels(classes: Mapping[str, Sequence[str]]) -> None:
+    """Check that no class has one label in one data set, and another in the next."""
+    (first, known), *others = [*classes.items()] or [("", ())]
+    for where, names in others:
+        moved = [name for name in names if name in known and [*names].index(name) != [*known].index(name)]
+        if moved:
+            label, other = [*names].index(moved[0]), [*known].index(moved[0])
             raise UserError(
-                f"the categories of {other.path} ({where}) are {some(other.categories)}, and those of {one.path} "
-                f"({first}) {some(one.categories)}: they have to be the same, in the same order"
+                f"the class {moved[0]!r} has label {label} in {where}, and {other} in {first}: set "
+                "the same metainfo=dict(classes=(...)) for both, in the same order"
+            )
+        if [*names] != [*known]:
+            print_log(
+                f"the classes of {where} are {some(names)}, and those of {first} {some(known)}: a label stands for the "
+                "names at its place in both",
+                logger="current",
+                level=logging.WARNING,
             )
 
 
@@ -220,13 +265,81 @@ def check_num_classes(model: Any, count: int, where: str) -> None:
             )
 
 
-def check_evaluators(cfg: Config, split: str) -> None:
-    """Check that the annotation files that evaluators read exist."""
+def evaluators_of(cfg: Config, split: str) -> list[Mapping[str, Any]]:
+    """The configs of the evaluators of a split."""
     evaluators = cfg.get(f"{split}_evaluator") or []
-    for evaluator in evaluators if isinstance(evaluators, (list, tuple)) else [evaluators]:
-        path = evaluator.get("ann_file") if isinstance(evaluator, Mapping) else None
-        if isinstance(path, str) and "://" not in path and not Path(path).is_file():
-            raise UserError(f"{split}_evaluator: no file {path}; set its ann_file to the dataset's annotation file")
+    listed = evaluators if isinstance(evaluators, (list, tuple)) else [evaluators]
+    if len(listed) == 1 and isinstance(listed[0], Mapping) and isinstance(listed[0].get("metrics"), (list, tuple)):
+        listed = listed[0]["metrics"]  # of an evaluator that is written out
+    return [evaluator for evaluator in listed if isinstance(evaluator, Mapping)]
+
+
+def type_name(config: Mapping[str, Any]) -> str:
+    """The name of a config's type, which may be a class, without its scope."""
+    kind = config.get("type")
+    return (kind if isinstance(kind, str) else getattr(kind, "__name__", "")).rpartition(".")[2]
+
+
+def check_evaluators(cfg: Config, splits: Sequence[str], every: bool = False) -> None:
+    """Check that the annotation files that evaluators read exist, and that CocoMetrics can measure by them."""
+    done: list[tuple[Any, ...]] = []
+    for split in splits:
+        for evaluator in evaluators_of(cfg, split):
+            path = evaluator.get("ann_file")
+            if isinstance(path, str) and "://" not in path and not Path(path).is_file():
+                raise UserError(f"{split}_evaluator: no file {path}; set its ann_file to the dataset's annotation file")
+            if type_name(evaluator) != "CocoMetric":
+                continue
+            datasets = [*datasets_of(cfg.get(f"{split}_dataloader"))]
+            if path is None:
+                check_carries_instances(datasets, f"{split}_evaluator")
+            what = (path, evaluator.get("metric"), evaluator.get("format_only"), [annotation_file(d) for d in datasets])
+            if isinstance(path, str) and "://" not in path and what not in done:
+                done.append(what)
+                check_coco_metric(evaluator, Path(path), datasets, f"{split}_evaluator", every)
+
+
+def check_coco_metric(
+    evaluator: Mapping[str, Any], path: Path, datasets: Sequence[Mapping[str, Any]], where: str, every: bool
+) -> None:
+    """Check the file of a CocoMetric, and that it lists the images of the datasets. A large file is checked with
+    ``every`` only."""
+    classes = next((classes for dataset in datasets if (classes := classes_of(dataset)) is not None), None)
+    if classes is None or evaluator.get("format_only") or (path.stat().st_size >= LARGE and not every):
+        return
+    metrics = evaluator.get("metric", "bbox")
+    metrics = [metrics] if isinstance(metrics, str) else metrics
+    images = check_measured(path, classes, metrics, where, bool(evaluator.get("sort_categories")))
+    for dataset in datasets:
+        file = annotation_file(dataset)
+        if file is None or file.resolve() == path.resolve() or not is_read_as_coco(dataset):
+            continue
+        if file.stat().st_size < LARGE or every:
+            listed = [image["id"] for image in read_coco(file, where, labelled=False)["images"]]
+            if lacking := [key for key in listed if key not in images]:
+                raise UserError(
+                    f"{where}: {path} does not list {len(lacking)} images of {file}, such as id {lacking[0]!r}: set "
+                    "its ann_file to the dataset's annotation file"
+                )
+
+
+def check_carries_instances(datasets: Sequence[Mapping[str, Any]], where: str) -> None:
+    """Check that a CocoMetric without a file gets the annotations with the images."""
+    steps = [step for dataset in datasets for step in dataset.get("pipeline") or () if isinstance(step, Mapping)]
+    packing = [step for step in steps if type_name(step) == "PackDetInputs"]
+    if any("instances" not in (step.get("meta_keys") or ()) for step in packing):
+        raise UserError(f"{where}: CocoMetric has no ann_file; set it to the dataset's annotation file")
+
+
+def check_results_prefix(cfg: Config, split: str) -> None:
+    """Check that a CocoMetric that only writes results knows where."""
+    for evaluator in evaluators_of(cfg, split):
+        if evaluator.get("format_only") and not evaluator.get("outfile_prefix"):
+            hint = ", or give --out FILE.json" if split == "test" else ""
+            raise UserError(
+                f"{split}_evaluator: format_only=True writes a results file and measures nothing; say where by its "
+                f"outfile_prefix{hint}"
+            )
 
 
 def check_backbone(model: Any) -> None:

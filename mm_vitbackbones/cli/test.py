@@ -75,6 +75,7 @@ def _test(args: argparse.Namespace, console: Console) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         if args.out:
             dump_predictions(cfg, args.out, Path(scratch))
+        preflight.check_results_prefix(cfg, "test")
         set_launcher(cfg, args.launcher)
         with registry_errors(args.config):
             runner = console.runner(cfg)

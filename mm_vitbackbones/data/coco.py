@@ -1,27 +1,41 @@
 """Errors in a detection data set in COCO's format, found before a run begins.
 
-With mmdet alone most of them end as an AP of 0, or as the right boxes with the wrong names.
+With mmdet alone most of them end as an AP of 0, as the right boxes with the wrong names, or as objects that are never
+trained on.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
+from mm_vitbackbones.data import coco_masks
+from mm_vitbackbones.data.coco_fields import (
+    BOX_METRIC,
+    DATASET,
+    MASK_METRIC,
+    METRIC,
+    check_fields,
+    check_sortable,
+    check_tables,
+    check_unique,
+)
+from mm_vitbackbones.data.coco_images import check_images
 from mm_vitbackbones.errors import UserError, did_you_mean
-from mm_vitbackbones.progress import track
-
-SAMPLE = 100
-"""How many images a sample has, spread evenly over the data set."""
 
 MOST = 0.5
-"""If a larger share of the boxes look like two corners, the file is refused."""
+"""If a larger share of the boxes look like two corners, or of the masks lie elsewhere, the file is refused."""
+
+UNUSABLE = "with an unusable mask"
+CROWD = "crowds"
+"""Why mmdet leaves out an annotation. Crowds are loaded, to be ignored."""
+
+Content = Mapping[str, Sequence[Mapping[str, Any]]]
+"""Images, annotations and categories."""
 
 
 @dataclass
@@ -29,13 +43,17 @@ class CocoSummary:
     """What a COCO-format file holds for the classes of a config, as mmdet reads it."""
 
     path: Path
-    categories: list[str]
     images: int
     annotations: int
     dropped: Counter[str] = field(default_factory=Counter)
     """Annotations that are not trained on, by why."""
     left: int = 0
     """Images that are trained on, or tested."""
+    why_unusable: str = ""
+    """What is wrong with the first mask that is unusable."""
+    polygons: int = 0
+    """Polygons that are left out of masks that stay: mmdet leaves out those of fewer than three points, or of an odd
+    number of coordinates."""
 
     @property
     def kept(self) -> int:
@@ -43,74 +61,166 @@ class CocoSummary:
         return self.annotations - sum(self.dropped.values())
 
     def __str__(self) -> str:
-        lost = ", ".join(f"{count} {why}" for why, count in self.dropped.items())
+        reasons = {why: f" ({self.why_unusable})" if why == UNUSABLE else "" for why in self.dropped}
+        lost = [f"{self.dropped[why]} {why}{detail}" for why, detail in reasons.items()]
+        if self.polygons:
+            lost.append(f"{self.polygons} polygons of too few or an odd number of coordinates, out of masks that stay")
         return f"{self.path}: {self.left} of {self.images} images, {self.kept} of {self.annotations} annotations" + (
-            f" (left out: {lost})" if lost else ""
+            f" (left out: {', '.join(lost)})" if lost else ""
         )
 
 
 def check_coco(
-    dataset: Mapping[str, Any], path: Path, classes: Sequence[str], where: str, every: bool, seen: bool = False
+    dataset: Mapping[str, Any],
+    path: Path,
+    classes: Sequence[str],
+    where: str,
+    every: bool,
+    seen: bool = False,
+    labelled: bool = True,
 ) -> CocoSummary:
     """Check a COCO-format file and a sample of its images, or all of them, against a config's data set.
 
-    Images that have been ``seen``, for another data set of the same files, are not checked.
+    Args:
+        seen: the images were checked for another data set of the same files, and are not checked again.
+        labelled: it is trained on or measured by, and so needs annotations.
+
+    Raises:
+        UserError: for the first error that is found.
+    """
+    content = read_coco(path, where, labelled)
+    listed: set[Any] = set()
+
+    def counts(annotation: Mapping[str, Any]) -> bool:
+        if not listed:
+            listed.update(image["id"] for image in content["images"])
+        return annotation["image_id"] in listed and not annotation.get("ignore")
+
+    check_fields(content, [DATASET], counts, path, where)
+    check_unique(content, path, where)
+    check_classes(classes, content, path, where)
+    check_boxes(content, counts, path, where)
+    if not seen:
+        check_images(content["images"], dataset, where, every, compare=bool(content["annotations"]))
+    summary = summarise(content, path, classes, dataset)
+    check_masks(content, summary, classes, dataset, where)
+    if labelled and not (summary.left and summary.kept):
+        raise UserError(f"{where}: no image of {path} has an annotation that can be trained on or measured; {summary}")
+    return summary
+
+
+def check_measured(
+    path: Path, classes: Sequence[str], metrics: Sequence[str], where: str, sort_categories: bool = False
+) -> set[Any]:
+    """Check the file that a CocoMetric measures by. pycocotools leaves out nothing that it cannot read.
+
+    Args:
+        metrics: of ``bbox``, ``segm``, ``proposal`` and ``proposal_fast``.
+        sort_categories: as of CocoMetric.
+
+    Returns:
+        the ids of its images.
 
     Raises:
         UserError: for the first error that is found.
     """
     content = read_coco(path, where)
-    categories = [category["name"] for category in content["categories"]]
-    check_classes(classes, categories, path, where)
-    check_boxes(content, path, where)
-    folder = Path(dataset.get("data_root") or "", (dataset.get("data_prefix") or {}).get("img") or "")
-    if not seen:
-        check_pictures(content["images"], folder, where, every)
-    summary = summarise(content, path, classes, dataset)
-    if not summary.left or not summary.kept:
-        raise UserError(f"{where}: no image of {path} has an annotation that can be trained on; {summary}")
-    return summary
+    listed: set[Any] = set()
+    named: set[Any] = set()
+
+    def counts(annotation: Mapping[str, Any]) -> bool:
+        if not listed:
+            listed.update(image["id"] for image in content["images"])
+            named.update(category["id"] for category in content["categories"] if category.get("name") in classes)
+        return annotation["image_id"] in listed and annotation["category_id"] in named
+
+    readers = [METRIC, *(MASK_METRIC for name in metrics if name == "segm")]
+    readers += [BOX_METRIC for name in metrics if name != "segm"]
+    check_fields(content, readers, counts, path, where)
+    check_unique(content, path, where)
+    check_sortable(content, path, where)
+    if sort_categories:
+        content["categories"].sort(key=lambda category: category["id"])
+    check_classes(classes, content, path, where)
+    if "segm" in metrics:
+        sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
+        faults = _Clauses()
+        for annotation in filter(counts, content["annotations"]):
+            why = coco_masks.judge_for_metric(annotation.get("segmentation"), sizes[annotation["image_id"]])
+            faults.add(why, annotation["id"])
+        if faults:
+            raise UserError(
+                f"{where}: metric='segm' cannot be measured by {path}, which has {faults}: correct them, or measure "
+                "metric='bbox' alone"
+            )
+    return listed
 
 
-def read_coco(path: Path, where: str) -> dict[str, Any]:
-    """The content of a file, with images, annotations and categories in it."""
+def read_coco(path: Path, where: str, labelled: bool = True) -> dict[str, list[dict[str, Any]]]:
+    """The content of a file: images, annotations (there may be none if not ``labelled``) and categories."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        found = {key: content[key] for key in ("images", "annotations", "categories")}
-        _ = [category["name"] for category in found["categories"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{where}: {path} is not in COCO's format ({type(error).__name__}: {error}); "
-            "it needs images, annotations and categories"
-        ) from None
-    if not found["images"]:
+    except (ValueError, RecursionError, OSError) as error:
+        raise UserError(f"{where}: {path} cannot be read ({type(error).__name__}: {error})") from None
+    tables = check_tables(content, path, where, labelled)
+    if not tables["images"]:
         raise UserError(f"{where}: {path} lists no images")
-    if not found["annotations"]:
-        raise UserError(f"{where}: {path} holds no annotations, so there is nothing to learn or to measure")
-    return found
+    if labelled and not tables["annotations"]:
+        advice = "" if where.startswith("train") else "; to predict alone, set format_only=True of the CocoMetric"
+        raise UserError(f"{where}: {path} holds no annotations, so there is nothing to learn or to measure{advice}")
+    return tables
 
 
-def check_classes(classes: Sequence[str], categories: Sequence[str], path: Path, where: str) -> None:
-    """Check that the classes are categories of the file, in its order: mmdet numbers classes by the file's order."""
+def check_classes(classes: Sequence[str], content: Content, path: Path, where: str) -> None:
+    """Check that the classes are categories of the file, each once and in its order: mmdet numbers classes by the
+    file's order, and each category of a class's name by itself. Categories of other names do not matter."""
+    twice = [name for name, count in Counter(classes).items() if count > 1]
+    if twice:
+        raise UserError(f"{where}: metainfo names the classes {some(twice)} more than once: name each once")
+    categories = [category["name"] for category in content["categories"]]
     unknown = [name for name in classes if name not in categories]
     if unknown:
-        near = did_you_mean(unknown[0], categories)
+        near = did_you_mean(str(unknown[0]), categories)
         raise UserError(
             f"{where}: the classes {some(unknown)} are not among the categories of {path}, {some(categories)}{near}; "
             "set metainfo=dict(classes=(...)) of the dataset to names out of these"
         )
-    in_order = [name for name in categories if name in classes]
-    if in_order != [*classes]:
+    in_order = [category for category in content["categories"] if category["name"] in classes]
+    for name, count in Counter(category["name"] for category in in_order).items():
+        if count > 1:
+            raise UserError(f"{where}: {path} has {_same_name(name, in_order, content)}")
+    names = tuple(category["name"] for category in in_order)
+    if names != (*classes,):
         raise UserError(
             f"{where}: the classes are in another order than the categories of {path}, and boxes would get the wrong "
-            f"names; set metainfo=dict(classes={tuple(in_order)!r})"
+            f"names; set metainfo=dict(classes={names!r})"
         )
 
 
-def check_boxes(content: Mapping[str, Any], path: Path, where: str) -> None:
+def _same_name(name: str, in_order: Sequence[Mapping[str, Any]], content: Content) -> str:
+    """What becomes of several categories of one name, and what to do."""
+    ids = [category["id"] for category in in_order if category["name"] == name]
+    used = Counter(annotation["category_id"] for annotation in content["annotations"])
+    lone = [key for key in ids if not used[key]] or ids[1:]
+    if len(lone) == len(ids):
+        lone = ids[1:]
+    kept = next(key for key in ids if key not in lone)
+    numbers = f"{', '.join(map(repr, ids[:-1]))} and {ids[-1]!r}"
+    advice = f"remove the category {', '.join(map(repr, lone))} from the file"
+    if any(used[key] for key in lone):
+        advice = f"give the annotations of {', '.join(map(repr, lone))} the category_id {kept!r} and {advice}"
+    else:
+        advice += ", as no annotation has it"
+    return (
+        f"several categories named {name!r}, the ids {numbers}: mmdet makes a label of each id, and shifts those of "
+        f"the classes after it, so that objects get wrong names; {advice}"
+    )
+
+
+def check_boxes(content: Content, counts: Callable[[Mapping[str, Any]], bool], path: Path, where: str) -> None:
     """Check that boxes are (x, y, width, height), not two corners."""
-    sizes = {image["id"]: (image.get("width", 0), image.get("height", 0)) for image in content["images"]}
-    boxes = [(a["bbox"], sizes.get(a.get("image_id"), (0, 0))) for a in content["annotations"] if a.get("bbox")]
+    sizes = {image["id"]: (image["width"], image["height"]) for image in content["images"]}
+    boxes = [(a["bbox"], sizes[a["image_id"]]) for a in content["annotations"] if counts(a)]
     outside = [(b, s) for b, s in boxes if b[0] + b[2] > s[0] + 1 or b[1] + b[3] > s[1] + 1]
     corners = [b for b, s in outside if b[0] < b[2] <= s[0] + 1 and b[1] < b[3] <= s[1] + 1]
     if boxes and len(corners) > MOST * len(boxes):
@@ -120,75 +230,128 @@ def check_boxes(content: Mapping[str, Any], path: Path, where: str) -> None:
         )
 
 
-def check_pictures(images: Sequence[Mapping[str, Any]], folder: Path, where: str, every: bool) -> None:
-    """Check that a sample of the images exists or, with ``every``, that each of them can be read."""
-    some_images = images if every else images[:: max(1, len(images) // SAMPLE)]
-    missing = [image["file_name"] for image in some_images if not (folder / image["file_name"]).is_file()]
-    if missing:
-        looked = f"{len(missing)} of {len(some_images)} images that were looked for"
-        raise UserError(f"{where}: {looked} are not in {folder}, such as {missing[0]}: set data_prefix=dict(img=...)")
-    if not every:
+def check_masks(
+    content: Content, summary: CocoSummary, classes: Sequence[str], dataset: Mapping[str, Any], where: str
+) -> None:
+    """Check the masks of the objects that the pipeline loads, if any, and add to the summary those that it leaves out.
+
+    Raises:
+        UserError: if a mask would fail, or give other pixels; or if most lie elsewhere than their boxes.
+    """
+    step = coco_masks.load_annotations(dataset.get("pipeline"))
+    if step is None:
         return
-    broken = []
-    for image in track(images, f"{where}: looking at images"):
-        try:
-            with Image.open(folder / image["file_name"]) as picture:
-                picture.load()
-        except (OSError, SyntaxError, ValueError) as error:
-            broken.append((image["file_name"], error))
-    if broken:
+    poly2mask = bool(step.get("poly2mask", True))
+    wrong, used, elsewhere = _Clauses(), 0, []
+    for annotation, why_dropped, size in _each(content, classes, dataset):
+        if why_dropped not in ("", CROWD):
+            continue
+        mask = annotation.get("segmentation")
+        why, is_left_out = coco_masks.judge(mask, size, poly2mask)
+        if why and not is_left_out:
+            wrong.add(why, annotation["id"])
+        elif why and not why_dropped:
+            summary.dropped[UNUSABLE] += 1
+            summary.why_unusable = summary.why_unusable or f"the first is id {annotation['id']!r}, {why}"
+        elif not why:
+            used += 1
+            summary.polygons += coco_masks.lost_polygons(mask)
+            if coco_masks.is_elsewhere(mask, annotation["bbox"]):
+                elsewhere.append(annotation["id"])
+    if wrong:
         raise UserError(
-            f"{where}: {len(broken)} of {len(images)} images cannot be read, such as {folder / broken[0][0]} "
-            f"({broken[0][1]}): fix them, or take them out of the annotation file"
+            f"{where}: the pipeline loads masks (with_mask=True), and {summary.path} has {wrong}: correct them, or "
+            "train without masks"
+        )
+    if elsewhere and len(elsewhere) > MOST * used:
+        raise UserError(
+            f"{where}: {len(elsewhere)} of {used} masks of {summary.path} lie outside of their boxes, such as that of "
+            f"id {elsewhere[0]!r}: polygons are [x1, y1, x2, y2, ...] in pixels of the image"
         )
 
 
-def summarise(
-    content: Mapping[str, Any], path: Path, classes: Sequence[str], dataset: Mapping[str, Any]
-) -> CocoSummary:
-    """What mmdet will leave out, by its own rules."""
-    names = {category["id"]: category["name"] for category in content["categories"]}
-    annotations, rules = content["annotations"], dataset.get("filter_cfg") or {}
-    summary = CocoSummary(path, [*names.values()], len(content["images"]), len(annotations))
-    sizes = {image["id"]: (image.get("width", 0), image.get("height", 0)) for image in content["images"]}
-    filled = set()
-    for annotation in annotations:
-        why = _why_dropped(annotation, names, classes, sizes)
+class _Clauses:
+    """Annotations by what is wrong with each, for a message."""
+
+    def __init__(self) -> None:
+        self._ids: dict[str, list[Any]] = {}
+
+    def add(self, why: str, key: Any) -> None:
         if why:
-            summary.dropped[why] += 1
-        if names.get(annotation.get("category_id", -1)) in classes:  # of any size: mmdet does not check it
-            filled.add(annotation.get("image_id"))
-    small = rules.get("min_size", 0)
-    test_mode, skip_empty = dataset.get("test_mode", False), rules.get("filter_empty_gt", False)
+            self._ids.setdefault(why, []).append(key)
+
+    def __bool__(self) -> bool:
+        return bool(self._ids)
+
+    def __str__(self) -> str:
+        return "; ".join(
+            f"{len(ids)} annotations {why} (the first is id {ids[0]!r})"
+            if len(ids) > 1
+            else f"1 annotation {why} (id {ids[0]!r})"
+            for why, ids in self._ids.items()
+        )
+
+
+def summarise(content: Content, path: Path, classes: Sequence[str], dataset: Mapping[str, Any]) -> CocoSummary:
+    """What mmdet will leave out, by its own rules, masks apart."""
+    summary = CocoSummary(path, len(content["images"]), len(content["annotations"]))
+    summary.dropped.update(why for _, why, _ in _each(content, classes, dataset) if why)
+    named = {category["id"] for category in content["categories"] if category["name"] in classes}
+    # Of any size, and to be ignored or not: mmdet does not check it.
+    filled = {annotation["image_id"] for annotation in content["annotations"] if annotation["category_id"] in named}
+    smallest, skip_empty = _filters(dataset)
     summary.left = sum(
-        test_mode or (min(size) >= small and (not skip_empty or image in filled)) for image, size in sizes.items()
+        min(image["width"], image["height"]) >= smallest and (not skip_empty or image["id"] in filled)
+        for image in content["images"]
     )
     return summary
 
 
+def _filters(dataset: Mapping[str, Any]) -> tuple[float, bool]:
+    """The shortest side of images that are not left out, and whether those without objects are."""
+    rules = {} if dataset.get("test_mode") else dataset.get("filter_cfg") or {}
+    return rules.get("min_size", 0), rules.get("filter_empty_gt", False)
+
+
+def _each(
+    content: Content, classes: Sequence[str], dataset: Mapping[str, Any]
+) -> Iterator[tuple[Mapping[str, Any], str, tuple[float, float]]]:
+    """Each annotation, why mmdet does not train on it (empty if it does), and height and width of its image."""
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
+    smallest, _ = _filters(dataset)
+    for annotation in content["annotations"]:
+        size = sizes.get(annotation["image_id"])
+        if size is None:
+            yield annotation, "of images that are not listed", (0, 0)
+            continue
+        why = _why_dropped(annotation, names, classes, size)
+        if why in ("", CROWD) and min(size) < smallest:
+            why = f"of images smaller than min_size={smallest}"
+        yield annotation, why, size
+
+
 def _why_dropped(
-    annotation: Mapping[str, Any],
-    names: Mapping[int, str],
-    classes: Sequence[str],
-    sizes: Mapping[Any, tuple[float, float]],
-) -> str | None:
-    width, height = sizes.get(annotation.get("image_id"), (0, 0))
-    x, y, w, h = annotation.get("bbox") or (0, 0, 0, 0)
-    inside = min(x + w, width) - max(x, 0), min(y + h, height) - max(y, 0)
-    if annotation.get("image_id") not in sizes:
-        return "of images that are not listed"
+    annotation: Mapping[str, Any], names: Mapping[Any, str], classes: Sequence[str], size: tuple[float, float]
+) -> str:
     if annotation.get("ignore"):
         return "to be ignored"
-    if names.get(annotation.get("category_id", -1)) not in classes:
+    if annotation["category_id"] not in names:
+        return "of categories that are not listed"
+    if names[annotation["category_id"]] not in classes:
         return "of other classes"
-    if min(w, h) < 1 or annotation.get("area", 1) <= 0:
+    x, y, w, h = annotation["bbox"]
+    inside = min(x + w, size[1]) - max(x, 0), min(y + h, size[0]) - max(y, 0)
+    if min(w, h) < 1:
         return "thinner than a pixel"
     if min(inside) <= 0:
         return "outside of their image"
-    return "crowds" if annotation.get("iscrowd") else None
+    if annotation["area"] <= 0:
+        return "with an area of 0 or less"
+    return CROWD if annotation.get("iscrowd") else ""
 
 
 def some(names: Sequence[str], limit: int = 5) -> str:
     """Some of many names, for messages."""
     listed = ", ".join(map(repr, names[:limit]))
-    return listed if len(names) <= limit else f"{listed} and {len(names) - limit} more"
+    return listed or "none" if len(names) <= limit else f"{listed} and {len(names) - limit} more"

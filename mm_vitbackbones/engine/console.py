@@ -17,6 +17,7 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 
+from mm_vitbackbones.engine.ground_truth import AnnotationIdsHook
 from mm_vitbackbones.engine.summary import SummaryHook, log_file
 from mm_vitbackbones.errors import CheckpointError, UserError
 
@@ -95,7 +96,8 @@ class Console:
                 self._show_warning(*warning)
 
     def runner(self, cfg: Config, kind: type[Runner] = Runner) -> Runner:
-        """``kind.from_cfg``, with a summary of the run before its first iteration."""
+        """``kind.from_cfg``, with a summary of the run before its first iteration, and annotation ids that pycocotools
+        can use."""
         console = self
 
         class Quiet(kind):
@@ -106,6 +108,7 @@ class Console:
 
         runner = (kind if self.verbose else Quiet).from_cfg(cfg)
         runner.register_hook(SummaryHook())
+        runner.register_hook(AnnotationIdsHook())
         return runner
 
     def _take(self, logger: MMLogger) -> None:

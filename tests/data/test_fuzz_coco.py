@@ -1,0 +1,144 @@
+"""Files that are wrong in 250 ways: each is refused in one message, or trained and measured by without a loss."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from helpers import coco
+
+pytest.importorskip("mmdet")
+
+from mmengine.registry import DATASETS
+
+from mm_vitbackbones import libraries
+from mm_vitbackbones.cli import preflight
+from mm_vitbackbones.engine.ground_truth import renumber
+from mm_vitbackbones.errors import UserError
+
+pytestmark = pytest.mark.mmdet
+
+CASES, GROUPS = 250, 5
+
+VALUES = (None, "", "abc", "7", 0, -1, 1.5, 7, True, False, float("nan"), float("inf"), 1e30, [], [1, 2, 3], {}, [[5]])
+"""What a value is replaced by."""
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    libraries.use("mmdet")
+    folder = tmp_path_factory.mktemp("fuzz")
+    coco.write_images(folder)
+    return folder
+
+
+def places(node: Any) -> Iterator[tuple[Any, Any]]:
+    """Every container and key within a file."""
+    for key in [*(node if isinstance(node, dict) else range(len(node)))]:
+        yield node, key
+        if isinstance(node[key], (dict, list)):
+            yield from places(node[key])
+
+
+def mutate(content: Any, rng: np.random.Generator) -> str:
+    """Change one place of a file, and say how."""
+    by_depth: dict[str, list[tuple[Any, Any]]] = {}
+    for node, key in places(content):
+        by_depth.setdefault(key if isinstance(key, str) else type(node[key]).__name__, []).append((node, key))
+    kinds = by_depth[[*by_depth][rng.integers(len(by_depth))]]  # rare fields as often as coordinates
+    node, key = kinds[rng.integers(len(kinds))]
+    value, way = node[key], rng.choice(["drop", "retype", "retype", "retype", "duplicate", "reorder", "truncate"])
+    if way == "drop":
+        del node[key]
+    elif way == "retype":
+        node[key] = copy.deepcopy(VALUES[rng.integers(len(VALUES))])
+    elif way == "duplicate" and isinstance(value, list) and value:
+        value.append(copy.deepcopy(value[rng.integers(len(value))]))
+    elif way == "duplicate" and isinstance(node, list):
+        node.append(copy.deepcopy(value))
+    elif way == "reorder" and isinstance(value, list):
+        rng.shuffle(value)
+    elif way == "truncate" and isinstance(value, (list, str)):
+        node[key] = value[: rng.integers(len(value) + 1)]
+    else:  # a value of another entry
+        other, where = kinds[rng.integers(len(kinds))]
+        node[key] = copy.deepcopy(other[where])
+    return f"{way} {key!r}: {str(value)[:60]}"
+
+
+@pytest.mark.parametrize("group", range(GROUPS))
+def test_a_mutated_file_is_refused_in_one_message_or_read_without_loss(root: Path, group: int) -> None:
+    passed = 0
+    for case in range(group, CASES, GROUPS):
+        rng = np.random.default_rng(case)
+        content = coco.content()
+        ways = [mutate(content, rng) for _ in range(1 + case % 3 // 2)]
+        text = json.dumps(content)
+        if case % 50 == 0:
+            text = text[: rng.integers(len(text))]
+        coco.write(root, text)
+        masks = case % 2 == 0
+        try:
+            passed += check(root, masks)
+        except Exception as error:
+            error.add_note(f"case {case}, masks={masks}: {'; '.join(ways)}")
+            raise
+    assert passed > CASES / GROUPS / 10
+
+
+def check(root: Path, masks: bool) -> bool:
+    """Whether the file passes; if so, all of it is read."""
+    cfg = coco.config(root, masks)
+    message = refusal(cfg)
+    if message is not None:
+        assert 1 <= len(message.splitlines()) <= 2
+        assert "Error:" not in message or "cannot be read (JSONDecodeError" in message
+        return False
+    dataset = cfg.train_dataloader.dataset
+    summary = preflight.check_annotations(dataset, coco.CLASSES, "train_dataloader", seen=True)
+    assert summary is not None
+    built = DATASETS.build({**dataset, "serialize_data": False})
+    samples = [built[index]["data_samples"] for index in range(len(built))]
+    trained = sum(len(sample.gt_instances) for sample in samples)
+    from pycocotools.coco import COCO
+
+    truth = COCO(root / "boxes.json")
+    assert trained == len(truth.anns) - sum(summary.dropped.values()) == summary.kept
+    for sample in samples:
+        assert sample.gt_instances.bboxes.tensor.isfinite().all()
+        assert (sample.gt_instances.labels < len(coco.CLASSES)).all()
+        if masks:
+            drawn = sample.gt_instances.masks
+            assert set(np.unique(drawn.masks)) <= {0, 1}
+    measure(cfg.val_evaluator, truth, masks)
+    return True
+
+
+def refusal(cfg: Any) -> str | None:
+    try:
+        preflight.check(cfg, ["train", "val"], every=True)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def measure(evaluator: dict[str, Any], truth: Any, masks: bool) -> None:
+    """A detector that finds every object has an AP of 1."""
+    from mmdet.evaluation import CocoMetric
+
+    boxes = np.array([annotation["bbox"] for annotation in truth.anns.values()], float)
+    if boxes.max() > 1e6 or boxes[:, 2:].min() <= 0:
+        return  # no overlap with such a box is 1
+    metric = CocoMetric(**{key: value for key, value in evaluator.items() if key != "type"}, iou_thrs=np.array([0.5]))
+    metric.dataset_meta = dict(classes=coco.CLASSES)
+    renumber(metric._coco_api)
+    found = coco.perfect_detector(truth, masks=masks)
+    metric.process({}, found)
+    results = metric.evaluate(len(found))
+    assert {results[f"coco/{kind}_mAP"] for kind in (["bbox", "segm"] if masks else ["bbox"])} == {1.0}
