@@ -162,7 +162,7 @@ def read_coco(path: Path, where: str, labelled: bool = True) -> dict[str, list[d
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError, OSError) as error:
         raise UserError(f"{where}: {path} cannot be read ({type(error).__name__}: {error})") from None
-    tables = check_tables(content, path, where, labelled)
+    tables = check_tables(content, path, where)
     if not tables["images"]:
         raise UserError(f"{where}: {path} lists no images")
     if labelled and not tables["annotations"]:

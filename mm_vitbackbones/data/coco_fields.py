@@ -37,7 +37,7 @@ class Field:
         kind: what it has to be, for messages.
         readers: who cannot do without it.
         optional: who reads it where it is there, and takes null for its absence.
-        index: it is read of every entry. Other fields of annotations are read of those that count alone.
+        index: it is read of every entry, and says which annotations count. The other fields are read of these alone.
         hint: what to write where it is missing, if that is simple.
     """
 
@@ -111,14 +111,14 @@ FIELDS = (
     Field("annotations", "bbox", _box, "[x, y, width, height] in pixels", (DATASET, BOX_METRIC)),
     Field("annotations", "area", _number, "square pixels", (DATASET, METRIC), hint="width * height of its box"),
     Field("annotations", "iscrowd", _flag, "0 or 1", (METRIC,), optional=(DATASET,), hint="0"),
-    Field("annotations", "ignore", _flag, "0 or 1", (), optional=(DATASET,)),
+    Field("annotations", "ignore", _flag, "0 or 1", (), optional=(DATASET,), index=True),
     Field("categories", "id", _key, "a number", (DATASET, METRIC), index=True),
     Field("categories", "name", _text, "text", (DATASET, METRIC)),
 )
 
 
-def check_tables(content: Any, path: Path, where: str, labelled: bool) -> dict[str, list[dict[str, Any]]]:
-    """The three lists of a file, by their names. Without ``labelled`` annotations may be missing.
+def check_tables(content: Any, path: Path, where: str) -> dict[str, list[dict[str, Any]]]:
+    """The three lists of a file, by their names; an empty one for annotations that are not there.
 
     Raises:
         UserError: if a list is missing, or is none of dicts.
@@ -127,10 +127,9 @@ def check_tables(content: Any, path: Path, where: str, labelled: bool) -> dict[s
     if not isinstance(content, dict):
         raise UserError(f"{wrong}: it holds {_found(content)}, and not a dict with images, annotations and categories")
     tables = {kind: content.get(kind) for kind in KINDS}
-    if not labelled and "annotations" not in content:
-        tables["annotations"] = []
+    tables["annotations"] = content.get("annotations", [])
     for kind, entries in tables.items():
-        if kind not in content and entries is None:
+        if entries is None and kind not in content:
             raise UserError(f"{wrong}: it has no {kind}")
         if not isinstance(entries, list):
             raise UserError(f"{wrong}: its {kind} are {_found(entries)}, and not a list")

@@ -24,6 +24,9 @@ LISTED = 3
 BY_HEADER = ("BMP", "JPEG", "MPO", "PNG")
 """Formats that OpenCV reads as Pillow does."""
 
+TURNED = ("JPEG", "MPO")
+"""Formats that OpenCV certainly turns by their orientation."""
+
 ORIENTATION = 0x0112
 """The EXIF tag."""
 
@@ -116,14 +119,16 @@ def header_size(path: str, color_type: str) -> tuple[int, int] | None:
             warnings.simplefilter("ignore")  # of many pixels
             with Image.open(path) as image:
                 width, height = image.size
-                kind, orientation = image.format, image.getexif().get(ORIENTATION)
+                kind = image.format
+                # Of a PNG file without EXIF data, Pillow would read all to look for them.
+                orientation = image.getexif().get(ORIENTATION) if kind in TURNED or "exif" in image.info else None
     except Exception:  # Pillow raises many kinds for a file that is broken, or none of an image
         return None
     if kind not in BY_HEADER:
         return None
     if orientation not in SIDEWAYS:
         return height, width
-    if kind not in ("JPEG", "MPO") or color_type == "unchanged":
+    if kind not in TURNED or color_type == "unchanged":
         return None
     return (height, width) if color_type.endswith("_ignore_orientation") else (width, height)
 

@@ -60,8 +60,8 @@ def test_a_perfect_detector_has_an_ap_of_1_with_ids_from_0(
         getattr(AnnotationIdsHook(), f"before_{split}")(runner)
     assert [precision(each, kind) for each in metrics] == [1, 1]
     assert [record.message for record in caplog.records if "renumbered from 1" in record.message] == [
-        "annotation ids of CocoMetric are renumbered from 1 in memory, as pycocotools takes 0 for no match; the file is "
-        "as it was"
+        "annotation ids of CocoMetric are renumbered from 1 in memory, as pycocotools takes 0 for no match; the file "
+        "is as it was"
     ] * 2
     assert path.read_bytes() == before
 

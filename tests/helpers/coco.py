@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -52,7 +53,7 @@ def content() -> dict[str, Any]:
                 "bbox": [*box],
                 "area": box[2] * box[3],
                 "iscrowd": int(i == 2 and k == 2),
-                "segmentation": mask,
+                "segmentation": copy.deepcopy(mask),
             }
             for i in range(3)
             for k, (box, mask) in enumerate(zip(boxes, [*masks, rle[i]], strict=True))
@@ -76,6 +77,7 @@ def dataset(root: Path, masks: bool = False, **arguments: Any) -> dict[str, Any]
             ann_file="boxes.json",
             data_prefix=dict(img="images"),
             metainfo=dict(classes=CLASSES),
+            serialize_data=False,
             pipeline=[dict(type="LoadImageFromFile"), load, dict(type="PackDetInputs")],
         ),
         **arguments,
