@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
-from mmengine.registry import init_default_scope
+from mmengine.registry import Registry, init_default_scope
 
 from mm_vitbackbones.errors import UserError
 from mm_vitbackbones.nodes import module_of, nodes
@@ -41,3 +41,11 @@ def scope_of(cfg: Mapping[str, Any]) -> str:
         return str(scope)
     found = (module_of(node).partition(".")[0] for _, node in nodes(cfg.get("model"), "model"))
     return next((library for library in found if library in LIBRARIES), "mmengine")
+
+
+def look_up(registry: Registry, name: Any) -> Any:
+    """The class of a type name in the default scope; a class is returned as it is, an unknown name gives None."""
+    if not isinstance(name, str):
+        return name
+    with registry.switch_scope_and_registry(None) as scoped:
+        return scoped.get(name)

@@ -20,8 +20,9 @@ from torch import Tensor
 from mm_vitbackbones import libraries
 from mm_vitbackbones.cli.arguments import Parser, add_options, config_file
 from mm_vitbackbones.cli.config import heads, load_config
+from mm_vitbackbones.cli.datasets import datasets_of
 from mm_vitbackbones.cli.model import build_model
-from mm_vitbackbones.cli.preflight import check_backbone, datasets_of
+from mm_vitbackbones.cli.preflight import check_backbone
 from mm_vitbackbones.errors import UserError
 from mm_vitbackbones.measuring import peak_bytes
 from mm_vitbackbones.nodes import type_name

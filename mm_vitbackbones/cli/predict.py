@@ -18,7 +18,7 @@ from mmengine.logging import print_log
 from mmengine.registry import DATASETS, DefaultScope
 
 from mm_vitbackbones import libraries
-from mm_vitbackbones.cli import preflight
+from mm_vitbackbones.cli import datasets, preflight
 from mm_vitbackbones.cli.arguments import Parser, add_config, add_options, add_verbose
 from mm_vitbackbones.cli.config import load_config
 from mm_vitbackbones.cli.model import build_model
@@ -118,7 +118,7 @@ class Predictor:
     """The model of a config with the weights of a checkpoint. It maps image files to data samples of mmdet or mmseg."""
 
     def __init__(self, cfg: Config, checkpoint: Path, device: str) -> None:
-        dataset = next(iter(preflight.datasets_of(cfg.get("test_dataloader"))), None)
+        dataset = next(iter(datasets.datasets_of(cfg.get("test_dataloader"))), None)
         if dataset is None:
             raise UserError("the config says nothing about testing: it needs test_dataloader, for its pipeline")
         self.scope = libraries.scope_of(cfg)
@@ -126,9 +126,9 @@ class Predictor:
         with DefaultScope.overwrite_default_scope(self.scope):
             steps = [step for step in dataset["pipeline"] if not type_name(step).endswith("LoadAnnotations")]
             self.pipeline = Compose(steps)
-            self.classes = preflight.classes_of(dataset)
+            self.classes = datasets.classes_of(dataset)
             meta = {
-                **getattr(preflight.look_up(DATASETS, dataset["type"]), "METAINFO", {}),
+                **getattr(libraries.look_up(DATASETS, dataset["type"]), "METAINFO", {}),
                 **(dataset.get("metainfo") or {}),
             }
         palette = meta.get("palette")

@@ -11,6 +11,7 @@ from mmengine.config import Config
 from mm_vitbackbones.cli import preflight
 from mm_vitbackbones.cli.arguments import Parser, add_checks, add_common
 from mm_vitbackbones.cli.config import load_config
+from mm_vitbackbones.cli.evaluators import check_results_prefix
 from mm_vitbackbones.cli.launch import registry_errors, set_launcher
 from mm_vitbackbones.cli.predictions import dump_predictions, keep_predictions
 from mm_vitbackbones.cli.weights import load
@@ -75,7 +76,7 @@ def _test(args: argparse.Namespace, console: Console) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         if args.out:
             dump_predictions(cfg, args.out, Path(scratch))
-        preflight.check_results_prefix(cfg, "test")
+        check_results_prefix(cfg, "test")
         set_launcher(cfg, args.launcher)
         with registry_errors(args.config):
             runner = console.runner(cfg)

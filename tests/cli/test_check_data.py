@@ -12,7 +12,7 @@ from helpers.runs import run_tool, write_config
 pytest.importorskip("mmdet")
 pytest.importorskip("mmseg")
 
-from mm_vitbackbones.cli.preflight import distinct_datasets
+from mm_vitbackbones.cli.datasets import distinct_datasets
 from mm_vitbackbones.data import mini
 
 pytestmark = [pytest.mark.mmdet, pytest.mark.mmseg]

@@ -26,7 +26,7 @@ from helpers.runs import run_tool, write_config
 pytest.importorskip("mmdet")
 
 from mm_vitbackbones.checkpoints.unwrapping import unwrap_model
-from mm_vitbackbones.cli import preflight, test, train
+from mm_vitbackbones.cli import datasets, preflight, test, train
 from mm_vitbackbones.cli.arguments import run
 from mm_vitbackbones.cli.config import load_config
 from mm_vitbackbones.engine import amp, resume
@@ -216,7 +216,7 @@ def test_missing_data_set_is_refused_with_its_source(
 def test_missing_segmentation_data_is_refused_with_its_source(tmp_path: Path) -> None:
     dataset = {"data_root": "data/ade/ADEChallengeData2016", "data_prefix": {"img_path": "images/training"}}
     with pytest.raises(UserError, match=r"no folder .*images/training.*sceneparsing"):
-        preflight.check_data_exists(dataset, "train_dataloader")
+        datasets.check_data_exists(dataset, "train_dataloader")
 
 
 @pytest.mark.parametrize(
@@ -299,7 +299,7 @@ def test_empty_annotations_are_refused(tmp_path: Path, content: Any, expected: s
     (tmp_path / "boxes.json").write_text(json.dumps(content))
     dataset = {"data_root": str(tmp_path), "ann_file": "boxes.json"}
     with pytest.raises(UserError, match=expected):
-        preflight.check_annotations(dataset, ["ball"], "train_dataloader")
+        datasets.check_annotations(dataset, ["ball"], "train_dataloader")
 
 
 def test_classes_are_counted_in_every_head_that_has_the_data_sets() -> None:
@@ -316,7 +316,7 @@ def test_classes_are_counted_in_every_head_that_has_the_data_sets() -> None:
 def test_wrapped_datasets_are_found() -> None:
     inner = [{"type": "A"}, {"type": "B"}]
     loader = {"dataset": {"type": "RepeatDataset", "dataset": {"type": "ConcatDataset", "datasets": inner}}}
-    assert [*preflight.datasets_of(loader)] == inner
+    assert [*datasets.datasets_of(loader)] == inner
 
 
 def test_unknown_checkpoint_is_refused_with_the_nearest(

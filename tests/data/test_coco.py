@@ -12,7 +12,7 @@ from PIL import Image
 
 from helpers import coco
 from mm_vitbackbones import libraries
-from mm_vitbackbones.cli import preflight
+from mm_vitbackbones.cli import datasets, evaluators, preflight
 from mm_vitbackbones.data import coco as annotations
 from mm_vitbackbones.errors import UserError
 
@@ -51,7 +51,7 @@ class Folder:
     def check(self, classes=CLASSES, every: bool = False, **dataset: Any) -> annotations.CocoSummary:
         (self.root / "boxes.json").write_text(json.dumps(self.content))
         whole = dict(data_root=str(self.root), ann_file="boxes.json", data_prefix=dict(img="images"), **dataset)
-        found = preflight.check_annotations(whole, classes, "train_dataloader", every)
+        found = datasets.check_annotations(whole, classes, "train_dataloader", every)
         assert found is not None
         return found
 
@@ -72,9 +72,9 @@ def test_images_that_were_seen_are_not_checked_again(folder):
     folder.check(every=True)
     (folder.root / "images/1.png").unlink()
     dataset = dict(data_root=str(folder.root), ann_file="boxes.json", data_prefix=dict(img="images"))
-    assert preflight.check_annotations(dataset, CLASSES, "val_dataloader", every=True, seen=True).images == 3
+    assert datasets.check_annotations(dataset, CLASSES, "val_dataloader", every=True, seen=True).images == 3
     with pytest.raises(UserError, match=r"1 of 3 images"):
-        preflight.check_annotations(dataset, CLASSES, "val_dataloader", every=True)
+        datasets.check_annotations(dataset, CLASSES, "val_dataloader", every=True)
 
 
 def test_left_out_annotations_are_counted_by_reason(folder):
@@ -167,13 +167,13 @@ def test_set_without_usable_images_is_refused(folder):
 
 
 def test_large_file_is_checked_on_demand(folder, monkeypatch):
-    monkeypatch.setattr(preflight, "LARGE", 10)
+    monkeypatch.setattr(datasets, "LARGE", 10)
     folder.content["categories"] = []
     (folder.root / "boxes.json").write_text(json.dumps(folder.content))
     dataset = dict(data_root=str(folder.root), ann_file="boxes.json", data_prefix=dict(img="images"))
-    assert preflight.check_annotations(dataset, CLASSES, "train_dataloader") is None
+    assert datasets.check_annotations(dataset, CLASSES, "train_dataloader") is None
     with pytest.raises(UserError, match="'cat', 'dog' are not among"):
-        preflight.check_annotations(dataset, CLASSES, "train_dataloader", every=True)
+        datasets.check_annotations(dataset, CLASSES, "train_dataloader", every=True)
 
 
 # ---- fields
@@ -294,7 +294,7 @@ def test_other_files_are_refused(folder, content, expected):
 def test_no_json_is_refused(folder, text):
     (folder.root / "boxes.json").write_text(text)
     with pytest.raises(UserError, match=r"boxes\.json cannot be read \(") as caught:
-        preflight.check_annotations(coco.dataset(folder.root), CLASSES, "train_dataloader")
+        datasets.check_annotations(coco.dataset(folder.root), CLASSES, "train_dataloader")
     assert "\n" not in str(caught.value)
 
 
@@ -499,7 +499,7 @@ def test_masks_in_other_units_are_refused(instances):
 def check_metric(folder: Folder, **evaluator: Any) -> None:
     coco.write(folder.root, folder.content)
     cfg = coco.config(folder.root, evaluator=evaluator)
-    preflight.check_evaluators(cfg, ["train", "val"])
+    evaluators.check_evaluators(cfg, ["train", "val"])
 
 
 def test_what_pycocotools_reads_is_checked(instances):
@@ -539,23 +539,23 @@ def test_the_metrics_file_has_the_images_and_classes_of_the_data_set(instances):
     cfg.val_evaluator.ann_file = str(other)
     other.write_text(json.dumps({**instances.content, "images": instances.content["images"][:2]}))
     with pytest.raises(UserError, match=r"other\.json does not list 1 images of .*boxes\.json, such as id 2"):
-        preflight.check_evaluators(cfg, ["val"])
+        evaluators.check_evaluators(cfg, ["val"])
     other.write_text(json.dumps({**instances.content, "categories": instances.content["categories"][::-1]}))
     with pytest.raises(
         UserError, match=r"val_evaluator: the classes are in another order than the categories of .*other"
     ):
-        preflight.check_evaluators(cfg, ["val"])
+        evaluators.check_evaluators(cfg, ["val"])
     cfg.val_evaluator.sort_categories = True
-    preflight.check_evaluators(cfg, ["val"])
+    evaluators.check_evaluators(cfg, ["val"])
 
 
 def test_a_metric_without_a_file_needs_the_annotations_of_the_images(instances):
     cfg = coco.config(instances.root, evaluator=dict(ann_file=None))
     coco.write(instances.root, instances.content)
     with pytest.raises(UserError, match=r"val_evaluator: CocoMetric has no ann_file"):
-        preflight.check_evaluators(cfg, ["val"])
+        evaluators.check_evaluators(cfg, ["val"])
     cfg.val_dataloader.dataset.pipeline[-1].meta_keys = ("img_id", "ori_shape", "instances")
-    preflight.check_evaluators(cfg, ["val"])
+    evaluators.check_evaluators(cfg, ["val"])
 
 
 @pytest.mark.parametrize("how", ["none", "empty"])
@@ -580,20 +580,20 @@ def test_a_set_without_annotations_is_for_results_alone(folder, how):
 def test_results_need_a_place(folder):
     cfg = coco.config(folder.root, evaluator=dict(format_only=True))
     with pytest.raises(UserError, match=r"val_evaluator: format_only=True writes .* outfile_prefix$"):
-        preflight.check_results_prefix(cfg, "val")
+        evaluators.check_results_prefix(cfg, "val")
     cfg.val_evaluator.outfile_prefix = "results"
-    preflight.check_results_prefix(cfg, "val")
+    evaluators.check_results_prefix(cfg, "val")
 
 
 # ---- several data sets
 
 
 def test_a_class_has_one_label_in_all_data_sets(caplog):
-    preflight.check_same_labels({})
-    preflight.check_same_labels({"train": ("cat", "dog"), "val": ["cat", "dog"]})
+    datasets.check_same_labels({})
+    datasets.check_same_labels({"train": ("cat", "dog"), "val": ["cat", "dog"]})
     with pytest.raises(UserError, match=r"the class 'dog' has label 0 in val, and 1 in train"):
-        preflight.check_same_labels({"train": ("cat", "dog"), "val": ("dog", "cat")})
-    preflight.check_same_labels({"train": ("cat", "dog"), "val": ("katze", "hund")})
+        datasets.check_same_labels({"train": ("cat", "dog"), "val": ("dog", "cat")})
+    datasets.check_same_labels({"train": ("cat", "dog"), "val": ("katze", "hund")})
 
 
 def test_training_and_validation_may_list_other_categories(folder):
@@ -624,13 +624,13 @@ def test_data_sets_of_other_formats_are_not_judged_by_cocos(folder):
     folder.content["annotations"] = None
     coco.write(folder.root, folder.content)
     for kind in (Own, "LVISV1Dataset", "CocoPanopticDataset"):
-        assert preflight.check_annotations(coco.dataset(folder.root, type=kind), CLASSES, "train_dataloader") is None
+        assert datasets.check_annotations(coco.dataset(folder.root, type=kind), CLASSES, "train_dataloader") is None
     for kind in ("CocoDataset", "mmdet.CocoDataset", DATASETS.get("mmdet.CocoDataset"), "CityscapesDataset"):
         with pytest.raises(UserError, match="annotations are null"):
-            preflight.check_annotations(coco.dataset(folder.root, type=kind), CLASSES, "train_dataloader")
+            datasets.check_annotations(coco.dataset(folder.root, type=kind), CLASSES, "train_dataloader")
 
 
 def test_the_folder_of_images_has_its_name(folder):
     coco.write(folder.root, folder.content)
     with pytest.raises(UserError, match=r"needs data_prefix=dict\(img="):
-        preflight.check_annotations(coco.dataset(folder.root, data_prefix={}), CLASSES, "train_dataloader")
+        datasets.check_annotations(coco.dataset(folder.root, data_prefix={}), CLASSES, "train_dataloader")

@@ -20,7 +20,7 @@ from helpers.paths import ROOT
 pytest.importorskip("mmdet")
 pytest.importorskip("mmseg")
 
-from mm_vitbackbones.cli.preflight import datasets_of
+from mm_vitbackbones.cli.datasets import datasets_of
 from mm_vitbackbones.data import mini, trees
 
 CONFIGS = ROOT / "configs/_base_/datasets"

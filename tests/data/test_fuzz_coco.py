@@ -22,7 +22,7 @@ pytest.importorskip("mmdet")
 from mmengine.registry import DATASETS
 
 from mm_vitbackbones import libraries
-from mm_vitbackbones.cli import preflight
+from mm_vitbackbones.cli import datasets, preflight
 from mm_vitbackbones.cli.config import heads
 from mm_vitbackbones.engine.ground_truth import renumber
 from mm_vitbackbones.errors import UserError
@@ -138,7 +138,7 @@ def check(root: Path, masks: bool) -> bool:
         assert "Error:" not in message or "cannot be read (JSONDecodeError" in message
         return False
     dataset = cfg.train_dataloader.dataset
-    summary = preflight.check_annotations(dataset, coco.CLASSES, "train_dataloader", seen=True)
+    summary = datasets.check_annotations(dataset, coco.CLASSES, "train_dataloader", seen=True)
     assert summary is not None
     built = DATASETS.build(dataset)
     samples = [built[index]["data_samples"] for index in range(len(built))]
