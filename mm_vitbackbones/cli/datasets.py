@@ -11,8 +11,9 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 
-from mm_vitbackbones.data.coco import CocoSummary, check_coco, some
+from mm_vitbackbones.data.coco import check_coco, some
 from mm_vitbackbones.data.coco_masks import load_annotations
+from mm_vitbackbones.data.coco_summary import CocoSummary
 from mm_vitbackbones.errors import UserError
 from mm_vitbackbones.libraries import look_up
 
@@ -121,7 +122,7 @@ def classes_of(dataset: Mapping[str, Any]) -> Sequence[str] | None:
         raise UserError(f"metainfo: classes={classes!r} is a string; write a tuple of names: classes=({classes!r},)")
     elif isinstance(classes, str):
         classes = Path(classes).read_text(encoding="utf-8").splitlines()
-    elif not isinstance(classes, (list, tuple)):
+    elif not isinstance(classes, (list, tuple)) or not all(isinstance(name, str) for name in classes):
         raise UserError(f"metainfo: classes={classes!r} is no tuple of names")
     return classes
 

@@ -56,9 +56,9 @@ def check_coco_metric(
     """Check the file of a CocoMetric, and that it lists the images of the datasets. A large file is checked with
     ``every`` only."""
     classes = next((classes for dataset in datasets if (classes := classes_of(dataset)) is not None), None)
-    if classes is None or evaluator.get("format_only") or is_large(path, every):
+    if classes is None or is_large(path, every):
         return
-    metrics = evaluator.get("metric", "bbox")
+    metrics = [] if evaluator.get("format_only") else evaluator.get("metric", "bbox")
     metrics = [metrics] if isinstance(metrics, str) else metrics
     images = check_measured(path, classes, metrics, where, bool(evaluator.get("sort_categories")))
     for dataset in datasets:

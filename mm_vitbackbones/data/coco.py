@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mm_vitbackbones.data import coco_masks
 from mm_vitbackbones.data.coco_fields import (
     BOX_METRIC,
     DATASET,
@@ -25,49 +23,12 @@ from mm_vitbackbones.data.coco_fields import (
     check_unique,
 )
 from mm_vitbackbones.data.coco_images import check_images
+from mm_vitbackbones.data.coco_masks import Clauses, check_masks, judge_for_metric
+from mm_vitbackbones.data.coco_summary import CocoSummary, Content, summarise
 from mm_vitbackbones.errors import UserError, did_you_mean
 
 MOST = 0.5
-"""If a larger share of the boxes look like two corners, or of the masks lie elsewhere, the file is refused."""
-
-UNUSABLE = "with an unusable mask"
-CROWD = "crowds"
-"""Why mmdet leaves out an annotation. Crowds are loaded, to be ignored."""
-
-Content = Mapping[str, Sequence[Mapping[str, Any]]]
-"""Images, annotations and categories."""
-
-
-@dataclass
-class CocoSummary:
-    """What a COCO-format file holds for the classes of a config, as mmdet reads it."""
-
-    path: Path
-    images: int
-    annotations: int
-    dropped: Counter[str] = field(default_factory=Counter)
-    """Annotations that are not trained on, by why."""
-    left: int = 0
-    """Images that are trained on, or tested."""
-    why_unusable: str = ""
-    """What is wrong with the first mask that is unusable."""
-    polygons: int = 0
-    """Polygons that are left out of masks that stay: mmdet leaves out those of fewer than three points, or of an odd
-    number of coordinates."""
-
-    @property
-    def kept(self) -> int:
-        """Annotations that are trained on."""
-        return self.annotations - sum(self.dropped.values())
-
-    def __str__(self) -> str:
-        reasons = {why: f" ({self.why_unusable})" if why == UNUSABLE else "" for why in self.dropped}
-        lost = [f"{self.dropped[why]} {why}{detail}" for why, detail in reasons.items()]
-        if self.polygons:
-            lost.append(f"{self.polygons} polygons of too few or an odd number of coordinates, out of masks that stay")
-        return f"{self.path}: {self.left} of {self.images} images, {self.kept} of {self.annotations} annotations" + (
-            f" (left out: {', '.join(lost)})" if lost else ""
-        )
+"""If a larger share of the boxes look like two corners, the file is refused."""
 
 
 def check_coco(
@@ -115,7 +76,8 @@ def check_measured(
     """Check the file that a CocoMetric measures by. pycocotools leaves out nothing that it cannot read.
 
     Args:
-        metrics: of ``bbox``, ``segm``, ``proposal`` and ``proposal_fast``.
+        metrics: of ``bbox``, ``segm``, ``proposal`` and ``proposal_fast``; none if it only writes results, for which
+            there may be no annotations.
         sort_categories: as of CocoMetric.
 
     Returns:
@@ -124,7 +86,9 @@ def check_measured(
     Raises:
         UserError: for the first error that is found.
     """
-    content = read_coco(path, where)
+    content = read_coco(path, where, labelled=bool(metrics))
+    if not metrics:
+        content["annotations"] = []
     listed: set[Any] = set()
     named: set[Any] = set()
 
@@ -144,16 +108,16 @@ def check_measured(
     check_classes(classes, content, path, where)
     if "segm" in metrics:
         sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
-        faults = _Clauses()
+        faults = Clauses()
         for annotation in filter(counts, content["annotations"]):
-            why = coco_masks.judge_for_metric(annotation.get("segmentation"), sizes[annotation["image_id"]])
+            why = judge_for_metric(annotation.get("segmentation"), sizes[annotation["image_id"]])
             faults.add(why, annotation["id"])
         if faults:
             raise UserError(
                 f"{where}: metric='segm' cannot be measured by {path}, which has {faults}: correct them, or measure "
                 "metric='bbox' alone"
             )
-    return listed
+    return {image["id"] for image in content["images"]}
 
 
 def read_coco(path: Path, where: str, labelled: bool = True) -> dict[str, list[dict[str, Any]]]:
@@ -228,127 +192,6 @@ def check_boxes(content: Content, counts: Callable[[Mapping[str, Any]], bool], p
             f"{where}: {len(corners)} of {len(boxes)} boxes of {path} look like two corners (x1, y1, x2, y2), such as "
             f"{corners[0]}: COCO's format is (x, y, width, height)"
         )
-
-
-def check_masks(
-    content: Content, summary: CocoSummary, classes: Sequence[str], dataset: Mapping[str, Any], where: str
-) -> None:
-    """Check the masks of the objects that the pipeline loads, if any, and add to the summary those that it leaves out.
-
-    Raises:
-        UserError: if a mask would fail, or give other pixels; or if most lie elsewhere than their boxes.
-    """
-    step = coco_masks.load_annotations(dataset.get("pipeline"))
-    if step is None:
-        return
-    poly2mask = bool(step.get("poly2mask", True))
-    wrong, used, elsewhere = _Clauses(), 0, []
-    for annotation, why_dropped, size in _each(content, classes, dataset):
-        if why_dropped not in ("", CROWD):
-            continue
-        mask = annotation.get("segmentation")
-        why, is_left_out = coco_masks.judge(mask, size, poly2mask)
-        if why and not is_left_out:
-            wrong.add(why, annotation["id"])
-        elif why and not why_dropped:
-            summary.dropped[UNUSABLE] += 1
-            summary.why_unusable = summary.why_unusable or f"the first is id {annotation['id']!r}, {why}"
-        elif not why:
-            used += 1
-            summary.polygons += coco_masks.lost_polygons(mask)
-            if coco_masks.is_elsewhere(mask, annotation["bbox"]):
-                elsewhere.append(annotation["id"])
-    if wrong:
-        raise UserError(
-            f"{where}: the pipeline loads masks (with_mask=True), and {summary.path} has {wrong}: correct them, or "
-            "train without masks"
-        )
-    if elsewhere and len(elsewhere) > MOST * used:
-        raise UserError(
-            f"{where}: {len(elsewhere)} of {used} masks of {summary.path} lie outside of their boxes, such as that of "
-            f"id {elsewhere[0]!r}: polygons are [x1, y1, x2, y2, ...] in pixels of the image"
-        )
-
-
-class _Clauses:
-    """Annotations by what is wrong with each, for a message."""
-
-    def __init__(self) -> None:
-        self._ids: dict[str, list[Any]] = {}
-
-    def add(self, why: str, key: Any) -> None:
-        if why:
-            self._ids.setdefault(why, []).append(key)
-
-    def __bool__(self) -> bool:
-        return bool(self._ids)
-
-    def __str__(self) -> str:
-        return "; ".join(
-            f"{len(ids)} annotations {why} (the first is id {ids[0]!r})"
-            if len(ids) > 1
-            else f"1 annotation {why} (id {ids[0]!r})"
-            for why, ids in self._ids.items()
-        )
-
-
-def summarise(content: Content, path: Path, classes: Sequence[str], dataset: Mapping[str, Any]) -> CocoSummary:
-    """What mmdet will leave out, by its own rules, masks apart."""
-    summary = CocoSummary(path, len(content["images"]), len(content["annotations"]))
-    summary.dropped.update(why for _, why, _ in _each(content, classes, dataset) if why)
-    named = {category["id"] for category in content["categories"] if category["name"] in classes}
-    # Of any size, and to be ignored or not: mmdet does not check it.
-    filled = {annotation["image_id"] for annotation in content["annotations"] if annotation["category_id"] in named}
-    smallest, skip_empty = _filters(dataset)
-    summary.left = sum(
-        min(image["width"], image["height"]) >= smallest and (not skip_empty or image["id"] in filled)
-        for image in content["images"]
-    )
-    return summary
-
-
-def _filters(dataset: Mapping[str, Any]) -> tuple[float, bool]:
-    """The shortest side of images that are not left out, and whether those without objects are."""
-    rules = {} if dataset.get("test_mode") else dataset.get("filter_cfg") or {}
-    return rules.get("min_size", 0), rules.get("filter_empty_gt", False)
-
-
-def _each(
-    content: Content, classes: Sequence[str], dataset: Mapping[str, Any]
-) -> Iterator[tuple[Mapping[str, Any], str, tuple[float, float]]]:
-    """Each annotation, why mmdet does not train on it (empty if it does), and height and width of its image."""
-    names = {category["id"]: category["name"] for category in content["categories"]}
-    sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
-    smallest, _ = _filters(dataset)
-    for annotation in content["annotations"]:
-        size = sizes.get(annotation["image_id"])
-        if size is None:
-            yield annotation, "of images that are not listed", (0, 0)
-            continue
-        why = _why_dropped(annotation, names, classes, size)
-        if why in ("", CROWD) and min(size) < smallest:
-            why = f"of images smaller than min_size={smallest}"
-        yield annotation, why, size
-
-
-def _why_dropped(
-    annotation: Mapping[str, Any], names: Mapping[Any, str], classes: Sequence[str], size: tuple[float, float]
-) -> str:
-    if annotation.get("ignore"):
-        return "to be ignored"
-    if annotation["category_id"] not in names:
-        return "of categories that are not listed"
-    if names[annotation["category_id"]] not in classes:
-        return "of other classes"
-    x, y, w, h = annotation["bbox"]
-    inside = min(x + w, size[1]) - max(x, 0), min(y + h, size[0]) - max(y, 0)
-    if min(w, h) < 1:
-        return "thinner than a pixel"
-    if min(inside) <= 0:
-        return "outside of their image"
-    if annotation["area"] <= 0:
-        return "with an area of 0 or less"
-    return CROWD if annotation.get("iscrowd") else ""
 
 
 def some(names: Sequence[str], limit: int = 5) -> str:

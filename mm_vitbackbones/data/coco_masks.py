@@ -11,6 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from mm_vitbackbones.data.coco_summary import CROWD, UNUSABLE, CocoSummary, Content, each_annotation
+from mm_vitbackbones.errors import UserError
+
+MOST = 0.5
+"""If a larger share of the masks lie elsewhere than their boxes, the file is refused."""
+
 FURTHEST = 1e6
 """Pixels. pycocotools takes memory for each pixel of an outline, so that one infinite number ends the process."""
 
@@ -23,6 +29,68 @@ NOT_LISTS = "whose segmentation is neither a list of polygons nor RLE"
 OTHER_SIZE = "whose RLE is of another size than the image"
 BROKEN = "whose RLE cannot be decoded into an image's pixels"
 NEEDS_POLYGONS = "whose mask is RLE where the pipeline asks for polygons (poly2mask=False)"
+
+
+def check_masks(
+    content: Content, summary: CocoSummary, classes: Sequence[str], dataset: Mapping[str, Any], where: str
+) -> None:
+    """Check the masks of the objects that the pipeline loads, if any, and add to the summary those that it leaves out.
+
+    Raises:
+        UserError: if a mask would fail, or give other pixels; or if most lie elsewhere than their boxes.
+    """
+    step = load_annotations(dataset.get("pipeline"))
+    if step is None:
+        return
+    poly2mask = bool(step.get("poly2mask", True))
+    wrong, used, elsewhere = Clauses(), 0, []
+    for annotation, why_dropped, size in each_annotation(content, classes, dataset):
+        if why_dropped not in ("", CROWD):
+            continue
+        mask = annotation.get("segmentation")
+        why, is_left_out = judge(mask, size, poly2mask)
+        if why and not is_left_out:
+            wrong.add(why, annotation["id"])
+        elif why and not why_dropped:
+            summary.dropped[UNUSABLE] += 1
+            summary.why_unusable = summary.why_unusable or f"the first is id {annotation['id']!r}, {why}"
+        elif not why:
+            used += 1
+            summary.polygons += lost_polygons(mask)
+            if is_elsewhere(mask, annotation["bbox"]):
+                elsewhere.append(annotation["id"])
+    if wrong:
+        raise UserError(
+            f"{where}: the pipeline loads masks (with_mask=True), and {summary.path} has {wrong}: correct them, or "
+            "train without masks"
+        )
+    if elsewhere and len(elsewhere) > MOST * used:
+        raise UserError(
+            f"{where}: {len(elsewhere)} of {used} masks of {summary.path} lie outside of their boxes, such as that of "
+            f"id {elsewhere[0]!r}: polygons are [x1, y1, x2, y2, ...] in pixels of the image"
+        )
+
+
+class Clauses:
+    """Annotations by what is wrong with each, for a message."""
+
+    def __init__(self) -> None:
+        self._ids: dict[str, list[Any]] = {}
+
+    def add(self, why: str, key: Any) -> None:
+        if why:
+            self._ids.setdefault(why, []).append(key)
+
+    def __bool__(self) -> bool:
+        return bool(self._ids)
+
+    def __str__(self) -> str:
+        return "; ".join(
+            f"{len(ids)} annotations {why} (the first is id {ids[0]!r})"
+            if len(ids) > 1
+            else f"1 annotation {why} (id {ids[0]!r})"
+            for why, ids in self._ids.items()
+        )
 
 
 def judge(segmentation: Any, size: Sequence[float], poly2mask: bool = True) -> tuple[str, bool]:
