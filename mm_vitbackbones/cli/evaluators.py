@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,20 @@ def evaluators_of(cfg: Config, split: str) -> list[Mapping[str, Any]]:
     """The configs of the evaluators of a split."""
     evaluators = cfg.get(f"{split}_evaluator") or []
     listed = evaluators if isinstance(evaluators, (list, tuple)) else [evaluators]
-    if len(listed) == 1 and isinstance(listed[0], Mapping) and isinstance(listed[0].get("metrics"), (list, tuple)):
-        listed = listed[0]["metrics"]  # of an evaluator that is written out
+    if len(listed) == 1 and isinstance(listed[0], Mapping) and "metrics" in listed[0]:  # an Evaluator, written out
+        metrics = listed[0]["metrics"]
+        listed = metrics if isinstance(metrics, (list, tuple)) else [metrics]
     return [evaluator for evaluator in listed if isinstance(evaluator, Mapping)]
+
+
+def measured_by(cfg: Config, split: str) -> Iterator[tuple[Mapping[str, Any], list[Mapping[str, Any]]]]:
+    """The configs of the evaluators of a split, each with those of the data sets that it measures: all, but one each
+    with mmdet's MultiDatasetsEvaluator."""
+    datasets, evaluators = [*datasets_of(cfg.get(f"{split}_dataloader"))], evaluators_of(cfg, split)
+    if type_name(cfg.get(f"{split}_evaluator")) == "MultiDatasetsEvaluator":
+        yield from ((evaluator, [dataset]) for evaluator, dataset in zip(evaluators, datasets, strict=False))
+    else:
+        yield from ((evaluator, datasets) for evaluator in evaluators)
 
 
 def needs_annotations(cfg: Config, split: str) -> bool:
@@ -35,13 +46,12 @@ def check_evaluators(cfg: Config, splits: Sequence[str], every: bool = False) ->
     """Check that the annotation files that evaluators read exist, and that CocoMetrics can measure by them."""
     done: list[tuple[Any, ...]] = []
     for split in splits:
-        for evaluator in evaluators_of(cfg, split):
+        for evaluator, datasets in measured_by(cfg, split):
             path = evaluator.get("ann_file")
             if isinstance(path, str) and "://" not in path and not Path(path).is_file():
                 raise UserError(f"{split}_evaluator: no file {path}; set its ann_file to the dataset's annotation file")
             if type_name(evaluator) != "CocoMetric":
                 continue
-            datasets = [*datasets_of(cfg.get(f"{split}_dataloader"))]
             if path is None:
                 check_carries_instances(datasets, f"{split}_evaluator")
             what = (path, evaluator.get("metric"), evaluator.get("format_only"), [annotation_file(d) for d in datasets])
@@ -61,17 +71,23 @@ def check_coco_metric(
     metrics = [] if evaluator.get("format_only") else evaluator.get("metric", "bbox")
     metrics = [metrics] if isinstance(metrics, str) else metrics
     images = check_measured(path, classes, metrics, where, bool(evaluator.get("sort_categories")))
-    for dataset in datasets:
-        file = annotation_file(dataset)
-        if file is None or file.resolve() == path.resolve() or not is_read_as_coco(dataset):
-            continue
-        if not is_large(file, every):
-            listed = [image["id"] for image in read_coco(file, where, labelled=False)["images"]]
-            if lacking := [key for key in listed if key not in images]:
-                raise UserError(
-                    f"{where}: {path} does not list {len(lacking)} images of {file}, such as id {lacking[0]!r}: set "
-                    "its ann_file to the dataset's annotation file"
-                )
+    files = {file for dataset in datasets if is_read_as_coco(dataset) and (file := annotation_file(dataset))}
+    if {file.resolve() for file in files} == {path.resolve()}:
+        return
+    found: dict[Any, Path] = {}
+    for file in sorted(file for file in files if not is_large(file, every)):
+        listed = [image["id"] for image in read_coco(file, where, labelled=False)["images"]]
+        if lacking := [key for key in listed if key not in images]:
+            raise UserError(
+                f"{where}: {path} does not list {len(lacking)} images of {file}, such as id {lacking[0]!r}: set its "
+                "ann_file to the dataset's annotation file"
+            )
+        if shared := [key for key in listed if key in found]:
+            raise UserError(
+                f"{where}: one CocoMetric measures {found[shared[0]]} and {file}, and both have an image of id "
+                f"{shared[0]!r}: give images ids of their own, or use MultiDatasetsEvaluator with a metric for each"
+            )
+        found.update(dict.fromkeys(listed, file))
 
 
 def check_carries_instances(datasets: Sequence[Mapping[str, Any]], where: str) -> None:

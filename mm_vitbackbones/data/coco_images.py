@@ -62,7 +62,7 @@ def check_images(
     if not (every or compare):
         return
     size_of = SizeReader(dataset.get("pipeline") or ())
-    broken, other = [], []
+    broken, other, turned = [], [], False
     for image in track(chosen, f"{where}: looking at images", len(chosen)) if every else chosen:
         path = folder / image["file_name"]
         info = {"img_path": str(path), "img_id": image["id"], "seg_map_path": None, "instances": []}
@@ -74,7 +74,7 @@ def check_images(
         else:
             if compare and found != said:
                 other.append(f"{image['file_name']} is {found[1]}x{found[0]}, not {said[1]}x{said[0]}")
-                turned = found == said[::-1]
+                turned |= found == said[::-1]
     if broken:
         raise UserError(
             f"{where}: {len(broken)} of {len(chosen)} images cannot be read, such as {broken[0]}: fix "

@@ -553,6 +553,26 @@ def test_the_metrics_file_has_the_images_and_classes_of_the_data_set(instances):
     evaluators.check_evaluators(cfg, ["val"])
 
 
+def test_one_metric_measures_several_sets_by_ids_of_their_own(instances):
+    cfg = coco.config(instances.root)
+    one = cfg.val_dataloader.dataset
+    for name in ("boxes.json", "other.json"):
+        (instances.root / name).write_text(json.dumps(instances.content))
+    cfg.val_dataloader.dataset = dict(type="ConcatDataset", datasets=[one, {**one, "ann_file": "other.json"}])
+    with pytest.raises(
+        UserError, match=r"one CocoMetric measures .*boxes\.json and .*other\.json, and both have .* id 0"
+    ):
+        evaluators.check_evaluators(cfg, ["val"])
+    second = {**cfg.val_evaluator, "ann_file": str(instances.root / "other.json")}
+    cfg.val_evaluator = dict(
+        type="MultiDatasetsEvaluator", metrics=[cfg.val_evaluator, second], dataset_prefixes=["a", "b"]
+    )
+    evaluators.check_evaluators(cfg, ["val"])
+    cfg.val_evaluator.metrics[1].ann_file = "nowhere.json"
+    with pytest.raises(UserError, match=r"no file nowhere\.json"):
+        evaluators.check_evaluators(cfg, ["val"])
+
+
 def test_a_metric_without_a_file_needs_the_annotations_of_the_images(instances):
     cfg = coco.config(instances.root, evaluator=dict(ann_file=None))
     coco.write(instances.root, instances.content)
