@@ -398,6 +398,13 @@ def test_a_sample_of_plain_images_is_read_by_header(folder, monkeypatch):
         folder.check(pipeline=[dict(type="LoadImageFromFile", imdecode_backend="pillow")])
 
 
+def test_a_format_that_opencv_does_not_read_is_found_in_a_sample(folder):
+    Image.new("RGB", (40, 30)).save(folder.root / "images/1.tga")
+    folder.content["images"][1]["file_name"] = "1.tga"
+    with pytest.raises(UserError, match=r"1 of 3 images cannot be read, such as .*1\.tga \(failed to load image\)"):
+        folder.check()
+
+
 @pytest.mark.parametrize("every", [False, True])
 def test_the_loader_of_the_user_is_asked(folder, every):
     def load(results):
@@ -519,6 +526,9 @@ def test_what_pycocotools_reads_is_checked(instances):
     ):
         check_metric(instances, metric=["bbox", "segm"])
     check_metric(instances, metric="segm", format_only=True)
+    second["id"] = first["id"]
+    with pytest.raises(UserError, match=r"val_evaluator: .* several annotations of the same id, id 1"):
+        check_metric(instances)
 
 
 @pytest.mark.parametrize("of", ["images", "categories"])
@@ -634,10 +644,11 @@ def test_masks_of_a_second_loader_of_the_same_files_are_checked(instances):
     del instances.content["annotations"][0]["segmentation"]
     coco.write(instances.root, instances.content)
     cfg = coco.config(instances.root)
-    preflight.check(cfg, ["train", "val"])
-    cfg.val_dataloader.dataset.pipeline = MASKS
-    with pytest.raises(UserError, match="val_dataloader: the pipeline loads masks"):
-        preflight.check(cfg, ["train", "val"])
+    cfg.test_dataloader = dict(dataset=coco.dataset(instances.root, test_mode=True))
+    preflight.check(cfg, ["val", "test"])
+    cfg.test_dataloader.dataset.pipeline = MASKS
+    with pytest.raises(UserError, match="test_dataloader: the pipeline loads masks"):
+        preflight.check(cfg, ["val", "test"])
 
 
 def test_data_sets_of_other_formats_are_not_judged_by_cocos(folder):
