@@ -146,8 +146,6 @@ def check_annotations(
     path = annotation_file(dataset)
     if path is None or not is_read_as_coco(dataset) or is_large(path, every):
         return None
-    if "img" not in (dataset.get("data_prefix") or {}):
-        raise UserError(f"{where}: the dataset needs data_prefix=dict(img=...), the folder of its images")
     return check_coco(dataset, path, classes, where, every, seen, labelled)
 
 

@@ -50,6 +50,8 @@ def check_images(
     Raises:
         UserError: with the first images.
     """
+    if "img" not in (dataset.get("data_prefix") or {}):
+        raise UserError(f"{where}: the dataset needs data_prefix=dict(img=...), the folder of its images")
     prefix = (dataset.get("data_prefix") or {}).get("img") or ""
     if "://" in f"{dataset.get('data_root') or ''}{prefix}":
         return  # not on this disk
