@@ -161,7 +161,7 @@ def check_fields(
                         if fault := _fault(field, entry, readers):
                             faults.setdefault((field, fault), []).append(_named(entry, number))
         if faults:
-            clauses = [_clause(*kind, entries) for kind, entries in faults.items()]
+            clauses = [_clause(*kind, entries, readers) for kind, entries in faults.items()]
             rest = f"; and {len(clauses) - CLAUSES} more kinds of faults" if len(clauses) > CLAUSES else ""
             raise UserError(f"{where}: {path} cannot be read: {'; '.join(clauses[:CLAUSES])}{rest}")
 
@@ -184,10 +184,10 @@ def _named(entry: Mapping[str, Any], index: int) -> str:
     return f"id {own!r}" if _key(own) == "" and own is not None else f"number {index} of the list"
 
 
-def _clause(field: Field, fault: str, entries: Sequence[str]) -> str:
+def _clause(field: Field, fault: str, entries: Sequence[str], readers: Collection[str]) -> str:
     state = f"without {field.name}" if fault == "missing" else f"whose {field.name} is {fault}"
     entry = SINGULAR[field.of] if len(entries) == 1 else field.of
-    reader = (field.readers or field.optional)[0]
+    reader = next(reader for reader in (*field.readers, *field.optional) if reader in readers)
     hint = f", and {field.hint} will do" if field.hint and fault in ("missing", "null") else ""
     first = "" if len(entries) == 1 else "the first is "
     return f"{len(entries)} {entry} {state} ({first}{entries[0]}; {reader} reads {field.kind}{hint})"

@@ -235,7 +235,7 @@ def test_faults_of_fields_are_counted_by_kind_in_one_line(folder):
         ("annotations", "bbox", [1, 2, None, 1e39], "1 annotation whose bbox is a list that holds null and too large"),
         ("annotations", "area", "180", "1 annotation whose area is text"),
         ("annotations", "area", float("inf"), "1 annotation whose area is NaN or infinite"),
-        ("annotations", "iscrowd", "0", "1 annotation whose iscrowd is text"),
+        ("annotations", "iscrowd", "0", "1 annotation whose iscrowd is text (id 0; mmdet's CocoDataset reads 0 or 1)"),
         ("annotations", "iscrowd", 2, "1 annotation whose iscrowd is a number other than 0 and 1"),
         ("annotations", "ignore", "no", "1 annotation whose ignore is text"),
     ],
