@@ -11,6 +11,7 @@ default_hooks = dict(
 custom_hooks = [
     dict(type="mm_vitbackbones.EpochSeedHook"),
     dict(type="mm_vitbackbones.CurvesHook"),
+    dict(type="mm_vitbackbones.PlainCheckpointHook"),
 ]
 
 env_cfg = dict(

@@ -10,11 +10,12 @@ from mmengine.config import Config
 
 from mm_vitbackbones.cli import preflight
 from mm_vitbackbones.cli.arguments import Parser, add_checks, add_common
+from mm_vitbackbones.cli.batches import without_workers
 from mm_vitbackbones.cli.config import load_config
 from mm_vitbackbones.cli.evaluators import check_results_prefix
 from mm_vitbackbones.cli.launch import registry_errors, set_launcher
 from mm_vitbackbones.cli.predictions import dump_predictions, keep_predictions
-from mm_vitbackbones.cli.weights import load
+from mm_vitbackbones.cli.weights import Tester
 from mm_vitbackbones.engine.console import Console
 from mm_vitbackbones.engine.resume import read
 from mm_vitbackbones.errors import UserError
@@ -78,9 +79,10 @@ def _test(args: argparse.Namespace, console: Console) -> None:
             dump_predictions(cfg, args.out, Path(scratch))
         check_results_prefix(cfg, "test")
         set_launcher(cfg, args.launcher)
+        without_workers(cfg)
         with registry_errors(args.config):
-            runner = console.runner(cfg)
-            load(runner, checkpoint, args.checkpoint)
+            runner = console.runner(cfg, Tester)
+            runner.use(checkpoint, args.checkpoint)
             runner.test()
         if args.out and runner.rank == 0:
             keep_predictions(args.out, Path(scratch))

@@ -10,13 +10,16 @@ from mmengine.config import Config
 
 from mm_vitbackbones.cli import preflight
 from mm_vitbackbones.cli.arguments import Parser, add_checks, add_common
+from mm_vitbackbones.cli.batches import LoneImageHook, lone_values, without_workers
 from mm_vitbackbones.cli.config import load_config
 from mm_vitbackbones.cli.launch import registry_errors, set_launcher
 from mm_vitbackbones.cli.preflight import check_rules
 from mm_vitbackbones.cli.weights import Trainer, check_fits, model_weights, unwrapped
 from mm_vitbackbones.engine.amp import use_amp
 from mm_vitbackbones.engine.console import Console
+from mm_vitbackbones.engine.hooks import PlainCheckpointHook
 from mm_vitbackbones.engine.resume import allow_mmengine_checkpoints, checkpoints_in, latest_checkpoint, read
+from mm_vitbackbones.engine.schedules import trained_by_epoch
 from mm_vitbackbones.errors import UserError
 
 LATEST = "latest"
@@ -96,8 +99,12 @@ def _train(args: argparse.Namespace, console: Console) -> None:
             "continue it with --resume, or start another with --work-dir"
         )
     set_launcher(cfg, args.launcher)
-    with registry_errors(args.config):
+    without_workers(cfg)
+    with registry_errors(args.config), lone_values():
         runner = console.runner(cfg, Trainer)
+        if not any(isinstance(hook, PlainCheckpointHook) for hook in runner.hooks):
+            runner.register_hook(PlainCheckpointHook())
+        runner.register_hook(LoneImageHook())
         if checkpoint is not None:
             check_fits(unwrapped(runner), model_weights(checkpoint, path).state, path)
         check_rules(cfg, unwrapped(runner))
@@ -110,6 +117,13 @@ def check_resumable(checkpoint: dict[str, Any], path: Path, train_cfg: dict[str,
         raise UserError(
             f"{path} holds weights alone, not the state of a training run: "
             "to start from its weights give --cfg-options load_from=FILE instead of --resume"
+        )
+    by_epoch, meta = trained_by_epoch(checkpoint["meta"]), checkpoint["meta"]
+    if by_epoch is not None and by_epoch != (train_cfg.get("max_epochs") is not None):
+        was, now = ("epochs", "iterations") if by_epoch else ("iterations", "epochs")
+        raise UserError(
+            f"{path} is of a training by {was} (epoch {meta.get('epoch')}, iteration {meta.get('iter')}), and the config "
+            f"trains by {now}: resume with a config by {was}, or start from its weights with load_from"
         )
     for unit in ("epoch", "iter"):
         last = train_cfg.get(f"max_{unit}s")

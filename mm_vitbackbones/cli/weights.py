@@ -4,28 +4,38 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from mmengine.logging import print_log
-from mmengine.runner import Runner, load_state_dict
+from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapperDict
+from mmengine.runner import Runner
 from torch import nn
 
 from mm_vitbackbones.checkpoints import layout_of, load_pretrained
 from mm_vitbackbones.checkpoints.layout import State
 from mm_vitbackbones.checkpoints.loading import part_under_our_names
 from mm_vitbackbones.checkpoints.unwrapping import COMPILED, CONTAINERS, PARALLEL, Weights, unwrap_model
+from mm_vitbackbones.engine import summary
+from mm_vitbackbones.engine.plain_data import equal
 from mm_vitbackbones.engine.resume import allow_mmengine_checkpoints, read
-from mm_vitbackbones.errors import CheckpointError, UserError, shorten
+from mm_vitbackbones.engine.schedules import accumulation, batch_size, follow_config
+from mm_vitbackbones.errors import CheckpointError, CheckpointMismatch, UserError, shorten
 
 Path = str | os.PathLike[str]
 
 
 class Trainer(Runner):
-    """MMEngine's runner, whose ``load_from`` takes any file that ``init_cfg`` and the tools take: wrapped, in another
-    layout of our backbones, with other things next to the weights. What it resumes is read by MMEngine alone."""
+    """MMEngine's runner for training with the tools.
+
+    ``load_from`` takes any file that ``init_cfg`` and the tools take: wrapped, in another layout of our backbones, with
+    other things next to the weights. A resumed run follows its config, also where that has changed since (see
+    ``engine.schedules``). The learning rate is scaled by all images of a step of the optimizer.
+    """
 
     def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         of_mmengine = "://" in filename and not filename.startswith(("http://", "https://"))  # open-mmlab://...
@@ -33,45 +43,155 @@ class Trainer(Runner):
             return start_from(self, filename)
         allow_mmengine_checkpoints()
         kwargs.setdefault("revise_keys", [(prefix, "") for prefix in (COMPILED, PARALLEL)])
-        return super().load_checkpoint(filename, *args, **kwargs)
+        checkpoint = super().load_checkpoint(filename, *args, **kwargs)
+        if self._resume:
+            follow_config(self, checkpoint)
+            now = getattr(self.train_dataloader.dataset, "metainfo", None)
+            if equal(checkpoint["meta"].get("dataset_meta"), now):  # MMEngine compares bytes, which lists change
+                checkpoint["meta"]["dataset_meta"] = now
+        return checkpoint
+
+    def scale_lr(self, optim_wrapper: Any, auto_scale_lr: dict[str, Any] | None = None) -> None:
+        if not (auto_scale_lr and auto_scale_lr.get("enable")):
+            return
+        images = batch_size(self.train_dataloader)
+        if images is None:
+            raise UserError("--auto-scale-lr: train_dataloader does not say its batch_size; scale lr by hand")
+        base = auto_scale_lr["base_batch_size"]
+        wrappers = optim_wrapper.values() if isinstance(optim_wrapper, OptimWrapperDict) else [optim_wrapper]
+        for wrapper in wrappers:
+            counts = accumulation(wrapper)
+            factor = images * self.world_size * counts / base
+            for group in wrapper.optimizer.param_groups:
+                group["lr"] = group["lr"] * factor
+            self.logger.info(
+                f"--auto-scale-lr: {images} images x {self.world_size} processes x {counts} accumulated iterations = "
+                f"{images * self.world_size * counts} images a step, and the config's rate is for {base}: the learning "
+                f"rate is scaled by {factor:g}"
+            )
+
+
+class Tester(Runner):
+    """MMEngine's runner for a test of the weights that ``use`` was given."""
+
+    _weights: dict[str, Any] | None = None
+
+    def use(self, checkpoint: dict[str, Any], path: Path) -> None:
+        """Test these weights, all of them.
+
+        Raises:
+            UserError: if they are not those of this model.
+        """
+        self._weights, self._path = converted(self, checkpoint, path), path
+
+    def load_or_resume(self) -> None:
+        """Called once the hooks know the model: ``EMAHook`` has its copy of it by then."""
+        if self._weights is not None:
+            _load_converted(self, self._weights, self._path)
+            self._has_loaded = True
 
 
 def start_from(runner: Runner, path: Path) -> dict[str, Any]:
-    """Start from the weights of a checkpoint, by MMEngine's rule: weights that the model lacks, or has in another
-    shape, are left out, and the log lists them. So a detector can start from one of other classes.
+    """Start from the weights of a checkpoint that the model has, in its shapes. The rest of the model keeps its initial
+    values, and the log lists it. So a detector can start from one of other classes.
 
     Returns:
         the checkpoint, with the weights under ``state_dict``.
 
     Raises:
-        UserError: if the model has none of these weights.
+        UserError: if the model, or its backbone, has none of these weights.
     """
     model, content = unwrapped(runner), read(path)
     weights = model_weights(content, path)
+    report_averages(content, path)
     given = weights.state
     with file_named(path):
         for name, part in model.named_children():
-            given = part_under_our_names(part, name, given)
+            _report_epsilon(part, name, given, path)
+            given = _part_of(part, name, given)
     needed = model.state_dict()
-    if not any(key in needed and needed[key].shape == tensor.shape for key, tensor in given.items()):
+    fits = {key: tensor for key, tensor in given.items() if key in needed and needed[key].shape == tensor.shape}
+    if not fits:
         raise UserError(
             f"load_from: no weight of {path} is one of this model's ({shorten(sorted(given), 2)}): "
             "give a file of the same backbone, or leave load_from out"
         )
-    checkpoint = _in_mmengines_form(content, weights.besides, given)
+    trained = "backbone."
+    if any(key.startswith(trained) for key in needed) and not any(key.startswith(trained) for key in fits):
+        theirs = sorted(key for key in given if key.startswith(trained)) or sorted(given)
+        raise UserError(
+            f"load_from: no weight of {path} fits this model's backbone ({shorten(theirs, 2)}), only {len(fits)} of "
+            "other parts: give a file of the same backbone, or leave load_from out"
+        )
+    _report_start(needed, given, fits, path)
+    checkpoint = _for_hooks(runner, content, weights.besides, fits)
     runner.call_hook("after_load_checkpoint", checkpoint=checkpoint)
-    load_state_dict(model, checkpoint["state_dict"], logger=runner.logger)
+    _model(runner).load_state_dict(checkpoint["state_dict"], strict=False)
     runner.logger.info(f"loaded {path}")
     return checkpoint
 
 
+def _part_of(part: nn.Module, name: str, given: State) -> State:
+    """A whole network's state, in which one of its parts has our names, and what can be made to fit fits."""
+    if layout_of(part, given) is None:
+        return given
+    try:
+        report = load_pretrained(part, given)
+    except CheckpointMismatch:  # of another arch: some of it may fit
+        return part_under_our_names(part, name, given)
+    state = part.state_dict()
+    return {key: given[key] for key in report.outside} | {f"{name}.{key}": state[key] for key in report.loaded}
+
+
+def _report_start(needed: State, given: State, fits: State, path: Path) -> None:
+    """Log what a training does not take from a file, in at most two lines."""
+    fresh = [key for key in needed if key not in fits]
+    unused = [f"{key} {tuple(given[key].shape)}" for key in given if key not in fits]
+    if fresh:
+        parts = Counter(key.partition(".")[0] for key in needed)
+        of = [f"{n} of {parts[part]} of {part}" for part, n in Counter(k.partition(".")[0] for k in fresh).items()]
+        print_log(
+            f"load_from: {len(fits)} of {len(needed)} tensors come from {path}; fresh: {shorten(of)} "
+            f"({shorten([f'{key} {tuple(needed[key].shape)}' for key in fresh], 4)})",
+            logger="current",
+            level=logging.WARNING,
+        )
+    if unused:
+        print_log(f"load_from: not used of {path}: {shorten(unused, 4)}", logger="current")
+
+
 def load(runner: Runner, checkpoint: dict[str, Any], path: Path) -> None:
     """Load the weights of a checkpoint, all of them, into a runner's model."""
+    _load_converted(runner, converted(runner, checkpoint, path), path)
+
+
+def converted(runner: Runner, checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
+    """A checkpoint in MMEngine's form, for this runner's model, with all of the model's weights.
+
+    Raises:
+        UserError: if they are not those of this model.
+    """
     weights = model_weights(checkpoint, path)
-    checkpoint = _in_mmengines_form(checkpoint, weights.besides, weights.state)
-    runner.call_hook("after_load_checkpoint", checkpoint=checkpoint)  # as MMEngine does; EMA's hook needs it
-    load_weights(unwrapped(runner), checkpoint, path)
+    return _for_hooks(runner, checkpoint, weights.besides, fitting_weights(unwrapped(runner), checkpoint, path))
+
+
+def _load_converted(runner: Runner, checkpoint: dict[str, Any], path: Path) -> None:
+    runner.call_hook("after_load_checkpoint", checkpoint=checkpoint)  # as MMEngine does; EMAHook needs it
+    _model(runner).load_state_dict(checkpoint["state_dict"])
     runner.logger.info(f"loaded {path}")
+
+
+def _model(runner: Runner) -> nn.Module:
+    """The model as MMEngine saves it: without the wrapper of distributed runs, with that of test-time augmentation."""
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model
+
+
+def _for_hooks(runner: Runner, content: dict[str, Any], kept: Iterable[str], state: State) -> dict[str, Any]:
+    """A checkpoint with the weights under the names that ``_model(runner)`` has for them."""
+    prefix, model = "", _model(runner)
+    while model is not unwrapped(runner):
+        prefix, model = f"{prefix}module.", model.module
+    return _in_mmengines_form(content, kept, {f"{prefix}{key}": tensor for key, tensor in state.items()})
 
 
 def _in_mmengines_form(content: dict[str, Any], kept: Iterable[str], state: State) -> dict[str, Any]:
@@ -102,6 +222,12 @@ def file_named(path: Path) -> Iterator[None]:
         raise type(error)(f"{path}: {error}") from None
 
 
+def report_averages(checkpoint: dict[str, Any], path: Path) -> None:
+    """Log that the weights of a file are averages of a training's."""
+    if "ema_state_dict" in checkpoint:
+        print_log(f"{path}: its weights are the averages that EMAHook made in the training", logger="current")
+
+
 def load_weights(model: nn.Module, checkpoint: dict[str, Any], path: Path) -> None:
     """Load the weights of a checkpoint, all of them, into a model; those of known parts in any known layout.
 
@@ -109,23 +235,35 @@ def load_weights(model: nn.Module, checkpoint: dict[str, Any], path: Path) -> No
         UserError: if they are not those of this model.
         CheckpointError: if there are none, or those of a known part do not fit.
     """
+    model.load_state_dict(fitting_weights(model, checkpoint, path))
+
+
+def fitting_weights(model: nn.Module, checkpoint: dict[str, Any], path: Path) -> State:
+    """The weights of a checkpoint under the model's names, all of them; see ``load_weights``. Those that come in
+    another layout are in the model already."""
     given = model_weights(checkpoint, path).state
+    report_averages(checkpoint, path)
     with file_named(path):
         foreign = foreign_parts(model, given)
     rest, loaded = set(given), dict[str, torch.Tensor]()
     for name, part in foreign.items():
-        if layout_of(part, given) == "openmmlab" and getattr(part, "norm_eps", 1e-6) is None:
-            print_log(
-                f"{path} is of OpenMMLab's own {type(part).__name__}, whose norms all have an epsilon of 1e-6: set "
-                f"model.{name}.norm_eps=1e-6 to get exactly the same results",
-                logger="current",
-                level=logging.WARNING,
-            )
+        _report_epsilon(part, name, given, path)
         rest &= set(load_pretrained(part, given).outside)
         loaded |= {f"{name}.{key}": tensor for key, tensor in part.state_dict().items()}
     given = {key: given[key] for key in given if key in rest} | loaded
     check_fits(model, given, path)
-    model.load_state_dict(given)
+    return given
+
+
+def _report_epsilon(part: nn.Module, name: str, given: State, path: Path) -> None:
+    """Log which setting makes a part compute as the one that its weights are of."""
+    if layout_of(part, given) == "openmmlab" and getattr(part, "norm_eps", 1e-6) is None:
+        print_log(
+            f"{path} is of OpenMMLab's own {type(part).__name__}, whose norms all have an epsilon of 1e-6: set "
+            f"model.{name}.norm_eps=1e-6 to get exactly the same results",
+            logger="current",
+            level=logging.WARNING,
+        )
 
 
 def check_fits(model: nn.Module, given: dict[str, torch.Tensor], path: Path) -> None:
@@ -152,5 +290,5 @@ def foreign_parts(model: nn.Module, given: dict[str, torch.Tensor]) -> dict[str,
 
 
 def unwrapped(runner: Runner) -> nn.Module:
-    """The model, without the wrapper of distributed runs."""
-    return getattr(runner.model, "module", runner.model)
+    """The model, without the wrappers of distributed runs and of test-time augmentation."""
+    return summary.unwrapped(runner.model)

@@ -13,10 +13,14 @@ import mmengine.fileio
 import numpy as np
 import torch
 from mmengine.dist import master_only
-from mmengine.hooks import Hook
+from mmengine.hooks import EMAHook, Hook
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from mm_vitbackbones.engine.drawing import draw_curves, draw_pair, read_image
+from mm_vitbackbones.engine.plain_data import make_plain, restore
+from mm_vitbackbones.engine.resume import take_trained_weights
+from mm_vitbackbones.engine.schedules import RECORD, run_record
+from mm_vitbackbones.errors import shorten
 from mm_vitbackbones.files import to_png, write_whole
 from mm_vitbackbones.registry import HOOKS
 
@@ -53,6 +57,35 @@ class EpochSeedHook(Hook):
     @staticmethod
     def _by_epoch(runner: Runner) -> bool:
         return isinstance(runner.train_loop, EpochBasedTrainLoop)
+
+
+@HOOKS.register_module()
+class PlainCheckpointHook(Hook):
+    """Makes checkpoints plain data: ``torch.load(weights_only=True)``, and so ``init_detector`` and ``init_model`` on
+    torch 2.6 and newer, read them in any process.
+
+    They hold all that resuming needs, and a record of the run (``meta["run"]``). Files without this hook can be
+    resumed, too. ``train`` adds it to a config that has it not.
+    """
+
+    priority = "LOWEST"  # after the hooks that put something into the checkpoint
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        checkpoint["meta"][RECORD] = run_record(runner)
+        if unknown := make_plain(checkpoint):
+            runner.logger.warning(
+                f"the checkpoint is not plain data, as it holds {shorten(unknown, 3)}: to load it, torch needs "
+                "weights_only=False"
+            )
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        restore(checkpoint)
+        averaged = any(isinstance(hook, EMAHook) for hook in runner.hooks)
+        if runner._resume and not averaged and take_trained_weights(checkpoint):
+            runner.logger.warning(
+                "the checkpoint has averaged weights, and the config no EMAHook: the training goes on with the weights "
+                "themselves, and the averages are dropped"
+            )
 
 
 @HOOKS.register_module()

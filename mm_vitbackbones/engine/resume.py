@@ -62,6 +62,17 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     return checkpoint
 
 
+def take_trained_weights(checkpoint: dict[str, Any]) -> bool:
+    """Put the weights that the optimizer trains under ``state_dict``, in place of their averages: MMEngine's
+    ``EMAHook`` exchanges the two when it saves. Returns whether the checkpoint has averages."""
+    trained = checkpoint.pop("ema_state_dict", None)
+    if trained is None:
+        return False
+    prefix = "module."
+    checkpoint["state_dict"].update({k.removeprefix(prefix): v for k, v in trained.items() if k.startswith(prefix)})
+    return True
+
+
 def checkpoints_in(work_dir: Path) -> list[Path]:
     """The checkpoints of a training run, oldest first."""
     found = [

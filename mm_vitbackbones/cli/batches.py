@@ -1,0 +1,153 @@
+"""Batches and the workers that load them: what PyTorch refuses, before a run begins."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.dataset import InfiniteSampler
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.runner import Runner
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from mm_vitbackbones.cli.dry_run import image_size
+from mm_vitbackbones.cli.model import build_model
+from mm_vitbackbones.engine.schedules import batch_size
+from mm_vitbackbones.engine.summary import unwrapped
+from mm_vitbackbones.errors import UserError, shorten
+
+FOR_WORKERS = {"persistent_workers": False, "prefetch_factor": None, "multiprocessing_context": None}
+"""Options of a dataloader that PyTorch refuses without workers, with the values that it takes."""
+
+REFUSAL = "Expected more than 1 value per channel when training"
+"""The beginning of PyTorch's error for a batch norm of one value."""
+
+
+def without_workers(cfg: Config) -> None:
+    """Leave out the options for workers of dataloaders with ``num_workers=0``, which PyTorch refuses there."""
+    for split in ("train", "val", "test"):
+        loader = cfg.get(f"{split}_dataloader")
+        if not loader or loader.get("num_workers", 0):
+            continue
+        found = [name for name, neutral in FOR_WORKERS.items() if loader.get(name) not in (None, neutral)]
+        for name in found:
+            del loader[name]
+        if found:
+            print_log(f"{split}_dataloader has num_workers=0: {', '.join(found)} are left out", logger="current")
+
+
+class LoneImageHook(Hook):
+    """Before training: a batch of one image does not reach a batch norm with a map of one pixel, as that of a pooled
+    branch, which PyTorch refuses to normalise."""
+
+    def before_run(self, runner: Runner) -> None:
+        loader = runner.train_loop.dataloader
+        images, last = batch_size(loader), last_batch(loader)
+        if 1 not in (images, last):
+            return
+        model = unwrapped(runner.model).train()
+        norms = {
+            name
+            for name, part in model.named_modules()
+            if isinstance(part, _BatchNorm) and part.training and not isinstance(part, nn.SyncBatchNorm)
+        }
+        if norms and (found := [name for name in lone_norms(runner.cfg) if name in norms]):
+            raise UserError(_advice(shorten(found, 2), images, runner.world_size))
+
+
+def _advice(where: str, images: int | None, processes: int) -> str:
+    what = "train_dataloader.batch_size=1" if images == 1 else f"the last batch of an epoch (batch_size={images})"
+    remedy = "at least 2" if images == 1 else "another, or train_dataloader.drop_last=True"
+    norm = "norm_cfg type SyncBN or GN" if processes > 1 and torch.cuda.is_available() else "norm_cfg type GN"
+    return (
+        f"{what} gives one image, of which {where} would normalise a single value per channel, which PyTorch refuses in "
+        f"training: set batch_size to {remedy}, or the head's {norm}"
+    )
+
+
+def last_batch(loader: Any) -> int | None:
+    """Images in the last batch of an epoch of this process; None if it is not known or if no batch is the last."""
+    sampler, batches, images = loader.sampler, getattr(loader, "batch_sampler", None), batch_size(loader)
+    if not images or isinstance(sampler, InfiniteSampler) or getattr(batches, "drop_last", False):
+        return None
+    try:
+        return len(sampler) % images or images
+    except TypeError:  # a stream
+        return None
+
+
+def lone_norms(cfg: Config) -> list[str]:
+    """The batch norms of a model that get a single value per channel in a training step of one image.
+
+    The model is built and run without memory, up to the maps of its heads. What cannot be run so is left out.
+    """
+    try:
+        size = image_size(cfg)
+        model = build_model(copy.deepcopy(cfg), "meta").train()
+        image = torch.zeros(1, 3, *size, device="meta")
+    except Exception:  # the run itself reports it
+        return []
+    found: list[str] = []
+
+    def note(name: str) -> Any:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            if module.training and inputs[0].numel() == inputs[0].shape[1]:
+                found.append(name)
+                module.eval()  # to go on
+
+        return hook
+
+    for name, part in model.named_modules():
+        if isinstance(part, _BatchNorm):
+            part.register_forward_pre_hook(note(name))
+    for step in _steps(model, image):
+        try:
+            step()
+        except Exception:
+            continue
+    return found
+
+
+def _steps(model: Any, image: Tensor) -> Iterator[Any]:
+    """Runs of a model's heads on the features of an image."""
+    with torch.no_grad():
+        try:
+            maps = model.extract_feat(image)
+        except Exception:
+            return
+        outputs: list[Any] = []
+
+        def run(head: Any, *earlier: Any) -> Any:
+            return lambda: outputs.append(head.forward(maps, *earlier))
+
+        for head in _modules(getattr(model, "decode_head", None)):  # a cascade's take what the one before them gives
+            yield run(head, *outputs[-1:])
+        for name in ("auxiliary_head", "bbox_head", "mask_head", "rpn_head"):
+            for head in _modules(getattr(model, name, None)):
+                yield run(head)
+
+
+def _modules(part: Any) -> Iterable[nn.Module]:
+    if isinstance(part, nn.ModuleList):
+        return part
+    return [part] if isinstance(part, nn.Module) else []
+
+
+@contextmanager
+def lone_values() -> Iterator[None]:
+    """Report in one line PyTorch's refusal of a batch norm over one value, where it could not be foreseen."""
+    try:
+        yield
+    except ValueError as error:
+        if not str(error).startswith(REFUSAL):
+            raise
+        raise UserError(
+            "a batch norm of the model got a single value per channel, which PyTorch refuses in training: set "
+            "train_dataloader.batch_size to at least 2, train_dataloader.drop_last=True, or norm_cfg type GN"
+        ) from None
