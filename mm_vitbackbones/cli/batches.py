@@ -66,8 +66,8 @@ def _advice(where: str, images: int | None, processes: int) -> str:
     remedy = "at least 2" if images == 1 else "another, or train_dataloader.drop_last=True"
     norm = "norm_cfg type SyncBN or GN" if processes > 1 and torch.cuda.is_available() else "norm_cfg type GN"
     return (
-        f"{what} gives one image, of which {where} would normalise a single value per channel, which PyTorch refuses in "
-        f"training: set batch_size to {remedy}, or the head's {norm}"
+        f"{what} gives one image, of which {where} would normalise a single value per channel, which PyTorch refuses "
+        f"in training: set batch_size to {remedy}, or the head's {norm}"
     )
 
 

@@ -122,8 +122,8 @@ def check_resumable(checkpoint: dict[str, Any], path: Path, train_cfg: dict[str,
     if by_epoch is not None and by_epoch != (train_cfg.get("max_epochs") is not None):
         was, now = ("epochs", "iterations") if by_epoch else ("iterations", "epochs")
         raise UserError(
-            f"{path} is of a training by {was} (epoch {meta.get('epoch')}, iteration {meta.get('iter')}), and the config "
-            f"trains by {now}: resume with a config by {was}, or start from its weights with load_from"
+            f"{path} is of a training by {was} (epoch {meta.get('epoch')}, iteration {meta.get('iter')}), and the "
+            f"config trains by {now}: resume with a config by {was}, or start from its weights with load_from"
         )
     for unit in ("epoch", "iter"):
         last = train_cfg.get(f"max_{unit}s")

@@ -188,9 +188,9 @@ def _model(runner: Runner) -> nn.Module:
 
 def _for_hooks(runner: Runner, content: dict[str, Any], kept: Iterable[str], state: State) -> dict[str, Any]:
     """A checkpoint with the weights under the names that ``_model(runner)`` has for them."""
-    prefix, model = "", _model(runner)
-    while model is not unwrapped(runner):
-        prefix, model = f"{prefix}module.", model.module
+    prefix, model, inner = "", _model(runner), unwrapped(runner)
+    while model is not inner:
+        prefix, model = f"{prefix}module.", model.get_submodule("module")
     return _in_mmengines_form(content, kept, {f"{prefix}{key}": tensor for key, tensor in state.items()})
 
 

@@ -57,9 +57,10 @@ class _Plain:
             return value
         if isinstance(value, np.generic):
             return self(value.item(), where) if not isinstance(value.item(), np.generic) else str(value)
-        for base in (bool, int, float, str, bytes):  # an enumeration, a class of the user's
+        base: Any
+        for base in (int, float, str, bytes):  # an enumeration, a class of the user's
             if isinstance(value, base):
-                return base(value)
+                return base.__new__(base, value)
         if isinstance(value, np.ndarray):
             return self._array(value, where)
         if isinstance(value, HistoryBuffer):
@@ -121,8 +122,8 @@ _RESTORING: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
 
 def _restored(value: Any) -> Any:
     if isinstance(value, dict):
-        if (kind := value.get(MARK)) in _RESTORING:
-            return _RESTORING[kind](value)
+        if (make := _RESTORING.get(str(value.get(MARK)))) is not None:
+            return make(value)
         for key, item in value.items():
             if (new := _restored(item)) is not item:
                 value[key] = new

@@ -1,8 +1,8 @@
 """Resuming under a config that has changed: its schedule and its optimizer's settings, at the checkpoint's position.
 
-MMEngine loads the state of schedulers and optimizer as the checkpoint has it, and the config's own values are lost. Here
-that state is rewritten first: to what a run of this config from its start would have at this point. The optimizer's
-moments stay those of the checkpoint. Where nothing has changed, nothing is rewritten.
+MMEngine loads the state of schedulers and optimizer as the checkpoint has it, and the config's own values are lost.
+Here that state is rewritten first: to what a run of this config from its start would have at this point. The
+optimizer's moments stay those of the checkpoint. Where nothing has changed, nothing is rewritten.
 """
 
 from __future__ import annotations
@@ -71,9 +71,9 @@ def trained_by_epoch(meta: Mapping[str, Any]) -> bool | None:
     """Whether a checkpoint is of a run by epochs; None if it does not say."""
     if (record := meta.get(RECORD)) is not None:
         return bool(record["by_epoch"])
-    if found := re.search(r"^train_cfg = dict\(([^)]*)\)", str(meta.get("cfg", "")), re.MULTILINE):
-        if ("max_epochs" in found[1]) != ("max_iters" in found[1]):
-            return "max_epochs" in found[1]
+    found = re.search(r"^train_cfg = dict\(([^)]*)\)", str(meta.get("cfg", "")), re.MULTILINE)
+    if found and ("max_epochs" in found[1]) != ("max_iters" in found[1]):
+        return "max_epochs" in found[1]
     return True if meta.get("epoch") else None
 
 
@@ -116,8 +116,8 @@ def follow_config(runner: Runner, checkpoint: dict[str, Any]) -> None:
     checkpoint["param_schedulers"] = states if isinstance(runner.optim_wrapper, OptimWrapperDict) else states[""]
     rates = ", ".join(f"{old} -> {new}" for old, new in zip(before, after, strict=True))
     runner.logger.info(
-        f"the config differs from the checkpoint's run, and its own schedule goes on at {where}: learning rate {rates}; "
-        f"changed: {shorten(changes, 6)}"
+        f"the config differs from the checkpoint's run, and its own schedule goes on at {where}: learning rate "
+        f"{rates}; changed: {shorten(changes, 6)}"
     )
 
 
@@ -141,8 +141,8 @@ def _parts(runner: Runner, checkpoint: Mapping[str, Any]) -> Iterator[Part]:
     held = {""} if "param_groups" in given else set(given)
     if held != set(wrappers):
         raise UserError(
-            f"--resume: the checkpoint has the state of {_optimizers(held)}, and the config {_optimizers(set(wrappers))}: "
-            "keep optim_wrapper, or start from the checkpoint's weights with load_from"
+            f"--resume: the checkpoint has the state of {_optimizers(held)}, and the config "
+            f"{_optimizers(set(wrappers))}: keep optim_wrapper, or start from the checkpoint's weights with load_from"
         )
     for name, wrapper in wrappers.items():
         each = (states.get(name) if isinstance(states, Mapping) else states) or []
