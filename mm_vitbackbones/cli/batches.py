@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -29,6 +30,27 @@ REFUSAL = "Expected more than 1 value per channel when training"
 """The beginning of PyTorch's error for a batch norm of one value."""
 
 
+class FeasibleHook(Hook):
+    """Before training: refuses what would end it with an error of PyTorch or MMEngine, be it after hours."""
+
+    def before_run(self, runner: Runner) -> None:
+        check_one_cycle(runner)
+        check_lone_images(runner)
+
+
+def check_one_cycle(runner: Runner) -> None:
+    """Check that no one-cycle schedule is shorter than the training."""
+    given = runner.param_schedulers or []
+    for scheduler in itertools.chain(*given.values()) if isinstance(given, dict) else given:
+        planned = runner.max_epochs if scheduler.by_epoch else runner.max_iters
+        steps = getattr(scheduler, "total_steps", None)
+        if steps is not None and min(scheduler.end - 1, planned) - scheduler.begin > steps:
+            raise UserError(
+                f"param_scheduler: {type(scheduler).__name__} has total_steps={steps}, and the training goes on after "
+                f"it, to {planned}: set total_steps={planned - scheduler.begin}, or end={scheduler.begin + steps}"
+            )
+
+
 def without_workers(cfg: Config) -> None:
     """Leave out the options for workers of dataloaders with ``num_workers=0``, which PyTorch refuses there."""
     for split in ("train", "val", "test"):
@@ -42,23 +64,21 @@ def without_workers(cfg: Config) -> None:
             print_log(f"{split}_dataloader has num_workers=0: {', '.join(found)} are left out", logger="current")
 
 
-class LoneImageHook(Hook):
-    """Before training: a batch of one image does not reach a batch norm with a map of one pixel, as that of a pooled
-    branch, which PyTorch refuses to normalise."""
-
-    def before_run(self, runner: Runner) -> None:
-        loader = runner.train_loop.dataloader
-        images, last = batch_size(loader), last_batch(loader)
-        if 1 not in (images, last):
-            return
-        model = unwrapped(runner.model).train()
-        norms = {
-            name
-            for name, part in model.named_modules()
-            if isinstance(part, _BatchNorm) and part.training and not isinstance(part, nn.SyncBatchNorm)
-        }
-        if norms and (found := [name for name in lone_norms(runner.cfg) if name in norms]):
-            raise UserError(_advice(shorten(found, 2), images, runner.world_size))
+def check_lone_images(runner: Runner) -> None:
+    """Check that no batch of one image gives a batch norm a map of one pixel, as in a pooled branch, which PyTorch
+    refuses to normalise."""
+    loader = runner.train_loop.dataloader
+    images, last = batch_size(loader), last_batch(loader)
+    if 1 not in (images, last):
+        return
+    model = unwrapped(runner.model).train()
+    norms = {
+        name
+        for name, part in model.named_modules()
+        if isinstance(part, _BatchNorm) and part.training and not isinstance(part, nn.SyncBatchNorm)
+    }
+    if norms and (found := [name for name in lone_norms(runner.cfg) if name in norms]):
+        raise UserError(_advice(shorten(found, 2), images, runner.world_size))
 
 
 def _advice(where: str, images: int | None, processes: int) -> str:

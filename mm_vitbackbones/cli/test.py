@@ -15,7 +15,7 @@ from mm_vitbackbones.cli.config import load_config
 from mm_vitbackbones.cli.evaluators import check_results_prefix
 from mm_vitbackbones.cli.launch import registry_errors, set_launcher
 from mm_vitbackbones.cli.predictions import dump_predictions, keep_predictions
-from mm_vitbackbones.cli.weights import Tester
+from mm_vitbackbones.cli.weights import EvaluationRunner
 from mm_vitbackbones.engine.console import Console
 from mm_vitbackbones.engine.resume import read
 from mm_vitbackbones.errors import UserError
@@ -81,7 +81,7 @@ def _test(args: argparse.Namespace, console: Console) -> None:
         set_launcher(cfg, args.launcher)
         without_workers(cfg)
         with registry_errors(args.config):
-            runner = console.runner(cfg, Tester)
+            runner = console.runner(cfg, EvaluationRunner)
             runner.use(checkpoint, args.checkpoint)
             runner.test()
         if args.out and runner.rank == 0:

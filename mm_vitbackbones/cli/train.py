@@ -10,7 +10,7 @@ from mmengine.config import Config
 
 from mm_vitbackbones.cli import preflight
 from mm_vitbackbones.cli.arguments import Parser, add_checks, add_common
-from mm_vitbackbones.cli.batches import LoneImageHook, lone_values, without_workers
+from mm_vitbackbones.cli.batches import FeasibleHook, lone_values, without_workers
 from mm_vitbackbones.cli.config import load_config
 from mm_vitbackbones.cli.launch import registry_errors, set_launcher
 from mm_vitbackbones.cli.preflight import check_rules
@@ -104,7 +104,7 @@ def _train(args: argparse.Namespace, console: Console) -> None:
         runner = console.runner(cfg, Trainer)
         if not any(isinstance(hook, PlainCheckpointHook) for hook in runner.hooks):
             runner.register_hook(PlainCheckpointHook())
-        runner.register_hook(LoneImageHook())
+        runner.register_hook(FeasibleHook())
         if checkpoint is not None:
             check_fits(unwrapped(runner), model_weights(checkpoint, path).state, path)
         check_rules(cfg, unwrapped(runner))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -11,7 +13,6 @@ from typing import Any
 
 import torch
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapperDict
 from mmengine.runner import Runner
 from torch import nn
@@ -43,7 +44,14 @@ class Trainer(Runner):
             return start_from(self, filename)
         allow_mmengine_checkpoints()
         kwargs.setdefault("revise_keys", [(prefix, "") for prefix in (COMPILED, PARALLEL)])
-        checkpoint = super().load_checkpoint(filename, *args, **kwargs)
+        try:
+            checkpoint = super().load_checkpoint(filename, *args, **kwargs)
+        except pickle.UnpicklingError as error:
+            reason = re.search(r"Unsupported \w+: .*? (\S+) was not", str(error))
+            raise UserError(
+                f"{filename} cannot be resumed, as it holds {reason[1] if reason else 'objects'}, which is no plain "
+                "data and may run code: start from its weights with load_from"
+            ) from None
         if self._resume:
             follow_config(self, checkpoint)
             now = getattr(self.train_dataloader.dataset, "metainfo", None)
@@ -71,7 +79,7 @@ class Trainer(Runner):
             )
 
 
-class Tester(Runner):
+class EvaluationRunner(Runner):
     """MMEngine's runner for a test of the weights that ``use`` was given."""
 
     _weights: dict[str, Any] | None = None
@@ -124,9 +132,9 @@ def start_from(runner: Runner, path: Path) -> dict[str, Any]:
             "other parts: give a file of the same backbone, or leave load_from out"
         )
     _report_start(needed, given, fits, path)
-    checkpoint = _for_hooks(runner, content, weights.besides, fits)
+    checkpoint = _in_mmengines_form(content, weights.besides, fits)
     runner.call_hook("after_load_checkpoint", checkpoint=checkpoint)
-    _model(runner).load_state_dict(checkpoint["state_dict"], strict=False)
+    model.load_state_dict(checkpoint["state_dict"], strict=False)
     runner.logger.info(f"loaded {path}")
     return checkpoint
 
@@ -172,26 +180,13 @@ def converted(runner: Runner, checkpoint: dict[str, Any], path: Path) -> dict[st
         UserError: if they are not those of this model.
     """
     weights = model_weights(checkpoint, path)
-    return _for_hooks(runner, checkpoint, weights.besides, fitting_weights(unwrapped(runner), checkpoint, path))
+    return _in_mmengines_form(checkpoint, weights.besides, fitting_weights(unwrapped(runner), checkpoint, path))
 
 
 def _load_converted(runner: Runner, checkpoint: dict[str, Any], path: Path) -> None:
     runner.call_hook("after_load_checkpoint", checkpoint=checkpoint)  # as MMEngine does; EMAHook needs it
-    _model(runner).load_state_dict(checkpoint["state_dict"])
+    unwrapped(runner).load_state_dict(checkpoint["state_dict"])
     runner.logger.info(f"loaded {path}")
-
-
-def _model(runner: Runner) -> nn.Module:
-    """The model as MMEngine saves it: without the wrapper of distributed runs, with that of test-time augmentation."""
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model
-
-
-def _for_hooks(runner: Runner, content: dict[str, Any], kept: Iterable[str], state: State) -> dict[str, Any]:
-    """A checkpoint with the weights under the names that ``_model(runner)`` has for them."""
-    prefix, model, inner = "", _model(runner), unwrapped(runner)
-    while model is not inner:
-        prefix, model = f"{prefix}module.", model.get_submodule("module")
-    return _in_mmengines_form(content, kept, {f"{prefix}{key}": tensor for key, tensor in state.items()})
 
 
 def _in_mmengines_form(content: dict[str, Any], kept: Iterable[str], state: State) -> dict[str, Any]:

@@ -11,17 +11,21 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
+from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 from mmengine.utils import digit_version
 
 from mm_vitbackbones.checkpoints.reading import read_checkpoint
 from mm_vitbackbones.errors import CheckpointError, UserError
 
-_STATISTICS = ("min", "max", "current", "mean")
+_METHODS: dict[Any, tuple[str, ...]] = {
+    HistoryBuffer: ("min", "max", "current", "mean"),
+    OneCycleParamScheduler: ("_annealing_cos", "_annealing_linear"),
+}
 
 
-def _history_statistic(owner: Any, name: str) -> Any:
-    """Stands in for ``getattr``, by which a pickled ``HistoryBuffer`` names its four statistics, and does only that."""
-    if owner is HistoryBuffer and name in _STATISTICS:
+def _method(owner: Any, name: str) -> Any:
+    """Stands in for ``getattr``, by which pickled histories and schedulers name these methods, and does only that."""
+    if isinstance(owner, type) and name in _METHODS.get(owner, ()):
         return getattr(owner, name)
     raise pickle.UnpicklingError(f"the checkpoint asks for the attribute {name!r} of {owner!r}")
 
@@ -29,7 +33,8 @@ def _history_statistic(owner: Any, name: str) -> Any:
 def allow_mmengine_checkpoints() -> None:
     """Let ``torch.load(weights_only=True)``, the default since torch 2.6, read what MMEngine keeps besides weights.
 
-    These are histories of scalars, with NumPy arrays in them; none of it can run code.
+    These are histories of scalars, with NumPy arrays in them, and functions of schedulers; none of it can run other
+    code. Files that ``PlainCheckpointHook`` wrote need nothing of it.
 
     Raises:
         UserError: this torch is older than 2.6, where the default is to run what the file says.
@@ -40,7 +45,8 @@ def allow_mmengine_checkpoints() -> None:
             "to resume, or to start from such an address, install torch 2.6 or newer"
         )
     functions: list[Any] = [np.ndarray(()).__reduce__()[0], np.float64(0).__reduce__()[0]]  # _reconstruct, scalar
-    names: list[Any] = [HistoryBuffer, np.ndarray, np.dtype, (_history_statistic, "builtins.getattr")]
+    names: list[Any] = [HistoryBuffer, np.ndarray, np.dtype, OneCycleParamScheduler]
+    names.append((_method, "builtins.getattr"))
     names += [type(np.dtype(code)) for code in "?bBiIlLqQefd"]
     for module in ("numpy.core.multiarray", "numpy._core.multiarray"):  # NumPy 2 renamed it; files have either name
         names += [(function, f"{module}.{function.__name__}") for function in functions]

@@ -132,3 +132,58 @@ def test_a_file_of_two_models_is_refused_by_its_name(use: Callable[..., Any], tm
         CheckpointError, match=r"f\.pth: holds 2 backbones, under the prefixes 'student\.', 'teacher\.'"
     ):
         use(runner_of(Toy(), []), tmp_path / "f.pth")
+
+
+def lines_of(use: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    lines: list[str] = []
+    monkeypatch.setattr(weights, "print_log", lambda text, **_: lines.append(text))
+    use()
+    return lines
+
+
+def test_a_start_lists_what_stays_fresh_and_what_is_unused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, path = Toy(classes=5), tmp_path / "file.pth"
+    torch.save({"state_dict": source.state_dict() | {"neck.weight": torch.ones(2)}}, path)
+    count = len(source.state_dict())
+    assert lines_of(lambda: start_from(runner_of(Toy(classes=3), []), path), monkeypatch) == [
+        f"load_from: {count - 2} of {count} tensors come from {path}; fresh: 2 of 2 of head "
+        "(head.weight (3, 4), head.bias (3,))",
+        f"load_from: not used of {path}: head.weight (5, 4), head.bias (5,), neck.weight (2,)",
+    ]
+    torch.save(source.state_dict(), path)
+    assert lines_of(lambda: start_from(runner_of(Toy(classes=5), []), path), monkeypatch) == []
+
+
+def test_a_start_takes_what_fits_of_another_arch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, model = Toy(), Toy()
+    state = {key: tensor for key, tensor in source.state_dict().items() if ".stages.3." not in key}
+    assert len(state) < len(source.state_dict())
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    torch.save(state, tmp_path / "file.pth")
+    (line,) = lines_of(lambda: start_from(runner_of(model, []), tmp_path / "file.pth"), monkeypatch)
+    assert "of backbone (backbone.stages.3." in line
+    assert equal(model, before | state)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [{"backbone.conv1.weight": torch.ones(1)}, {}, {"backbone.stages.0.patch_embed.proj.weight": torch.ones(1)}],
+)
+def test_a_start_without_a_backbones_weight_is_refused(state: State, tmp_path: Path) -> None:
+    torch.save(state | {f"head.{key}": tensor for key, tensor in Toy().head.state_dict().items()}, tmp_path / "f.pth")
+    with pytest.raises(
+        UserError, match=r"no weight of .*f\.pth fits this model's backbone \(.*\), only 2 of other parts"
+    ):
+        start_from(runner_of(Toy(), []), tmp_path / "f.pth")
+
+
+def test_a_start_fits_position_tables_of_another_size(tmp_path: Path) -> None:
+    source = Toy()
+    key = "stages.0.position.table"
+    theirs, _ = FAMILIES["PVT"].layout("official").to_theirs(source.backbone.state_dict())
+    larger = {k: torch.ones(1, 4 * t.shape[1], t.shape[2]) if k == "pos_embed1" else t for k, t in theirs.items()}
+    assert larger["pos_embed1"].shape != theirs["pos_embed1"].shape
+    torch.save({f"backbone.{k}": tensor for k, tensor in larger.items()}, tmp_path / "file.pth")
+    model = Toy()
+    start_from(runner_of(model, []), tmp_path / "file.pth")
+    torch.testing.assert_close(model.backbone.state_dict()[key], torch.ones_like(source.backbone.state_dict()[key]))

@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
+from mmengine.registry import METRICS
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import nn
 
@@ -68,7 +70,8 @@ def toy_config(**changes: Any) -> Config:
 
 def toy_runner(cfg: Config, work_dir: Path, kind: type[Runner] = Trainer, **options: Any) -> Any:
     """A runner for a toy config. Its checkpoints are plain data."""
-    cfg.train_dataloader.dataset = ToyData()
+    if "train_dataloader" in cfg:
+        cfg.train_dataloader.dataset = ToyData()
     model = options.pop("model", None) or ToyModel()
     runner = kind(
         model=model,
@@ -82,6 +85,23 @@ def toy_runner(cfg: Config, work_dir: Path, kind: type[Runner] = Trainer, **opti
     )
     runner.register_hook(PlainCheckpointHook())
     return runner
+
+
+@METRICS.register_module()
+class ToyMetric(BaseMetric):
+    """The number of data items."""
+
+    def process(self, data_batch: Any, data_samples: Any) -> None:
+        self.results += [1] * len(data_samples)
+
+    def compute_metrics(self, results: list[int]) -> dict[str, float]:
+        return {"count": float(len(results))}
+
+
+def toy_evaluation(split: str) -> dict[str, Any]:
+    """What a runner needs for a validation or a test."""
+    loader = dict(batch_size=2, num_workers=0, sampler=dict(type="DefaultSampler", shuffle=False), dataset=ToyData())
+    return {f"{split}_dataloader": loader, f"{split}_cfg": {}, f"{split}_evaluator": dict(type="ToyMetric")}
 
 
 class Stopped(Exception):
