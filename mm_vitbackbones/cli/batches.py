@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,8 +18,9 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mm_vitbackbones.cli.dry_run import image_size
+from mm_vitbackbones.cli.config import nodes
 from mm_vitbackbones.cli.model import build_model
+from mm_vitbackbones.cli.preflight import datasets_of
 from mm_vitbackbones.engine.schedules import batch_size
 from mm_vitbackbones.engine.summary import unwrapped
 from mm_vitbackbones.errors import UserError, shorten
@@ -107,12 +109,13 @@ def lone_norms(cfg: Config) -> list[str]:
 
     The model is built and run without memory, up to the maps of its heads. What cannot be run so is left out.
     """
+    if (size := largest_image(cfg)) is None:
+        return []
     try:
-        size = image_size(cfg)
         model = build_model(copy.deepcopy(cfg), "meta").train()
-        image = torch.zeros(1, 3, *size, device="meta")
     except Exception:  # the run itself reports it
         return []
+    image = torch.zeros(1, cfg.model.backbone.get("in_channels", 3), *size, device="meta")
     found: list[str] = []
 
     def note(name: str) -> Any:
@@ -132,6 +135,50 @@ def lone_norms(cfg: Config) -> list[str]:
         except Exception:
             continue
     return found
+
+
+SAME_SIZE = ("Load", "Pack", "RandomFlip", "PhotoMetricDistortion", "FilterAnnotations")
+"""Beginnings of the names of transforms that leave an image's size."""
+
+
+def largest_image(cfg: Config) -> tuple[int, int] | None:
+    """Height and width of the largest images that a training step of the config sees; None if it does not say."""
+    sizes = [_largest(dataset.get("pipeline") or []) for dataset in datasets_of(cfg.train_dataloader)]
+    wrappers = [node for _, node in nodes(cfg.train_dataloader, "") if isinstance(node, Mapping) and "dataset" in node]
+    mixed = any("pipeline" in wrapper for wrapper in wrappers)  # mosaics and the like
+    found = [size for size in sizes if size is not None]
+    if mixed or not sizes or len(found) < len(sizes):
+        return None
+    preprocessor = cfg.model.get("data_preprocessor") or {}
+    padded = preprocessor.get("size") or (0, 0)
+    divisor = preprocessor.get("pad_size_divisor") or 1
+    height, width = (max(sides) for sides in zip(*found, padded, strict=True))
+    return -(-height // divisor) * divisor, -(-width // divisor) * divisor
+
+
+def _largest(pipeline: Sequence[Mapping[str, Any]]) -> tuple[int, int] | None:
+    size: tuple[int, int] | None = None
+    for step in pipeline:
+        kind = step["type"] if isinstance(step["type"], str) else step["type"].__name__
+        kind = kind.rpartition(".")[2]
+        if kind in ("Resize", "RandomResize", "RandomChoiceResize"):
+            scales = step.get("scales") or step.get("scale") or []
+            scales = scales if scales and _is_pair(scales[0]) else [scales]
+            if not all(_is_pair(scale) for scale in scales):
+                return None
+            ratio = max(step.get("ratio_range") or (1, 1))
+            size = max(((round(max(s) * ratio), round(min(s) * ratio)) for s in scales), key=math.prod)
+        elif kind == "RandomCrop" and size and step.get("crop_type", "absolute") == "absolute":
+            crop = step["crop_size"]
+            height, width = crop if _is_pair(crop) else (crop, crop)
+            size = (min(height, size[0]), min(width, size[0]))  # of either orientation
+        elif not kind.startswith(SAME_SIZE):
+            return None
+    return size
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) == 2 and not isinstance(value[0], (list, tuple))
 
 
 def _steps(model: Any, image: Tensor) -> Iterator[Any]:

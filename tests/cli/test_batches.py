@@ -112,7 +112,10 @@ def segmentor(head: dict[str, Any]) -> Config:
     if head["type"].endswith("SegFormerHead"):
         common.pop("in_index")
     cfg.model.decode_head = {**common, **head}
-    cfg.crop_size = (64, 64)
+    scale = dict(type="RandomResize", scale=(96, 96), ratio_range=(0.5, 2.0), keep_ratio=True)
+    crop = dict(type="RandomCrop", crop_size=(64, 64))
+    cfg.train_dataloader.dataset.pipeline = [dict(type="LoadImageFromFile"), scale, crop, dict(type="PackSegInputs")]
+    cfg.model.data_preprocessor.size = (64, 64)
     return cfg
 
 
@@ -154,6 +157,37 @@ def test_a_last_batch_of_one_image_is_refused(run_of: Callable[..., Any]) -> Non
     frozen.model.decode_head.train = lambda mode=True: frozen.model.decode_head  # as norm_eval has it
     frozen.model.decode_head.apply(lambda module: setattr(module, "training", False))
     check_lone_images(frozen)
+
+
+LOAD, PACK = dict(type="LoadImageFromFile"), dict(type="mmdet.PackDetInputs")
+
+
+@pytest.mark.parametrize(
+    ("steps", "preprocessor", "size"),
+    [
+        ([dict(type="Resize", scale=(1333, 800), keep_ratio=True)], {}, (1333, 800)),
+        ([dict(type="Resize", scale=(1333, 800), keep_ratio=True)], dict(pad_size_divisor=32), (1344, 800)),
+        ([dict(type="RandomChoiceResize", scales=[(480, 1333), (800, 1333)])], {}, (1333, 800)),
+        ([dict(type="RandomResize", scale=(100, 50), ratio_range=(0.5, 2.0))], {}, (200, 100)),
+        ([dict(type="Resize", scale=(90, 30)), dict(type="RandomCrop", crop_size=(64, 96))], {}, (64, 90)),
+        (
+            [dict(type="Resize", scale=(90, 30)), dict(type="RandomCrop", crop_size=(64, 64))],
+            dict(size=(80, 80)),
+            (80, 80),
+        ),
+        ([dict(type="Resize", scale_factor=2.0)], {}, None),
+        ([dict(type="Resize", scale=(90, 30)), dict(type="Mosaic")], {}, None),
+        ([], {}, None),
+    ],
+)
+def test_largest_image_of_a_training_is_found(
+    steps: list[dict[str, Any]], preprocessor: dict[str, Any], size: tuple[int, int] | None
+) -> None:
+    dataset = dict(type="CocoDataset", pipeline=[LOAD, *steps, PACK])
+    cfg = Config(dict(train_dataloader=dict(dataset=dataset), model=dict(data_preprocessor=preprocessor)))
+    assert batches.largest_image(cfg) == size
+    cfg.train_dataloader.dataset = dict(type="MultiImageMixDataset", dataset=dataset, pipeline=[dict(type="Mosaic")])
+    assert batches.largest_image(cfg) is None
 
 
 def test_refusals_that_were_not_foreseen_are_one_line() -> None:
