@@ -18,12 +18,12 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mm_vitbackbones.cli.config import nodes
 from mm_vitbackbones.cli.model import build_model
-from mm_vitbackbones.cli.preflight import datasets_of
+from mm_vitbackbones.cli.preflight import SKIP, datasets_of
 from mm_vitbackbones.engine.schedules import batch_size
 from mm_vitbackbones.engine.summary import unwrapped
 from mm_vitbackbones.errors import UserError, shorten
+from mm_vitbackbones.nodes import nodes, type_name
 
 FOR_WORKERS = {"persistent_workers": False, "prefetch_factor": None, "multiprocessing_context": None}
 """Options of a dataloader that PyTorch refuses without workers, with the values that it takes."""
@@ -36,8 +36,11 @@ class FeasibleHook(Hook):
     """Before training: refuses what would end it with an error of PyTorch or MMEngine, be it after hours."""
 
     def before_run(self, runner: Runner) -> None:
-        check_one_cycle(runner)
-        check_lone_images(runner)
+        try:
+            check_one_cycle(runner)
+            check_lone_images(runner)
+        except UserError as error:
+            raise UserError(f"{error} ({SKIP})") from None
 
 
 def check_one_cycle(runner: Runner) -> None:
@@ -159,8 +162,7 @@ def largest_image(cfg: Config) -> tuple[int, int] | None:
 def _largest(pipeline: Sequence[Mapping[str, Any]]) -> tuple[int, int] | None:
     size: tuple[int, int] | None = None
     for step in pipeline:
-        kind = step["type"] if isinstance(step["type"], str) else step["type"].__name__
-        kind = kind.rpartition(".")[2]
+        kind = type_name(step)
         if kind in ("Resize", "RandomResize", "RandomChoiceResize"):
             scales = step.get("scales") or step.get("scale") or []
             scales = scales if scales and _is_pair(scales[0]) else [scales]

@@ -104,7 +104,8 @@ def _train(args: argparse.Namespace, console: Console) -> None:
         runner = console.runner(cfg, Trainer)
         if not any(isinstance(hook, PlainCheckpointHook) for hook in runner.hooks):
             runner.register_hook(PlainCheckpointHook())
-        runner.register_hook(FeasibleHook())
+        if not args.skip_checks:
+            runner.register_hook(FeasibleHook())
         if checkpoint is not None:
             check_fits(unwrapped(runner), model_weights(checkpoint, path).state, path)
         check_rules(cfg, unwrapped(runner))
@@ -118,8 +119,9 @@ def check_resumable(checkpoint: dict[str, Any], path: Path, train_cfg: dict[str,
             f"{path} holds weights alone, not the state of a training run: "
             "to start from its weights give --cfg-options load_from=FILE instead of --resume"
         )
-    by_epoch, meta = trained_by_epoch(checkpoint["meta"]), checkpoint["meta"]
-    if by_epoch is not None and by_epoch != (train_cfg.get("max_epochs") is not None):
+    meta, units = checkpoint["meta"], {unit for unit in ("epoch", "iter") if train_cfg.get(f"max_{unit}s")}
+    by_epoch = trained_by_epoch(meta)
+    if by_epoch is not None and units == {"iter" if by_epoch else "epoch"}:
         was, now = ("epochs", "iterations") if by_epoch else ("iterations", "epochs")
         raise UserError(
             f"{path} is of a training by {was} (epoch {meta.get('epoch')}, iteration {meta.get('iter')}), and the "

@@ -74,6 +74,20 @@ def test_the_console_is_short_and_the_log_complete(trained: tuple[Path, str]) ->
         assert detail not in shown
 
 
+def test_mmseg_builds_a_segmentor_from_a_checkpoint(trained: tuple[Path, str], config: Path) -> None:
+    from mmseg.apis import init_model
+
+    before = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    try:
+        model = init_model(str(trained[0] / config.name), str(trained[0] / "iter_4.pth"), device="cpu")
+    finally:
+        torch.serialization.add_safe_globals(before)
+    assert list(model.dataset_meta["classes"]) == list(mini.LABELS)
+    state = torch.load(trained[0] / "iter_4.pth", weights_only=True)["state_dict"]
+    assert all(torch.equal(tensor, state[key]) for key, tensor in model.state_dict().items())
+
+
 def test_run_can_be_resumed(trained: tuple[Path, str], config: Path, tmp_path: Path) -> None:
     short = ("--cfg-options", "train_cfg.max_iters=2")
     first = run_tool("train", config, "--work-dir", tmp_path, "--seed", 1, "--verbose", *short)

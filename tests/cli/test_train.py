@@ -378,6 +378,38 @@ def test_resume_with_another_seed_is_refused(refused: Callable[..., str], config
     assert "the seed 1" in refused(config, "--work-dir", trained, "--resume", trained / "epoch_2.pth", *options)
 
 
+def test_resume_by_iterations_of_a_run_by_epochs_is_refused(
+    refused: Callable[..., str], config: Path, trained: Path
+) -> None:
+    options = ("train_cfg._delete_=True", "train_cfg.by_epoch=False", "train_cfg.max_iters=20")
+    message = refused(config, "--resume", trained / "epoch_2.pth", "--cfg-options", *options)
+    assert "is of a training by epochs (epoch 2, iteration 8), and the config trains by iterations" in message
+    assert "load_from" in message
+
+
+@pytest.mark.parametrize(
+    ("cfg", "by_epoch", "train_cfg", "refusal"),
+    [
+        ("train_cfg = dict(max_iters=8, val_interval=2)", None, {"max_epochs": 9}, "by iterations"),
+        ("", False, {"max_epochs": 9}, "by iterations"),
+        ("", True, {"max_iters": 90}, "by epochs"),
+        ("", True, {"max_epochs": 9}, None),
+        ("", False, {"max_iters": 90}, None),
+        ("", True, {"type": "MyLoop"}, None),
+    ],
+)
+def test_loops_of_a_checkpoint_and_a_config_are_compared(
+    cfg: str, by_epoch: bool | None, train_cfg: dict[str, Any], refusal: str | None
+) -> None:
+    meta = {"cfg": cfg, "epoch": 0, "iter": 5} | ({} if by_epoch is None else {"run": {"by_epoch": by_epoch}})
+    checkpoint = {"state_dict": {}, "optimizer": {}, "message_hub": {}, "meta": meta}
+    if refusal is None:
+        train.check_resumable(checkpoint, Path("a.pth"), train_cfg)
+    else:
+        with pytest.raises(UserError, match=f"a.pth is of a training {refusal}"):
+            train.check_resumable(checkpoint, Path("a.pth"), train_cfg)
+
+
 def test_latest_checkpoint_of_a_moved_folder_is_found(tmp_path: Path) -> None:
     for epoch in (2, 9, 10):
         (tmp_path / f"epoch_{epoch}.pth").touch()
@@ -413,6 +445,27 @@ def test_only_what_mmengine_saves_is_allowed(tmp_path: Path, content: Any) -> No
     finally:
         torch.serialization.clear_safe_globals()
         torch.serialization.add_safe_globals(before)
+
+
+@pytest.fixture
+def nothing_allowed() -> Iterator[None]:
+    """A process in which torch.load has been given no types."""
+    before = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    yield
+    torch.serialization.clear_safe_globals()
+    torch.serialization.add_safe_globals(before)
+
+
+@pytest.mark.usefixtures("nothing_allowed")
+def test_mmdet_builds_a_detector_from_a_checkpoint(trained: Path, config: Path) -> None:
+    from mmdet.apis import inference_detector, init_detector
+
+    detector = init_detector(str(config), str(trained / "epoch_2.pth"), device="cpu")
+    assert detector.dataset_meta["classes"] == ("ball", "beetle", "crate", "starfish", "ring")
+    state = torch.load(trained / "epoch_2.pth", weights_only=True)["state_dict"]
+    assert all(torch.equal(tensor, state[key]) for key, tensor in detector.state_dict().items())
+    assert "bboxes" in inference_detector(detector, np.zeros((64, 64, 3), np.uint8)).pred_instances
 
 
 # ---- parts
