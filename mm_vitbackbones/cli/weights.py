@@ -64,8 +64,9 @@ class Trainer(Runner):
             return
         images = batch_size(self.train_dataloader)
         if images is None:
-            raise UserError("--auto-scale-lr: train_dataloader does not say its batch_size; scale lr by hand")
-        base = auto_scale_lr["base_batch_size"]
+            raise UserError("auto_scale_lr: train_dataloader does not say its batch_size; scale lr by hand")
+        if not (base := auto_scale_lr.get("base_batch_size")):
+            raise UserError("auto_scale_lr needs base_batch_size: the images in a step for which lr is meant")
         wrappers = optim_wrapper.values() if isinstance(optim_wrapper, OptimWrapperDict) else [optim_wrapper]
         for wrapper in wrappers:
             counts = accumulation(wrapper)
@@ -73,7 +74,7 @@ class Trainer(Runner):
             for group in wrapper.optimizer.param_groups:
                 group["lr"] = group["lr"] * factor
             self.logger.info(
-                f"--auto-scale-lr: {images} images x {self.world_size} processes x {counts} accumulated iterations = "
+                f"auto_scale_lr: {images} images x {self.world_size} process(es) x {counts} iteration(s) = "
                 f"{images * self.world_size * counts} images a step, and the config's rate is for {base}: the learning "
                 f"rate is scaled by {factor:g}"
             )

@@ -88,7 +88,7 @@ def follow_config(runner: Runner, checkpoint: dict[str, Any]) -> None:
     meta, loop = checkpoint["meta"], runner.train_loop
     record = meta.get(RECORD) or {}
     parts = [*_parts(runner, checkpoint)]
-    changes = _loader_changes(loop.dataloader, record)
+    changes = _batch_changes(runner, record)
     length, iteration = len(loop.dataloader), _position(loop, meta, record, changes)
     rewrite, meta["iter"] = iteration != meta["iter"], iteration
     for part in parts:
@@ -153,10 +153,15 @@ def _optimizers(names: set[str]) -> str:
     return "one optimizer" if names == {""} else f"the optimizers {', '.join(sorted(names))}"
 
 
-def _loader_changes(loader: Any, record: Mapping[str, Any]) -> list[str]:
+def _batch_changes(runner: Runner, record: Mapping[str, Any]) -> list[str]:
     """Differences in the batch, as text. The schedule follows from them in runs by epochs alone."""
-    now = {"batch_size": batch_size(loader), "processes": get_world_size()}
-    return [f"{key} {record[key]} -> {now[key]}" for key in now if key in record and record[key] != now[key]]
+    now = {"batch_size": batch_size(runner.train_loop.dataloader), "processes": get_world_size()}
+    changes = [f"{key} {record[key]} -> {now[key]}" for key in now if key in record and record[key] != now[key]]
+    counts = record.get("accumulative_counts") or {}
+    for name, wrapper in _named(runner.optim_wrapper).items():
+        if (before := counts.get(name)) not in (None, accumulation(wrapper)):
+            changes.append(f"{name}{name and '.'}accumulative_counts {before} -> {accumulation(wrapper)}")
+    return changes
 
 
 def _position(loop: Any, meta: Mapping[str, Any], record: Mapping[str, Any], changes: list[str]) -> int:

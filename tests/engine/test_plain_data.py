@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import ConfigDict
+from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer
 
 from helpers.toy_runs import logged, toy_config, toy_runner
@@ -52,8 +53,16 @@ OTHERS = {
 """What hooks and data sets of users put next to it."""
 
 
+class Saves(Hook):
+    """A hook of a user's that keeps an array in the checkpoint."""
+
+    def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        checkpoint["mine"] = np.ones(2)
+
+
 def test_a_process_without_this_package_loads_a_checkpoint_as_weights(tmp_path: Path) -> None:
     runner = toy_runner(toy_config(**EVERYTHING), tmp_path)
+    runner.register_hook(Saves())
     for name, value in OTHERS.items():
         runner.message_hub.update_info(name, value)
         runner._train_dataloader["dataset"].metainfo[name] = value
@@ -71,7 +80,15 @@ def test_a_process_without_this_package_loads_a_checkpoint_as_weights(tmp_path: 
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     held, values = result.stdout.splitlines()
-    assert held.split() == ["meta", "state_dict", "message_hub", "optimizer", "param_schedulers", "ema_state_dict"]
+    assert held.split() == [
+        "meta",
+        "state_dict",
+        "message_hub",
+        "optimizer",
+        "param_schedulers",
+        "ema_state_dict",
+        "mine",
+    ]
     assert values == "[[0, 0, 0], [0, 0, 0]] a/b"
 
 
@@ -79,6 +96,7 @@ def test_a_process_without_this_package_loads_a_checkpoint_as_weights(tmp_path: 
 def test_run_with_all_kinds_of_state_is_resumed_to_equal_weights(plain: bool, tmp_path: Path) -> None:
     def run(name: str, **options: Any) -> Any:
         runner = toy_runner(toy_config(**EVERYTHING), tmp_path / name, **options)
+        runner._train_dataloader["dataset"].metainfo["palette"] = np.ones((2, 3), np.uint8)
         if not plain:  # a file of an earlier version
             runner.hooks[:] = [hook for hook in runner.hooks if not isinstance(hook, PlainCheckpointHook)]
         with logged(runner) as lines:

@@ -198,6 +198,7 @@ def test_learning_rate_after_more_epochs_is_that_of_the_formula(train: Train) ->
         {},
         dict(param_scheduler=[WARM_UP, dict(COSINE, convert_to_iter_based=True)], optim_wrapper__paramwise_cfg=HEAD),
         dict(param_scheduler=[dict(type="OneCycleLR", by_epoch=False, eta_max=0.1, total_steps=16)]),
+        dict(param_scheduler=[COSINE, dict(type="CosineAnnealingMomentum", by_epoch=False)]),
         dict(param_scheduler=[dict(type="MultiStepLR", by_epoch=True, milestones=[1, 3])]),
     ],
 )
@@ -218,6 +219,18 @@ def test_checkpoint_in_the_middle_of_an_epoch_keeps_its_iteration(train: Train) 
     train("old", default_hooks__checkpoint__by_epoch=False)
     resumed = train("resumed", resumed="old/iter_6.pth")
     assert (resumed.state.iter, resumed.lines) == (6, [])
+
+
+def test_another_batch_by_iteration_is_reported_and_changes_no_rate(train: Train) -> None:
+    config = dict(BY_ITERATION, default_hooks__checkpoint__by_epoch=False)
+    train("old", stop=1, **config)
+    changes = dict(train_dataloader__batch_size=1, optim_wrapper__accumulative_counts=2)
+    resumed = train("resumed", resumed="old/iter_4.pth", stop=0, **config, **changes)
+    assert len(resumed.state.schedulers) == 1
+    assert resumed.lines == [
+        "resumed at epoch 0, iteration 4 with another batch than the checkpoint's: batch_size 2 -> 1, "
+        "accumulative_counts 1 -> 2"
+    ]
 
 
 def test_plateau_goes_on_unless_the_schedule_changes(train: Train) -> None:
@@ -427,7 +440,9 @@ def test_learning_rate_is_scaled_by_all_images_of_a_step(
     Trainer.scale_lr(runner, wrapper, {"enable": True, "base_batch_size": 16})
     assert optimizer.param_groups[0]["lr"] == 0.5 * factor
     images = 2 * processes * counts
-    assert f"2 images x {processes} processes x {counts} accumulated iterations = {images} images" in lines[0]
+    assert f"2 images x {processes} process(es) x {counts} iteration(s) = {images} images a step" in lines[0]
     assert f"scaled by {factor:g}" in lines[0]
+    with pytest.raises(UserError, match="base_batch_size"):
+        Trainer.scale_lr(runner, wrapper, {"enable": True})
     Trainer.scale_lr(runner, wrapper, {"enable": False, "base_batch_size": 16})
     assert optimizer.param_groups[0]["lr"] == 0.5 * factor
