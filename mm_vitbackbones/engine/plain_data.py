@@ -27,15 +27,16 @@ _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.Tensor, torch
 def make_plain(checkpoint: MutableMapping[str, Any]) -> list[str]:
     """Replace, in a checkpoint, what ``weights_only=True`` refuses.
 
-    What describes the data set (``meta``) becomes lists and strings, which the libraries read as they are. Functions in
-    the state of a scheduler are left out: the config makes them again.
+    What describes the data set (``meta``) becomes lists and strings, and the state of schedulers lists and dicts, which
+    the libraries read as they are. Functions in that state are left out: the config makes them again.
 
     Returns:
         the places, with the types, of what is of an unknown type. It stays as it is.
     """
     unknown: list[str] = []
     for key, value in checkpoint.items():
-        checkpoint[key] = _Plain(marked=key != "meta", functions=key != "param_schedulers", unknown=unknown)(value, key)
+        schedulers = key == "param_schedulers"
+        checkpoint[key] = _Plain(key != "meta" and not schedulers, not schedulers, unknown)(value, key)
     return unknown
 
 

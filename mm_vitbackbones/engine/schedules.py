@@ -279,8 +279,8 @@ def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
 def _text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
-    if isinstance(value, Counter):
-        value = sorted(value.elements())
+    if isinstance(value, Mapping) and all(isinstance(each, int) for each in [*value, *value.values()]):
+        value = sorted(Counter(value).elements())  # milestones, each with how often it is one
     return str(value)
 
 

@@ -134,6 +134,19 @@ def test_a_file_of_two_models_is_refused_by_its_name(use: Callable[..., Any], tm
         use(runner_of(Toy(), []), tmp_path / "f.pth")
 
 
+class Wrapped(nn.Module):
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+
+def test_a_model_in_two_wrappers_takes_its_weights(tmp_path: Path) -> None:
+    # Test-time augmentation in a distributed run.
+    state, model = Toy().state_dict(), Toy()
+    load(runner_of(Wrapped(Wrapped(model)), []), {"state_dict": state}, tmp_path / "file.pth")
+    assert equal(model, state)
+
+
 def lines_of(use: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> list[str]:
     lines: list[str] = []
     monkeypatch.setattr(weights, "print_log", lambda text, **_: lines.append(text))
