@@ -84,8 +84,11 @@ HEAD = dict(custom_keys=dict(head=dict(lr_mult=10.0)))
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "more epochs": ({}, dict(train_cfg__max_epochs=6), "CosineAnnealingLR.T_max 4 -> 6"),
     "learning rate": ({}, dict(optim_wrapper__optimizer__lr=0.03), "lr 0.01 -> 0.03"),
-    "weight decay": ({}, dict(optim_wrapper__optimizer__weight_decay=0.1), "weight_decay 0.05 -> 0.1"),
-    "betas": ({}, dict(optim_wrapper__optimizer__betas=(0.8, 0.99)), "betas"),
+    "weight decay and betas": (
+        {},
+        dict(optim_wrapper__optimizer__weight_decay=0.1, optim_wrapper__optimizer__betas=(0.8, 0.99)),
+        "betas (0.9, 0.999) -> (0.8, 0.99), weight_decay 0.05 -> 0.1",
+    ),
     "another schedule": (
         {},
         dict(param_scheduler=[WARM_UP, dict(type="MultiStepLR", by_epoch=True, milestones=[1, 3])]),
@@ -205,10 +208,11 @@ def test_learning_rate_after_more_epochs_is_that_of_the_formula(train: Train) ->
 def test_unchanged_config_resumes_to_equal_weights_without_a_message(
     config: dict[str, Any], train: Train, tmp_path: Path
 ) -> None:
+    config = dict(config, train_cfg__max_epochs=3)
     train("old", **config)
     resumed = train("resumed", resumed=f"old/epoch_{STOP}.pth", **config)
     assert resumed.lines == []
-    ends = [checkpoint(tmp_path / name / "epoch_4.pth") for name in ("old", "resumed")]
+    ends = [checkpoint(tmp_path / name / "epoch_3.pth") for name in ("old", "resumed")]
     assert all(torch.equal(ends[0]["state_dict"][key], ends[1]["state_dict"][key]) for key in ends[0]["state_dict"])
     assert settings(ends[0]["optimizer"]) == settings(ends[1]["optimizer"])
     histories = [[*end["message_hub"]["log_scalars"]["train/loss"].data[0]] for end in ends]
@@ -216,8 +220,8 @@ def test_unchanged_config_resumes_to_equal_weights_without_a_message(
 
 
 def test_checkpoint_in_the_middle_of_an_epoch_keeps_its_iteration(train: Train) -> None:
-    train("old", default_hooks__checkpoint__by_epoch=False)
-    resumed = train("resumed", resumed="old/iter_6.pth")
+    train("old", stop=2, default_hooks__checkpoint__by_epoch=False)
+    resumed = train("resumed", resumed="old/iter_6.pth", stop=0)
     assert (resumed.state.iter, resumed.lines) == (6, [])
 
 
@@ -235,10 +239,10 @@ def test_another_batch_by_iteration_is_reported_and_changes_no_rate(train: Train
 
 def test_plateau_goes_on_unless_the_schedule_changes(train: Train) -> None:
     plateau = [dict(type="ReduceOnPlateauLR", by_epoch=True, monitor="loss", patience=1)]
-    train("old", param_scheduler=plateau)
-    assert train("same", resumed="old/epoch_2.pth", param_scheduler=plateau).lines == []
+    train("old", stop=2, param_scheduler=plateau)
+    assert train("same", resumed="old/epoch_2.pth", stop=0, param_scheduler=plateau).lines == []
     changed = [dict(plateau[0], patience=3)]
-    resumed = train("changed", resumed="old/epoch_2.pth", param_scheduler=changed)
+    resumed = train("changed", resumed="old/epoch_2.pth", stop=0, param_scheduler=changed)
     assert "ReduceOnPlateauLR.patience 1 -> 3" in resumed.lines[0]
     assert resumed.state.schedulers[0]["_global_step"] == 2
 
@@ -288,9 +292,9 @@ def test_another_layer_decay_keeps_each_parameters_moments(train: Train, tmp_pat
             train_cfg__max_epochs=2,
         )
 
-    train("old", model=Detector, **config(0.5))
-    train("fresh", model=Detector, **config(1.0))
-    resumed = train("resumed", resumed="old/epoch_1.pth", model=Detector, **config(1.0))
+    train("old", stop=1, model=Detector, **config(0.5))
+    train("fresh", stop=1, model=Detector, **config(1.0))
+    resumed = train("resumed", resumed="old/epoch_1.pth", stop=0, model=Detector, **config(1.0))
     before, fresh = (checkpoint(tmp_path / name / "epoch_1.pth") for name in ("old", "fresh"))
     assert settings(resumed.state.optimizer) == settings(fresh["optimizer"])
     assert len(before["optimizer"]["param_groups"]) > len(fresh["optimizer"]["param_groups"])
@@ -309,11 +313,11 @@ class HeadAlone:
 
 
 def test_parameters_that_only_one_run_trains_are_named(train: Train) -> None:
-    train("old", optim_wrapper__constructor="HeadAlone")
-    resumed = train("resumed", resumed="old/epoch_2.pth")
+    train("old", stop=2, optim_wrapper__constructor="HeadAlone")
+    resumed = train("resumed", resumed="old/epoch_2.pth", stop=3)
     assert "4 parameters trained now (backbone.0.bias, backbone.0.weight, ... (2 more))" in resumed.lines[0]
     assert len(resumed.state.optimizer["state"]) == 2
-    resumed = train("back", resumed="resumed/epoch_3.pth", optim_wrapper__constructor="HeadAlone")
+    resumed = train("back", resumed="resumed/epoch_3.pth", stop=0, optim_wrapper__constructor="HeadAlone")
     assert "4 parameters no longer trained" in resumed.lines[0]
     assert len(resumed.state.optimizer["state"]) == 2
 
@@ -325,9 +329,11 @@ def without_record(path: Path) -> None:
 
 
 def test_file_without_names_is_resumed_by_position(train: Train, tmp_path: Path) -> None:
-    train("old", optim_wrapper__paramwise_cfg=HEAD)
+    train("old", stop=2, optim_wrapper__paramwise_cfg=HEAD)
     without_record(tmp_path / "old/epoch_2.pth")
-    resumed = train("resumed", resumed="old/epoch_2.pth", optim_wrapper__paramwise_cfg=HEAD, train_cfg__max_epochs=6)
+    resumed = train(
+        "resumed", resumed="old/epoch_2.pth", stop=0, optim_wrapper__paramwise_cfg=HEAD, train_cfg__max_epochs=6
+    )
     before = checkpoint(tmp_path / "old/epoch_2.pth")["optimizer"]["state"]
     assert torch.equal(resumed.state.optimizer["state"][3]["exp_avg"], before[3]["exp_avg"])
     resumed = train(
@@ -340,7 +346,7 @@ def test_file_without_names_is_resumed_by_position(train: Train, tmp_path: Path)
 
 
 def test_state_of_another_optimizer_is_refused(train: Train) -> None:
-    train("old")
+    train("old", stop=2)
     sgd = dict(optim_wrapper__optimizer=dict(_delete_=True, type="SGD", lr=0.1, momentum=0.9))
     with pytest.raises(UserError, match=r"another optimizer than SGD .*betas.*load_from"):
         train("resumed", resumed="old/epoch_2.pth", **sgd)
