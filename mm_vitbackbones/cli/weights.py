@@ -181,7 +181,8 @@ def converted(runner: Runner, checkpoint: dict[str, Any], path: Path) -> dict[st
         UserError: if they are not those of this model.
     """
     weights = model_weights(checkpoint, path)
-    return _in_mmengines_form(checkpoint, weights.besides, fitting_weights(unwrapped(runner), checkpoint, path))
+    found = _in_mmengines_form(checkpoint, weights.besides, weights.state)
+    return {**found, "state_dict": fitting_weights(unwrapped(runner), found, path)}
 
 
 def _load_converted(runner: Runner, checkpoint: dict[str, Any], path: Path) -> None:

@@ -88,10 +88,11 @@ def test_the_log_says_which_of_several_weights_were_taken(tmp_path: Path, monkey
     lines: list[str] = []
     monkeypatch.setattr(weights, "print_log", lambda text, **_: lines.append(text))
     torch.save(WRAPPERS["teacher"](Toy().state_dict()), tmp_path / "file.pth")
+    said = f"{tmp_path / 'file.pth'}: the file holds weights under teacher, student: those under teacher were taken"
     start_from(runner_of(Toy(), []), tmp_path / "file.pth")
-    assert lines == [
-        f"{tmp_path / 'file.pth'}: the file holds weights under teacher, student: those under teacher were taken"
-    ]
+    assert lines == [said]
+    load(runner_of(Toy(), []), weights.read(tmp_path / "file.pth"), tmp_path / "file.pth")
+    assert lines == [said] * 2
 
 
 @pytest.mark.parametrize("layout", ["official", "openmmlab"])
