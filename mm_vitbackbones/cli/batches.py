@@ -18,8 +18,9 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mm_vitbackbones.cli.datasets import datasets_of
 from mm_vitbackbones.cli.model import build_model
-from mm_vitbackbones.cli.preflight import SKIP, datasets_of
+from mm_vitbackbones.cli.preflight import SKIP
 from mm_vitbackbones.engine.schedules import batch_size
 from mm_vitbackbones.engine.summary import unwrapped
 from mm_vitbackbones.errors import UserError, shorten
