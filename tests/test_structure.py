@@ -28,8 +28,8 @@ MAY_IMPORT = {
     "checkpoints": {"errors", "files", "ops", "registry"},
     "heads": {"nodes", "ops", "registry"},
     "segmentors": {"registry"},
-    "data": {"errors", "files", "nodes", "progress"},
-    "engine": {"backbones", "checkpoints", "errors", "files", "nodes", "registry"},
+    "data": {"errors", "files", "libraries", "nodes", "progress"},
+    "engine": {"backbones", "checkpoints", "data", "errors", "files", "nodes", "registry"},
 }
 """The parts of this package that a part may import, besides itself. The rest may import all; nothing imports cli."""
 

@@ -11,7 +11,7 @@ import mmengine.registry
 import torch
 from mmengine.config import Config
 from mmengine.logging import print_log
-from mmengine.registry import MODELS, OPTIMIZERS, Registry
+from mmengine.registry import DATASETS, MODELS, OPTIMIZERS, TRANSFORMS, Registry
 from torch import nn
 
 from mm_vitbackbones import libraries
@@ -20,14 +20,17 @@ from mm_vitbackbones.checkpoints.loading import arch_name, family_of
 from mm_vitbackbones.checkpoints.published import resolve
 from mm_vitbackbones.cli.config import heads
 from mm_vitbackbones.cli.datasets import (
+    annotation_file,
     check_annotations,
     check_data_exists,
     check_same_labels,
     classes_of,
     distinct_datasets,
+    is_large,
 )
 from mm_vitbackbones.cli.evaluators import check_evaluators, check_results_prefix, needs_annotations
 from mm_vitbackbones.data.masks import check_masks
+from mm_vitbackbones.data.values import check_values
 from mm_vitbackbones.engine.layer_decay import warn_of_rules
 from mm_vitbackbones.errors import CheckpointError, UserError, did_you_mean
 from mm_vitbackbones.libraries import look_up
@@ -71,6 +74,7 @@ def check(cfg: Config, splits: Sequence[str], every: bool = False) -> None:
     """
     libraries.use(libraries.scope_of(cfg))
     named: dict[str, Sequence[str]] = {}
+    channels = getattr(check_backbone(cfg.model), "in_channels", None)
     for where, dataset, seen in distinct_datasets(cfg, splits):
         check_data_exists(dataset, where)
         classes = classes_of(dataset)
@@ -80,14 +84,18 @@ def check(cfg: Config, splits: Sequence[str], every: bool = False) -> None:
             if summary := check_annotations(dataset, classes, where, every, seen, labelled):
                 print_log(f"{where}: {summary}", logger="current")
             check_num_classes(cfg.model, len(classes), where)
-        if "train" in splits and (dataset.get("data_prefix") or {}).get("seg_map_path") and not seen:
+        check_types(dataset, where, cfg.get("default_scope"))
+        if has_masks(dataset) and not seen:
             check_masks(dataset, where, every)
+        path = annotation_file(dataset)
+        if not seen and (path is None or not is_large(path, every)):
+            check_values(dataset, cfg.model.get("data_preprocessor"), channels, where, every)
     check_same_labels(named)
     check_evaluators(cfg, splits, every)
     if "train" in splits and "val" in splits:
         check_results_prefix(cfg, "val")
-    check_backbone(cfg.model)
     if "train" in splits:
+        check_outputs(cfg.model)
         check_optimizer(cfg)
         check_pretrained(cfg.model)
         if isinstance(cfg.get("load_from"), str):
@@ -104,11 +112,46 @@ def check_num_classes(model: Any, count: int, where: str) -> None:
             )
 
 
-def check_backbone(model: Any) -> None:
-    """Check that one of our backbones can be built, and that the neck expects its channels."""
+def check_types(dataset: Mapping[str, Any], where: str, scope: str | None) -> None:
+    """Check that a dataset's type and every step of its pipeline are known."""
+    for node, registry in [(dataset, DATASETS), *((step, TRANSFORMS) for step in dataset.get("pipeline") or ())]:
+        name = node.get("type") if isinstance(node, Mapping) else None
+        if isinstance(name, str) and look_up(registry, name) is None:
+            raise UserError(f"{where}: {unknown_type(name, registry.name, scope)}")
+
+
+def has_masks(dataset: Mapping[str, Any]) -> bool:
+    """Whether a dataset may be one of semantic segmentation, whose masks are files."""
+    kinds = getattr(look_up(DATASETS, dataset.get("type")), "__mro__", ())
+    named = (dataset.get("data_prefix") or {}).get("seg_map_path")
+    return bool(named) or any(kind.__name__ in ("BaseSegDataset", "BaseCDDataset") for kind in kinds)
+
+
+def check_outputs(model: Any) -> None:
+    """Check that no segmentation head has a softmax over one output. It is 1 everywhere, and its loss 0 for ever."""
+    for path, head in heads(model):
+        kind = look_up(MODELS, head.get("type"))
+        if not any(base.__name__ == "BaseDecodeHead" for base in getattr(kind, "__mro__", ())):
+            continue
+        losses = head.get("loss_decode", {"type": "CrossEntropyLoss"})
+        losses = losses if isinstance(losses, (list, tuple)) else [losses]
+        softmax = [type_name(loss) == "CrossEntropyLoss" and not loss.get("use_sigmoid") for loss in losses]
+        if (head.get("out_channels") or head["num_classes"]) == 1 and all(softmax):
+            raise UserError(
+                f"{path} has one output, and the softmax of one output is always 1, so nothing is learnt: set "
+                f"{path}.loss_decode.use_sigmoid=True, or num_classes=2, with the background as the first class"
+            )
+
+
+def check_backbone(model: Any) -> Backbone | None:
+    """Check that one of our backbones can be built, and that the neck expects its channels.
+
+    Returns:
+        The backbone, without memory for its weights; None if it is none of ours.
+    """
     config = (model.get("backbone") if isinstance(model, Mapping) else None) or {}
     if (backbone := backbone_of(config, "model.backbone")) is None:
-        return
+        return None
     neck = model.get("neck")
     expected = neck.get("in_channels") if isinstance(neck, Mapping) else None
     if isinstance(expected, (list, tuple)) and tuple(expected) != backbone.channels:
@@ -116,6 +159,7 @@ def check_backbone(model: Any) -> None:
             f"model.neck.in_channels={[*expected]}, but the backbone gives {[*backbone.channels]}; "
             f"set model.neck.in_channels={[*backbone.channels]}"
         )
+    return backbone
 
 
 def backbone_of(config: Mapping[str, Any], where: str) -> Backbone | None:

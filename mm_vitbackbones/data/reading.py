@@ -1,4 +1,4 @@
-"""Images as the pipeline of a data set reads them.
+"""Images and label maps as the pipeline of a data set reads them.
 
 A pipeline may have a loading transform of the user's own: for several bands, for another file format, for another
 orientation. So everything that looks at an image asks the pipeline, and not a reader of its own.
@@ -6,60 +6,195 @@ orientation. So everything that looks at an image asks the pipeline, and not a r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import contextlib
+import copy
+import io
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
-from mmengine.registry import TRANSFORMS
+from mmengine.registry import DATASETS, TRANSFORMS
+from PIL import Image
 
 from mm_vitbackbones.errors import UserError
+from mm_vitbackbones.libraries import look_up
+
+LIBRARIES = ("mmcv", "mmdet", "mmengine", "mmseg")
+"""The packages whose transforms are known. Every other transform is the user's own."""
+
+
+IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+"""Suffixes of image files."""
+
+GROUND_TRUTH = ("instances", "seg_map_path", "seg_fields", "label_map", "reduce_zero_label")
+"""What a data set says about the ground truth of an image."""
+
+MOST = 300
+"""Characters that are kept of another library's message."""
 
 
 class UnreadableImage(UserError):
     """An image that its pipeline cannot load. The message says why, without the image's name."""
 
 
+class LeftOutImage(UnreadableImage):
+    """An image for which a pipeline gives nothing: the data set takes another one in its place."""
+
+
+class LabelMap(NamedTuple):
+    """A label map, as a pipeline loads it with its image."""
+
+    image: tuple[int, ...]
+    """Shape of the image when it was loaded."""
+    loaded: tuple[int, ...]
+    """Shape of the label map when it was loaded."""
+    labels: np.ndarray
+    """The labels that the run gets. A step of the user's own may have given them another shape."""
+
+
 class ImageReader:
-    """The first steps of a pipeline, up to the one that loads the image.
+    """The first steps of a pipeline, up to the one that loads what is asked for.
 
     Args:
-        pipeline: transforms, or their configs. These are built in the default scope, when they are first needed: the
-            later steps never are.
+        pipeline: transforms, or their configs. These are built in the default scope, when they are first needed: later
+            steps never are.
     """
 
     def __init__(self, pipeline: Sequence[Any]) -> None:
         self._steps = [*pipeline]
+        self._last_own = max((index for index, step in enumerate(pipeline) if is_own(step)), default=-1)
 
-    def __call__(self, info: Mapping[str, Any]) -> np.ndarray:
+    def __call__(self, info: Mapping[str, Any], as_used: bool = False) -> np.ndarray:
         """The image of a data set's entry, (height, width) or (height, width, channels), of the loader's own type.
 
         Args:
             info: what the data set says about an image, ``img_path`` above all.
+            as_used: after the last step of the user's own, which may change values.
 
         Raises:
             UnreadableImage: a step cannot do its work, or none of them loads an image.
         """
-        results: Any = dict(info)
+        image = None
+        for index, results in enumerate(self._results(info)):
+            if isinstance(found := results.get("img"), np.ndarray):
+                image = found
+            if image is not None and (not as_used or index >= self._last_own):
+                return image
+        raise UnreadableImage("no step of its pipeline loads an image")
+
+    def whole(self, info: Mapping[str, Any]) -> tuple[np.ndarray, Any]:
+        """The image as it was loaded, and what the whole pipeline gives for the entry.
+
+        A step of the user's own that needs ground truth, which the entry lacks, is left out.
+
+        Raises:
+            UnreadableImage: a step cannot do its work, or none of them loads an image.
+        """
+        image = None
+        for results in self._results(info, optional=[name for name in GROUND_TRUTH if name not in info]):
+            if image is None and isinstance(loaded := results.get("img"), np.ndarray):
+                image = loaded.copy()  # a later step may write into it
+        if image is None:
+            raise UnreadableImage("no step of its pipeline loads an image")
+        return image, results
+
+    def labels(self, info: Mapping[str, Any]) -> LabelMap | None:
+        """The label map of an entry, after the last step of the user's own, which may change labels.
+
+        Returns:
+            None, if no step loads a label map.
+
+        Raises:
+            UnreadableImage: a step cannot do its work, or none of them loads an image.
+        """
+        image = loaded = labels = None
+        for index, results in enumerate(self._results(info)):
+            if image is None and isinstance(found := results.get("img"), np.ndarray):
+                image = found.shape
+            if isinstance(found := results.get("gt_seg_map"), np.ndarray):
+                loaded, labels = loaded or found.shape, found
+            if image is not None and loaded is not None and index >= self._last_own:
+                break
+        if image is None:
+            raise UnreadableImage("no step of its pipeline loads an image")
+        return None if loaded is None or labels is None else LabelMap(image, loaded, labels)
+
+    def _results(self, info: Mapping[str, Any], optional: Sequence[str] = ()) -> Iterator[Any]:
+        """What each step gives, in order. The entry itself is not changed.
+
+        Args:
+            optional: entries of ``info`` that a step may miss. It is left out then.
+        """
+        results: Any = copy.deepcopy(dict(info))
         for index in range(len(self._steps)):
             step = self._step(index)
             try:
                 results = step(results)
             except Exception as error:  # a transform can raise anything
-                raise UnreadableImage(_reason(error)) from None
+                if isinstance(error, KeyError) and error.args[0] in optional:
+                    continue
+                raise UnreadableImage(reason(error).removesuffix(f": {info.get('img_path')}")) from None
             if results is None:
-                raise UnreadableImage("its pipeline gives nothing for it")
-            if isinstance(image := results.get("img"), np.ndarray):
-                return image
-        raise UnreadableImage("no step of its pipeline loads an image")
+                raise LeftOutImage("its pipeline gives nothing for it")
+            yield results
 
     def _step(self, index: int) -> Callable[[Any], Any]:
         step = self._steps[index]
         if isinstance(step, Mapping):
-            step = self._steps[index] = TRANSFORMS.build(step)
+            try:
+                step = self._steps[index] = TRANSFORMS.build(step)
+            except Exception as error:  # arguments that a class does not take
+                raise UserError(f"a step of a pipeline, {step}, cannot be built: {reason(error)}") from None
         return step
 
 
-def _reason(error: Exception) -> str:
+def list_dataset(dataset: Mapping[str, Any], where: str) -> Any:
+    """A data set of a config without its pipeline: it lists its files by its own rules, and reads no image.
+
+    Raises:
+        UserError: it cannot be built.
+    """
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
+            return DATASETS.build({**dataset, "pipeline": [], "serialize_data": False})
+    except Exception as error:  # a class of the user's own can raise anything
+        raise UserError(f"{where}: the data set cannot be built: {reason(error)}") from None
+
+
+def is_local(dataset: Mapping[str, Any]) -> bool:
+    """Whether a data set's files are on this machine."""
+    return (dataset.get("backend_args") or {}).get("backend", "local") == "local"
+
+
+def transform_class(step: Any) -> Any:
+    """The class of a transform or of its config, in the default scope; None for an unknown name."""
+    return look_up(TRANSFORMS, step.get("type")) if isinstance(step, Mapping) else type(step)
+
+
+def of_library(kind: Any) -> bool:
+    """Whether a class is one of the libraries', and not the user's own."""
+    return getattr(kind, "__module__", "").partition(".")[0] in LIBRARIES
+
+
+def is_own(step: Any) -> bool:
+    """Whether a transform, or its config, is the user's own."""
+    return not of_library(transform_class(step))
+
+
+def loads_plainly(pipeline: Sequence[Any]) -> bool:
+    """Whether images are read by mmcv's own loader, whatever its arguments, and no step is the user's own."""
+    from mmcv.transforms import LoadImageFromFile  # here, as mmengine alone may be installed
+
+    return any(transform_class(step) is LoadImageFromFile for step in pipeline) and not any(map(is_own, pipeline))
+
+
+def reason(error: Exception) -> str:
     """An exception in a few words of one line."""
-    words = " ".join(str(error).split())
+    words = textwrap.shorten(str(error), MOST, placeholder=" ...")
+    if isinstance(error, cv2.error) and "IO_MAX_IMAGE" in words:
+        return "it is larger than OpenCV reads; set the environment variable OPENCV_IO_MAX_IMAGE_PIXELS"
+    if isinstance(error, Image.DecompressionBombError):
+        return "it is larger than Pillow reads; cut it into tiles, or raise PIL.Image.MAX_IMAGE_PIXELS"
     return words if isinstance(error, (OSError, AssertionError)) and words else f"{type(error).__name__}: {words}"

@@ -1,13 +1,14 @@
-"""What is said of a config's pretrained weights before anything is built."""
+"""What is said of a config's parts before anything is built."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
+from mmengine.registry import DefaultScope
 
 from mm_vitbackbones.backbones import PVT
-from mm_vitbackbones.cli.preflight import check_pretrained
+from mm_vitbackbones.cli.preflight import check_outputs, check_pretrained, check_types, has_masks
 from mm_vitbackbones.errors import UserError
 from mm_vitbackbones.registry import BACKBONES
 
@@ -66,3 +67,58 @@ def test_a_class_derived_from_ours_has_its_names_and_a_foreign_one_has_none() ->
     finally:
         BACKBONES.module_dict.pop("Mine")
         BACKBONES.module_dict.pop("Foreign")
+
+
+SOFTMAX, SIGMOID = dict(type="CrossEntropyLoss"), dict(type="CrossEntropyLoss", use_sigmoid=True)
+
+
+@pytest.mark.parametrize(
+    ("head", "learns"),
+    [
+        (dict(num_classes=1, loss_decode=SOFTMAX), False),
+        (dict(num_classes=1), False),  # the head's own default
+        (dict(num_classes=1, loss_decode=[SOFTMAX, SOFTMAX]), False),
+        (dict(num_classes=2, out_channels=1, loss_decode=SOFTMAX), False),
+        (dict(num_classes=1, loss_decode=SIGMOID), True),
+        (dict(num_classes=2, out_channels=1, loss_decode=SIGMOID), True),
+        (dict(num_classes=1, loss_decode=[SOFTMAX, dict(type="DiceLoss")]), True),
+        (dict(num_classes=2, loss_decode=SOFTMAX), True),
+    ],
+)
+@pytest.mark.parametrize("where", ["decode_head", "auxiliary_head[0]"])
+def test_softmax_over_one_output_is_refused(head: dict[str, Any], learns: bool, where: str) -> None:
+    pytest.importorskip("mmseg")
+    head = dict(type="FCNHead", **head)
+    model = {"decode_head": head} if where == "decode_head" else {"auxiliary_head": [head]}
+    with DefaultScope.overwrite_default_scope("mmseg"):
+        if learns:
+            check_outputs(model)
+            return
+        with pytest.raises(UserError) as caught:
+            check_outputs(model)
+    assert str(caught.value).startswith(f"model.{where} has one output, and the softmax of one output is always 1")
+
+
+def test_one_class_of_a_detector_is_fine() -> None:
+    pytest.importorskip("mmdet")
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        check_outputs({"bbox_head": dict(type="Shared2FCBBoxHead", num_classes=1, loss_cls=SOFTMAX)})
+
+
+def test_unknown_types_of_a_data_set_are_refused_with_the_nearest() -> None:
+    pytest.importorskip("mmseg")
+    dataset = dict(type="BaseSegDataset", pipeline=[dict(type="LoadAnnotations"), lambda results: results])
+    with DefaultScope.overwrite_default_scope("mmseg"):
+        check_types(dataset, "train_dataloader", "mmseg")
+        with pytest.raises(UserError, match=r"train_dataloader: type='PackSegInput' .*'PackSegInputs'"):
+            check_types(dict(dataset, pipeline=[dict(type="PackSegInput")]), "train_dataloader", "mmseg")
+        with pytest.raises(UserError, match=r"type='ADE20Dataset' .*'ADE20KDataset'"):
+            check_types(dict(dataset, type="ADE20Dataset"), "train_dataloader", "mmseg")
+
+
+def test_masks_are_looked_for_in_every_data_set_of_segmentation() -> None:
+    pytest.importorskip("mmseg")
+    with DefaultScope.overwrite_default_scope("mmseg"):
+        assert has_masks(dict(type="ADE20KDataset"))  # its folders may be the class's own
+        assert has_masks(dict(type="Own", data_prefix=dict(img_path="a", seg_map_path="b")))
+        assert not has_masks(dict(type="mmdet.CocoDataset", data_prefix=dict(img="a")))

@@ -3,20 +3,39 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, ClassVar
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
 pytest.importorskip("mmseg")
 
-from mmengine.registry import DefaultScope
+from mmengine.registry import DATASETS, DefaultScope
+from mmseg.datasets import BaseSegDataset
+from mmseg.datasets.transforms import LoadAnnotations
 
+import helpers.own_loaders  # noqa: F401  # registers LoadNpyMask
 from mm_vitbackbones.data import masks as labels
 from mm_vitbackbones.errors import UserError
 
 pytestmark = pytest.mark.mmseg
 CLASSES = ("cat", "dog", "fox")
+LOAD, ANNOTATE = dict(type="LoadImageFromFile"), dict(type="LoadAnnotations")
+
+
+@DATASETS.register_module(force=True)
+class ManyClasses(BaseSegDataset):
+    """150 classes, of which a config can choose some, as of ADE20K's."""
+
+    METAINFO: ClassVar = dict(classes=tuple(f"class_{i}" for i in range(150)), palette=[(i, 0, 0) for i in range(150)])
+
+
+def white_is_dog(results: dict[str, Any]) -> dict[str, Any]:
+    """A step of the user's own, which makes masks of 0 and 255 labels 0 and 1."""
+    labels = results["gt_seg_map"]
+    return {**results, "gt_seg_map": (labels == 255).astype(np.uint8)}
 
 
 class Folder:
@@ -33,7 +52,7 @@ class Folder:
     def mask(self, index: int, values: np.ndarray, suffix: str = ".png") -> None:
         Image.fromarray(values).save(self.root / "masks" / f"{index}{suffix}")
 
-    def check(self, every: bool = False, **changes) -> None:
+    def check(self, every: bool = False, where: str = "train_dataloader", **changes) -> None:
         dataset = dict(
             type="BaseSegDataset",
             data_root=str(self.root),
@@ -42,9 +61,10 @@ class Folder:
             seg_map_suffix=".png",
             metainfo=dict(classes=CLASSES),
             reduce_zero_label=True,
+            pipeline=[LOAD, ANNOTATE],
         )
         with DefaultScope.overwrite_default_scope("mmseg"):
-            labels.check_masks(dataset | changes, "train_dataloader", every)
+            labels.check_masks(dataset | changes, where, every)
 
 
 @pytest.fixture
@@ -102,14 +122,22 @@ def test_mask_of_another_size_is_refused(folder):
         folder.check()
 
 
+def test_mask_of_one_row_is_refused(folder):
+    for kind in ("images", "masks"):
+        Image.new("L", (6, 1), 1).save(folder.root / kind / "1.png")
+    with pytest.raises(UserError, match=r"masks/1\.png is one pixel wide or high"):
+        folder.check()
+
+
 def test_missing_mask_is_refused_and_spare_mask_is_reported(folder, logged):
     (folder.root / "masks" / "1.png").unlink()
-    with pytest.raises(UserError, match=r"1 of 3 images have no mask; .*masks/1\.png"):
+    with pytest.raises(UserError, match=r"1 of 3 masks are missing, the first is .*masks/1\.png"):
         folder.check()
     folder.mask(1, np.ones((4, 6), np.uint8))
     folder.mask(7, np.ones((4, 6), np.uint8))
     folder.check()
-    assert "1 masks have no image" in logged[0]
+    assert "1 images or masks are not read, as they are no pair, such as" in logged[0]
+    assert logged[0].endswith("masks/7.png")
 
 
 def test_file_that_is_no_image_is_refused(folder):
@@ -143,3 +171,159 @@ def test_image_size_follows_its_exif_rotation(folder):
     exif[0x0112] = 6
     Image.fromarray(np.zeros((6, 4, 3), np.uint8)).save(folder.root / "images" / "1.png", exif=exif)
     folder.check()
+
+
+# ---- labels as the library's loader gives them
+
+
+@pytest.mark.parametrize("reduce", [False, True])
+@pytest.mark.parametrize("chosen", [None, (149, 0, 254, 7)])
+def test_label_of_every_value_is_the_librarys(tmp_path, reduce, chosen):
+    values = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    Image.fromarray(values).save(tmp_path / "0.png")
+    renamed = {old: chosen.index(old) if old in chosen else 255 for old in range(255)} if chosen else None
+    info = dict(seg_map_path=str(tmp_path / "0.png"), reduce_zero_label=reduce, label_map=renamed, seg_fields=[])
+    theirs = LoadAnnotations()(info)["gt_seg_map"]
+    assert np.array_equal(labels.label_table(reduce, renamed or {})[values], theirs)
+
+
+def test_some_of_many_classes_are_chosen_after_zero_is_reduced(folder):
+    for i in range(3):
+        folder.mask(i, np.full((4, 6), 150, np.uint8))  # class_149
+    some = dict(type="ManyClasses", metainfo=dict(classes=("class_149", "class_3")))
+    folder.check(**some)
+    folder.mask(1, np.full((4, 6), 151, np.uint8))
+    with pytest.raises(UserError, match=r"the labels 151 \(24 pixels\), and the 150 classes are 1 to 150 \(255 and 0"):
+        folder.check(**some)
+
+
+@pytest.mark.parametrize(("kind", "value"), [(np.int32, -1), (np.uint16, 65535)])
+def test_all_ones_of_a_wide_mask_are_ignored_as_by_the_loader(folder, kind, value):
+    values = np.ones((4, 6), kind)
+    values[0] = value
+    folder.mask(1, values, ".tif")
+    (folder.root / "masks" / "1.tif").rename(folder.root / "masks" / "1.png")
+    folder.check()
+
+
+@pytest.mark.parametrize(("kind", "value"), [(np.uint16, 257), (np.int32, -2), (np.float32, 1.5), (np.float32, np.nan)])
+def test_value_that_the_loader_would_wrap_or_round_is_refused(folder, kind, value):
+    values = np.ones((4, 6), kind)
+    values[0, 0] = value
+    Image.fromarray(values).save(folder.root / "masks" / "1.png", "TIFF")
+    with pytest.raises(UserError, match=rf"1\.png has the labels {value} \(1 pixels\)"):
+        folder.check()
+
+
+def test_reduce_zero_label_of_the_loader_is_that_of_the_dataset(folder):
+    with pytest.raises(UserError, match="LoadAnnotations has reduce_zero_label=False, and the dataset True"):
+        folder.check(pipeline=[LOAD, dict(ANNOTATE, reduce_zero_label=False)])
+
+
+# ---- masks that leave nothing to learn
+
+
+def test_black_and_white_masks_of_two_classes_are_refused(folder):
+    for i in range(3):
+        folder.mask(i, np.arange(24, dtype=np.uint8).reshape(4, 6) % 2 * 255)
+    two = dict(metainfo=dict(classes=CLASSES[:2]), reduce_zero_label=False)
+    with pytest.raises(UserError, match="'dog' has no pixel: save masks with 0 for 'cat' and 1 for 'dog'"):
+        folder.check(**two)
+    folder.check(**two, pipeline=[LOAD, ANNOTATE, white_is_dog])
+
+
+@pytest.mark.parametrize("reduce", [False, True])
+def test_masks_without_any_class_are_refused(folder, reduce):
+    for i in range(3):
+        folder.mask(i, np.full((4, 6), 0 if reduce and i else 255, np.uint8))
+    with pytest.raises(UserError, match="all are ignored: save for each pixel the number of its class"):
+        folder.check(reduce_zero_label=reduce)
+
+
+def test_a_class_outside_of_the_sample_is_looked_for(folder, monkeypatch):
+    monkeypatch.setattr(labels, "SAMPLE", 1)
+    for i in range(3):
+        folder.mask(i, np.full((4, 6), 255 * (i < 2), np.uint8) + (i == 2))
+    folder.check(metainfo=dict(classes=CLASSES[:2]), reduce_zero_label=False)
+
+
+# ---- the pipeline's own loaders
+
+
+def test_masks_are_read_by_a_loader_of_the_users_own(folder):
+    for i in range(3):
+        np.save(folder.root / "masks" / f"{i}.npy", np.arange(24).reshape(4, 6) % 3 * 10)
+        (folder.root / "masks" / f"{i}.png").unlink()
+    own = dict(seg_map_suffix=".npy", pipeline=[LOAD, dict(type="LoadNpyMask")], reduce_zero_label=False)
+    folder.check(**own)
+    np.save(folder.root / "masks" / "1.npy", np.full((4, 6), 40))
+    with pytest.raises(UserError, match=r"1\.npy has the labels 4 \(24 pixels\), and the 3 classes are 0 to 2"):
+        folder.check(**own)
+    np.save(folder.root / "masks" / "1.npy", np.zeros((6, 4)))
+    with pytest.raises(UserError, match=r"1\.npy is 4x6, and its image 6x4"):
+        folder.check(**own)
+    (folder.root / "masks" / "1.npy").write_bytes(b"no array")
+    with pytest.raises(UserError, match=r"1\.png and its mask .*1\.npy cannot be loaded: "):
+        folder.check(**own)
+
+
+def test_training_needs_a_step_that_loads_masks_and_a_test_does_not(folder):
+    with pytest.raises(UserError, match="no step of the pipeline loads masks: add dict"):
+        folder.check(pipeline=[LOAD])
+    folder.check(where="test_dataloader", pipeline=[LOAD])
+
+
+def test_images_are_turned_as_their_loader_turns_them(folder):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.zeros((4, 6, 3), np.uint8)).save(folder.root / "images" / "1.png", exif=exif)
+    with pytest.raises(UserError, match="is 6x4, and its image 4x6"):
+        folder.check()
+    folder.check(pipeline=[dict(LOAD, color_type="color_ignore_orientation"), ANNOTATE])
+
+
+# ---- files
+
+
+def test_a_listed_image_that_is_not_there_is_refused(folder, logged):
+    (folder.root / "some.txt").write_text("0\n5\n")
+    with pytest.raises(UserError, match=r"1 of 2 images are missing, the first is .*images/5\.png"):
+        folder.check(ann_file="some.txt")
+    (folder.root / "some.txt").write_text("0\n2\n")
+    folder.check(ann_file="some.txt")
+    folder.check(indices=2)
+    assert not any("not read" in line for line in logged)  # others are left out on purpose
+
+
+def test_mask_above_pillows_limit_is_refused_in_one_line(folder, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(UserError, match=r"0\.png cannot be read: it is larger than Pillow reads; cut it into tiles"):
+        folder.check()
+
+
+def test_image_above_opencvs_limit_is_refused_in_one_line(folder, monkeypatch):
+    def fail(*args: Any) -> None:
+        raise cv2.error("(-215:Assertion failed) pixels <= CV_IO_MAX_IMAGE_PIXELS in function 'validateInputImageSize'")
+
+    monkeypatch.setattr(cv2, "imdecode", fail)
+    with pytest.raises(UserError, match=r"0\.png cannot be read: it is larger than OpenCV reads; set .*OPENCV_IO_MAX"):
+        folder.check(every=True)
+
+
+def test_image_that_its_loader_leaves_out_is_no_error(folder):
+    (folder.root / "images" / "1.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"images/1\.png cannot be read: "):
+        folder.check(every=True)
+    folder.check(every=True, pipeline=[dict(LOAD, ignore_empty=True), ANNOTATE])
+
+
+def test_data_set_that_cannot_be_built_is_refused_in_one_line(folder):
+    with pytest.raises(
+        UserError, match=r"train_dataloader: the data set cannot be built: ValueError: .*not a subset"
+    ) as said:
+        folder.check(type="ManyClasses", metainfo=dict(classes=("owl",)))
+    assert len(str(said.value)) < 400
+
+
+def test_data_set_without_masks_is_not_checked(folder):
+    folder.check(data_prefix=dict(img_path="images"))

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+import pytest
+from mmengine.logging import MMLogger
 
 from helpers.paths import CONFIGS, ROOT, TEST_CONFIGS, TOOLS
 
@@ -61,3 +65,10 @@ def write_config(name: str, data: Path, folder: Path) -> Path:
     path = folder / f"{name}.py"
     path.write_text(text.replace("{root}", str(data)).replace("{configs}", str(CONFIGS)))
     return path
+
+
+def log_to_stdout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have MMEngine's logger write to this test's stdout, and not to that of the test in which it was built."""
+    for handler in MMLogger.get_current_instance().handlers:
+        if type(handler) is logging.StreamHandler:
+            monkeypatch.setattr(handler, "stream", sys.stdout)
