@@ -10,6 +10,10 @@ class UserError(Exception):
     """Something that the user can fix. The message is one line: what is wrong and what to do."""
 
 
+class DataError(UserError):
+    """A file of a data set that cannot be read, met by one process of a run, perhaps not by the first."""
+
+
 class CheckpointError(ValueError):
     """A checkpoint that cannot be read or used; the message says what it is and what to do."""
 

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from mmengine.config import DictAction
 
 from mm_vitbackbones import recipes
-from mm_vitbackbones.errors import CheckpointError, UserError
+from mm_vitbackbones.errors import CheckpointError, DataError, UserError
 
 
 class Parser(argparse.ArgumentParser):
@@ -34,12 +34,12 @@ def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> int
     """Run a tool on its arguments and return its exit code: 0, or 2 and one line on stderr for a ``UserError``.
 
     A ``CheckpointError`` is handled in the same way; it may be raised as late as when weights are initialised. Any
-    other exception passes through. In a distributed run only the first process prints.
+    other exception passes through. In a distributed run only the first process prints, except for a ``DataError``.
     """
     try:
         main(sys.argv[1:] if argv is None else argv)
     except (UserError, CheckpointError) as error:
-        if os.environ.get("RANK", "0") == "0":
+        if os.environ.get("RANK", "0") == "0" or isinstance(error, DataError):
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import textwrap
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,10 @@ from mmengine.config import Config
 
 from mm_vitbackbones.cli import preflight
 from mm_vitbackbones.cli.config import use_local_norms
-from mm_vitbackbones.errors import UserError
+from mm_vitbackbones.errors import DataError, UserError
+
+LOADERS = re.compile(r"(mmcv|mmdet/datasets|mmseg/datasets)/transforms/loading\.py")
+"""The source files of the libraries' loaders, in a traceback."""
 
 
 def set_launcher(cfg: Config, launcher: str) -> None:
@@ -43,7 +47,8 @@ def set_launcher(cfg: Config, launcher: str) -> None:
 def registry_errors(config: Path) -> Iterator[None]:
     """Report in one line what only a config can get wrong: the name of a type, or an argument of a type."""
     try:
-        yield
+        with loading_errors(config):
+            yield
     except (KeyError, TypeError) as error:
         frames = traceback.extract_tb(error.__traceback__)
         building = any(Path(frame.filename).match("mmengine/registry/build_functions.py") for frame in frames)
@@ -58,3 +63,19 @@ def registry_errors(config: Path) -> Iterator[None]:
                 f"{config}: {message.replace('.__init__()', '')}; see the arguments of that class"
             ) from None
         raise
+
+
+@contextmanager
+def loading_errors(config: Path) -> Iterator[None]:
+    """Report in one line a file of a data set that a loader of the libraries cannot read, in this process or in one of
+    a dataloader."""
+    try:
+        yield
+    except Exception as error:
+        if LOADERS.search("".join(traceback.format_exception(error))) is None:
+            raise
+        why = textwrap.shorten(str(error).strip().splitlines()[-1], 300, placeholder=" ...")
+        raise DataError(
+            f"{config}: an image or its ground truth cannot be loaded: {why}; `check_data {config} --check-all` finds "
+            "all such files"
+        ) from None

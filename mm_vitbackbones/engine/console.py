@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
+import cv2
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
@@ -81,12 +82,15 @@ class Console:
             self._filter(MMLogger.get_current_instance())
             self._show_warning = warnings.showwarning
             warnings.showwarning = self._warn
+            self._opencv_level = cv2.utils.logging.getLogLevel()
+            cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # it prints, and past Python's stderr
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
         if self.verbose:
             return
         warnings.showwarning = self._show_warning
+        cv2.utils.logging.setLogLevel(self._opencv_level)
         for handler, rule in self._filters:
             handler.removeFilter(rule)
         for module in self._printing:

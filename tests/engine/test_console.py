@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
@@ -352,3 +354,12 @@ def test_the_first_process_alone_speaks(config, capsys, monkeypatch):
 def test_a_runner_of_the_console_is_mmengines(config):
     with Console() as console:
         assert isinstance(console.runner(config), Runner)
+
+
+def test_opencvs_own_messages_are_not_shown(capfd: pytest.CaptureFixture[str]) -> None:
+    content = cv2.imencode(".png", np.zeros((64, 64, 3), np.uint8))[1][:60]  # half a file
+    level = cv2.utils.logging.getLogLevel()
+    with Console(verbose=False):
+        assert cv2.imdecode(content, cv2.IMREAD_COLOR) is None
+    assert capfd.readouterr().err == ""
+    assert cv2.utils.logging.getLogLevel() == level

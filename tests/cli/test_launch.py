@@ -1,0 +1,79 @@
+"""Files that cannot be loaded in the middle of a run end in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from mm_vitbackbones.cli.arguments import run
+from mm_vitbackbones.cli.launch import registry_errors
+from mm_vitbackbones.errors import DataError
+
+pytest.importorskip("mmseg")
+
+
+class Pairs(Dataset):
+    """An image and its mask, as MMSegmentation's loaders read them."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        from mmcv.transforms import LoadImageFromFile
+        from mmseg.datasets.transforms import LoadAnnotations
+
+        paths = {"img_path": str(self.root / "image.png"), "seg_map_path": str(self.root / "mask.png")}
+        return LoadAnnotations()(LoadImageFromFile()({**paths, "seg_fields": [], "reduce_zero_label": False}))
+
+
+def write(root: Path) -> None:
+    for name in ("image", "mask"):
+        Image.fromarray(np.zeros((4, 6), np.uint8)).save(root / f"{name}.png")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    ("name", "content", "why"),
+    [
+        ("image.png", b"<html>", "failed to load image: .*image.png"),
+        ("mask.png", b"<html>", "cannot identify image file"),
+        ("mask.png", None, "No such file or directory: .*mask.png"),
+    ],
+)
+def test_file_that_a_loader_cannot_read_is_named(
+    name: str, content: bytes | None, why: str, workers: int, tmp_path: Path
+) -> None:
+    write(tmp_path)
+    with registry_errors(Path("a.py")):
+        assert len([*DataLoader(Pairs(tmp_path), num_workers=workers, collate_fn=list)]) == 1
+    (tmp_path / name).unlink()
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    expected = (
+        rf"^a\.py: an image or its ground truth cannot be loaded: .*{why}.*; `check_data a\.py --check-all` finds"
+    )
+    with pytest.raises(DataError, match=expected), registry_errors(Path("a.py")):
+        list(DataLoader(Pairs(tmp_path), num_workers=workers, collate_fn=list))
+
+
+def test_any_process_reports_its_own_files(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("RANK", "3")
+
+    def main(argv: list[str]) -> None:
+        raise DataError("a.png cannot be loaded")
+
+    assert run(main, []) == 2
+    assert capsys.readouterr().err == "error: a.png cannot be loaded\n"
+
+
+def test_other_errors_pass_through() -> None:
+    with pytest.raises(ZeroDivisionError), registry_errors(Path("a.py")):
+        _ = 1 / 0
