@@ -6,14 +6,13 @@ import argparse
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.dataset import Compose
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS, DefaultScope
 
@@ -23,16 +22,15 @@ from mm_vitbackbones.cli.arguments import Parser, add_config, add_options, add_v
 from mm_vitbackbones.cli.config import load_config
 from mm_vitbackbones.cli.model import build_model
 from mm_vitbackbones.cli.weights import load_weights
+from mm_vitbackbones.data.reading import IMAGES, ImageReader, is_own
+from mm_vitbackbones.data.values import check_channels
 from mm_vitbackbones.engine.console import Console
-from mm_vitbackbones.engine.drawing import class_name, draw_prediction, read_image
+from mm_vitbackbones.engine.drawing import class_name, displayable, draw_prediction
 from mm_vitbackbones.engine.resume import read
 from mm_vitbackbones.errors import UserError, shorten
 from mm_vitbackbones.files import to_png, write_whole
 from mm_vitbackbones.nodes import type_name
 from mm_vitbackbones.progress import track
-
-PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-"""Suffixes of the files in a folder that are taken for images."""
 
 
 def main(argv: list[str]) -> None:
@@ -48,49 +46,57 @@ def main(argv: list[str]) -> None:
 
 def _predict(args: argparse.Namespace) -> None:
     cfg = load_config(args.config, args.cfg_options)
-    pictures = find_pictures(args.pictures)
     out = args.out or Path("predictions", args.config.stem)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out} is there already, and nothing is overwritten: name another folder, or empty it")
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"--device {args.device}: there is no GPU that torch can use")
     libraries.use(libraries.scope_of(cfg))
+    pipeline = inference_steps(cfg)
+    images = find_images(args.images, any_file=any(map(is_own, pipeline)))
     preflight.check_backbone(cfg.model)
-    predictor = Predictor(cfg, args.checkpoint, args.device)
+    predictor = Predictor(cfg, pipeline, args.checkpoint, args.device)
     results = Results(predictor.classes)
     out.mkdir(parents=True, exist_ok=True)
     broken = []
     one_by_one = args.verbose or sys.stdout.isatty()
-    for index, (path, name) in enumerate(pictures if one_by_one else track(pictures, "predicting")):
+    for index, (path, name) in enumerate(images if one_by_one else track(images, "predicting")):
         try:
-            image = read_image(path.read_bytes())
-        except (OSError, ValueError) as error:
+            image, data = predictor.load(path, index)
+            drawn_on = displayable(image)
+        except UserError as error:
             broken.append(path)
             print(f"skipped {path}: {error}", file=sys.stderr)
             continue
-        sample = predictor(path, index)
+        sample = predictor(data)
         target = out / f"{name}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
-        picture = draw_prediction(image, sample, predictor.classes, predictor.palette, args.score_thr)
-        write_whole(target, to_png(picture))
+        drawing = draw_prediction(drawn_on, sample, predictor.classes, predictor.palette, args.score_thr)
+        write_whole(target, to_png(drawing))
         if "pred_sem_seg" in sample:
             labels = sample.pred_sem_seg.data[0].cpu().numpy().astype(np.uint16)
             small = labels.astype(np.uint8) if labels.max(initial=0) < 256 else labels
             write_whole(out / f"{name}_labels.png", to_png(small))
         results.add(index, path, image.shape[:2], sample, args.score_thr)
         if one_by_one:
-            print_log(f"{index + 1}/{len(pictures)} {path}: {results.said(sample, args.score_thr)}", logger="current")
+            print_log(f"{index + 1}/{len(images)} {path}: {results.said(sample, args.score_thr)}", logger="current")
     if results.annotations or not results.segments:
         write_whole(out / "predictions.json", json.dumps(results.coco()).encode())
-    done = len(pictures) - len(broken)
-    print_log(f"{done} of {len(pictures)} images done: {out}; found: {results.total()}", logger="current")
+    done = len(images) - len(broken)
+    print_log(f"{done} of {len(images)} images done: {out}; found: {results.total()}", logger="current")
     if broken:
-        print(f"{len(broken)} of {len(pictures)} images could not be read", file=sys.stderr)
+        print(f"{len(broken)} of {len(images)} images could not be read", file=sys.stderr)
         raise SystemExit(1)
 
 
-def find_pictures(given: Sequence[Path]) -> list[tuple[Path, str]]:
+def find_images(given: Sequence[Path], any_file: bool = False) -> list[tuple[Path, str]]:
     """The image files that paths stand for, and a unique name for the result of each.
+
+    A file that is given is taken. Of a folder, files with the suffix of an image are.
+
+    Args:
+        any_file: take every file of a folder that has none of these, except for hidden ones. Only the user's own loader
+            knows what it reads.
 
     Raises:
         UserError: a path does not exist, or a folder has no images.
@@ -98,9 +104,10 @@ def find_pictures(given: Sequence[Path]) -> list[tuple[Path, str]]:
     found: list[tuple[Path, str]] = []
     for path in given:
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in PICTURES and p.is_file())
+            files = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+            inside = [p for p in files if p.suffix.lower() in IMAGES] or (files if any_file else [])
             if not inside:
-                raise UserError(f"there is no image in {path} (*{', *'.join(PICTURES)})")
+                raise UserError(f"there is no image in {path} (*{', *'.join(IMAGES)})")
             found += [(p, str(p.relative_to(path).with_suffix(""))) for p in inside]
         elif path.exists():
             found.append((path, path.stem))
@@ -114,32 +121,59 @@ def find_pictures(given: Sequence[Path]) -> list[tuple[Path, str]]:
     return unique
 
 
-class Predictor:
-    """The model of a config with the weights of a checkpoint. It maps image files to data samples of mmdet or mmseg."""
+def inference_steps(cfg: Config) -> list[Any]:
+    """The steps of a config's test pipeline that need no ground truth."""
+    steps = _test_dataset(cfg).get("pipeline") or ()
+    return [step for step in steps if not type_name(step).endswith("LoadAnnotations")]
 
-    def __init__(self, cfg: Config, checkpoint: Path, device: str) -> None:
-        dataset = next(iter(datasets.datasets_of(cfg.get("test_dataloader"))), None)
-        if dataset is None:
-            raise UserError("the config says nothing about testing: it needs test_dataloader, for its pipeline")
+
+def _test_dataset(cfg: Config) -> Mapping[str, Any]:
+    dataset = next(iter(datasets.datasets_of(cfg.get("test_dataloader"))), None)
+    if dataset is None:
+        raise UserError("the config says nothing about testing: it needs test_dataloader, for its pipeline")
+    return dataset
+
+
+class Predictor:
+    """The model of a config with the weights of a checkpoint. It maps image files to data samples of mmdet or mmseg.
+
+    Args:
+        pipeline: the configs of the steps that load an image and make it an input of the model.
+    """
+
+    def __init__(self, cfg: Config, pipeline: Sequence[Any], checkpoint: Path, device: str) -> None:
+        dataset = _test_dataset(cfg)
         self.scope = libraries.scope_of(cfg)
         self.model = build_model(cfg)
         with DefaultScope.overwrite_default_scope(self.scope):
-            steps = [step for step in dataset["pipeline"] if not type_name(step).endswith("LoadAnnotations")]
-            self.pipeline = Compose(steps)
+            preflight.check_types({**dataset, "pipeline": pipeline}, "test_dataloader", self.scope)
             self.classes = datasets.classes_of(dataset)
             meta = {
                 **getattr(libraries.look_up(DATASETS, dataset["type"]), "METAINFO", {}),
                 **(dataset.get("metainfo") or {}),
             }
+        self._preprocessor = cfg.model.get("data_preprocessor") or {}
+        self._reader = ImageReader(pipeline)
         palette = meta.get("palette")
         self.palette = palette if self.classes and palette and len(palette) == len(self.classes) else None
         load_weights(self.model, read(checkpoint), checkpoint)
         self.model.to(device).eval()
 
-    @torch.no_grad()
-    def __call__(self, path: Path, index: int) -> Any:
+    def load(self, path: Path, index: int) -> tuple[np.ndarray, Any]:
+        """An image as the pipeline loads it, and the model's input.
+
+        Raises:
+            UserError: it cannot be loaded, or has another number of channels than the model.
+        """
         with DefaultScope.overwrite_default_scope(self.scope):
-            data = self.pipeline({"img_path": str(path), "img_id": index})
+            image, data = self._reader.whole({"img_path": str(path), "img_id": index})
+            channels = getattr(getattr(self.model, "backbone", None), "in_channels", None)
+            check_channels(data, self._preprocessor, channels)
+        return image, data
+
+    @torch.no_grad()
+    def __call__(self, data: Any) -> Any:
+        with DefaultScope.overwrite_default_scope(self.scope):
             return self.model.test_step({key: [value] for key, value in data.items()})[0]
 
 
@@ -222,12 +256,12 @@ def predict_arguments(argv: list[str]) -> argparse.Namespace:
     parser = Parser(prog="predict.py", description="Detect or segment in images with a trained or published model.")
     add_config(parser)
     parser.add_argument("checkpoint", type=Path, help="a .pth file, as training writes them or as published")
-    parser.add_argument("pictures", type=Path, nargs="+", metavar="IMAGE_OR_FOLDER", help="images, or folders of them")
+    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE_OR_FOLDER", help="images, or folders of them")
     parser.add_argument(
         "--out",
         type=Path,
         metavar="DIR",
-        help="where the drawn pictures go, and predictions.json in COCO's format (or <image>_labels.png for each "
+        help="where the drawings go, and predictions.json in COCO's format (or <image>_labels.png for each "
         "segmentation); predictions/<config name> by default. Nothing is overwritten",
     )
     parser.add_argument("--score-thr", type=float, default=0.3, metavar="SCORE", help="leave out lower scores (0.3)")

@@ -68,12 +68,12 @@ def _test(args: argparse.Namespace, console: Console) -> None:
     if args.show_dir:
         if args.show_dir.exists() and not args.show_dir.is_dir():
             raise UserError(f"--show-dir {args.show_dir} is a file; name a folder")
-        pictures = {
-            "type": "mm_vitbackbones.PicturesHook",
+        drawings = {
+            "type": "mm_vitbackbones.ImagesHook",
             "out_dir": str(args.show_dir),
             "score_thr": args.show_score,
         }
-        cfg.custom_hooks = [*(cfg.get("custom_hooks") or []), pictures]
+        cfg.custom_hooks = [*(cfg.get("custom_hooks") or []), drawings]
     with tempfile.TemporaryDirectory() as scratch:
         if args.out:
             dump_predictions(cfg, args.out, Path(scratch))
@@ -86,7 +86,7 @@ def _test(args: argparse.Namespace, console: Console) -> None:
             runner.test()
         if args.out and runner.rank == 0:
             keep_predictions(args.out, Path(scratch))
-    for what, where in (("predictions", args.out), ("pictures", args.show_dir)):
+    for what, where in (("predictions", args.out), ("drawings", args.show_dir)):
         if where:
             runner.logger.info(f"{what}: {where}")
 

@@ -10,6 +10,8 @@ from typing import Any
 import cv2
 import numpy as np
 
+from mm_vitbackbones.errors import UserError
+
 HEADLINES = ("mAP", "mAP_50", "mAP_75", "mIoU", "mAcc", "aAcc")
 """The metrics worth a curve where there are many, by the end of their names (coco/bbox_mAP_50)."""
 
@@ -106,10 +108,10 @@ def _side(
     return _under_caption(side, caption), present
 
 
-def _over_legend(picture: np.ndarray, present: set[int], classes: Sequence[str] | None, palette: Any) -> np.ndarray:
+def _over_legend(drawing: np.ndarray, present: set[int], classes: Sequence[str] | None, palette: Any) -> np.ndarray:
     if not present:
-        return picture
-    return np.vstack([picture, draw_legend(sorted(present), classes, palette, picture.shape[1])])
+        return drawing
+    return np.vstack([drawing, draw_legend(sorted(present), classes, palette, drawing.shape[1])])
 
 
 def _masks(instances: Any, count: int) -> list[np.ndarray | None]:
@@ -174,12 +176,30 @@ def draw_labels(image: np.ndarray, labels: np.ndarray, classes: Sequence[str] | 
         _tag(image, class_name(label, classes), round(x), round(y), _color(label, palette))
 
 
-def read_image(content: bytes) -> np.ndarray:
-    """Any image file as (H, W, 3), BGR, as mmdet's and mmseg's loaders see it."""
-    image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    if image is None:
-        raise ValueError("not an image that OpenCV can read")
-    return image
+def displayable(image: np.ndarray) -> np.ndarray:
+    """An image of any loader as (H, W, 3), BGR, uint8.
+
+    Values that 8 bits can hold stay as they are; others are stretched, the smallest to 0, the largest to 255. Of more
+    than three channels the first three are taken, of two the first.
+
+    Args:
+        image: (H, W) or (H, W, C), of any type. What is not finite becomes black.
+
+    Raises:
+        UserError: it has another shape.
+    """
+    image = image[..., None] if image.ndim == 2 else image
+    if image.ndim != 3 or 0 in image.shape:
+        raise UserError(f"an image of the shape {image.shape} cannot be drawn: it has to be (H, W) or (H, W, channels)")
+    image = image[..., :3] if image.shape[2] >= 3 else np.repeat(image[..., :1], 3, axis=2)
+    if image.dtype == np.uint8:
+        return np.ascontiguousarray(image)
+    values = image.astype(np.float64)
+    finite = np.isfinite(values)
+    values[~finite] = values[finite].min(initial=np.inf) if finite.any() else 0
+    if values.min() < 0 or values.max() > 255 or (values != values.round()).any():
+        values = (values - values.min()) * (255 / (np.ptp(values) or 1))
+    return np.ascontiguousarray(values.round().astype(np.uint8))
 
 
 def _tag(image: np.ndarray, text: str, x: int, y: int, color: tuple[int, int, int]) -> None:

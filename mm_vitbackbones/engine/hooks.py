@@ -9,18 +9,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import mmengine.fileio
 import numpy as np
 import torch
 from mmengine.dist import master_only
 from mmengine.hooks import EMAHook, Hook
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
-from mm_vitbackbones.engine.drawing import draw_curves, draw_pair, read_image
+from mm_vitbackbones.data.reading import ImageReader
+from mm_vitbackbones.engine.drawing import displayable, draw_curves, draw_pair
 from mm_vitbackbones.engine.plain_data import make_plain, restore
 from mm_vitbackbones.engine.resume import take_trained_weights
 from mm_vitbackbones.engine.schedules import RECORD, run_record
-from mm_vitbackbones.errors import shorten
+from mm_vitbackbones.errors import UserError, shorten
 from mm_vitbackbones.files import to_png, write_whole
 from mm_vitbackbones.registry import HOOKS
 
@@ -140,17 +140,19 @@ class CurvesHook(Hook):
         if not self._can_draw:
             return
         try:
-            picture = draw_curves(self.record["losses"], self.record["metrics"], title=Path(runner.work_dir).name)
+            drawing = draw_curves(self.record["losses"], self.record["metrics"], title=Path(runner.work_dir).name)
         except ImportError as error:
             self._can_draw = False
             runner.logger.warning(f"no curves.png without matplotlib ({error}); the numbers are in {self._path}")
         else:
-            write_whole(self._path.with_suffix(".png"), picture)
+            write_whole(self._path.with_suffix(".png"), drawing)
 
 
 @HOOKS.register_module()
-class PicturesHook(Hook):
+class ImagesHook(Hook):
     """Draws ground truth (left) next to predictions (right) of every test image, as ``<image>_gt_pred.png``.
+
+    Images are loaded by the first steps of the data set's own pipeline, as for the network.
 
     Args:
         out_dir: the folder. Drawings of earlier tests in it are replaced, other files are kept.
@@ -163,19 +165,27 @@ class PicturesHook(Hook):
         self.out_dir = Path(out_dir)
         self.score_thr = score_thr
         self._names: set[str] = set()
+        self._entries: dict[str, tuple[ImageReader, Any, int]] = {}
 
     def after_test_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Sequence[Any] | None = None
     ) -> None:
-        meta = runner.test_dataloader.dataset.metainfo
+        dataset = runner.test_dataloader.dataset
+        meta = dataset.metainfo
         classes, palette = meta.get("classes"), meta.get("palette")
         if classes is None or palette is None or len(palette) != len(classes):
             palette = None  # a COCO-format set of other classes inherits the colours of COCO's
+        if not self._entries:
+            self._entries = entries_by_path(dataset)
         for sample in outputs or ():
-            image = read_image(mmengine.fileio.get(sample.img_path))
-            picture = draw_pair(image, sample, classes, palette, self.score_thr)
+            read, origin, index = self._entries[str(sample.img_path)]
+            try:
+                image = displayable(read(origin.get_data_info(index)))
+            except UserError as error:
+                raise UserError(f"{sample.img_path}: {error}") from None
+            drawing = draw_pair(image, sample, classes, palette, self.score_thr)
             self.out_dir.mkdir(parents=True, exist_ok=True)
-            write_whole(self.out_dir / f"{self._name(Path(sample.img_path))}_gt_pred.png", to_png(picture))
+            write_whole(self.out_dir / f"{self._name(Path(sample.img_path))}_gt_pred.png", to_png(drawing))
 
     def _name(self, path: Path) -> str:
         """The image's own name, after the names of as many of its folders as make it unique."""
@@ -186,6 +196,21 @@ class PicturesHook(Hook):
             parts.insert(0, parent.name)
         self._names.add(name)
         return name
+
+
+def entries_by_path(dataset: Any) -> dict[str, tuple[ImageReader, Any, int]]:
+    """Where each image of a data set comes from: the reader of its pipeline, the innermost data set, the index there.
+
+    The keys are ``img_path`` as text; a wrapper such as ``ConcatDataset`` is looked into.
+    """
+    inner = getattr(dataset, "datasets", None) or [each for each in [getattr(dataset, "dataset", None)] if each]
+    found: dict[str, tuple[ImageReader, Any, int]] = {}
+    for each in inner:
+        found |= entries_by_path(each)
+    if inner:
+        return found
+    read = ImageReader(dataset.pipeline.transforms)
+    return {str(dataset.get_data_info(index)["img_path"]): (read, dataset, index) for index in range(len(dataset))}
 
 
 def seed_all(*seeds: int) -> None:

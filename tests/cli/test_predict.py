@@ -5,23 +5,26 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from helpers.runs import run_tool, write_config
+from helpers.drawing import Sample
+from helpers.runs import log_to_stdout, run_tool, write_config
 
 pytest.importorskip("mmdet")
 pytest.importorskip("mmseg")
 
 from mmengine.structures import InstanceData, PixelData
 
+from mm_vitbackbones.cli import predict
+from mm_vitbackbones.cli.arguments import run
 from mm_vitbackbones.cli.config import load_config
 from mm_vitbackbones.cli.model import build_model
-from mm_vitbackbones.cli.predict import Results, find_pictures
+from mm_vitbackbones.cli.predict import Results, find_images
 from mm_vitbackbones.data import mini
 from mm_vitbackbones.errors import UserError
 
@@ -48,10 +51,10 @@ def segmentor(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     return path, random_checkpoint(path)
 
 
-def pictures(folder: Path, *sizes: tuple[int, int]) -> list[Path]:
+def images(folder: Path, *sizes: tuple[int, int]) -> list[Path]:
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"picture_{i}.png" for i in range(len(sizes))]
+    paths = [folder / f"image_{i}.png" for i in range(len(sizes))]
     for path, size in zip(paths, sizes, strict=True):
         cv2.imwrite(str(path), rng.integers(0, 255, (*size, 3), dtype=np.uint8))
     return paths
@@ -59,16 +62,16 @@ def pictures(folder: Path, *sizes: tuple[int, int]) -> list[Path]:
 
 def test_detector_draws_and_writes_coco_results(detector, tmp_path):
     config, checkpoint = detector
-    pictures(tmp_path / "in", (60, 80), (90, 50))
+    images(tmp_path / "in", (60, 80), (90, 50))
     (tmp_path / "in/deeper").mkdir()
-    (alone,) = pictures(tmp_path / "alone", (64, 64))
+    (alone,) = images(tmp_path / "alone", (64, 64))
     (tmp_path / "in/notes.txt").write_text("no image")
     out = tmp_path / "out"
     arguments = (config, checkpoint, tmp_path / "in", alone, "--out", out, "--score-thr", 0.0)
     result = run_tool("predict", *arguments, "--cfg-options", "model.test_cfg.score_thr=0.0")
     assert result.returncode == 0, result.stderr
     drawn = sorted(path.name for path in out.glob("*.png"))
-    assert drawn == ["picture_0.png", "picture_0_2.png", "picture_1.png"]  # two images of one name
+    assert drawn == ["image_0.png", "image_0_2.png", "image_1.png"]  # two images of one name
     assert "predicting: 3/3" in result.stdout
     assert str(alone) not in result.stdout
     found = json.loads((out / "predictions.json").read_text())
@@ -92,7 +95,7 @@ def test_detector_draws_and_writes_coco_results(detector, tmp_path):
 
 def test_segmentor_writes_label_maps_and_skips_broken_images(segmentor, tmp_path):
     config, checkpoint = segmentor
-    good = pictures(tmp_path, (60, 80), (64, 64))
+    good = images(tmp_path, (60, 80), (64, 64))
     (tmp_path / "broken.jpg").write_text("<html>")
     out = tmp_path / "out"
     arguments = (config, checkpoint, good[0], tmp_path / "broken.jpg", good[1], "--out", out, "--verbose")
@@ -100,7 +103,7 @@ def test_segmentor_writes_label_maps_and_skips_broken_images(segmentor, tmp_path
     assert result.returncode == 1
     assert f"3/3 {good[1]}: " in result.stdout
     assert "predicting: " not in result.stdout
-    assert f"skipped {tmp_path / 'broken.jpg'}: not an image that OpenCV can read" in result.stderr
+    assert f"skipped {tmp_path / 'broken.jpg'}: failed to load image\n" in result.stderr
     assert result.stderr.strip().endswith("1 of 3 images could not be read")
     for path, size in zip(good, ((60, 80), (64, 64)), strict=True):
         labels = cv2.imread(str(out / f"{path.stem}_labels.png"), cv2.IMREAD_UNCHANGED)
@@ -108,6 +111,47 @@ def test_segmentor_writes_label_maps_and_skips_broken_images(segmentor, tmp_path
         assert labels.max() < 9
         assert (out / path.name).is_file()
     assert not (out / "predictions.json").exists()
+
+
+def test_turned_images_have_the_size_that_the_network_sees(detector, segmentor, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    path = tmp_path / "turned.jpg"
+    Image.new("RGB", (160, 64), (90, 120, 30)).save(path, exif=exif)
+    options = ["--device", "cpu", "--score-thr", "0", "--cfg-options", "model.test_cfg.score_thr=0.0"]
+    assert run(predict.main, [*map(str, detector), str(path), "--out", str(tmp_path / "boxes"), *options]) == 0
+    found = json.loads((tmp_path / "boxes/predictions.json").read_text())
+    assert (found["images"][0]["width"], found["images"][0]["height"]) == (64, 160)
+    corners = [(x + width, y + height) for x, y, width, height in (each["bbox"] for each in found["annotations"])]
+    assert 64 < max(y for _, y in corners) <= 160.02
+    assert max(x for x, _ in corners) <= 64.02
+    height, width = cv2.imread(str(tmp_path / "boxes/turned.png")).shape[:2]
+    assert height > 2 * width
+    assert run(predict.main, [*map(str, segmentor), str(path), "--out", str(tmp_path / "labels"), *options[:2]]) == 0
+    assert cv2.imread(str(tmp_path / "labels/turned_labels.png")).shape[:2] == (160, 64)
+
+
+def test_image_above_opencvs_limit_is_skipped(segmentor, tmp_path, monkeypatch, capsys):
+    given = images(tmp_path / "in", (60, 80), (64, 64))
+    decode, large = cv2.imdecode, len(given[0].read_bytes())
+
+    def limited(content: np.ndarray, flags: int) -> np.ndarray:
+        if len(content) == large:
+            raise cv2.error("OpenCV(5): (-215:Assertion failed) pixels <= CV_IO_MAX_IMAGE_PIXELS in function 'read'")
+        return decode(content, flags)
+
+    monkeypatch.setattr(cv2, "imdecode", limited)
+    log_to_stdout(monkeypatch)
+    with pytest.raises(SystemExit) as ended:
+        run(
+            predict.main,
+            [*map(str, segmentor), str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--device", "cpu"],
+        )
+    assert ended.value.code == 1
+    skipped, summary = capsys.readouterr().err.splitlines()
+    assert skipped.startswith(f"skipped {given[0]}: it is larger than OpenCV reads; set the environment variable ")
+    assert summary == "1 of 2 images could not be read"
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["image_1.png", "image_1_labels.png"]
 
 
 @pytest.mark.parametrize(
@@ -118,31 +162,36 @@ def test_segmentor_writes_label_maps_and_skips_broken_images(segmentor, tmp_path
         (("{empty}/../a.png", "--device", "cuda:7"), "there is no GPU"),
     ],
 )
-def test_bad_arguments_are_refused(segmentor, tmp_path, arguments, message):
+def test_bad_arguments_are_refused(segmentor, tmp_path, capsys, arguments, message):
     (tmp_path / "empty").mkdir()
     cv2.imwrite(str(tmp_path / "a.png"), np.zeros((40, 40, 3), np.uint8))
     if "GPU" in message and torch.cuda.is_available():
         pytest.skip("there is one")
     filled = [argument.replace("{empty}", str(tmp_path / "empty")) for argument in arguments]
-    result = run_tool("predict", *segmentor, *filled, "--out", tmp_path / "out")
-    assert result.returncode == 2
-    assert message in result.stderr
+    assert run(predict.main, [*map(str, segmentor), *filled, "--out", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
 def test_names_of_results_are_unique(tmp_path):
     for folder in ("a", "b"):
-        pictures(tmp_path / folder / "x", (8, 8))
-    names = [name for _, name in find_pictures([tmp_path / "a", tmp_path / "b"])]
-    assert names == ["x/picture_0", "x/picture_0_2"]
+        images(tmp_path / folder / "x", (8, 8))
+    names = [name for _, name in find_images([tmp_path / "a", tmp_path / "b"])]
+    assert names == ["x/image_0", "x/image_0_2"]
     (tmp_path / "c").mkdir()
     with pytest.raises(UserError, match="no image in"):
-        find_pictures([tmp_path / "c"])
+        find_images([tmp_path / "c"])
 
 
-class Sample(SimpleNamespace):
-    def __contains__(self, name: str) -> bool:
-        return name in vars(self)
+def test_files_of_any_kind_are_found_for_a_loader_of_the_users_own(tmp_path):
+    for name in ("in/a.npy", "in/b/c.npy", "in/.hidden", "mixed/a.tif", "mixed/a.tif.aux.xml"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(UserError, match="no image in"):
+        find_images([tmp_path / "in"])
+    assert [name for _, name in find_images([tmp_path / "in"], any_file=True)] == ["a", "b/c"]
+    assert [path.name for path, _ in find_images([tmp_path / "mixed"], any_file=True)] == ["a.tif"]
+    assert [name for _, name in find_images([tmp_path / "in/a.npy"])] == ["a"]  # a file by its name
 
 
 def test_masks_are_run_lengths_and_their_area_is_counted():

@@ -101,10 +101,10 @@ def test_run_can_be_resumed(trained: tuple[Path, str], config: Path, tmp_path: P
 
 
 def test_tta_sliding_windows_and_output_files_combine(trained: tuple[Path, str], config: Path, tmp_path: Path) -> None:
-    out, pictures = tmp_path / "labels.pkl", tmp_path / "pictures"
+    out, drawings = tmp_path / "labels.pkl", tmp_path / "drawings"
     window = ["model.test_cfg.mode=slide", "model.test_cfg.crop_size=(64,64)", "model.test_cfg.stride=(48,48)"]
     window.append("test_dataloader.dataset.indices=4")
-    files = ("--out", out, "--show-dir", pictures, "--work-dir", tmp_path / "test")
+    files = ("--out", out, "--show-dir", drawings, "--work-dir", tmp_path / "test")
     result = run_tool("test", config, trained[0] / "iter_4.pth", "--tta", *files, "--cfg-options", *window)
     assert result.returncode == 0, result.stderr
     assert set(table(result.stdout)) == set(mini.LABELS)
@@ -112,7 +112,7 @@ def test_tta_sliding_windows_and_output_files_combine(trained: tuple[Path, str],
     assert len(maps) == 4
     for each in maps:
         assert each["labels"].shape == cv2.imread(each["img_path"]).shape[:2]
-    assert len(list(pictures.glob("smoke_*_gt_pred.png"))) == 4
+    assert len(list(drawings.glob("smoke_*_gt_pred.png"))) == 4
 
 
 def published(trained: Path, layout: str) -> dict[str, torch.Tensor]:

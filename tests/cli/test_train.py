@@ -20,6 +20,7 @@ import torch
 from mmengine.logging import HistoryBuffer, MMLogger
 from mmengine.registry import DefaultScope
 
+from helpers.drawing import Images, Sample
 from helpers.paths import ROOT
 from helpers.runs import run_tool, write_config
 
@@ -31,7 +32,7 @@ from mm_vitbackbones.cli.arguments import run
 from mm_vitbackbones.cli.config import load_config
 from mm_vitbackbones.engine import amp, resume
 from mm_vitbackbones.engine.drawing import CAPTION
-from mm_vitbackbones.engine.hooks import CurvesHook, PicturesHook
+from mm_vitbackbones.engine.hooks import CurvesHook, ImagesHook
 from mm_vitbackbones.engine.metrics import DumpLabelMaps
 from mm_vitbackbones.errors import UserError
 
@@ -109,11 +110,11 @@ def test_resumed_run_equals_the_whole_one(trained: Path, config: Path, tmp_path:
 
 
 def test_evaluation_writes_predictions_and_drawings(trained: Path, config: Path, tmp_path: Path) -> None:
-    out, pictures = tmp_path / "boxes.json", tmp_path / "pictures"
+    out, drawings = tmp_path / "boxes.json", tmp_path / "drawings"
     result = run_tool(
         "test",
         *(config, trained / "epoch_2.pth"),
-        *("--out", out, "--show-dir", pictures, "--show-score", 0.05, "--work-dir", tmp_path / "test"),
+        *("--out", out, "--show-dir", drawings, "--show-score", 0.05, "--work-dir", tmp_path / "test"),
         *("--cfg-options", "model.test_cfg.score_thr=0.0"),
     )
     assert result.returncode == 0, result.stderr
@@ -121,7 +122,7 @@ def test_evaluation_writes_predictions_and_drawings(trained: Path, config: Path,
     boxes = json.loads(out.read_text())
     assert {"image_id", "category_id", "bbox", "score"} <= boxes[0].keys()
     assert {box["image_id"] for box in boxes} == set(range(1, 17))
-    assert len(list(pictures.glob("smoke_*_gt_pred.png"))) == 16
+    assert len(list(drawings.glob("smoke_*_gt_pred.png"))) == 16
     assert not (tmp_path / "boxes.segm.json").exists()
 
 
@@ -588,11 +589,8 @@ def test_label_maps_are_dumped_without_scores(tmp_path: Path) -> None:
 
 
 def test_drawings_show_boxes_labels_and_maps(tmp_path: Path) -> None:
+    from mmcv.transforms import LoadImageFromFile
     from mmengine.structures import InstanceData, PixelData
-
-    class Sample(SimpleNamespace):
-        def __contains__(self, name: str) -> bool:
-            return name in vars(self)
 
     rng = random.Random(0)
     noise = np.array([rng.randrange(256) for _ in range(64 * 80 * 3)], np.uint8).reshape(64, 80, 3)
@@ -612,22 +610,23 @@ def test_drawings_show_boxes_labels_and_maps(tmp_path: Path) -> None:
         pred_sem_seg=PixelData(data=labels),
     )
     metainfo = {"classes": ("tree",), "palette": [(220, 20, 60)]}
-    runner = SimpleNamespace(test_dataloader=SimpleNamespace(dataset=SimpleNamespace(metainfo=metainfo)))
-    PicturesHook(str(tmp_path / "out"), score_thr=0.3).after_test_iter(runner, 0, outputs=[found, segmented])
+    dataset = Images([found.img_path, segmented.img_path], LoadImageFromFile(), metainfo)
+    runner = SimpleNamespace(test_dataloader=SimpleNamespace(dataset=dataset))
+    ImagesHook(str(tmp_path / "out"), score_thr=0.3).after_test_iter(runner, 0, outputs=[found, segmented])
 
-    pictures = {path.name: cv2.imread(str(path)) for path in (tmp_path / "out").iterdir()}
-    assert sorted(pictures) == ["b_scene_gt_pred.png", "scene_gt_pred.png"]
+    drawings = {path.name: cv2.imread(str(path)) for path in (tmp_path / "out").iterdir()}
+    assert sorted(drawings) == ["b_scene_gt_pred.png", "scene_gt_pred.png"]
     original = cv2.resize(noise, None, fx=9, fy=9)  # 64 pixels are enlarged to about 600
     for name, drawn, left_alone in (("scene_gt_pred.png", 0, 1), ("b_scene_gt_pred.png", 1, 0)):
-        rows = pictures[name][CAPTION : CAPTION + original.shape[0]]
+        rows = drawings[name][CAPTION : CAPTION + original.shape[0]]
         halves = (rows[:, : original.shape[1]], rows[:, -original.shape[1] :])
         assert np.array_equal(halves[left_alone], original)
         assert not np.array_equal(halves[drawn], original)
     # The legend of the labels: a patch of the class's colour (RGB in the data set, BGR in the file).
-    legend = pictures["b_scene_gt_pred.png"][CAPTION + original.shape[0] :]
+    legend = drawings["b_scene_gt_pred.png"][CAPTION + original.shape[0] :]
     assert legend.shape[0] == CAPTION
     assert (legend == (60, 20, 220)).all(axis=2).any()
-    assert pictures["scene_gt_pred.png"].shape[0] == CAPTION + original.shape[0]
+    assert drawings["scene_gt_pred.png"].shape[0] == CAPTION + original.shape[0]
 
 
 # ---- weights to start from

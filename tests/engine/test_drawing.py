@@ -1,0 +1,91 @@
+"""Images are drawn on as the pipeline of their data set loads them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmengine.structures import PixelData
+from PIL import Image
+
+from helpers.drawing import Images, Sample
+from mm_vitbackbones.engine.drawing import CAPTION, SHORT_SIDE, displayable
+from mm_vitbackbones.engine.hooks import ImagesHook
+from mm_vitbackbones.errors import UserError
+
+pytest.importorskip("mmcv")
+
+from mmcv.transforms import LoadImageFromFile
+
+RAMP = np.arange(4 * 6 * 3).reshape(4, 6, 3)
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (RAMP.astype(np.uint8), RAMP),
+        (RAMP.astype(np.float32), RAMP),  # to_float32=True
+        (RAMP / 71, np.round(RAMP / 71 * 255)),
+        (RAMP.astype(np.uint16) * 10 + 7, np.round(RAMP / 71 * 255)),
+        (RAMP[..., 0].astype(np.uint8), RAMP[..., [0, 0, 0]]),
+        (RAMP[..., :1].astype(np.uint8), RAMP[..., [0, 0, 0]]),
+        (RAMP[..., :2].astype(np.uint8), RAMP[..., [0, 0, 0]]),
+        (RAMP[..., [0, 1, 2, 0, 1]].astype(np.uint8), RAMP),
+        (np.where(RAMP < 9, -np.inf, RAMP).astype(np.float32), np.where(RAMP < 9, 9, RAMP)),
+        (np.full((4, 6), np.nan), np.zeros((4, 6, 3))),
+        (np.full((4, 6), -3.5), np.zeros((4, 6, 3))),
+    ],
+)
+def test_any_image_can_be_drawn_on(image: np.ndarray, expected: np.ndarray) -> None:
+    shown = displayable(image)
+    assert shown.dtype == np.uint8
+    assert shown.flags.c_contiguous
+    assert np.array_equal(shown, expected)
+
+
+@pytest.mark.parametrize("shape", [(4,), (2, 3, 4, 5), (0, 4, 3)])
+def test_what_is_no_image_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(UserError, match="cannot be drawn"):
+        displayable(np.zeros(shape))
+
+
+def show(dataset: Any, path: str, labels: torch.Tensor, out: Path) -> np.ndarray:
+    """The right half of the drawing of an image: predicted labels on the image."""
+    runner = SimpleNamespace(test_dataloader=SimpleNamespace(dataset=dataset))
+    ImagesHook(str(out)).after_test_iter(
+        runner, 0, outputs=[Sample(img_path=path, pred_sem_seg=PixelData(data=labels))]
+    )
+    drawn = cv2.imread(str(out / f"{Path(path).stem}_gt_pred.png"))[CAPTION:]
+    return drawn[:, (drawn.shape[1] + 4) // 2 :]
+
+
+def test_labels_are_drawn_on_the_turned_image(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    path = str(tmp_path / "turned.jpg")
+    Image.new("RGB", (60, 30), (0, 0, 0)).save(path, exif=exif)
+    labels = torch.full((1, 60, 30), 255)
+    labels[:, 45:] = 0  # the lower quarter of the turned image
+    meta = {"classes": ("tree",), "palette": [(0, 0, 255)]}
+    drawn = show(Images([path], LoadImageFromFile(), meta), path, labels, tmp_path / "out")
+    scale = SHORT_SIDE // 30
+    blue = drawn[: 60 * scale, :, 0] > 100
+    assert drawn.shape[1] == 30 * scale
+    assert blue[46 * scale :].mean() > 0.9
+    assert not blue[: 44 * scale].any()
+
+
+def test_images_of_wrapped_data_sets_are_loaded_by_their_own_pipelines(tmp_path: Path) -> None:
+    def load(value: float) -> Any:
+        return lambda results: {**results, "img": np.full((40, 40, 5), value, np.uint8)}
+
+    first, second = Images(["a.npy"], load(30), {}), Images(["b.npy"], load(200), {})
+    both = SimpleNamespace(datasets=[first, SimpleNamespace(dataset=second)], metainfo={})
+    for path, value in (("a.npy", 30), ("b.npy", 200)):
+        drawn = show(both, path, torch.full((1, 40, 40), 255), tmp_path / "out")
+        assert (drawn == value).all()
