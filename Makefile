@@ -82,8 +82,8 @@ demo: setup ## detection on photographs of trees, then segmentation of drawn sce
 run-demo:
 	@set -eu; out=work_dirs/demo-$(CONFIG)-$$(date +%Y%m%d-%H%M%S); config=configs/$(CONFIG).py; set -x; \
 	$(PY) tools/train.py $$config --work-dir $$out; \
-	$(PY) tools/test.py $$config "$$(cat $$out/last_checkpoint)" --work-dir $$out/test --show-dir $$out/pictures; \
-	set +x; echo; echo "Pictures, ground truth next to predictions: $$out/pictures"; \
+	$(PY) tools/test.py $$config "$$(cat $$out/last_checkpoint)" --work-dir $$out/test --show-dir $$out/drawings; \
+	set +x; echo; echo "Drawings, ground truth next to predictions: $$out/drawings"; \
 	echo "Curves of losses and metrics: $$out/curves.png"; echo
 
 # A process for each core; the tests of an xdist_group stay in one of them.
