@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmengine.registry import TRANSFORMS
-from PIL import Image
-
-from mm_vitbackbones.data.reading import ImageReader, UnreadableImage
+from mm_vitbackbones.data.reading import UnreadableImage
+from mm_vitbackbones.data.sizes import SizeReader
 from mm_vitbackbones.errors import UserError
 from mm_vitbackbones.progress import track
 
@@ -20,18 +17,6 @@ SAMPLE = 100
 
 LISTED = 3
 """A message names so many images."""
-
-BY_HEADER = ("BMP", "JPEG", "MPO", "PNG")
-"""Formats that OpenCV reads as Pillow does."""
-
-TURNED = ("JPEG", "MPO")
-"""Formats that OpenCV certainly turns by their orientation."""
-
-ORIENTATION = 0x0112
-"""The EXIF tag."""
-
-SIDEWAYS = (5, 6, 7, 8)
-"""EXIF orientations by which loaders turn an image on its side."""
 
 
 def check_images(
@@ -88,65 +73,3 @@ def check_images(
             f"{where}: {len(other)} of {len(chosen)} images have not the width and height that the annotation file "
             f"says, so that its boxes do not fit: {'; '.join(other[:LISTED])}: correct them{exif}"
         )
-
-
-class SizeReader:
-    """The size of images, as the first steps of a pipeline load them."""
-
-    def __init__(self, pipeline: Sequence[Any]) -> None:
-        self._color_type = _plain_color_type(pipeline[0]) if pipeline else "color"
-        self._read = ImageReader(pipeline or [{"type": "mmcv.LoadImageFromFile"}])
-
-    def __call__(self, info: Mapping[str, Any], whole: bool) -> tuple[int, int]:
-        """Height and width of an image; if not the ``whole`` is to be read, from its header where that says enough.
-
-        Raises:
-            UnreadableImage: it cannot be loaded.
-        """
-        if not whole and self._color_type and (size := header_size(info["img_path"], self._color_type)):
-            return size
-        try:
-            image = self._read(info)
-        except UnreadableImage:
-            raise
-        except Exception as error:  # of a transform that cannot be built
-            raise UserError(f"the data set's pipeline cannot be built: {' '.join(str(error).split())}") from None
-        return image.shape[0], image.shape[1]
-
-
-def header_size(path: str, color_type: str) -> tuple[int, int] | None:
-    """Height and width of an image from its header, as OpenCV loads it; None if only loading it can tell."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of many pixels
-            with Image.open(path) as image:
-                width, height = image.size
-                kind = image.format
-                # Of a PNG file without EXIF data, Pillow would read all to look for them.
-                orientation = image.getexif().get(ORIENTATION) if kind in TURNED or "exif" in image.info else None
-    except Exception:  # Pillow raises many kinds for a file that is broken, or none of an image
-        return None
-    if kind not in BY_HEADER:
-        return None
-    if orientation not in SIDEWAYS:
-        return height, width
-    if kind not in TURNED or color_type == "unchanged":
-        return None
-    return (height, width) if color_type.endswith("_ignore_orientation") else (width, height)
-
-
-def _plain_color_type(step: Any) -> str | None:
-    """How the first step of a pipeline loads colours, if it is the libraries' loader by OpenCV."""
-    if not isinstance(step, Mapping) or step.get("imdecode_backend", "cv2") != "cv2":
-        return None
-    if step.get("backend_args") or step.get("file_client_args"):
-        return None
-    kind = step.get("type")
-    if isinstance(kind, str):
-        with TRANSFORMS.switch_scope_and_registry(None) as registry:
-            kind = registry.get(kind)
-    plain = (getattr(kind, "__module__", ""), getattr(kind, "__name__", "")) == (
-        "mmcv.transforms.loading",
-        "LoadImageFromFile",
-    )
-    return step.get("color_type", "color") if plain else None

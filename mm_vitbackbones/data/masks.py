@@ -24,10 +24,10 @@ from mm_vitbackbones.data.reading import (
     is_local,
     is_own,
     list_dataset,
-    loads_plainly,
     reason,
     transform_class,
 )
+from mm_vitbackbones.data.sizes import SizeReader
 from mm_vitbackbones.errors import UserError
 from mm_vitbackbones.progress import track
 
@@ -125,8 +125,9 @@ class Masks:
         self._own = any(map(is_own, pipeline))
         plain = [step for step in pipeline if is_plain(step)]
         self._plain = bool(plain) and not self._own
-        self._headers = loads_plainly(pipeline) and not every
+        self._every = every
         self._read = ImageReader(pipeline)
+        self._size_of = SizeReader(pipeline)
         self._table = label_table(self.reduces_zero, self.label_map) if self._plain else np.arange(256)
         for step in plain:
             asked = step.get("reduce_zero_label")
@@ -217,12 +218,9 @@ class Masks:
         return values
 
     def _image_size(self, pair: Mapping[str, Any]) -> tuple[int, ...] | None:
-        """Height and width of an image as its loader returns it, if possible from the header alone; None for an image
-        that is left out."""
-        if self._headers and (size := header_size(pair["img_path"])):
-            return size
+        """Height and width of an image as its loader returns it; None for an image that is left out."""
         try:
-            return self._read(pair).shape[:2]
+            return self._size_of(pair, whole=self._every)
         except LeftOutImage:
             return None
         except UnreadableImage as error:
@@ -293,17 +291,6 @@ def is_plain(step: Any) -> bool:
         and step.get("imdecode_backend", "pillow") == "pillow"
         and is_local(step)
     )
-
-
-def header_size(path: str) -> tuple[int, int] | None:
-    """Height and width of an image from its header; None where it does not say for certain what a loader returns."""
-    try:
-        with Image.open(path) as image:
-            if image.getexif().get(0x0112, 1) != 1:  # loaders differ in turning images
-                return None
-            return image.height, image.width
-    except Exception:  # the loader may read what Pillow does not
-        return None
 
 
 def _warn(message: str) -> None:

@@ -183,13 +183,6 @@ def is_own(step: Any) -> bool:
     return not of_library(transform_class(step))
 
 
-def loads_plainly(pipeline: Sequence[Any]) -> bool:
-    """Whether images are read by mmcv's own loader, whatever its arguments, and no step is the user's own."""
-    from mmcv.transforms import LoadImageFromFile  # here, as mmengine alone may be installed
-
-    return any(transform_class(step) is LoadImageFromFile for step in pipeline) and not any(map(is_own, pipeline))
-
-
 def reason(error: Exception) -> str:
     """An exception in a few words of one line."""
     words = textwrap.shorten(str(error), MOST, placeholder=" ...")

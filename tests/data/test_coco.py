@@ -424,7 +424,7 @@ def test_the_loader_of_the_user_is_asked(folder, every):
 
 
 def test_a_loader_that_cannot_be_built_is_reported(folder):
-    with pytest.raises(UserError, match=r"pipeline cannot be built: .*NoSuchLoader is not in the"):
+    with pytest.raises(UserError, match=r"cannot be built: .*NoSuchLoader is not in the"):
         folder.check(pipeline=[dict(type="NoSuchLoader")])
 
 
