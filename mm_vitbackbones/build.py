@@ -9,8 +9,7 @@ from typing import Any
 
 from mm_vitbackbones import backbones
 from mm_vitbackbones.backbones import Backbone
-from mm_vitbackbones.errors import did_you_mean
-from mm_vitbackbones.registry import BACKBONES
+from mm_vitbackbones.errors import ArgumentError, did_you_mean
 
 
 def families() -> dict[str, type[Backbone]]:
@@ -41,10 +40,12 @@ def build_backbone(
     """
     known = backbone_names()
     if name not in known:
-        hint = did_you_mean(name, known) or f"; known are {', '.join(known)}"
+        hint = did_you_mean(str(name), known) or f"; known are {', '.join(known)}"
         raise ValueError(f"there is no backbone {name!r}{hint}")
     family, arch = known[name]
-    backbone: Backbone = BACKBONES.build(dict(type=family, arch=arch, **arguments))
+    if "arch" in arguments:
+        raise ArgumentError(f"{name!r} says the arch: leave arch={arguments['arch']!r} out, or give another name")
+    backbone = family(arch=arch, **arguments)  # type: ignore[call-arg]
     if pretrained is not None and pretrained is not False:
         from mm_vitbackbones.checkpoints import load_pretrained, published
 

@@ -14,6 +14,10 @@ class DataError(UserError):
     """A file of a data set that cannot be read, met by one process of a run, perhaps not by the first."""
 
 
+class ArgumentError(UserError, ValueError):
+    """An argument of a backbone, or a field of its spec, that does not fit; the message says what it takes."""
+
+
 class CheckpointError(ValueError):
     """A checkpoint that cannot be read or used; the message says what it is and what to do."""
 

@@ -6,6 +6,7 @@ these names work in any OpenMMLab config without ``custom_imports``. The classes
 """
 
 import importlib
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
@@ -13,6 +14,8 @@ from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.registry import WEIGHT_INITIALIZERS as MMENGINE_WEIGHT_INITIALIZERS
 from mmengine.registry import Registry
+
+from mm_vitbackbones.nodes import is_pretrained
 
 
 class _Models(Registry):
@@ -46,3 +49,29 @@ OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     scope="mm_vitbackbones",
     locations=["mm_vitbackbones.engine.layer_decay"],
 )
+
+
+def init_weights(module: Any, by_mmengine: Callable[[], None]) -> None:
+    """``init_weights`` of a module whose files this package reads. MMEngine would load what it can of a file and leave
+    the rest as it is.
+
+    Args:
+        module: a module of MMEngine's kind, with an ``init_cfg``.
+        by_mmengine: MMEngine's own ``init_weights`` of it, for everything but files. Files come last.
+    """
+    given = module.init_cfg
+    every = [given] if isinstance(given, Mapping) else [*(given or [])]
+    files = [each for each in every if is_pretrained(each)]
+    if not files:
+        by_mmengine()
+        return
+    if len(files) < len(every):
+        module.init_cfg = [each for each in every if not is_pretrained(each)]
+        try:
+            by_mmengine()
+        finally:
+            module.init_cfg = given
+    for each in files:
+        # By our own registry, whatever the default scope is.
+        WEIGHT_INITIALIZERS.get("Pretrained")(**{key: value for key, value in each.items() if key != "type"})(module)
+    module._is_init = True

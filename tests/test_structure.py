@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "files": set(),
     "nodes": set(),
     "progress": set(),
-    "registry": set(),
+    "registry": {"nodes"},
     "libraries": {"errors", "nodes"},
     "ops": set(),
     "layers": {"ops"},

@@ -6,7 +6,6 @@ everywhere inside; *tokens* are (B, N, C), inside attention only.
 
 from __future__ import annotations
 
-import dataclasses
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, cast
@@ -15,11 +14,11 @@ import torch
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from mm_vitbackbones.errors import did_you_mean
+from mm_vitbackbones.backbones.checks import Count, check_init_cfg, checked, make_spec
+from mm_vitbackbones.errors import ArgumentError, did_you_mean
 from mm_vitbackbones.layers import Recomputable
-from mm_vitbackbones.nodes import is_pretrained
 from mm_vitbackbones.ops import memory
-from mm_vitbackbones.registry import WEIGHT_INITIALIZERS
+from mm_vitbackbones.registry import BACKBONES, init_weights
 
 MIN_SIDE = 32
 STRIDES = (4, 8, 16, 32)
@@ -93,10 +92,16 @@ class Backbone(BaseModule):
     strides: tuple[int, ...]
     """Strides of the returned levels, in pixels."""
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # A class of the user's own, which derives from a family, takes what its author says.
+        if "__init__" in vars(cls) and cls.__module__.startswith(f"{BACKBONES.scope}."):
+            cls.__init__ = checked(cls.__init__)  # type: ignore[method-assign]
+
     def __init__(
         self,
         dims: Sequence[int],
-        in_channels: int,
+        in_channels: Count,
         out_indices: Sequence[int],
         frozen_stages: int,
         norm_eval: bool,
@@ -104,19 +109,18 @@ class Backbone(BaseModule):
         init_cfg: Any,
         strides: Sequence[int] = STRIDES,
     ) -> None:
+        check_init_cfg(init_cfg)
         super().__init__(init_cfg)
         levels = range(len(dims))
         if not out_indices or any(i not in levels for i in out_indices) or sorted(set(out_indices)) != [*out_indices]:
-            raise ValueError(f"out_indices={out_indices!r}: give ascending levels out of {[*levels]}")
+            raise ArgumentError(f"out_indices={out_indices!r}: give ascending levels out of {[*levels]}")
         if frozen_stages not in range(-1, len(dims) + 1):
-            raise ValueError(f"frozen_stages={frozen_stages!r}: give -1 (none), 0 (the stem) or 1 to {len(dims)}")
+            raise ArgumentError(f"frozen_stages={frozen_stages!r}: give -1 (none), 0 (the stem) or 1 to {len(dims)}")
         if not isinstance(with_cp, (bool, str)) or with_cp not in WITH_CP:
-            raise ValueError(
+            raise ArgumentError(
                 f"with_cp={with_cp!r}: give 'nothing' (or False), 'all_but_attention' (or 'ffn') or 'all' (or 'block', "
                 "or True): what to compute again in the backward pass"
             )
-        if in_channels < 1:
-            raise ValueError(f"in_channels={in_channels!r}: give the number of channels of the image")
         self.in_channels = in_channels
         self.out_indices = tuple(out_indices)
         self.frozen_stages = frozen_stages
@@ -270,11 +274,7 @@ class Backbone(BaseModule):
 
     def init_weights(self) -> None:
         """MMEngine's hook. The constructor has initialised all parameters; only ``init_cfg`` remains."""
-        if is_pretrained(self.init_cfg):
-            WEIGHT_INITIALIZERS.build(dict(self.init_cfg, type="mm_vitbackbones.Pretrained"))(self)
-            self._is_init = True
-        else:
-            super().init_weights()
+        init_weights(self, super().init_weights)
 
     @classmethod
     def resolve_arch(cls, arch: Any) -> Any:
@@ -282,15 +282,11 @@ class Backbone(BaseModule):
         if isinstance(arch, cls.spec_type):
             return arch
         if isinstance(arch, Mapping):
-            fields = {field.name for field in dataclasses.fields(cls.spec_type)}
-            if unknown := sorted(set(arch) - fields):
-                raise ValueError(f"arch of {cls.__name__}: no field {unknown}; the fields are {sorted(fields)}")
-            # Configs turn tuples into lists; a spec holds tuples, so that it can be compared and hashed.
-            return cls.spec_type(**{k: tuple(v) if isinstance(v, Sequence) else v for k, v in arch.items()})
-        if arch in cls.archs:
+            return make_spec(cls.spec_type, arch, cls.__name__)
+        if isinstance(arch, str) and arch in cls.archs:
             return cls.archs[arch]
         near = did_you_mean(str(arch), cls.archs, count=1)
-        raise ValueError(f"{cls.__name__} has no arch {arch!r}; known are {', '.join(cls.archs)}{near}")
+        raise ArgumentError(f"{cls.__name__} has no arch {arch!r}; known are {', '.join(cls.archs)}{near}")
 
     def _check_image(self, image: Tensor) -> None:
         if image.dim() != 4 or image.shape[1] != self.in_channels:
@@ -301,17 +297,6 @@ class Backbone(BaseModule):
             )
         if not torch.is_floating_point(image):
             raise TypeError(f"expected a floating-point image, got {image.dtype}: normalise it first")
-
-
-def check_stages(spec: Any, stages: int = len(STRIDES)) -> None:
-    """Checks a spec: one entry per stage, channels divisible by heads. ValueError names the field that does not fit."""
-    for field in dataclasses.fields(spec):
-        value = getattr(spec, field.name)
-        if isinstance(value, tuple) and (len(value) != stages or min(value) < 1):
-            raise ValueError(f"{field.name}={value}: give positive numbers for the {stages} stages")
-    for dim, heads in zip(spec.dims, spec.num_heads, strict=True):
-        if dim % heads:
-            raise ValueError(f"dims={spec.dims} and num_heads={spec.num_heads}: {dim} is not divisible by {heads}")
 
 
 def parts_of_stage(stage: nn.Module, index: int) -> Iterator[Part]:

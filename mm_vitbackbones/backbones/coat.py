@@ -20,12 +20,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, NamedTuple, cast, final
+from typing import Annotated, Any, ClassVar, NamedTuple, cast, final
 
 import torch
 from torch import Tensor, nn
 
-from mm_vitbackbones.backbones.base import STRIDES, Backbone, Level, Part, check_stages
+from mm_vitbackbones.backbones.base import STRIDES, Backbone, Level, Part
+from mm_vitbackbones.backbones.checks import AtLeast, Count, Rate, check_spec
+from mm_vitbackbones.errors import ArgumentError
 from mm_vitbackbones.layers import (
     Branch,
     ChannelsLastConv2d,
@@ -56,17 +58,15 @@ class Arch:
     depths: tuple[int, ...] = (2, 2, 2, 2)
     dims: tuple[int, ...] = (64, 128, 320, 512)
     mlp_ratios: tuple[int, ...] = (8, 8, 4, 4)
-    parallel_depth: int = 0
+    parallel_depth: Annotated[int, AtLeast(0)] = 0
     """Parallel blocks; 0 for CoaT-Lite. They need levels 1 to 3 of equal width."""
     num_heads: ClassVar[tuple[int, ...]] = (NUM_HEADS,) * len(STRIDES)
 
     def __post_init__(self) -> None:
-        check_stages(self)
-        if self.parallel_depth < 0:
-            raise ValueError(f"parallel_depth={self.parallel_depth}: give the number of parallel blocks, or 0")
+        check_spec(self)
         if self.parallel_depth and len({(self.dims[i], self.mlp_ratios[i]) for i in PARALLEL}) > 1:
             widths = f"dims={self.dims} and mlp_ratios={self.mlp_ratios}"
-            raise ValueError(f"{widths}: the parallel blocks need those of the last three stages to be equal")
+            raise ArgumentError(f"{widths}: the parallel blocks need those of the last three stages to be equal")
 
 
 ARCHS = {
@@ -264,12 +264,12 @@ class CoaT(Backbone):
     def __init__(
         self,
         arch: str | Arch | dict[str, Any] = "lite_small",
-        in_channels: int = 3,
+        in_channels: Count = 3,
         out_indices: Sequence[int] = (0, 1, 2, 3),
         frozen_stages: int = -1,
         norm_eval: bool = False,
         with_cp: bool | str = False,
-        drop_path_rate: float = 0.0,
+        drop_path_rate: Rate = 0.0,
         init_cfg: Any = None,
     ) -> None:
         self.arch: Arch = self.resolve_arch(arch)

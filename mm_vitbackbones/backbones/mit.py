@@ -20,7 +20,7 @@ from typing import final
 
 from torch import nn
 
-from mm_vitbackbones.backbones.base import check_stages
+from mm_vitbackbones.backbones.checks import check_spec
 from mm_vitbackbones.backbones.staged import StagedBackbone
 from mm_vitbackbones.layers import ConvReduction, OverlapStage, init_convs_fan_out, init_linears_and_norms
 from mm_vitbackbones.registry import BACKBONES
@@ -38,7 +38,7 @@ class Arch:
     mlp_ratios: tuple[int, ...] = (4, 4, 4, 4)
 
     def __post_init__(self) -> None:
-        check_stages(self)
+        check_spec(self)
 
 
 ARCHS = {

@@ -25,7 +25,9 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from mm_vitbackbones.backbones.base import STRIDES, Backbone, Level, Part, check_stages, parts_of_stage
+from mm_vitbackbones.backbones.base import STRIDES, Backbone, Level, Part, parts_of_stage
+from mm_vitbackbones.backbones.checks import Count, Rate, check_spec
+from mm_vitbackbones.errors import ArgumentError
 from mm_vitbackbones.layers import Block, ChannelsLastConv2d, FeedForward, LearnedPosition, Upsample2x, pad_to_multiple
 from mm_vitbackbones.layers.drop_path import drop_path_rates
 from mm_vitbackbones.layers.initialise import init_linears_and_norms
@@ -53,11 +55,11 @@ class Arch:
     """1: the class token; 2: the class token and the distillation token."""
 
     def __post_init__(self) -> None:
-        check_stages(self, STAGES)
+        check_spec(self, STAGES)
         if any(after % before for before, after in zip(self.dims, self.dims[1:], strict=False)):
-            raise ValueError(f"dims={self.dims}: give multiples of the stage before, as the pooling is depthwise")
+            raise ArgumentError(f"dims={self.dims}: give multiples of the stage before, as the pooling is depthwise")
         if self.patch_size < CELL or self.patch_size % 2:
-            raise ValueError(f"patch_size={self.patch_size}: give an even number of at least {CELL} pixels")
+            raise ArgumentError(f"patch_size={self.patch_size}: give an even number of at least {CELL} pixels")
 
 
 ARCHS = {
@@ -164,21 +166,21 @@ class PiT(Backbone):
     def __init__(
         self,
         arch: str | Arch | dict[str, Any] = "s",
-        in_channels: int = 3,
+        in_channels: Count = 3,
         out_indices: Sequence[int] = (0, 1, 2, 3),
         frozen_stages: int = -1,
         norm_eval: bool = False,
         with_cp: bool | str = False,
-        drop_path_rate: float = 0.1,
+        drop_path_rate: Rate = 0.1,
         stem: str = "aligned",
         init_cfg: Any = None,
     ) -> None:
         self.arch: Arch = self.resolve_arch(arch)
         if stem not in ("aligned", "published"):
-            raise ValueError(f"stem={stem!r}: give 'aligned' or 'published'")
+            raise ArgumentError(f"stem={stem!r}: give 'aligned' or 'published'")
         published = stem == "published"
         if published and 0 in out_indices:
-            raise ValueError(f"out_indices={out_indices!r}: the published geometry has levels 1, 2 and 3, and no 0")
+            raise ArgumentError(f"out_indices={out_indices!r}: the published geometry has levels 1, 2 and 3, and no 0")
         dims, stride = self.arch.dims, self.arch.patch_stride
         widths, strides = (dims[0], *dims), (0, stride, 2 * stride, 4 * stride) if published else STRIDES
         super().__init__(widths, in_channels, out_indices, frozen_stages, norm_eval, with_cp, init_cfg, strides)

@@ -15,11 +15,11 @@ dense form.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import Annotated, final
 
 from torch import Tensor, nn
 
-from mm_vitbackbones.backbones.base import check_stages
+from mm_vitbackbones.backbones.checks import AtLeast, check_spec
 from mm_vitbackbones.backbones.staged import StagedBackbone
 from mm_vitbackbones.layers import (
     Block,
@@ -42,11 +42,11 @@ class Arch:
     num_heads: tuple[int, ...] = (1, 2, 5, 8)
     reductions: tuple[int, ...] = (8, 4, 2, 1)
     mlp_ratios: tuple[int, ...] = (8, 8, 4, 4)
-    pretrain_grid: int = 56
-    """Side of the first position table: 224 pixels at stride 4."""
+    pretrain_grid: Annotated[int, AtLeast(8)] = 56
+    """Side of the first position table: 224 pixels at stride 4. The last one has an eighth of it."""
 
     def __post_init__(self) -> None:
-        check_stages(self)
+        check_spec(self)
 
 
 ARCHS = {

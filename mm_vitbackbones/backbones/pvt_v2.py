@@ -22,7 +22,7 @@ from typing import final
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mm_vitbackbones.backbones.base import check_stages
+from mm_vitbackbones.backbones.checks import check_spec
 from mm_vitbackbones.backbones.staged import StagedBackbone
 from mm_vitbackbones.layers import (
     ChannelsLastConv2d,
@@ -48,7 +48,7 @@ class Arch:
     """Linear spatial-reduction attention: keys and values pooled to 7x7, and a ReLU in the feed-forward network."""
 
     def __post_init__(self) -> None:
-        check_stages(self)
+        check_spec(self)
 
 
 ARCHS = {

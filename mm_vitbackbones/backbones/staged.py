@@ -9,6 +9,7 @@ from typing import Any, ClassVar, final
 from torch import Tensor, nn
 
 from mm_vitbackbones.backbones.base import Backbone, Level, Part, parts_of_stage
+from mm_vitbackbones.backbones.checks import Count, Epsilon, Rate
 from mm_vitbackbones.layers import drop_path_rates, set_norm_eps
 
 
@@ -30,13 +31,13 @@ class StagedBackbone(Backbone):
     def __init__(
         self,
         arch: Any = None,
-        in_channels: int = 3,
+        in_channels: Count = 3,
         out_indices: Sequence[int] = (0, 1, 2, 3),
         frozen_stages: int = -1,
         norm_eval: bool = False,
         with_cp: bool | str = False,
-        drop_path_rate: float = 0.1,
-        norm_eps: float | None = None,
+        drop_path_rate: Rate = 0.1,
+        norm_eps: Epsilon | None = None,
         init_cfg: Any = None,
     ) -> None:
         self.arch = self.resolve_arch(self.default_arch if arch is None else arch)

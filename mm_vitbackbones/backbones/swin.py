@@ -20,12 +20,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast, final
+from typing import Annotated, Any, cast, final
 
 import torch
 from torch import Tensor, nn
 
-from mm_vitbackbones.backbones.base import Backbone, Level, Part, check_stages, parts_of_stage
+from mm_vitbackbones.backbones.base import Backbone, Level, Part, parts_of_stage
+from mm_vitbackbones.backbones.checks import AtLeast, Count, Rate, check_spec
 from mm_vitbackbones.layers import (
     Block,
     FeedForward,
@@ -46,13 +47,11 @@ class Arch:
     depths: tuple[int, ...]
     dims: tuple[int, ...] = (96, 192, 384, 768)
     num_heads: tuple[int, ...] = (3, 6, 12, 24)
-    window_size: int = 7
+    window_size: Annotated[int, AtLeast(2)] = 7
     """12 in the networks that were trained at 384 pixels."""
 
     def __post_init__(self) -> None:
-        check_stages(self)
-        if self.window_size < 2:
-            raise ValueError(f"window_size={self.window_size}: give at least 2")
+        check_spec(self)
 
 
 BASE = Arch(depths=(2, 2, 18, 2), dims=(128, 256, 512, 1024), num_heads=(4, 8, 16, 32))
@@ -161,12 +160,12 @@ class Swin(Backbone):
     def __init__(
         self,
         arch: str | Arch | dict[str, Any] = "tiny",
-        in_channels: int = 3,
+        in_channels: Count = 3,
         out_indices: Sequence[int] = (0, 1, 2, 3),
         frozen_stages: int = -1,
         norm_eval: bool = False,
         with_cp: bool | str = False,
-        drop_path_rate: float = 0.2,
+        drop_path_rate: Rate = 0.2,
         init_cfg: Any = None,
     ) -> None:
         self.arch: Arch = self.resolve_arch(arch)

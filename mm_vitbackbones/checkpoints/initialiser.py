@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from torch import nn
 
@@ -16,10 +17,15 @@ class Pretrained:
 
     Args:
         checkpoint: the name of a published file of the backbone's arch, such as ``"imagenet1k"``, a path or a URL.
+        prefix: take the weights whose names begin with it, in a file that has others as well, such as a teacher's.
+        map_location: MMEngine's argument; weights are read on the CPU, and go where the module is.
     """
 
-    def __init__(self, checkpoint: str | os.PathLike[str] | None) -> None:
+    def __init__(
+        self, checkpoint: str | os.PathLike[str] | None = None, prefix: str | None = None, map_location: Any = "cpu"
+    ) -> None:
         self.checkpoint = checkpoint
+        self.prefix = prefix
 
     def __call__(self, module: nn.Module) -> None:
-        load_pretrained(module, self.checkpoint)
+        load_pretrained(module, self.checkpoint, self.prefix)

@@ -27,7 +27,7 @@ from mm_vitbackbones.checkpoints.recognise import (
     twin_of,
 )
 from mm_vitbackbones.checkpoints.unwrapping import unwrap
-from mm_vitbackbones.errors import CheckpointError, CheckpointMismatch, shorten
+from mm_vitbackbones.errors import CheckpointError, CheckpointMismatch, did_you_mean, shorten
 from mm_vitbackbones.registry import BACKBONES
 
 KNOWN = FAMILIES | HEADS
@@ -129,7 +129,9 @@ def family_of(cls: type) -> Family | None:
     return next((registered[base] for base in cls.__mro__ if base in registered), None)
 
 
-def load_pretrained(backbone: nn.Module, checkpoint: str | os.PathLike[str] | Mapping[str, Any] | None) -> LoadReport:
+def load_pretrained(
+    backbone: nn.Module, checkpoint: str | os.PathLike[str] | Mapping[str, Any] | None, prefix: str | None = None
+) -> LoadReport:
     """Loads published or own weights, of any layout that the backbone's family (or the head) is known in.
 
     The weights may be wrapped (``state_dict``, ``model``, ``model_ema``) and prefixed (``module.``, ``backbone.``).
@@ -140,6 +142,7 @@ def load_pretrained(backbone: nn.Module, checkpoint: str | os.PathLike[str] | Ma
         backbone: one of ours, or a ``SegFormerHead``.
         checkpoint: the name of a published file of the backbone's arch, such as ``"imagenet1k"`` (see
             ``published.resolve``), a path, a URL, or what such a file holds.
+        prefix: take only the weights whose names begin with it, in a file that holds several such networks.
 
     Raises:
         CheckpointMismatch: if a parameter of the backbone is not in the file, or one of the file not in the backbone.
@@ -155,7 +158,7 @@ def load_pretrained(backbone: nn.Module, checkpoint: str | os.PathLike[str] | Ma
         checkpoint = published.resolve(checkpoint, family.name, arch_name(backbone))
         source, content = os.fspath(checkpoint), read_checkpoint(checkpoint)
     try:
-        report = _load(backbone, content, source)
+        report = _load(backbone, content, source, prefix)
     except CheckpointError as error:
         raise type(error)(f"{source}: {error}") from None
     print_log(str(report), logger="current")
@@ -163,9 +166,13 @@ def load_pretrained(backbone: nn.Module, checkpoint: str | os.PathLike[str] | Ma
     return report
 
 
-def _load(backbone: nn.Module, content: Any, source: str) -> LoadReport:
+def _load(backbone: nn.Module, content: Any, source: str, prefix: str | None) -> LoadReport:
     weights = unwrap(content)
     state = weights.state
+    aside = [key for key in state if prefix and not key.startswith(prefix)]
+    if prefix and not (state := {key: tensor for key, tensor in state.items() if key.startswith(prefix)}):
+        near = did_you_mean(prefix, {key.partition(".")[0] + "." for key in aside})
+        raise CheckpointError(f"no weight has a name that begins with prefix={prefix!r}{near}")
     family, network = _family(backbone), _describe(backbone)
     if not (found := find_layout(state, [family])):
         raise CheckpointMismatch(
@@ -217,7 +224,7 @@ def _load(backbone: nn.Module, content: Any, source: str) -> LoadReport:
         unbuilt=tuple(unbuilt),
         stages=tuple(sorted({stage_of(key) for key in unbuilt if stage_of(key) > built})),
         parts=tuple(key for key in unbuilt if stage_of(key) <= built),
-        outside=tuple(outside),
+        outside=(*outside, *aside),
         besides=weights.besides,
         notes=(
             *weights.notes,

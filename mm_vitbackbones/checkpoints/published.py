@@ -12,6 +12,7 @@ import re
 import urllib.parse
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mm_vitbackbones.errors import CheckpointError
 
@@ -219,6 +220,8 @@ def resolve(checkpoint: str | os.PathLike[str] | None, family: str, arch: str | 
     Raises:
         CheckpointError: for None, and for a name of which this arch has no file. The message lists the known files.
     """
+    if checkpoint is not None:
+        check_is_address(checkpoint)
     if checkpoint is None:
         raise CheckpointError(f"checkpoint=None names no weights: {_what_there_is(family, arch)}")
     if not isinstance(checkpoint, str) or not _is_bare_word(checkpoint):
@@ -229,6 +232,19 @@ def resolve(checkpoint: str | os.PathLike[str] | None, family: str, arch: str | 
     if checkpoint not in NAMES and Path(checkpoint).exists():
         return checkpoint
     raise CheckpointError(f"checkpoint={checkpoint!r} names no weights: {_what_there_is(family, arch)}")
+
+
+def check_is_address(checkpoint: Any) -> None:
+    """Checks that a checkpoint is given by a text or a path.
+
+    Raises:
+        CheckpointError: if not.
+    """
+    if not isinstance(checkpoint, (str, os.PathLike)) or "\0" in os.fspath(checkpoint) or not os.fspath(checkpoint):
+        given = f"a list of {len(checkpoint)}" if isinstance(checkpoint, (list, tuple)) else repr(checkpoint)
+        raise CheckpointError(
+            f"checkpoint is {given[:60]}: give a path, a URL or the name of a published file, as text"
+        )
 
 
 def by_address(checkpoint: str) -> PublishedFile | None:

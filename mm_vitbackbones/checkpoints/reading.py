@@ -50,6 +50,7 @@ def read_checkpoint(checkpoint: str | os.PathLike[str]) -> Any:
         UnsafeCheckpointError: if the file asks for a function to be called.
         CheckpointError: if it is missing, damaged, or no checkpoint; if it cannot be fetched.
     """
+    published.check_is_address(checkpoint)
     name = os.fspath(checkpoint)
     if "://" in name:
         _check_is_whole(name)
@@ -62,7 +63,8 @@ def read_checkpoint(checkpoint: str | os.PathLike[str]) -> Any:
             try:
                 path = stack.enter_context(get_local_path(name))
             except Exception as error:  # each storage client has its own
-                raise CheckpointError(f"cannot fetch {name}: {error}; fetch it by hand and give the path") from error
+                reason = "MMEngine knows no such kind of address" if isinstance(error, KeyError) else error
+                raise CheckpointError(f"cannot fetch {name}: {reason}; fetch it by hand and give the path") from error
             return _read_file(Path(path), published.file_name_of(name))
     return _read_file(Path(name).expanduser())
 
@@ -72,7 +74,7 @@ def _read_file(path: Path, name: str = "") -> Any:
     _check_is_file(path)
     _check_is_whole(path)
     _check_digest(path, name or path.name)
-    with path.open("rb") as file:
+    with _opened(path) as file:
         kind = _kind(path, file)
         file.seek(0)
         if kind == "safetensors":
@@ -100,6 +102,10 @@ def _read_file(path: Path, name: str = "") -> Any:
 
 
 def _check_is_file(path: Path) -> None:
+    try:
+        path.exists()
+    except OSError as error:  # such as a name that is too long
+        raise CheckpointError(f"there is no checkpoint {str(path)[:60]}: {error.strerror}") from None
     if path.is_dir():
         files = sorted(p.name for p in path.iterdir() if p.suffix in {".pth", ".pt", ".bin", ".safetensors"})
         holds = f"it holds {shorten(files)}" if files else "it holds no checkpoint"
@@ -111,6 +117,13 @@ def _check_is_file(path: Path) -> None:
         near = difflib.get_close_matches(path.name, [p.name for p in folder.iterdir()])
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise CheckpointError(f"there is no checkpoint {path}{hint}")
+
+
+def _opened(path: Path) -> IO[bytes]:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be opened: {error.strerror}") from None
 
 
 def _check_is_whole(name: str | Path) -> None:
@@ -167,7 +180,7 @@ def _kind(path: Path, file: IO[bytes]) -> str:
     reason = None
     if not head:
         reason = "is empty: download or copy it again"
-    elif text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
+    elif text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")) or (text[:1] == b"<" and b"<html" in text):
         reason = "is an HTML page, not a checkpoint: the download was answered by a web page, so fetch it by hand"
     elif head.startswith(b"version https://git-lfs"):
         reason = "is a Git LFS pointer, not the checkpoint itself: run `git lfs pull` in its repository"
@@ -189,6 +202,9 @@ def _kind(path: Path, file: IO[bytes]) -> str:
         reason = "is a JSON file (an index or a config?): give the file with the weights"
     elif head[257:262] == b"ustar":
         reason = "is a tar archive: unpack it and give the checkpoint in it"
+    elif text and all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in head):
+        words = " ".join(head.decode("ascii").split())
+        reason = f"is a text file and no checkpoint ({words[:60]!r}): download or copy it again"
     if reason is None:
         reason = "is not a PyTorch checkpoint (TensorFlow, ONNX and other formats are not read)"
     raise CheckpointError(f"{path} {reason}")

@@ -53,13 +53,21 @@ def unwrap(content: Any) -> Weights:
     entries = _entries(content)
     state = {k: Tensor.detach(v) for k, v in entries.items() if isinstance(k, str) and isinstance(v, Tensor)}
     if not state:
-        holds = f" (it holds {shorten([str(key) for key in entries])})" if entries else ""
-        raise CheckpointError(f"holds no state dict{holds}: save model.state_dict(), bare or under 'state_dict'")
+        size = f" of {len(content)}" if isinstance(content, (list, tuple, dict)) else ""
+        holds = f"its content is of type {kind_of(content)}{size}"
+        if entries:
+            holds = f"it holds {shorten([str(key) for key in entries])}"
+        raise CheckpointError(f"holds no state dict ({holds}): save model.state_dict(), bare or under 'state_dict'")
     for key, tensor in state.items():
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
             raise CheckpointError(f"{key} is quantized, sparse or without data: save the plain model's state_dict()")
     besides += [str(key) for key in entries if key not in state]
     return Weights(_without(COMPILED, state), tuple(besides), tuple(notes))
+
+
+def kind_of(content: Any) -> str:
+    """What a file's content is, in a word."""
+    return "tensor" if isinstance(content, Tensor) else type(content).__name__
 
 
 def unwrap_model(content: Any) -> Weights:

@@ -66,7 +66,8 @@ def describe(config: Mapping[str, Any], size: tuple[int, int] = (512, 512), name
         # On this device fused attention decomposes into matrix products, which the counter knows.
         kind = config["type"]
         kind = BACKBONES.get(kind) if isinstance(kind, str) else kind  # ours, whatever the default scope is
-        backbone = BACKBONES.build({**config, "type": kind, "init_cfg": None}).eval().requires_grad_(False)
+        arguments = {key: value for key, value in config.items() if key != "type"}
+        backbone = kind(**{**arguments, "init_cfg": None}).eval().requires_grad_(False)
         image = torch.empty(1, backbone.in_channels, *size)
         with torch.no_grad():
             maps: list[torch.Tensor] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from torch import nn
 from mm_vitbackbones import libraries
 from mm_vitbackbones.backbones.base import Backbone
 from mm_vitbackbones.checkpoints.loading import arch_name, family_of
-from mm_vitbackbones.checkpoints.published import resolve
+from mm_vitbackbones.checkpoints.published import check_is_address, resolve
 from mm_vitbackbones.cli.config import heads
 from mm_vitbackbones.cli.datasets import (
     annotation_file,
@@ -98,7 +99,7 @@ def check(cfg: Config, splits: Sequence[str], every: bool = False) -> None:
         check_outputs(cfg.model)
         check_optimizer(cfg)
         check_pretrained(cfg.model)
-        if isinstance(cfg.get("load_from"), str):
+        if cfg.get("load_from") is not None:
             check_local_file(cfg.load_from, "load_from")
 
 
@@ -193,7 +194,7 @@ def check_pretrained(model: Any) -> None:
         if is_pretrained(node):
             where = f"{path}.checkpoint"
             checkpoint = published_url(node.get("checkpoint"), parts.get(path.partition(".init_cfg")[0]), where)
-            if isinstance(checkpoint, str):
+            if checkpoint is not None:
                 check_local_file(checkpoint, where)
 
 
@@ -210,7 +211,15 @@ def published_url(checkpoint: Any, owner: Any, where: str) -> Any:
         raise UserError(f"{where}: {error}") from None
 
 
-def check_local_file(name: str, where: str) -> None:
+def check_local_file(name: Any, where: str) -> None:
+    """Check that what a config gives as a file is one, or a URL."""
+    try:
+        check_is_address(name)
+    except CheckpointError as error:
+        raise UserError(f"{where}: {error}") from None
+    name = os.fspath(name)
+    if "://" not in name and Path(name).expanduser().is_dir():
+        raise UserError(f"{where}: {name} is a folder: give the path of a checkpoint file")
     if "://" not in name and not Path(name).expanduser().is_file():
         siblings = [str(path) for path in Path(name).parent.glob("*") if path.is_file()]
         raise UserError(f"{where}: no file {name}{did_you_mean(name, siblings)}")

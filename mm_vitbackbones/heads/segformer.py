@@ -23,9 +23,8 @@ from mmcv.cnn import build_norm_layer
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from torch import Tensor, nn
 
-from mm_vitbackbones.nodes import is_pretrained
 from mm_vitbackbones.ops import context, residual
-from mm_vitbackbones.registry import MODELS, WEIGHT_INITIALIZERS
+from mm_vitbackbones.registry import MODELS, init_weights
 
 
 @final
@@ -76,11 +75,7 @@ class SegFormerHead(BaseDecodeHead):
 
     def init_weights(self) -> None:
         """MMEngine's hook: weights out of a file, or the classifier's own initialisation."""
-        if is_pretrained(self.init_cfg):
-            WEIGHT_INITIALIZERS.build(dict(self.init_cfg, type="mm_vitbackbones.Pretrained"))(self)
-            self._is_init = True
-        else:
-            super().init_weights()
+        init_weights(self, super().init_weights)
 
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:
         """Maps (B, C_i, H_i, W_i) of all levels -> logits (B, classes, H_0, W_0)."""

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from mmengine.model import PretrainedInit
 from mmengine.registry import DefaultScope
 from torch import nn
 
@@ -13,8 +14,10 @@ from helpers.paths import DATA
 from helpers.toys import RECORDED, SPEC, TOYS
 from mm_vitbackbones.backbones import PVT, CoaT, MiT, PiT, PVTv2, Swin
 from mm_vitbackbones.checkpoints import CheckpointError, CheckpointMismatch, layout_of, load_pretrained
+from mm_vitbackbones.checkpoints.initialiser import Pretrained
 from mm_vitbackbones.checkpoints.recognise import FAMILIES, looks_like
 from mm_vitbackbones.checkpoints.surgery import adapt_in_channels
+from mm_vitbackbones.errors import ArgumentError
 
 CASES = [(name, layout.name) for name, toy in RECORDED.items() for layout in FAMILIES[toy.family.__name__].layouts]
 CASES.remove(("swin", "timm"))  # which has no norms of levels: see tables/test_swin.py
@@ -142,6 +145,39 @@ def test_safetensors_load(tmp_path):
     backbone = build("pvt_v2")
     load_pretrained(backbone, str(tmp_path / "model.safetensors"))
     check_loaded(backbone, "pvt_v2")
+
+
+@pytest.mark.parametrize("kind", ["Pretrained", "mm_vitbackbones.Pretrained", PretrainedInit, Pretrained])
+@pytest.mark.parametrize("alone", [True, False])
+def test_init_cfg_loads_strictly_alone_or_in_a_list_by_a_name_or_a_class(tmp_path, kind, alone):
+    state = official_state("pvt_v2")
+    file = dict(type=kind, checkpoint=str(tmp_path / "file.pth"))
+    # In a list MMEngine would load what it can, and what comes after it would write over it.
+    backbone = build("pvt_v2", init_cfg=file if alone else [file, dict(type="Constant", layer="LayerNorm", val=3.0)])
+    torch.save({key: state[key] for key in state if key != "norm1.weight"}, tmp_path / "file.pth")
+    with pytest.raises(CheckpointMismatch, match=r"1 missing: norm1\.weight"):
+        backbone.init_weights()
+    torch.save(state, tmp_path / "file.pth")
+    backbone.init_weights()
+    check_loaded(backbone, "pvt_v2")
+    assert backbone.is_init
+    assert backbone.init_cfg == (file if alone else [file, dict(type="Constant", layer="LayerNorm", val=3.0)])
+
+
+def test_a_prefix_chooses_one_of_several_networks(tmp_path):
+    state = official_state("pvt_v2")
+    both = {f"student.backbone.{key}": torch.zeros_like(tensor) for key, tensor in state.items()}
+    torch.save(both | {f"teacher.backbone.{key}": tensor for key, tensor in state.items()}, tmp_path / "file.pth")
+    file = dict(type="Pretrained", checkpoint=str(tmp_path / "file.pth"), map_location="cpu")
+    backbone = build("pvt_v2", init_cfg=dict(file, prefix="teacher."))
+    backbone.init_weights()
+    check_loaded(backbone, "pvt_v2")
+    with pytest.raises(CheckpointError, match=r"begins with prefix='techer\.'; did you mean 'teacher\.'"):
+        build("pvt_v2", init_cfg=dict(file, prefix="techer.")).init_weights()
+    with pytest.raises(CheckpointError, match=r"holds 2 backbones"):
+        build("pvt_v2", init_cfg=file).init_weights()
+    with pytest.raises(ArgumentError, match="no argument 'chekpoint'; did you mean 'checkpoint'"):
+        build("pvt_v2", init_cfg=dict(type="Pretrained", chekpoint="x.pth"))
 
 
 @pytest.mark.parametrize("scope", [None, "mmengine"])

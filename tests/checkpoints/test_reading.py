@@ -17,7 +17,14 @@ import numpy as np
 import pytest
 import torch
 
-from mm_vitbackbones.checkpoints import CheckpointError, UnsafeCheckpointError, read_checkpoint, reading
+from helpers.toys import TOYS
+from mm_vitbackbones.checkpoints import (
+    CheckpointError,
+    UnsafeCheckpointError,
+    load_pretrained,
+    read_checkpoint,
+    reading,
+)
 from mm_vitbackbones.checkpoints.unwrapping import unwrap
 
 WEIGHTS = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.ones(2, dtype=torch.float16)}
@@ -304,6 +311,8 @@ def zip_of(name):
         (b"", "is empty"),
         (b"\n <!DOCTYPE html><html>Sign in</html>", "HTML page"),
         (b"<html><body>404</body></html>", "HTML page"),
+        (b"<!-- page -->\n<html>Sign in</html>", "HTML page"),
+        (b"Repository not found", "is a text file and no checkpoint .'Repository not found'"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 3\n", "git lfs pull"),
         (b'{"weight_map": {}}', "JSON"),
         (gzip.compress(b"x", mtime=0), "gzip"),
@@ -462,6 +471,51 @@ def test_the_index_of_shards_says_so(tmp_path):
     index = {"metadata": {"total_size": 1}, "weight_map": {"a": "pytorch_model-00001-of-00002.bin"}}
     with pytest.raises(CheckpointError, match=r"index of weights in several shards.*make one file"):
         read_checkpoint(write("pytorch_model.bin.index.json", json.dumps(index).encode()))
+
+
+NO_ADDRESS = [["a.pth"], ("a", "b"), 3, True, 1.5, b"a.pth", "", "a\0.pth", torch.zeros(1), pathlib.Path, {"a"}]
+
+
+@pytest.mark.parametrize("value", NO_ADDRESS, ids=lambda value: repr(value)[:20].replace("\0", ""))
+@pytest.mark.parametrize("load", [read_checkpoint, lambda value: load_pretrained(TOYS["pvt"](), value)])
+def test_what_is_no_path_is_refused(value, load):
+    with pytest.raises(CheckpointError, match=r"checkpoint is .*: give a path, a URL or the name") as caught:
+        load(value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([1, 2], r"content is of type list of 2"),
+        ([torch.zeros(2)], r"content is of type list of 1"),
+        (torch.zeros(2), r"content is of type tensor"),
+        (3, r"content is of type int"),
+        ({}, r"content is of type dict of 0"),
+        ({"epoch": 3, "state_dict": {}}, r"it holds epoch, state_dict"),
+        ({"state_dict": [torch.zeros(2)]}, r"it holds state_dict"),
+    ],
+    ids=repr,
+)
+def test_a_file_without_a_state_dict_says_what_it_holds(tmp_path, content, message):
+    torch.save(content, tmp_path / "file.pth")
+    with pytest.raises(CheckpointError, match=rf"file\.pth: holds no state dict \(.*{message}\)"):
+        load_pretrained(TOYS["pvt"](), tmp_path / "file.pth")
+
+
+def test_a_folder_a_name_too_long_and_a_locked_file_are_refused(tmp_path, monkeypatch):
+    with pytest.raises(CheckpointError, match="is a folder: give the path of a checkpoint file"):
+        read_checkpoint(tmp_path)
+    with pytest.raises(CheckpointError, match=r"there is no checkpoint x+: File name too long"):
+        read_checkpoint("x" * 5000 + ".pth")
+    torch.save({}, tmp_path / "locked.pth")
+
+    def denied(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(pathlib.Path, "open", denied)
+    with pytest.raises(CheckpointError, match=r"locked\.pth cannot be opened: Permission denied"):
+        read_checkpoint(tmp_path / "locked.pth")
 
 
 def test_missing_file_is_refused_with_the_nearest_names(tmp_path):
