@@ -14,8 +14,9 @@ from mm_vitbackbones.registry import WEIGHT_INITIALIZERS
 class FromScratch:
     """Large weights in feed-forward networks and convolutions (He et al. 2015, by fan-out), small ones in attention.
 
-    The official rule, a standard deviation of 0.02 everywhere, suits hundreds of epochs of classification: at first
-    only the patch embeddings affect the result. In a config: ``init_cfg=dict(type='mm_vitbackbones.FromScratch')``.
+    The official rule of most families, a standard deviation of 0.02 everywhere, suits hundreds of epochs of
+    classification: at first only the patch embeddings affect the result. In a config:
+    ``init_cfg=dict(type='mm_vitbackbones.FromScratch')``.
     """
 
     def __call__(self, module: nn.Module) -> None:

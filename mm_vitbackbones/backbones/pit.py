@@ -30,7 +30,6 @@ from mm_vitbackbones.backbones.checks import Count, Rate, check_spec
 from mm_vitbackbones.errors import ArgumentError
 from mm_vitbackbones.layers import Block, ChannelsLastConv2d, FeedForward, LearnedPosition, Upsample2x, pad_to_multiple
 from mm_vitbackbones.layers.drop_path import drop_path_rates
-from mm_vitbackbones.layers.initialise import init_linears_and_norms
 from mm_vitbackbones.ops import attention, context, memory, onednn
 from mm_vitbackbones.registry import BACKBONES
 
@@ -188,7 +187,7 @@ class PiT(Backbone):
         self.stem = Stem(in_channels, self.arch, published)
         self.stages = nn.ModuleList(Stage(self.arch, i, rates[i]) for i in range(max(out_indices[-1], 1)))
         self.upsample = Upsample2x(dims[0]) if 0 in out_indices else None
-        init_linears_and_norms(self)
+        # As official, linear maps and convolutions begin as PyTorch makes them; the stem initialises its own tables.
         self.finish()
 
     def levels(self, image: Tensor) -> Iterator[Level]:

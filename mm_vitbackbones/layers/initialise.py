@@ -6,7 +6,7 @@ from torch import nn
 
 
 def init_linears_and_norms(module: nn.Module) -> None:
-    """Linear: truncated normal of std 0.02, bias 0. LayerNorm: 1 and 0 (the official rule of every family here)."""
+    """Linear: truncated normal of std 0.02, bias 0. LayerNorm: 1 and 0 (PVT, PVTv2, MiT, Swin, CoaT)."""
     for part in module.modules():
         if isinstance(part, nn.Linear):
             nn.init.trunc_normal_(part.weight, std=0.02)
