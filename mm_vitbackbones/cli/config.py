@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,20 @@ SYNCHRONISED = ("SyncBN", "SyncBatchNorm")
 SIZES = {"scale", "scales", "crop_size", "size"}
 """Arguments that are a width and a height, or a list of these."""
 
+PARTS = (
+    "model",
+    *(f"{split}_{part}" for split in ("train", "val", "test") for part in ("dataloader", "cfg")),
+    "optim_wrapper",
+    "optim_wrapper.optimizer",
+    "optim_wrapper.paramwise_cfg",
+    "optim_wrapper.paramwise_cfg.custom_keys",
+    "default_hooks",
+)
+"""The parts of a config that are dicts, or None. An earlier one holds a later one."""
+
+NO_DATASET = (type(None), str, list, tuple)
+"""What the data set of a dataloader is not. MMEngine takes a dict, or a data set itself."""
+
 RECIPE = '_base_ = __import__("mm_vitbackbones").recipe("NAME")'
 """How a config inherits from a recipe."""
 
@@ -37,10 +51,16 @@ def load_config(path: Path, options: dict[str, Any]) -> Config:
     cfg = read_config(path)
     if "model" not in cfg:
         raise UserError(f"{path} is no config of a model: it defines no `model`")
+    if "data" in cfg and "train_dataloader" not in cfg and ("optimizer" in cfg or "runner" in cfg):
+        raise UserError(
+            f"{path} is written for MMDetection 2 (data, optimizer, runner): write train_dataloader, val_dataloader, "
+            "test_dataloader, optim_wrapper and train_cfg, as MMDetection 3 and MMSegmentation 1 have them"
+        )
     try:
         cfg.merge_from_dict(options)
     except (KeyError, TypeError, AssertionError, AttributeError, IndexError) as error:
         raise UserError(f"--cfg-options does not fit {path}: {_reason(error)}") from None
+    check_structure(cfg, path, PARTS)
     set_num_classes(cfg)
     if not cfg.get("default_scope"):
         # A config whose types are classes sets none; but the libraries build parts of their own by short names.
@@ -73,7 +93,26 @@ def read_config(path: Path) -> Config:
         for _, node in nodes(dict(cfg.items()), ""):
             for key in SIZES & node.keys() if isinstance(node, MutableMapping) else ():
                 node[key] = _as_size(node[key])
+    check_structure(cfg, path, ["model"])
     return cfg
+
+
+def check_structure(cfg: Config, path: Path, parts: Iterable[str]) -> None:
+    """These parts of a config are dicts, or None, and every dataloader has a data set.
+
+    Raises:
+        UserError: if one is not.
+    """
+    for name in parts:
+        node: Any = cfg
+        for key in name.split("."):
+            node = node.get(key)
+            if node is None:
+                break
+        if node is not None and not isinstance(node, Mapping):
+            raise UserError(f"{path}: {name} is of type {type(node).__name__}: write {name}=dict(...)")
+        if name.endswith("_dataloader") and node is not None and isinstance(node.get("dataset"), NO_DATASET):
+            raise UserError(f"{path}: {name} has no data set: write {name}.dataset=dict(type=...)")
 
 
 def _as_size(value: Any) -> Any:

@@ -121,7 +121,9 @@ def _configs(target: str, arch: str | None) -> Iterable[tuple[str, Mapping[str, 
 
 def _from_file(path: Path, known: Mapping[str, type[Backbone]]) -> tuple[str, Mapping[str, Any]]:
     cfg = read_config(path)
-    config = cfg.get("model", {}).get("backbone", {})
+    config = (cfg.get("model") or {}).get("backbone") or {}
+    if not isinstance(config, Mapping):
+        raise UserError(f"{path}: model.backbone is of type {type(config).__name__}: write backbone=dict(...)")
     # A name without a scope belongs to the default scope, where another class may have the name of one of ours.
     scope, family = module_of(config) or cfg.get("default_scope"), type_name(config)
     if str(scope).partition(".")[0] != BACKBONES.scope or family not in known:

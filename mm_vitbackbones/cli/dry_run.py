@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,9 +23,10 @@ from mm_vitbackbones import libraries
 from mm_vitbackbones.cli.arguments import Parser, add_options, config_file
 from mm_vitbackbones.cli.config import heads, load_config
 from mm_vitbackbones.cli.datasets import datasets_of
+from mm_vitbackbones.cli.launch import registry_errors
 from mm_vitbackbones.cli.model import build_model
-from mm_vitbackbones.cli.preflight import check_backbone
-from mm_vitbackbones.errors import UserError
+from mm_vitbackbones.cli.preflight import check_backbone, check_optimizer
+from mm_vitbackbones.errors import CheckpointError, UserError
 from mm_vitbackbones.measuring import peak_bytes
 from mm_vitbackbones.nodes import type_name
 
@@ -58,6 +61,8 @@ def try_config(cfg: Config, size: tuple[int, int] | None = None, images: int | N
         size: height and width of the images; by default those of the config's crops, or the size it resizes to.
         images: number of images in the training step; by default the config's batch for one process.
     """
+    if missing := [part for part in ("train_dataloader", "optim_wrapper") if cfg.get(part) is None]:
+        raise UserError(f"the config says nothing about training: it needs {' and '.join(missing)}")
     size, scope = size or image_size(cfg), libraries.scope_of(cfg)
     images = images or cfg.train_dataloader.batch_size
     with _quiet():
@@ -66,7 +71,7 @@ def try_config(cfg: Config, size: tuple[int, int] | None = None, images: int | N
         wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
     if getattr(model.data_preprocessor, "size", None) is not None:
         model.data_preprocessor.size = size  # mmseg pads a batch to the size of the crops
-    classes = max(head["num_classes"] for _, head in heads(cfg.model))
+    classes = max((head["num_classes"] for _, head in heads(cfg.model)), default=1)
     draw = _draw_segments if scope == "mmseg" else _draw_objects
     weights = sum(tensor.nbytes for tensor in model.state_dict().values())
     outcome: dict[str, Any] = {}
@@ -157,12 +162,27 @@ def main(argv: list[str]) -> None:
         cfg = load_config(path, args.cfg_options)
         libraries.use(libraries.scope_of(cfg))
         check_backbone(cfg.model)
-        trial = try_config(cfg, size, args.images)
+        check_optimizer(cfg)
+        with _what_does_not_run(path), registry_errors(path):
+            trial = try_config(cfg, size, args.images)
         memory = f"{trial.training_bytes / 2**30:.2f} | {trial.test_bytes / 2**30:.2f}"
         height, width = trial.size
         print(
             f"| {path.stem} | {height}x{width} | {trial.images} | {memory} | {trial.losses['loss']:.2f} |", flush=True
         )
+
+
+@contextmanager
+def _what_does_not_run(path: Path) -> Iterator[None]:
+    """Report in one line what a config's parts raise, and where: parts that do not fit each other raise anything."""
+    try:
+        yield
+    except (UserError, CheckpointError):
+        raise
+    except Exception as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(frame.filename).name}:{frame.lineno}"
+        raise UserError(f"{path} does not run: {type(error).__name__} in {where}: {str(error)[:300]}") from None
 
 
 def try_arguments(argv: list[str]) -> argparse.Namespace:

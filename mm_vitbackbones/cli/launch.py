@@ -15,10 +15,16 @@ from mmengine.config import Config
 
 from mm_vitbackbones.cli import preflight
 from mm_vitbackbones.cli.config import use_local_norms
-from mm_vitbackbones.errors import DataError, UserError
+from mm_vitbackbones.errors import CheckpointError, DataError, UserError
 
 LOADERS = re.compile(r"(mmcv|mmdet/datasets|mmseg/datasets)/transforms/loading\.py")
 """The source files of the libraries' loaders, in a traceback."""
+
+BUILDING = "mmengine/registry/build_functions.py"
+"""Where MMEngine builds what a config names."""
+
+LIBRARIES = ("mmcv", "mmdet", "mmengine", "mmseg", "pycocotools")
+"""Packages whose constructors a config calls."""
 
 
 def set_launcher(cfg: Config, launcher: str) -> None:
@@ -45,24 +51,31 @@ def set_launcher(cfg: Config, launcher: str) -> None:
 
 @contextmanager
 def registry_errors(config: Path) -> Iterator[None]:
-    """Report in one line what only a config can get wrong: the name of a type, or an argument of a type."""
+    """Report in one line what fails while a part of a config is built: the name of a type, an argument of a type, or
+    what a library raises in the constructor of one. What a run or a user's own class raises passes through."""
     try:
         with loading_errors(config):
             yield
-    except (KeyError, TypeError) as error:
+    except (UserError, CheckpointError):
+        raise
+    except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
-        building = any(Path(frame.filename).match("mmengine/registry/build_functions.py") for frame in frames)
-        if not building or frames[-1].name not in ("build_from_cfg", "__init__"):
+        if not any(Path(frame.filename).match(BUILDING) for frame in frames):
             raise
-        message = str(error.args[0])
+        message = " ".join(str(error.args[0] if error.args else "").split())
         if unknown := re.match(r"(\S+) is not in the (\S+)::(.+?) registry", message):
             name, scope, kind = unknown.groups()
             raise UserError(f"{config}: {preflight.unknown_type(name, kind, scope)}") from None
         if re.search(r"__init__\(\) (got an unexpected keyword|missing \d+ required)", message):
-            raise UserError(
-                f"{config}: {message.replace('.__init__()', '')}; see the arguments of that class"
-            ) from None
-        raise
+            advice = "see the arguments of that class"
+            if "'pretrained'" in message:
+                advice = "use model.backbone.init_cfg=dict(type='Pretrained', checkpoint=...)"
+            raise UserError(f"{config}: {message.replace('.__init__()', '')}; {advice}") from None
+        file = Path(frames[-1].filename)
+        if not {*LIBRARIES} & {*file.parts}:
+            raise
+        where = f"{file.name}:{frames[-1].lineno}"
+        raise UserError(f"{config}: {type(error).__name__} in {where}: {message[:300]}") from None
 
 
 @contextmanager

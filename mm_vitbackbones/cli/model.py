@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -27,4 +28,4 @@ def build_model(cfg: Config, device: str = "cpu") -> Any:
 def without_pretrained(model: Any) -> Any:
     """A model's config without pretrained weights for its backbone."""
     backbone = model.get("backbone")
-    return {**model, "backbone": {**backbone, "init_cfg": None}} if backbone else model
+    return {**model, "backbone": {**backbone, "init_cfg": None}} if isinstance(backbone, Mapping) else model

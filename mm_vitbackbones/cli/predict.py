@@ -20,6 +20,7 @@ from mm_vitbackbones import libraries
 from mm_vitbackbones.cli import datasets, preflight
 from mm_vitbackbones.cli.arguments import Parser, add_config, add_options, add_verbose
 from mm_vitbackbones.cli.config import load_config
+from mm_vitbackbones.cli.launch import registry_errors
 from mm_vitbackbones.cli.model import build_model
 from mm_vitbackbones.cli.weights import load_weights
 from mm_vitbackbones.data.reading import IMAGES, ImageReader, is_own
@@ -55,7 +56,8 @@ def _predict(args: argparse.Namespace) -> None:
     pipeline = inference_steps(cfg)
     images = find_images(args.images, any_file=any(map(is_own, pipeline)))
     preflight.check_backbone(cfg.model)
-    predictor = Predictor(cfg, pipeline, args.checkpoint, args.device)
+    with registry_errors(args.config):
+        predictor = Predictor(cfg, pipeline, args.checkpoint, args.device)
     results = Results(predictor.classes)
     out.mkdir(parents=True, exist_ok=True)
     broken = []

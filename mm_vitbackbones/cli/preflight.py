@@ -169,7 +169,7 @@ def backbone_of(config: Mapping[str, Any], where: str) -> Backbone | None:
     Raises:
         UserError: if it cannot be built.
     """
-    backbone_class = look_up(MODELS, config.get("type"))
+    backbone_class = look_up(MODELS, config.get("type")) if isinstance(config, Mapping) else None
     if not (isinstance(backbone_class, type) and issubclass(backbone_class, Backbone)):
         return None
     try:

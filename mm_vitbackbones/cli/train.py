@@ -76,8 +76,8 @@ def _train(args: argparse.Namespace, console: Console) -> None:
                 "--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in the config: the batch of lr"
             )
         cfg.auto_scale_lr.enable = True
-    if cfg.get("train_dataloader") is None or cfg.get("train_cfg") is None:
-        raise UserError(f"{args.config} says nothing about training: it needs train_dataloader and train_cfg")
+    if missing := [part for part in ("train_dataloader", "train_cfg", "optim_wrapper") if cfg.get(part) is None]:
+        raise UserError(f"{args.config} says nothing about training: it needs {' and '.join(missing)}")
     splits = [split for split in ("train", "val") if cfg.get(f"{split}_dataloader") is not None]
     if args.check_all and args.skip_checks:
         raise UserError("--check-all and --skip-checks are contrary: give one of them")
