@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.config import ConfigDict
 
 from mm_vitbackbones import recipes
 from mm_vitbackbones.backbones import Backbone
@@ -121,8 +122,8 @@ def _configs(target: str, arch: str | None) -> Iterable[tuple[str, Mapping[str, 
 
 def _from_file(path: Path, known: Mapping[str, type[Backbone]]) -> tuple[str, Mapping[str, Any]]:
     cfg = read_config(path)
-    config = (cfg.get("model") or {}).get("backbone") or {}
-    if not isinstance(config, Mapping):
+    config = (cfg.get("model") or {}).get("backbone") or ConfigDict()
+    if not isinstance(config, ConfigDict):
         raise UserError(f"{path}: model.backbone is of type {type(config).__name__}: write backbone=dict(...)")
     # A name without a scope belongs to the default scope, where another class may have the name of one of ours.
     scope, family = module_of(config) or cfg.get("default_scope"), type_name(config)

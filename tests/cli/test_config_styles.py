@@ -22,10 +22,15 @@ from helpers.runs import write_config
 pytest.importorskip("mmdet")
 pytest.importorskip("mmseg")
 
+from mmdet.datasets.transforms import Resize
+from mmdet.evaluation import CocoMetric
+from mmengine.optim import OptimWrapper
+
 from mm_vitbackbones.backbones import PVT
 from mm_vitbackbones.checkpoints.initialiser import Pretrained
 from mm_vitbackbones.cli.arguments import run
-from mm_vitbackbones.cli.config import load_config
+from mm_vitbackbones.cli.config import load_config, use_local_norms
+from mm_vitbackbones.cli.dry_run import image_size
 from mm_vitbackbones.cli.model import build_model
 from mm_vitbackbones.cli.predictions import dump_predictions
 from mm_vitbackbones.cli.preflight import check_pretrained
@@ -154,6 +159,35 @@ def test_a_class_or_a_base_that_is_not_there_is_one_line(folder: Path, old: str,
     path.write_text((folder / "python_detector.py").read_text().replace(old, new))
     with pytest.raises(UserError, match=message):
         load_config(path, {})
+
+
+@pytest.mark.parametrize(
+    ("norm", "wrapper", "metric", "resize"),
+    [
+        ("SyncBN", "OptimWrapper", "CocoMetric", "Resize"),
+        ("mmcv.SyncBN", "mmengine.OptimWrapper", "mmdet.CocoMetric", "mmdet.Resize"),
+        (torch.nn.SyncBatchNorm, OptimWrapper, CocoMetric, Resize),
+    ],
+)
+def test_what_tools_look_for_is_found_by_name_scope_and_class(
+    tmp_path: Path, norm: Any, wrapper: Any, metric: Any, resize: Any
+) -> None:
+    cfg = Config(
+        dict(
+            default_scope="mmdet",
+            model=dict(bbox_head=dict(norm_cfg=dict(type=norm))),
+            optim_wrapper=dict(type=wrapper, optimizer=dict(type="AdamW")),
+            test_evaluator=dict(type=metric),
+            test_dataloader=dict(dataset=dict(pipeline=[dict(type=resize, scale=(64, 32))])),
+        )
+    )
+    use_local_norms(cfg, distributed=False)
+    assert cfg.model.bbox_head.norm_cfg.type == "BN"
+    use_amp(cfg, "bf16")
+    assert cfg.optim_wrapper.type == "BFloat16OptimWrapper"
+    dump_predictions(cfg, tmp_path / "out.json", tmp_path)
+    assert cfg.test_evaluator.outfile_prefix == str(tmp_path / "predictions")
+    assert image_size(cfg) == (32, 64)
 
 
 def test_names_and_classes_are_the_same_type() -> None:
