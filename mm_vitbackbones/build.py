@@ -41,7 +41,7 @@ def build_backbone(
     known = backbone_names()
     if name not in known:
         hint = did_you_mean(str(name), known) or f"; known are {', '.join(known)}"
-        raise ValueError(f"there is no backbone {name!r}{hint}")
+        raise ArgumentError(f"there is no backbone {name!r}{hint}")
     family, arch = known[name]
     if "arch" in arguments:
         raise ArgumentError(f"{name!r} says the arch: leave arch={arguments['arch']!r} out, or give another name")

@@ -15,7 +15,7 @@ class DataError(UserError):
 
 
 class ArgumentError(UserError, ValueError):
-    """An argument of a backbone, or a field of its spec, that does not fit; the message says what it takes."""
+    """What a network, or another part of a config, is given and does not take; the message says what it takes."""
 
 
 class CheckpointError(ValueError):

@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "layers": {"ops"},
     "backbones": {"errors", "layers", "nodes", "ops", "registry"},
     "checkpoints": {"errors", "files", "ops", "registry"},
-    "heads": {"nodes", "ops", "registry"},
+    "heads": {"errors", "nodes", "ops", "registry"},
     "segmentors": {"registry"},
     "data": {"errors", "files", "libraries", "nodes", "progress"},
     "engine": {"backbones", "checkpoints", "data", "errors", "files", "nodes", "registry"},

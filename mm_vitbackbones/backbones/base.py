@@ -290,9 +290,9 @@ class Backbone(BaseModule):
 
     def _check_image(self, image: Tensor) -> None:
         if image.dim() != 4 or image.shape[1] != self.in_channels:
-            raise ValueError(f"expected an image (B, {self.in_channels}, H, W), got {tuple(image.shape)}")
+            raise ArgumentError(f"expected an image (B, {self.in_channels}, H, W), got {tuple(image.shape)}")
         if image.shape[2] < MIN_SIDE or image.shape[3] < MIN_SIDE:
-            raise ValueError(
+            raise ArgumentError(
                 f"expected sides of at least {MIN_SIDE} pixels, got {tuple(image.shape[2:])}: resize or pad"
             )
         if not torch.is_floating_point(image):

@@ -13,7 +13,7 @@ from torch import nn
 
 from mm_vitbackbones.backbones.base import Backbone
 from mm_vitbackbones.engine.console import IN_FILE
-from mm_vitbackbones.errors import did_you_mean
+from mm_vitbackbones.errors import ArgumentError, did_you_mean
 from mm_vitbackbones.registry import OPTIM_WRAPPER_CONSTRUCTORS
 
 RULES = (
@@ -81,7 +81,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         rules = dict(paramwise_cfg or {})
         self.rate = rules.pop("layer_decay_rate", None)
         if not isinstance(self.rate, (int, float)) or not 0 < self.rate <= 1:
-            raise ValueError(f"paramwise_cfg.layer_decay_rate={self.rate!r}: give a number above 0 and at most 1")
+            raise ArgumentError(f"paramwise_cfg.layer_decay_rate={self.rate!r}: give a number above 0 and at most 1")
         # Without any rule MMEngine makes one group of all parameters, and never comes to `add_params`.
         super().__init__(optim_wrapper_cfg, rules or {"custom_keys": {}})
 
@@ -113,7 +113,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         """The factor of each backbone parameter's rate, by the id of the parameter."""
         found = [part for part in model.modules() if isinstance(part, Backbone)]
         if not found:
-            raise ValueError(
+            raise ArgumentError(
                 "layer_decay_rate: the model has no backbone of mm_vitbackbones, whose depths it could ask"
             )
         scales = {}

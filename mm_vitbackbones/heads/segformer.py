@@ -23,6 +23,7 @@ from mmcv.cnn import build_norm_layer
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from torch import Tensor, nn
 
+from mm_vitbackbones.errors import ArgumentError
 from mm_vitbackbones.ops import context, residual
 from mm_vitbackbones.registry import MODELS, init_weights
 
@@ -58,7 +59,9 @@ class SegFormerHead(BaseDecodeHead):
     ) -> None:
         in_index = range(len(in_channels)) if in_index is None else in_index
         if len(in_index) != len(in_channels):
-            raise ValueError(f"in_channels={in_channels!r} and in_index={in_index!r}: give one of each for every level")
+            raise ArgumentError(
+                f"in_channels={in_channels!r} and in_index={in_index!r}: give one of each for every level"
+            )
         norm_cfg = dict(type="BN") if norm_cfg is None else norm_cfg
         kwargs = dict(kwargs, input_transform="multiple_select", norm_cfg=norm_cfg)
         super().__init__([*in_channels], channels, in_index=[*in_index], **kwargs)

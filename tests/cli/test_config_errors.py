@@ -66,6 +66,11 @@ def test_a_config_of_mmdetection_2_says_so(tmp_path: Path) -> None:
         ("model = dict(neck=dict(_delete_=True))", 'must contain the key "type"'),
         ("model = dict(bbox_head=dict(in_channels=17))", "does not run: RuntimeError in conv.py:"),
         ("optim_wrapper = dict(optimizer=dict(type='AdmW'))", "did you mean 'AdamW'"),
+        ("model = dict(backbone=dict(in_channels=4))", "expected an image (B, 4, H, W), got (1, 3, 64, 64)"),
+        (
+            "optim_wrapper = dict(constructor='mm_vitbackbones.LayerDecayOptimWrapperConstructor')",
+            "paramwise_cfg.layer_decay_rate=None: give a number above 0",
+        ),
     ],
 )
 def test_what_cannot_be_tried_is_one_line(
