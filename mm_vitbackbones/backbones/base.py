@@ -80,7 +80,8 @@ class Backbone(BaseModule):
         strides: of all levels, in a family that offers others.
 
     Raises:
-        ValueError: for an argument out of its range; for an image of the wrong shape or smaller than 32 pixels.
+        ArgumentError: (a ValueError) for an argument that does not exist, of another type or out of its range; for an
+            image of the wrong shape or smaller than 32 pixels.
         TypeError: for an image that is not of a floating-point type.
     """
 
