@@ -20,8 +20,8 @@ from mm_vitbackbones.nodes import is_pretrained
 Init = TypeVar("Init", bound=Callable[..., None])
 
 
-class AtLeast(NamedTuple):
-    """The smallest value of a number, as part of its type: ``Annotated[int, AtLeast(8)]``."""
+class Minimum(NamedTuple):
+    """The smallest value of a number, as part of its type: ``Annotated[int, Minimum(8)]``."""
 
     bound: float
 
@@ -56,8 +56,8 @@ class Below(NamedTuple):
         return f"below {self.bound}"
 
 
-Count = Annotated[int, AtLeast(1)]
-Rate = Annotated[float, AtLeast(0), Below(1)]
+Count = Annotated[int, Minimum(1)]
+Rate = Annotated[float, Minimum(0), Below(1)]
 Epsilon = Annotated[float, Above(0)]
 
 ELSEWHERE = {

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from mm_vitbackbones.backbones.base import STRIDES, Backbone, Level, Part
-from mm_vitbackbones.backbones.checks import AtLeast, Count, Rate, check_spec
+from mm_vitbackbones.backbones.checks import Count, Minimum, Rate, check_spec
 from mm_vitbackbones.errors import ArgumentError
 from mm_vitbackbones.layers import (
     Branch,
@@ -58,7 +58,7 @@ class Arch:
     depths: tuple[int, ...] = (2, 2, 2, 2)
     dims: tuple[int, ...] = (64, 128, 320, 512)
     mlp_ratios: tuple[int, ...] = (8, 8, 4, 4)
-    parallel_depth: Annotated[int, AtLeast(0)] = 0
+    parallel_depth: Annotated[int, Minimum(0)] = 0
     """Parallel blocks; 0 for CoaT-Lite. They need levels 1 to 3 of equal width."""
     num_heads: ClassVar[tuple[int, ...]] = (NUM_HEADS,) * len(STRIDES)
 

@@ -19,7 +19,7 @@ from typing import Annotated, final
 
 from torch import Tensor, nn
 
-from mm_vitbackbones.backbones.checks import AtLeast, check_spec
+from mm_vitbackbones.backbones.checks import Minimum, check_spec
 from mm_vitbackbones.backbones.staged import StagedBackbone
 from mm_vitbackbones.layers import (
     Block,
@@ -42,7 +42,7 @@ class Arch:
     num_heads: tuple[int, ...] = (1, 2, 5, 8)
     reductions: tuple[int, ...] = (8, 4, 2, 1)
     mlp_ratios: tuple[int, ...] = (8, 8, 4, 4)
-    pretrain_grid: Annotated[int, AtLeast(8)] = 56
+    pretrain_grid: Annotated[int, Minimum(8)] = 56
     """Side of the first position table: 224 pixels at stride 4. The last one has an eighth of it."""
 
     def __post_init__(self) -> None:

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from mm_vitbackbones.backbones.base import Backbone, Level, Part, parts_of_stage
-from mm_vitbackbones.backbones.checks import AtLeast, Count, Rate, check_spec
+from mm_vitbackbones.backbones.checks import Count, Minimum, Rate, check_spec
 from mm_vitbackbones.layers import (
     Block,
     FeedForward,
@@ -47,7 +47,7 @@ class Arch:
     depths: tuple[int, ...]
     dims: tuple[int, ...] = (96, 192, 384, 768)
     num_heads: tuple[int, ...] = (3, 6, 12, 24)
-    window_size: Annotated[int, AtLeast(2)] = 7
+    window_size: Annotated[int, Minimum(2)] = 7
     """12 in the networks that were trained at 384 pixels."""
 
     def __post_init__(self) -> None:

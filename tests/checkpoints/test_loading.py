@@ -172,12 +172,12 @@ def test_a_prefix_chooses_one_of_several_networks(tmp_path):
     backbone = build("pvt_v2", init_cfg=dict(file, prefix="teacher."))
     backbone.init_weights()
     check_loaded(backbone, "pvt_v2")
-    with pytest.raises(CheckpointError, match=r"begins with prefix='techer\.'; did you mean 'teacher\.'"):
-        build("pvt_v2", init_cfg=dict(file, prefix="techer.")).init_weights()
+    with pytest.raises(CheckpointError, match=r"begins with prefix='teacherr\.'; did you mean 'teacher\.'"):
+        build("pvt_v2", init_cfg=dict(file, prefix="teacherr.")).init_weights()
     with pytest.raises(CheckpointError, match=r"holds 2 backbones"):
         build("pvt_v2", init_cfg=file).init_weights()
-    with pytest.raises(ArgumentError, match="no argument 'chekpoint'; did you mean 'checkpoint'"):
-        build("pvt_v2", init_cfg=dict(type="Pretrained", chekpoint="x.pth"))
+    with pytest.raises(ArgumentError, match="no argument 'checkpoints'; did you mean 'checkpoint'"):
+        build("pvt_v2", init_cfg=dict(type="Pretrained", checkpoints="x.pth"))
 
 
 @pytest.mark.parametrize("scope", [None, "mmengine"])
