@@ -11,13 +11,13 @@ from typing import Any, get_args, get_origin, get_type_hints
 import numpy as np
 import pytest
 import torch
+from mmengine.registry import MODELS
 
 from helpers.toys import TOYS
 from mm_vitbackbones.backbones import PVT, MiT, PiT, PVTv2, Swin
 from mm_vitbackbones.backbones.base import Backbone
 from mm_vitbackbones.build import build_backbone, families
 from mm_vitbackbones.errors import ArgumentError
-from mm_vitbackbones.registry import BACKBONES
 
 ONE_OF_EACH = {toy.family.__name__: toy for toy in reversed(TOYS.values())}
 """A toy of each family."""
@@ -142,10 +142,13 @@ OLD = [
 
 
 @pytest.mark.parametrize(("family", "arguments", "message"), OLD, ids=lambda value: str(value)[:30])
-@pytest.mark.parametrize("build", [BACKBONES.build, lambda config: families()[config.pop("type")](**config)])
-def test_an_argument_that_does_not_exist_is_one_line(build, family: str, arguments: Any, message: str) -> None:
+@pytest.mark.parametrize("of_a_config", [True, False])
+def test_an_argument_that_does_not_exist_is_one_line(
+    of_a_config: bool, family: str, arguments: Any, message: str
+) -> None:
+    build = MODELS.build if of_a_config else lambda config: families()[family](**arguments)
     with pytest.raises(ArgumentError) as caught:
-        build(dict(type=family, **arguments))
+        build(dict(type=f"mm_vitbackbones.{family}", **arguments))
     said = str(caught.value)
     assert said.startswith(f"{family} has no argument {next(iter(arguments))!r}: ")
     assert message in said
