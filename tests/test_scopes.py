@@ -86,7 +86,7 @@ def test_models_are_tried_and_predict(scope: str | None, data: Path, tmp_path: P
     from helpers.runs import write_config
     from mm_vitbackbones.cli.config import load_config
     from mm_vitbackbones.cli.dry_run import try_config
-    from mm_vitbackbones.cli.predict import Predictor
+    from mm_vitbackbones.cli.predict import Predictor, inference_steps
 
     path = write_config("tiny_detector", data, tmp_path)
     cfg = load_config(path, {})
@@ -95,7 +95,9 @@ def test_models_are_tried_and_predict(scope: str | None, data: Path, tmp_path: P
 
     model: nn.Module = build_model(cfg)
     torch.save({"state_dict": model.state_dict()}, tmp_path / "weights.pth")
-    predictor = Predictor(load_config(path, {}), tmp_path / "weights.pth", "cpu")
-    assert "pred_instances" in predictor(data / "images/smoke/smoke_0000.png", 0)
+    cfg = load_config(path, {})
+    predictor = Predictor(cfg, inference_steps(cfg), tmp_path / "weights.pth", "cpu")
+    _, inputs = predictor.load(data / "images/smoke/smoke_0000.png", 0)
+    assert "pred_instances" in predictor(inputs)
     current = DefaultScope.get_current_instance()
     assert scope is None or current.scope_name == scope
