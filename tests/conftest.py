@@ -1,8 +1,10 @@
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from mmengine.registry import DefaultScope
 
 # Many small operators: one thread is as fast as two, and leaves the other cores to the other processes of a parallel
 # run. The programs that tests start inherit the variable.
@@ -15,6 +17,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.xdist_group("slow"))
+
+
+@pytest.fixture(autouse=True)
+def default_scope() -> Iterator[None]:
+    """Each test begins without a default scope, whatever tests and fixtures before it have made one."""
+    DefaultScope._instance_dict.clear()
+    yield
+    DefaultScope._instance_dict.clear()
 
 
 @pytest.fixture(scope="session")
