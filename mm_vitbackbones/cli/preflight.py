@@ -97,6 +97,7 @@ def check(cfg: Config, splits: Sequence[str], every: bool = False) -> None:
         check_results_prefix(cfg, "val")
     if "train" in splits:
         check_outputs(cfg.model)
+        check_hooks(cfg)
         check_optimizer(cfg)
         check_pretrained(cfg.model)
         if cfg.get("load_from") is not None:
@@ -177,6 +178,16 @@ def backbone_of(config: Mapping[str, Any], where: str) -> Backbone | None:
             return backbone_class(**{key: value for key, value in config.items() if key != "type"})
     except (TypeError, ValueError) as error:
         raise UserError(f"{where}: {error}") from None
+
+
+def check_hooks(cfg: Config) -> None:
+    """Check that no hook is text: what ``--cfg-options`` makes of a dict in a list."""
+    for index, hook in enumerate(cfg.get("custom_hooks") or ()):
+        if isinstance(hook, str):
+            raise UserError(
+                f"custom_hooks[{index}] is the text {hook!r} and no dict: --cfg-options takes no dict in a list, so "
+                "write it into the config"
+            )
 
 
 def check_optimizer(cfg: Config) -> None:

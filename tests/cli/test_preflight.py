@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
 from mm_vitbackbones.backbones import PVT
-from mm_vitbackbones.cli.preflight import check_outputs, check_pretrained, check_types, has_masks
+from mm_vitbackbones.cli.preflight import check_hooks, check_outputs, check_pretrained, check_types, has_masks
 from mm_vitbackbones.errors import UserError
 from mm_vitbackbones.registry import BACKBONES
 
@@ -122,3 +123,10 @@ def test_masks_are_looked_for_in_every_data_set_of_segmentation() -> None:
         assert has_masks(dict(type="ADE20KDataset"))  # its folders may be the class's own
         assert has_masks(dict(type="Own", data_prefix=dict(img_path="a", seg_map_path="b")))
         assert not has_masks(dict(type="mmdet.CocoDataset", data_prefix=dict(img="a")))
+
+
+def test_a_hook_that_is_text_is_refused() -> None:
+    check_hooks(Config(dict(custom_hooks=[dict(type="EMAHook")])))
+    check_hooks(Config(dict(custom_hooks=None)))
+    with pytest.raises(UserError, match=r"custom_hooks\[0\] is the text \"dict\(type='EMAHook'\)\" and no dict"):
+        check_hooks(Config(dict(custom_hooks=["dict(type='EMAHook')"])))
