@@ -20,6 +20,7 @@ COMMANDS = {
     "check_data": ("check_data", "find what is wrong with the data sets of a config"),
     "try_config": ("dry_run", "run a step of a config on noise, and say what memory it takes"),
     "prepare_data": ("prepare_data", "put one of the small data sets under data/"),
+    "convert_dataset": ("convert_dataset", "turn data of YOLO, VOC, CVAT, labelme or masks into the library's form"),
     "convert_checkpoint": ("convert_checkpoint", "write a checkpoint in another layout"),
 }
 """The module of each command in ``mm_vitbackbones.cli``, and what it does."""

@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 
-from mm_vitbackbones.data.coco import check_coco, some
+from mm_vitbackbones.data.coco import check_coco, check_is_json, some
 from mm_vitbackbones.data.coco_masks import load_annotations
 from mm_vitbackbones.data.coco_summary import CocoSummary
 from mm_vitbackbones.errors import UserError
@@ -83,6 +83,8 @@ def datasets_of(loader: Any) -> Iterator[Mapping[str, Any]]:
 def check_data_exists(dataset: Mapping[str, Any], where: str) -> None:
     """Check that the annotation file and the folders of images are on this disk, where the config says."""
     for path, is_folder in paths_of(dataset):
+        if not is_folder and is_known_coco(dataset):
+            check_is_json(path, where)
         if path.is_dir() if is_folder else path.is_file():
             continue
         root = Path(dataset.get("data_root") or path.parent)
@@ -147,6 +149,11 @@ def check_annotations(
     if path is None or not is_read_as_coco(dataset) or is_large(path, every):
         return None
     return check_coco(dataset, path, classes, where, every, seen, labelled)
+
+
+def is_known_coco(dataset: Mapping[str, Any]) -> bool:
+    """Whether a dataset's class is known, and reads COCO JSON."""
+    return isinstance(look_up(DATASETS, dataset.get("type")), type) and is_read_as_coco(dataset)
 
 
 def is_read_as_coco(dataset: Mapping[str, Any]) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 from mmengine.config import Config
 
 from mm_vitbackbones.cli.datasets import annotation_file, classes_of, datasets_of, is_large, is_read_as_coco
-from mm_vitbackbones.data.coco import check_measured, read_coco
+from mm_vitbackbones.data.coco import check_is_json, check_measured, read_coco
 from mm_vitbackbones.errors import UserError
 from mm_vitbackbones.nodes import type_name
 
@@ -48,6 +48,8 @@ def check_evaluators(cfg: Config, splits: Sequence[str], every: bool = False) ->
     for split in splits:
         for evaluator, datasets in measured_by(cfg, split):
             path = evaluator.get("ann_file")
+            if isinstance(path, str) and "://" not in path and type_name(evaluator) == "CocoMetric":
+                check_is_json(Path(path), f"{split}_evaluator")
             if isinstance(path, str) and "://" not in path and not Path(path).is_file():
                 raise UserError(f"{split}_evaluator: no file {path}; set its ann_file to the dataset's annotation file")
             if type_name(evaluator) != "CocoMetric":

@@ -120,12 +120,36 @@ def check_measured(
     return {image["id"] for image in content["images"]}
 
 
+CONVERT = "`python -m mm_vitbackbones convert_dataset SOURCE OUT` makes one of data of YOLO, VOC, CVAT, labelme"
+"""What to do about annotations of another format."""
+
+
+def check_is_json(path: Path, where: str) -> None:
+    """Check that an annotation file may be COCO JSON: neither a folder nor of another format, by its first character.
+
+    Raises:
+        UserError: it is none; the message names the converter.
+    """
+    if path.is_dir():
+        raise UserError(f"{where}: ann_file {path} is a folder, and no COCO JSON: {CONVERT}")
+    try:
+        with path.open("rb") as file:
+            start = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()
+    except OSError:
+        return  # it is missing, or cannot be read: others say so
+    if path.suffix.lower() != ".json" and not start.startswith(b"{"):
+        raise UserError(f"{where}: ann_file {path} is no COCO JSON: {CONVERT}")
+
+
 def read_coco(path: Path, where: str, labelled: bool = True) -> dict[str, list[dict[str, Any]]]:
     """The content of a file: images, annotations (there may be none if not ``labelled``) and categories."""
+    check_is_json(path, where)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError, OSError) as error:
         raise UserError(f"{where}: {path} cannot be read ({type(error).__name__}: {error})") from None
+    if isinstance(content, dict) and "images" not in content and "shapes" in content:
+        raise UserError(f"{where}: {path} is a file of labelme's for one image, and no COCO JSON: {CONVERT}")
     tables = check_tables(content, path, where)
     if not tables["images"]:
         raise UserError(f"{where}: {path} lists no images")

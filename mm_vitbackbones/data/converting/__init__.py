@@ -1,0 +1,1 @@
+"""Other programs' data sets in the library's form. One module per format; all give a ``Collection``."""
