@@ -89,12 +89,18 @@ def _roots(contents: Mapping[Path, Mapping[str, Any]]) -> set[str]:
     groups, used = set(), set()
     for content in contents.values():
         entries = [entry for entry in content["categories"] if isinstance(entry, dict)]
-        groups |= {entry.get("supercategory") for entry in entries if entry.get("supercategory") != entry.get("name")}
-        names = {entry.get("id"): entry.get("name") for entry in entries}
-        used |= {names.get(each.get("category_id")) for each in content["annotations"] if isinstance(each, dict)}
-        groups -= {
-            entry.get("name") for entry in entries if entry.get("supercategory") not in (None, "", "none", "None")
+        groups |= {
+            entry["supercategory"]
+            for entry in entries
+            if _is_key(entry.get("supercategory")) and entry["supercategory"] != entry.get("name")
         }
+        names = {entry.get("id"): entry.get("name") for entry in entries}
+        used |= {
+            names.get(each["category_id"])
+            for each in content["annotations"]
+            if isinstance(each, dict) and _is_key(each.get("category_id"))
+        }
+        groups -= {entry["name"] for entry in entries if entry.get("supercategory") not in (None, "", "none", "None")}
     return {str(name) for name in groups - used - {None}}
 
 
@@ -112,13 +118,13 @@ def _read_one(
     notes = collection.notes
     annotations: dict[Any, list[Mapping[str, Any]]] = {}
     for annotation in content["annotations"]:
-        if not isinstance(annotation, dict) or annotation.get("image_id") is None:
+        if not isinstance(annotation, dict) or not _is_key(annotation.get("image_id")):
             raise UserError(f"{path}: an annotation has no image_id: {str(annotation)[:80]}")
         annotations.setdefault(annotation["image_id"], []).append(annotation)
     cvat = bool(annotations) and all("attributes" in each for many in annotations.values() for each in many)
     ids = set()
     for entry in content["images"]:
-        if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str) or "id" not in entry:
+        if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str) or not _is_key(entry.get("id")):
             raise UserError(f"{path}: the image {str(entry)[:80]} has not both an id and a file_name")
         if entry["id"] in ids:
             raise UserError(f"{path}: several images have the id {entry['id']!r}, so it is not clear whose objects are")
@@ -134,8 +140,8 @@ def _read_one(
         if (size := collection.size_of(image)) is None:
             continue
         used[image.resolve()] = split
-        said = entry.get("width"), entry.get("height")
-        own = (int(said[0]), int(said[1])) if all(isinstance(side, (int, float)) for side in said) else None  # type: ignore[arg-type]
+        said: Any = (entry.get("width"), entry.get("height"))
+        own = (int(said[0]), int(said[1])) if _numbers(said) and all(0 < side < 1e6 for side in said) else None
         things = []
         for annotation in annotations.get(entry["id"], []):
             where = f"id {annotation.get('id')!r} in {path.name}"
@@ -160,7 +166,7 @@ def _find(name: str, path: Path, root: Path, index: ImageIndex) -> Path | None:
 
 
 def _thing(annotation: Mapping[str, Any], names: Mapping[Any, str], notes: Notes, where: str) -> Thing | None:
-    if annotation.get("category_id") not in names:
+    if not _is_key(annotation.get("category_id")) or annotation["category_id"] not in names:
         notes.left_out("objects", "of categories that are not listed", where)
         return None
     if annotation.get("ignore"):
@@ -182,6 +188,11 @@ def _thing(annotation: Mapping[str, Any], names: Mapping[Any, str], notes: Notes
             return None
         thing.polygons = [[float(value) for value in outline] for outline in outlines]
     return thing
+
+
+def _is_key(value: Any) -> bool:
+    """Whether entries can be found by a value."""
+    return isinstance(value, (int, float, str))
 
 
 def _numbers(values: Any) -> bool:

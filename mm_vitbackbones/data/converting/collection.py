@@ -229,7 +229,7 @@ def _decoded(mask: dict[str, Any], size: Size) -> np.ndarray | None:
         if isinstance(mask["counts"], list) and sum(mask["counts"]) != width * height:
             return None
         return np.asarray(rle_tools.decode(rle))
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
 
 
@@ -260,6 +260,8 @@ def split_samples(splits: Sequence[str | None], share: float | None, seed: int, 
         UserError: the share leaves no image for training.
     """
     if share is None and "val" in splits:
+        if not {None, "train"} & {*splits}:
+            raise UserError("the source has images for validation and none for training: --val 0.2 splits them anew")
         return [split or "train" for split in splits]
     pool = [index for index, split in enumerate(splits) if split != "test"]
     count = round((default if share is None else share) * len(pool))

@@ -73,7 +73,7 @@ def read(folder: Path) -> Collection:
         used.add(image)
         try:
             said = int(content.get("imageWidth") or 0), int(content.get("imageHeight") or 0)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             said = (0, 0)
         things = _things(content["shapes"], said if min(said) > 0 else size, file, collection)
         collection.add(image, things, size, said, folder_split(file, folder), inside)
@@ -113,6 +113,7 @@ def _things(shapes: list[Any], size: Size, file: Path, collection: Collection) -
         if thing is None:
             continue
         group = shape.get("group_id")
+        group = group if isinstance(group, (int, str)) else None
         first = groups.get((group, thing.label))
         if group is None or first is None or not (first.polygons and thing.polygons):
             things.append(thing)

@@ -122,8 +122,8 @@ def test_what_cannot_be_used_is_left_out_and_reported(
 def test_box_is_cut_at_the_edge_and_reported(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_text(folder / "Annotations/0.xml", xml("0.jpg", thing("dog", -5, 6, 60, 26)))
     assert objects(convert(folder, "--val", "0"))["train/0.jpg"] == [("dog", [0, 6, 40, 20])]
-    assert "note: 1 boxe" not in (said := capsys.readouterr().out)
-    assert "1 box cut at the edge of their image (0.jpg)" in said
+    said = capsys.readouterr().out
+    assert "note: 1 box cut at the edge of their image (0.jpg)" in said
 
 
 def test_image_of_another_name_than_the_xml_says_is_found(folder: Path) -> None:
