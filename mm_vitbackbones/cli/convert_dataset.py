@@ -139,7 +139,8 @@ def _splits(own: Sequence[str | None], args: argparse.Namespace) -> list[str]:
     """The split of each image, and a line that says where it is from."""
     splits = split_samples(own, args.val, args.seed)
     if args.val is None and "val" in own:
-        print("split: that of the source")
+        rest = f"; {own.count(None)} images of none are for training" if None in own else ""
+        print(f"split: that of the source{rest}")
     else:
         instead = ", and not that of the source" if "val" in own else ""
         print(f"split: {splits.count('val')} images for validation by chance (--seed {args.seed}){instead}")

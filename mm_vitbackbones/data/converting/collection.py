@@ -261,7 +261,7 @@ def split_samples(splits: Sequence[str | None], share: float | None, seed: int, 
     """
     if share is None and "val" in splits:
         if not {None, "train"} & {*splits}:
-            raise UserError("the source has images for validation and none for training: --val 0.2 splits them anew")
+            raise UserError("the source has images for validation and none for training: --val 0.2 splits these")
         return [split or "train" for split in splits]
     pool = [index for index, split in enumerate(splits) if split != "test"]
     count = round((default if share is None else share) * len(pool))

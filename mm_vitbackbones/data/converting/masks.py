@@ -463,4 +463,7 @@ def write_masks(
         collection.images_with.setdefault(split, Counter()).update(int(label) for label in found)
     if {*collection.pixels} <= {IGNORE}:
         raise UserError("no pixel of all masks has a class, all are ignored")
+    if len(collection.classes) == 2 and len({*collection.pixels} - {IGNORE}) == 1:
+        lacking = next(name for label, name in enumerate(collection.classes) if label not in collection.pixels)
+        raise UserError(f"no pixel of all masks is of the class {lacking!r}, so there is nothing to learn")
     (out / "classes.txt").write_text("".join(f"{name}\n" for name in collection.classes), encoding="utf-8")

@@ -153,6 +153,9 @@ def change(made: dict[str, Any], **entries: Any) -> dict[str, Any]:
         ({"bbox": [1, 2, float("nan"), 3]}, "object with a coordinate that is no number"),
         ({"ignore": 1}, "object that are marked to be ignored"),
         ({"segmentation": [[1, 2, 3, 4]]}, "polygon of fewer than three points"),
+        ({"category_id": {}}, "object of categories that are not listed"),
+        ({"segmentation": {"size": [float("inf"), 40], "counts": "a"}}, "object whose mask is not of the size"),
+        ({"segmentation": {"size": [30, 40], "counts": [-5, 1205]}}, "object whose mask is not of the size"),
         ({"keypoints": [1, 2, 2]}, "keypoint of objects, which stay"),
     ],
 )
@@ -163,6 +166,15 @@ def test_what_mmdet_would_lose_is_left_out_and_reported(
     write_json(root / "result.json", change(content([f"images/{i}-photo.jpg" for i in range(5)]), **entries))
     check(convert(root, "--val", "0"))
     assert f"left out: 1 {why}" in capsys.readouterr().out
+
+
+def test_source_without_training_images_is_refused(tmp_path: Path) -> None:
+    write_image(tmp_path / "source/valid/0.jpg")
+    write_image(tmp_path / "source/valid/1.jpg")
+    write_json(tmp_path / "source/valid/_annotations.coco.json", content(["0.jpg", "1.jpg"]))
+    with pytest.raises(UserError, match=r"none for training: --val 0\.2 splits these"):
+        convert(tmp_path / "source")
+    assert len(objects(convert(tmp_path / "source", "--val", "0.5"))) == 1
 
 
 def test_categories_of_one_name_are_one_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -176,13 +188,33 @@ def test_categories_of_one_name_are_one_class(tmp_path: Path, capsys: pytest.Cap
     assert "1 category of the same name are one class" in capsys.readouterr().out
 
 
-def test_ids_that_are_not_clear_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "entry", "message"),
+    [
+        ("images", {"id": 0}, "several images have the id 0"),
+        ("images", {"id": None}, "has not both an id and a file_name"),
+        ("images", {"file_name": 3}, "has not both an id and a file_name"),
+        ("annotations", {"image_id": []}, "an annotation has no image_id"),
+        ("categories", {"name": None}, "has not both an id and a name"),
+        ("categories", {"id": 0}, "the category id 0 stands for 'cat' and for 'dog'"),
+    ],
+)
+def test_ids_that_are_not_clear_are_refused(tmp_path: Path, kind: str, entry: dict[str, Any], message: str) -> None:
     root = label_studio(tmp_path / "source")
     made = content([f"images/{i}-photo.jpg" for i in range(5)])
-    made["images"][1]["id"] = made["images"][0]["id"]
+    made[kind][1] |= entry
     write_json(root / "result.json", made)
-    with pytest.raises(UserError, match="several images have the id 0"):
+    with pytest.raises(UserError, match=message):
         convert(root)
+
+
+@pytest.mark.parametrize("side", [None, "x", 0, -1, float("inf")])
+def test_size_that_is_none_is_read_from_the_image(tmp_path: Path, side: Any) -> None:
+    root = label_studio(tmp_path / "source")
+    made = content([f"images/{i}-photo.jpg" for i in range(5)])
+    made["images"][0]["width"] = side
+    write_json(root / "result.json", made)
+    assert {image["width"] for image in annotations(convert(root, "--val", "0"))["images"]} == {40}
 
 
 def test_splits_with_other_ids_of_the_classes_agree(tmp_path: Path) -> None:

@@ -272,6 +272,7 @@ def transparent(root: Path) -> None:
         (LABELS, TABLE + "fish 0 0 0\n", None, "the colour of 'fish' is above 255, or that of another class"),
         (LABELS, "cat\ncat\n", None, "names the class 'cat' more than once"),
         (np.full_like(LABELS, 255), "\n".join(NAMES), None, "all are ignored"),
+        (np.zeros_like(LABELS), "background\ncat\n", None, "no pixel of all masks is of the class 'cat'"),
         (LABELS, "\n".join(NAMES), jpeg, "is a JPEG file, which blurs classes"),
         (LABELS, "\n".join(NAMES), transparent, "is transparent in places"),
     ],
