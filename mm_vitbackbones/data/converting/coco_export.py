@@ -159,7 +159,8 @@ def _read_one(
 
 def _find(name: str, path: Path, root: Path, index: ImageIndex) -> Path | None:
     plain = name.replace("\\", "/").lstrip("/")
-    for folder in (path.parent, path.parent / "images", root, root / "images", path.parent.parent / "images"):
+    # Folders of images first: next to the JSON there may be masks of the same names.
+    for folder in (path.parent / "images", path.parent.parent / "images", root / "images", path.parent, root):
         if (folder / plain).is_file() and (folder / plain).suffix.lower() in IMAGES:
             return folder / plain
     return index.find(name, path.parent)
