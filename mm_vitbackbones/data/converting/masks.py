@@ -13,20 +13,17 @@ import numpy as np
 from PIL import Image
 
 from mm_vitbackbones.data.converting.collection import SPLITS, Notes, Size, _orientation, loaded_size
-from mm_vitbackbones.data.converting.sources import folder_split, images_in, read_lines
+from mm_vitbackbones.data.converting.sources import (
+    MASK_FOLDERS,
+    OTHER_FOLDERS,
+    folder_split,
+    images_in,
+    read_lines,
+)
 from mm_vitbackbones.data.converting.writing import put
 from mm_vitbackbones.data.sizes import SIDEWAYS
 from mm_vitbackbones.errors import UserError
 from mm_vitbackbones.files import to_png
-
-MASK_FOLDERS = (
-    "segmentationclasspng", "segmentationclass", "masks", "mask", "labels", "label", "annotations", "ann_dir", "gt",
-    "segmentation", "segmentations", "seg",
-)  # fmt: skip
-"""Names of folders of masks, in other programs' exports."""
-
-OTHER_FOLDERS = ("segmentationobject", "segmentationobjectpng", "segmentationclassvisualization", "visualizations")
-"""Folders of what is neither an image nor a mask of classes."""
 
 ENDINGS = ("_mask", "_masks", "_label", "_labels", "_seg", "_gt", "_l")
 """What the name of a mask may have after that of its image."""
@@ -66,7 +63,7 @@ class Table:
 
 @dataclass
 class Pair:
-    """An image and its mask. ``labels`` counts the pixels of each label that was written."""
+    """An image and its mask. ``size`` is that of the image as it loads."""
 
     image: Path
     mask: Path

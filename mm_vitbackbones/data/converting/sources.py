@@ -18,6 +18,16 @@ WORDS = {
 """Names of splits in other programs' folders and files."""
 
 
+MASK_FOLDERS = (
+    "segmentationclasspng", "segmentationclass", "masks", "mask", "labels", "label", "annotations", "ann_dir", "gt",
+    "segmentation", "segmentations", "seg",
+)  # fmt: skip
+"""Names of folders of masks, in other programs' exports."""
+
+OTHER_FOLDERS = ("segmentationobject", "segmentationobjectpng", "segmentationclassvisualization", "visualizations")
+"""Folders of what is neither an image nor a mask of classes."""
+
+
 def files_in(folder: Path, suffixes: Sequence[str]) -> list[Path]:
     """The files of these suffixes in a folder and those inside it, hidden ones apart, in order."""
 
@@ -59,13 +69,14 @@ class ImageIndex:
     """Images of a folder by the end of their paths, as annotation files name them on another machine."""
 
     def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self._named: dict[str, list[Path]] = {}
         for image in images_in(folder):
             for key in (image.name.lower(), image.stem.lower()):
                 self._named.setdefault(key, []).append(image)
 
     def find(self, name: str, near: Path) -> Path | None:
-        """The image of a name: relative to the folder ``near``, else the one whose path ends most alike.
+        """The image of a name: relative to the folder ``near``, else the one whose path ends most alike, masks last.
 
         Of several that are equally alike, the one in the same folder of ``near``; if there is none, None.
         """
@@ -75,10 +86,12 @@ class ImageIndex:
         wanted = [part for part in PurePosixPath(name).parts if part not in ("/", "..", ".")]
         found = self._named.get(wanted[-1].lower(), []) if wanted else []
 
-        def alike(path: Path) -> tuple[int, int]:
+        def alike(path: Path) -> tuple[bool, int, int]:
+            below = [part.lower() for part in path.relative_to(self._folder).parts[:-1]]
+            is_mask = any(part in MASK_FOLDERS or part in OTHER_FOLDERS for part in below) and "images" not in below
             folders = (*path.parts[:-1],)
             same = len([*_common_end(wanted[:-1], folders)])
-            return same, len(os.path.commonpath([path.absolute(), near.absolute()]).split(os.sep))
+            return not is_mask, same, len(os.path.commonpath([path.absolute(), near.absolute()]).split(os.sep))
 
         best = sorted(found, key=alike, reverse=True)
         if len(best) > 1 and alike(best[0]) == alike(best[1]):

@@ -177,12 +177,13 @@ def test_source_without_training_images_is_refused(tmp_path: Path) -> None:
     assert len(objects(convert(tmp_path / "source", "--val", "0.5"))) == 1
 
 
-def test_masks_next_to_the_json_are_no_images(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["train/0.jpg", "0.jpg"])
+def test_masks_next_to_the_json_are_no_images(tmp_path: Path, name: str) -> None:
     root = tmp_path / "source"
     image, mask = root / "images/train/0.jpg", root / "annotations/train/0.jpg"
     write_image(image)
     write_image(mask, size=(9, 9))
-    write_json(root / "annotations/instances_train.json", content(["train/0.jpg"]))
+    write_json(root / "annotations/instances_train.json", content([name]))
     out = convert(root, "--val", "0", "--format", "coco")
     assert (out / "images/train/0.jpg").resolve() == image.resolve()
 

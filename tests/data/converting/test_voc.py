@@ -131,6 +131,14 @@ def test_image_of_another_name_than_the_xml_says_is_found(folder: Path) -> None:
     assert "train/0.jpg" in objects(convert(folder, "--val", "0"))
 
 
+def test_masks_of_the_same_names_are_no_images(folder: Path) -> None:
+    for i in range(5):
+        write_image(folder / "SegmentationClass" / f"{i}.png", size=(9, 9))
+    out = convert(folder, "--val", "0", "--format", "voc")
+    assert [*objects(out)] == [f"train/{i}.jpg" for i in range(5)]
+    assert check(out).kept == 10
+
+
 def test_image_and_xml_without_the_other_are_reported(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "JPEGImages/0.jpg").unlink()
     (folder / "Annotations/1.xml").unlink()
