@@ -134,6 +134,7 @@ def test_image_of_another_name_than_the_xml_says_is_found(folder: Path) -> None:
 def test_masks_of_the_same_names_are_no_images(folder: Path) -> None:
     for i in range(5):
         write_image(folder / "SegmentationClass" / f"{i}.png", size=(9, 9))
+        write_text(folder / "Annotations" / f"{i}.xml", xml("photo.jpg", DOG, DOG))
     out = convert(folder, "--val", "0", "--format", "voc")
     assert [*objects(out)] == [f"train/{i}.jpg" for i in range(5)]
     assert check(out).kept == 10
