@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS
+from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import WEIGHT_INITIALIZERS as MMENGINE_WEIGHT_INITIALIZERS
 from mmengine.registry import Registry
 
@@ -23,6 +24,7 @@ class _Models(Registry):
 
     on_demand: ClassVar[dict[str, str]] = {
         "BandedEncoderDecoder": "mm_vitbackbones.segmentors.banded",
+        "MultichannelDetDataPreprocessor": "mm_vitbackbones.engine.det_preprocessor",
         "SegFormerHead": "mm_vitbackbones.heads.segformer",
     }
 
@@ -37,6 +39,12 @@ BACKBONES = MODELS
 """The conventional alias: ``@BACKBONES.register_module()`` on a family."""
 
 HOOKS = Registry("hook", parent=MMENGINE_HOOKS, scope="mm_vitbackbones", locations=["mm_vitbackbones.engine.hooks"])
+TRANSFORMS = Registry(
+    "transform",
+    parent=MMENGINE_TRANSFORMS,
+    scope="mm_vitbackbones",
+    locations=["mm_vitbackbones.engine.multichannel"],
+)
 WEIGHT_INITIALIZERS = Registry(
     "weight initializer",
     parent=MMENGINE_WEIGHT_INITIALIZERS,

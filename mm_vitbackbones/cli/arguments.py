@@ -86,6 +86,22 @@ def add_checks(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_bands(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--bands",
+        type=_band,
+        nargs=3,
+        metavar=("RED", "GREEN", "BLUE"),
+        help="the bands of an image that are drawn as red, green and blue, numbered from 1, such as 3 2 1",
+    )
+
+
+def _band(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"bands are numbered from 1, and {text!r} is none")
+    return int(text)
+
+
 def add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "config",

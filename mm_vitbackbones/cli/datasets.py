@@ -16,6 +16,7 @@ from mm_vitbackbones.data.coco_masks import load_annotations
 from mm_vitbackbones.data.coco_summary import CocoSummary
 from mm_vitbackbones.errors import UserError
 from mm_vitbackbones.libraries import look_up
+from mm_vitbackbones.nodes import nodes
 
 LAYOUTS = {
     "coco": "annotations/instances_{train,val}2017.json, train2017/, val2017/, from https://cocodataset.org/#download",
@@ -78,6 +79,16 @@ def datasets_of(loader: Any) -> Iterator[Mapping[str, Any]]:
             pending += [each for item in inner for each in (item if isinstance(item, (list, tuple)) else [item])]
         else:
             yield dataset
+
+
+def outer_steps(loader: Any) -> list[Any]:
+    """The steps of the data sets of a dataloader that hold others, such as MultiImageMixDataset."""
+    return [
+        step
+        for _, node in nodes(loader.get("dataset") if isinstance(loader, Mapping) else None, "")
+        if isinstance(node, Mapping) and ("dataset" in node or "datasets" in node)
+        for step in node.get("pipeline") or ()
+    ]
 
 
 def check_data_exists(dataset: Mapping[str, Any], where: str) -> None:

@@ -17,8 +17,10 @@ from mm_vitbackbones.cli import preflight
 from mm_vitbackbones.cli.config import use_local_norms
 from mm_vitbackbones.errors import CheckpointError, DataError, UserError
 
-LOADERS = re.compile(r"(mmcv|mmdet/datasets|mmseg/datasets)/transforms/loading\.py")
-"""The source files of the libraries' loaders, in a traceback."""
+LOADERS = re.compile(
+    r"(mmcv|mmdet/datasets|mmseg/datasets)/transforms/loading\.py|mm_vitbackbones/engine/multichannel\.py"
+)
+"""The source files of the loaders, in a traceback."""
 
 BUILDING = "mmengine/registry/build_functions.py"
 """Where MMEngine builds what a config names."""

@@ -18,12 +18,13 @@ from mmengine.registry import DATASETS, DefaultScope
 
 from mm_vitbackbones import libraries
 from mm_vitbackbones.cli import datasets, preflight
-from mm_vitbackbones.cli.arguments import Parser, add_config, add_options, add_verbose
+from mm_vitbackbones.cli.arguments import Parser, add_bands, add_config, add_options, add_verbose
 from mm_vitbackbones.cli.config import load_config
 from mm_vitbackbones.cli.launch import registry_errors
 from mm_vitbackbones.cli.model import build_model
 from mm_vitbackbones.cli.weights import load_weights
-from mm_vitbackbones.data.reading import IMAGES, ImageReader, is_own
+from mm_vitbackbones.data.bands import LOADER
+from mm_vitbackbones.data.reading import IMAGES, OF_BANDS, ImageReader, is_own
 from mm_vitbackbones.data.values import check_channels
 from mm_vitbackbones.engine.console import Console
 from mm_vitbackbones.engine.drawing import class_name, displayable, draw_prediction
@@ -54,7 +55,9 @@ def _predict(args: argparse.Namespace) -> None:
         raise UserError(f"--device {args.device}: there is no GPU that torch can use")
     libraries.use(libraries.scope_of(cfg))
     pipeline = inference_steps(cfg)
-    images = find_images(args.images, any_file=any(map(is_own, pipeline)))
+    multichannel = any(type_name(step) == LOADER.rpartition(".")[2] for step in pipeline)
+    suffixes = OF_BANDS if multichannel else IMAGES
+    images = find_images(args.images, any(map(is_own, pipeline)), suffixes)
     preflight.check_backbone(cfg.model)
     with registry_errors(args.config):
         predictor = Predictor(cfg, pipeline, args.checkpoint, args.device)
@@ -65,7 +68,7 @@ def _predict(args: argparse.Namespace) -> None:
     for index, (path, name) in enumerate(images if one_by_one else track(images, "predicting")):
         try:
             image, data = predictor.load(path, index)
-            drawn_on = displayable(image)
+            drawn_on = displayable(image, args.bands)
         except UserError as error:
             broken.append(path)
             print(f"skipped {path}: {error}", file=sys.stderr)
@@ -91,7 +94,9 @@ def _predict(args: argparse.Namespace) -> None:
         raise SystemExit(1)
 
 
-def find_images(given: Sequence[Path], any_file: bool = False) -> list[tuple[Path, str]]:
+def find_images(
+    given: Sequence[Path], any_file: bool = False, suffixes: Sequence[str] = IMAGES
+) -> list[tuple[Path, str]]:
     """The image files that paths stand for, and a unique name for the result of each.
 
     A file that is given is taken. Of a folder, files with the suffix of an image are.
@@ -99,6 +104,7 @@ def find_images(given: Sequence[Path], any_file: bool = False) -> list[tuple[Pat
     Args:
         any_file: take every file of a folder that has none of these, except for hidden ones. Only the user's own loader
             knows what it reads.
+        suffixes: of the images that are taken of a folder.
 
     Raises:
         UserError: a path does not exist, or a folder has no images.
@@ -107,9 +113,9 @@ def find_images(given: Sequence[Path], any_file: bool = False) -> list[tuple[Pat
     for path in given:
         if path.is_dir():
             files = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
-            inside = [p for p in files if p.suffix.lower() in IMAGES] or (files if any_file else [])
+            inside = [p for p in files if p.suffix.lower() in suffixes] or (files if any_file else [])
             if not inside:
-                raise UserError(f"there is no image in {path} (*{', *'.join(IMAGES)})")
+                raise UserError(f"there is no image in {path} (*{', *'.join(suffixes)})")
             found += [(p, str(p.relative_to(path).with_suffix(""))) for p in inside]
         elif path.exists():
             found.append((path, path.stem))
@@ -267,6 +273,7 @@ def predict_arguments(argv: list[str]) -> argparse.Namespace:
         "segmentation); predictions/<config name> by default. Nothing is overwritten",
     )
     parser.add_argument("--score-thr", type=float, default=0.3, metavar="SCORE", help="leave out lower scores (0.3)")
+    add_bands(parser)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda, cuda:1, cpu")
     add_options(parser)
     add_verbose(parser)

@@ -28,6 +28,7 @@ from mm_vitbackbones.cli.datasets import (
     classes_of,
     distinct_datasets,
     is_large,
+    outer_steps,
 )
 from mm_vitbackbones.cli.evaluators import check_evaluators, check_results_prefix, needs_annotations
 from mm_vitbackbones.data.masks import check_masks
@@ -90,7 +91,9 @@ def check(cfg: Config, splits: Sequence[str], every: bool = False) -> None:
             check_masks(dataset, where, every)
         path = annotation_file(dataset)
         if not seen and (path is None or not is_large(path, every)):
-            check_values(dataset, cfg.model.get("data_preprocessor"), channels, where, every)
+            loaders = [name for split in splits if (name := f"{split}_dataloader") in where]
+            outer = [step for name in loaders for step in outer_steps(cfg.get(name))]
+            check_values(dataset, cfg.model.get("data_preprocessor"), channels, where, every, outer)
     check_same_labels(named)
     check_evaluators(cfg, splits, every)
     if "train" in splits and "val" in splits:

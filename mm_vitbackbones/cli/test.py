@@ -9,7 +9,7 @@ from pathlib import Path
 from mmengine.config import Config
 
 from mm_vitbackbones.cli import preflight
-from mm_vitbackbones.cli.arguments import Parser, add_checks, add_common
+from mm_vitbackbones.cli.arguments import Parser, add_bands, add_checks, add_common
 from mm_vitbackbones.cli.batches import without_workers
 from mm_vitbackbones.cli.config import load_config
 from mm_vitbackbones.cli.evaluators import check_results_prefix
@@ -42,6 +42,7 @@ def test_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--show-score", type=float, default=0.3, metavar="SCORE", help="draw boxes with at least this score (0.3)"
     )
+    add_bands(parser)
     parser.add_argument("--tta", action="store_true", help="test at the sizes and flips of the config's tta_pipeline")
     add_checks(parser)
     return parser.parse_args(argv)
@@ -72,6 +73,7 @@ def _test(args: argparse.Namespace, console: Console) -> None:
             "type": "mm_vitbackbones.ImagesHook",
             "out_dir": str(args.show_dir),
             "score_thr": args.show_score,
+            "bands": args.bands,
         }
         cfg.custom_hooks = [*(cfg.get("custom_hooks") or []), drawings]
     with tempfile.TemporaryDirectory() as scratch:

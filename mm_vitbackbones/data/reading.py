@@ -20,13 +20,17 @@ from PIL import Image
 
 from mm_vitbackbones.errors import UserError
 from mm_vitbackbones.libraries import look_up
+from mm_vitbackbones.nodes import type_name
 
-LIBRARIES = ("mmcv", "mmdet", "mmengine", "mmseg")
+LIBRARIES = ("mm_vitbackbones", "mmcv", "mmdet", "mmengine", "mmseg")
 """The packages whose transforms are known. Every other transform is the user's own."""
 
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 """Suffixes of image files."""
+
+OF_BANDS = (".npy", ".tif", ".tiff")
+"""Suffixes of files that hold any number of bands."""
 
 GROUND_TRUTH = ("instances", "seg_map_path", "seg_fields", "label_map", "reduce_zero_label")
 """What a data set says about the ground truth of an image."""
@@ -135,7 +139,10 @@ class ImageReader:
             except Exception as error:  # a transform can raise anything
                 if isinstance(error, KeyError) and error.args[0] in optional:
                     continue
-                raise UnreadableImage(reason(error).removesuffix(f": {info.get('img_path')}")) from None
+                path = str(info.get("img_path"))
+                bands = path.lower().endswith(OF_BANDS) and type_name(transform_class(step)) == "LoadImageFromFile"
+                hint = "; dict(type='mm_vitbackbones.LoadMultichannelImage') loads images of bands" * bands
+                raise UnreadableImage(reason(error).removesuffix(f": {path}") + hint) from None
             if results is None:
                 raise LeftOutImage("its pipeline gives nothing for it")
             yield results
@@ -190,4 +197,8 @@ def reason(error: Exception) -> str:
         return "it is larger than OpenCV reads; set the environment variable OPENCV_IO_MAX_IMAGE_PIXELS"
     if isinstance(error, Image.DecompressionBombError):
         return "it is larger than Pillow reads; cut it into tiles, or raise PIL.Image.MAX_IMAGE_PIXELS"
-    return words if isinstance(error, (OSError, AssertionError)) and words else f"{type(error).__name__}: {words}"
+    return (
+        words
+        if isinstance(error, (OSError, AssertionError, UserError)) and words
+        else f"{type(error).__name__}: {words}"
+    )

@@ -13,9 +13,13 @@ from mmengine.logging import print_log
 from mmengine.model import ImgDataPreprocessor
 from mmengine.registry import DATASETS, MODELS
 
+from mm_vitbackbones.data.bands import check_steps, warn_of_pages
 from mm_vitbackbones.data.reading import ImageReader, LeftOutImage, UnreadableImage, is_local, list_dataset, of_library
 from mm_vitbackbones.errors import UserError
 from mm_vitbackbones.libraries import look_up
+
+DETECTION = "MultichannelDetDataPreprocessor"
+"""The class of ours that normalises images of any number of channels in detection."""
 
 SAMPLE, LARGE_SAMPLE = 10, 100
 """How many images are read, spread evenly over the data set; the second number, where every image is to be checked."""
@@ -31,7 +35,12 @@ FAR = 10.0
 
 
 def check_values(
-    dataset: Mapping[str, Any], preprocessor: Any, in_channels: int | None, where: str, every: bool = False
+    dataset: Mapping[str, Any],
+    preprocessor: Any,
+    in_channels: int | None,
+    where: str,
+    every: bool = False,
+    outer: Sequence[Any] = (),
 ) -> None:
     """Look at some images of a data set's config. Warn about values that make no sense.
 
@@ -41,17 +50,22 @@ def check_values(
         preprocessor: the config of the model's ``data_preprocessor``, with the mean and std that images are normalised
             by, or None.
         in_channels: of the network, if known.
+        outer: the steps of data sets around this one, which come after its pipeline.
 
     Raises:
-        UserError: an image cannot be loaded, or has another number of channels than the network.
+        UserError: an image cannot be loaded, has another number of channels than the network, or than a step takes.
     """
-    read = ImageReader(dataset.get("pipeline") or ())
+    pipeline = [*(dataset.get("pipeline") or ())]
+    read = ImageReader(pipeline)
     config = preprocessor if isinstance(preprocessor, Mapping) else {}
     images = []
     for info in entries(dataset, LARGE_SAMPLE if every else SAMPLE, where):
         try:
             images.append(read(info, as_used=True))
             if len(images) == 1:
+                warn_of_pages(pipeline, str(info.get("img_path")), where)
+                loaded = read(info)
+                check_steps([*pipeline, *outer], loaded.shape[2] if loaded.ndim == 3 else 1)
                 _, results = read.whole(info)
                 check_channels(results, config, in_channels)
         except LeftOutImage:
@@ -91,15 +105,21 @@ def check_channels(results: Any, preprocessor: Mapping[str, Any], in_channels: i
     if in_channels not in (None, channels):
         raise WrongChannels(
             f"{has}, and the backbone takes {in_channels}: set model.backbone.in_channels={channels}, or load images "
-            "in another way (color_type of LoadImageFromFile)"
+            "in another way (color_type of LoadImageFromFile, bands of LoadMultichannelImage)"
         )
-    allowed = {1, 3} & {1, channels} if mmdets else {1, channels}
+    any_number = getattr(kind, "__name__", "") == DETECTION
+    allowed = {channels} if any_number else {1, 3} & {1, channels} if mmdets else {1, channels}
     for name in ("mean", "std"):
         values = preprocessor.get(name)
         if values is not None and len(values) not in allowed:
+            give = f"give {' or '.join(map(str, sorted(allowed)))}, or mean=None and std=None"
+            if any_number:
+                give = f"give {channels}"
+            elif mmdets and channels != 3:
+                give += f", or {channels} with data_preprocessor.type='mm_vitbackbones.{DETECTION}'"
             raise WrongChannels(
-                f"{has}, and data_preprocessor.{name} {len(values)} values, which do not fit: give "
-                f"{' or '.join(map(str, sorted(allowed)))}, or mean=None and std=None"
+                f"{has}, and data_preprocessor.{name} {len(values)} values, which do not fit: {give} (check_data "
+                "--statistics computes them)"
             )
 
 

@@ -176,7 +176,7 @@ def draw_labels(image: np.ndarray, labels: np.ndarray, classes: Sequence[str] | 
         _tag(image, class_name(label, classes), round(x), round(y), _color(label, palette))
 
 
-def displayable(image: np.ndarray) -> np.ndarray:
+def displayable(image: np.ndarray, bands: Sequence[int] | None = None) -> np.ndarray:
     """An image of any loader as (H, W, 3), BGR, uint8.
 
     Values that 8 bits can hold stay as they are; others are stretched, the smallest to 0, the largest to 255. Of more
@@ -184,13 +184,18 @@ def displayable(image: np.ndarray) -> np.ndarray:
 
     Args:
         image: (H, W) or (H, W, C), of any type. What is not finite becomes black.
+        bands: those that become red, green and blue, numbered from 1.
 
     Raises:
-        UserError: it has another shape.
+        UserError: it has another shape, or lacks a band.
     """
     image = image[..., None] if image.ndim == 2 else image
     if image.ndim != 3 or 0 in image.shape:
         raise UserError(f"an image of the shape {image.shape} cannot be drawn: it has to be (H, W) or (H, W, channels)")
+    if bands is not None:
+        if max(bands) > image.shape[2]:
+            raise UserError(f"--bands {' '.join(map(str, bands))}: the image has {image.shape[2]} bands")
+        image = image[..., [band - 1 for band in reversed(bands)]]
     image = image[..., :3] if image.shape[2] >= 3 else np.repeat(image[..., :1], 3, axis=2)
     if image.dtype == np.uint8:
         return np.ascontiguousarray(image)

@@ -157,13 +157,15 @@ class ImagesHook(Hook):
     Args:
         out_dir: the folder. Drawings of earlier tests in it are replaced, other files are kept.
         score_thr: boxes of lower scores are left out.
+        bands: of an image, those drawn as red, green and blue, numbered from 1.
     """
 
     priority = "LOW"
 
-    def __init__(self, out_dir: str, score_thr: float = 0.3) -> None:
+    def __init__(self, out_dir: str, score_thr: float = 0.3, bands: Sequence[int] | None = None) -> None:
         self.out_dir = Path(out_dir)
         self.score_thr = score_thr
+        self.bands = bands
         self._names: set[str] = set()
         self._entries: dict[str, tuple[ImageReader, Any, int]] = {}
 
@@ -180,7 +182,7 @@ class ImagesHook(Hook):
         for sample in outputs or ():
             read, origin, index = self._entries[str(sample.img_path)]
             try:
-                image = displayable(read(origin.get_data_info(index)))
+                image = displayable(read(origin.get_data_info(index)), self.bands)
             except UserError as error:
                 raise UserError(f"{sample.img_path}: {error}") from None
             drawing = draw_pair(image, sample, classes, palette, self.score_thr)

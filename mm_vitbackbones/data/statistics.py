@@ -1,0 +1,69 @@
+"""Mean and standard deviation of the channels of a data set's images, as its pipeline loads them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from mm_vitbackbones.data.reading import ImageReader, LeftOutImage, UnreadableImage
+from mm_vitbackbones.errors import UserError
+
+
+class Statistics:
+    """Counts, means and squared deviations of channels, image by image. Values that are not finite do not count."""
+
+    def __init__(self) -> None:
+        self.images = 0
+        self.left_out = 0
+        self.count: np.ndarray | None = None
+        self.mean: np.ndarray
+        self._squares: np.ndarray
+
+    def add(self, image: np.ndarray) -> None:
+        """An image (height, width) or (height, width, channels).
+
+        Raises:
+            UserError: it has another number of channels than those before.
+        """
+        values = image.reshape(-1, image.shape[2] if image.ndim == 3 else 1).astype(np.float64)
+        finite = np.isfinite(values)
+        self.left_out += int(values.size - finite.sum())
+        if self.count is None:
+            self.count, self.mean, self._squares = np.zeros((3, values.shape[1]))
+        elif len(self.count) != values.shape[1]:
+            raise UserError(f"it has {values.shape[1]} channels, and the images before it have {len(self.count)}")
+        self.images += 1
+        new = finite.sum(0)
+        mean = np.where(finite, values, 0).sum(0) / np.maximum(new, 1)
+        squares = (np.where(finite, values, mean) - mean) ** 2
+        total = np.maximum(self.count + new, 1)
+        apart = mean - self.mean
+        self._squares = self._squares + squares.sum(0) + apart**2 * self.count * new / total
+        self.mean = self.mean + apart * new / total
+        self.count = self.count + new
+
+    @property
+    def std(self) -> np.ndarray:
+        """Of each channel, over all pixels of all images."""
+        return np.sqrt(self._squares / np.maximum(self.count, 1))
+
+
+def add_images(statistics: Statistics, pipeline: Any, infos: Iterable[Mapping[str, Any]], where: str) -> Iterator[None]:
+    """Add images of a data set, one at each step.
+
+    Raises:
+        UserError: one cannot be loaded, or has another number of channels than those before.
+    """
+    read = ImageReader(pipeline or ())
+    for info in infos:
+        try:
+            statistics.add(read(info, as_used=True))
+        except LeftOutImage:
+            pass
+        except UnreadableImage as error:
+            raise UserError(f"{where}: {info.get('img_path')} cannot be loaded: {error}") from None
+        except UserError as error:
+            raise UserError(f"{where}: {info.get('img_path')}: {error}") from None
+        yield
