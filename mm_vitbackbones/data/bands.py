@@ -140,7 +140,7 @@ def _read_tiff(path: str | Path) -> np.ndarray:
         if len(read) == len(pages):
             return _stack(read)
     try:
-        import tifffile
+        import tifffile  # type: ignore[import-not-found, unused-ignore]
     except ImportError:
         raise UserError(
             "it has several bands in a page, or a form that OpenCV does not read: `pip install tifffile imagecodecs`, "

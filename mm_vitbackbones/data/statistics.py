@@ -47,6 +47,7 @@ class Statistics:
     @property
     def std(self) -> np.ndarray:
         """Of each channel, over all pixels of all images."""
+        assert self.count is not None
         return np.sqrt(self._squares / np.maximum(self.count, 1))
 
 
