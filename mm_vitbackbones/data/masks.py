@@ -77,7 +77,10 @@ def check_masks(dataset: Mapping[str, Any], where: str, every: bool = False) -> 
     absent = [name for label, name in enumerate(masks.classes) if label not in present]
     if absent:
         share = f"the {len(some)} masks" if every else f"{len(some)} of {len(pairs)} masks"
-        _warn(f"{where}: {share} hold no pixel of {', '.join(map(str, absent[:10]))}{' ...' * (len(absent) > 10)}")
+        hint = masks.hint_of_zero(present)
+        _warn(
+            f"{where}: {share} hold no pixel of {', '.join(map(str, absent[:10]))}{' ...' * (len(absent) > 10)}{hint}"
+        )
 
 
 def check_files(pairs: Sequence[Mapping[str, Any]], listed: Any, where: str) -> None:
@@ -167,7 +170,24 @@ class Masks:
 
     def is_empty(self, present: Mapping[int, int]) -> bool:
         """Whether labels leave nothing to learn: all pixels are ignored, or all but those of one of two classes."""
-        return {*present} <= {self.ignore_index} or self._lacks_second(present)
+        return {*present} <= {self.ignore_index} or self._lacks_second(present) or self._ignores_first(present)
+
+    def _ignores_first(self, present: Mapping[int, int]) -> bool:
+        """Whether masks of two classes for training look like 0 and 1, of which ``reduce_zero_label`` ignores 0."""
+        for_training = "train" in self.where and self.reduces_zero
+        return for_training and len(self.classes) == 2 and {*present} == {0, self.ignore_index}
+
+    def hint_of_zero(self, present: Mapping[int, int]) -> str:
+        """What to do where masks may count from 0, and ``reduce_zero_label`` takes 0 from them: the last class, with
+        the number that only masks that count from 1 hold, has no pixel, and pixels are ignored."""
+        first = self.reduces_zero and self.ignore_index in present and len(self.classes) - 1 not in present
+        if not first or self.label_map:
+            return ""
+        share = 100 * present[self.ignore_index] / sum(present.values())
+        return (
+            f"; reduce_zero_label=True ignores 0, with 255 {share:.0f} % of all pixels: set it to False in the "
+            "dataset, if 0 is the first class"
+        )
 
     def _lacks_second(self, present: Mapping[int, int]) -> bool:
         """Whether masks of two classes look like 0 and 255, black and white."""
@@ -181,6 +201,11 @@ class Masks:
             return (
                 f"all masks hold 0 and {self.ignore_index}, and {self.ignore_index} is the label that is ignored, so "
                 f"the class {second!r} has no pixel: save masks with 0 for {first!r} and 1 for {second!r}"
+            )
+        if self._ignores_first(present):
+            return (
+                f"all pixels that are not ignored are of one class, {self.classes[0]!r}, as reduce_zero_label=True "
+                "ignores 0 in masks: set it to False in the dataset, if 0 is the first class"
             )
         return (
             "no pixel of all masks has a class, all are ignored: save for each pixel the number of its class, "
@@ -236,18 +261,25 @@ class Masks:
     def _labels(self, path: str, values: np.ndarray) -> Counter[int]:
         labels: Counter[int] = Counter()
         wrong = []
-        for value, count in zip(*np.unique(values, return_counts=True), strict=True):
+        count = len(self.classes)
+        for value, pixels in zip(*np.unique(values, return_counts=True), strict=True):
             label = self._label(value)
             if label is None:
-                wrong.append(f"{value} ({count} pixels)")
+                wrong.append(f"{value} ({pixels} pixels)")
             else:
-                labels[label] += int(count)
+                labels[label] += int(pixels)
         if wrong:
             more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+            from_one = self._plain and not self.reduces_zero and not self.label_map and len(wrong) == 1
+            hint = ""
+            if from_one and count in values and count == 1:
+                hint = f", or name the background as the first of two classes, ('background', {self.classes[0]!r})"
+            elif from_one and count in values:
+                hint = f", or set reduce_zero_label=True of the dataset, if its masks hold 1 to {count} for the classes"
             raise UserError(
                 f"{self.where}: {path} has the labels {', '.join(wrong[:5])}{more}, and the "
-                f"{len(self.label_map) or len(self.classes)} classes are {self._expected()}: "
-                "fix the mask, or metainfo=dict(classes=(...)) of the dataset"
+                f"{len(self.label_map) or count} classes are {self._expected()}: "
+                f"fix the mask, or metainfo=dict(classes=(...)) of the dataset{hint}"
             )
         return labels
 

@@ -18,7 +18,7 @@ import numpy as np
 from mmengine.registry import DATASETS, TRANSFORMS
 from PIL import Image
 
-from mm_vitbackbones.errors import UserError
+from mm_vitbackbones.errors import UserError, shorten
 from mm_vitbackbones.libraries import look_up
 from mm_vitbackbones.nodes import type_name
 
@@ -167,7 +167,22 @@ def list_dataset(dataset: Mapping[str, Any], where: str) -> Any:
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
             return DATASETS.build({**dataset, "pipeline": [], "serialize_data": False})
     except Exception as error:  # a class of the user's own can raise anything
+        if missing := _unknown_classes(dataset):
+            raise UserError(
+                f"{where}: {type_name(dataset)} has classes of its own, and {shorten(missing, 3)} not among them: for "
+                "classes of your own use type='BaseSegDataset', with reduce_zero_label=True only if 0 in masks is none"
+            ) from None
         raise UserError(f"{where}: the data set cannot be built: {reason(error)}") from None
+
+
+def _unknown_classes(dataset: Mapping[str, Any]) -> list[str]:
+    """The class names of a config that a data set of MMSegmentation with classes of its own lacks: it takes a part of
+    these alone."""
+    kind = look_up(DATASETS, dataset.get("type"))
+    if "BaseSegDataset" not in (each.__name__ for each in getattr(kind, "__mro__", ())):
+        return []
+    own, given = getattr(kind, "METAINFO", {}).get("classes"), (dataset.get("metainfo") or {}).get("classes")
+    return [repr(name) for name in given if name not in own] if own and isinstance(given, (list, tuple)) else []
 
 
 def is_local(dataset: Mapping[str, Any]) -> bool:

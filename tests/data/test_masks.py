@@ -232,6 +232,65 @@ def test_black_and_white_masks_of_two_classes_are_refused(folder):
     folder.check(**two, pipeline=[LOAD, ANNOTATE, white_is_dog])
 
 
+@pytest.mark.parametrize("kind", ["BaseSegDataset", "ADE20KDataset", "ADE20KDatasetOfOwn"])
+def test_two_classes_counted_from_0_are_not_trained_with_0_ignored(folder, kind):
+    with DefaultScope.overwrite_default_scope("mmseg"):
+        ade = DATASETS.get("mmseg.ADE20KDataset")
+    names = dict(BaseSegDataset=("cat", "dog"), ADE20KDataset=("wall", "sky")).get(kind)
+    if kind == "ADE20KDatasetOfOwn":
+
+        @DATASETS.register_module(force=True)
+        class ADE20KDatasetOfOwn(ade):
+            METAINFO: ClassVar = dict(classes=("cat", "dog"), palette=[(0, 0, 0), (255, 0, 0)])
+
+    for index in range(3):
+        folder.mask(index, np.arange(24, dtype=np.uint8).reshape(4, 6) % 2)
+    given = dict(type=kind, metainfo=dict(classes=names) if names else {})
+    if kind == "BaseSegDataset":  # the others have it by themselves
+        given["reduce_zero_label"] = True
+    with pytest.raises(
+        UserError, match=r"of one class, .* as reduce_zero_label=True ignores 0 in masks: set it to False"
+    ):
+        folder.check(seg_map_suffix=".png", **given)
+    folder.check(where="val_dataloader", **given)  # a few images may well be of one class
+    if kind != "ADE20KDataset":  # of which 0 and 1 are wall and building
+        folder.check(**{**given, "reduce_zero_label": False})
+
+
+def test_classes_counted_from_0_with_0_ignored_are_reported(folder, logged):
+    folder.check(reduce_zero_label=True, metainfo=dict(classes=(*CLASSES, "last")))
+    assert "no pixel of last; reduce_zero_label=True ignores 0, with 255 25 % of all pixels" in logged[-1]
+    folder.check(reduce_zero_label=True)
+    assert len(logged) == 1
+
+
+@pytest.mark.parametrize(
+    ("classes", "values", "words"),
+    [
+        (CLASSES, (1, 2, 3), "or set reduce_zero_label=True of the dataset, if its masks hold 1 to 3"),
+        (("cat",), (0, 1), "or name the background as the first of two classes, .'background', 'cat'."),
+    ],
+)
+def test_other_numbers_of_classes_are_named_with_what_to_do(folder, classes, values, words):
+    for index in range(3):
+        folder.mask(index, np.array(values, np.uint8)[np.arange(24).reshape(4, 6) % len(values)])
+    with pytest.raises(UserError, match=words):
+        folder.check(metainfo=dict(classes=classes), reduce_zero_label=False)
+
+
+@pytest.mark.parametrize("kind", ["ADE20KDataset", "CityscapesDataset"])
+def test_own_classes_of_a_set_with_classes_name_the_plain_set(folder, kind):
+    with pytest.raises(UserError, match=rf"{kind} has classes of its own, .* 'dog', 'fox' not .*BaseSegDataset"):
+        folder.check(type=kind)
+
+
+def test_two_classes_with_255_pass(folder, logged):
+    for index in range(3):
+        folder.mask(index, np.array((0, 1, 255), np.uint8)[np.arange(24).reshape(4, 6) % 3])
+    folder.check(metainfo=dict(classes=("ground", "tree")), reduce_zero_label=False)
+    assert not logged
+
+
 @pytest.mark.parametrize("reduce", [False, True])
 def test_masks_without_any_class_are_refused(folder, reduce):
     for i in range(3):
@@ -318,10 +377,8 @@ def test_image_that_its_loader_leaves_out_is_no_error(folder):
 
 
 def test_data_set_that_cannot_be_built_is_refused_in_one_line(folder):
-    with pytest.raises(
-        UserError, match=r"train_dataloader: the data set cannot be built: ValueError: .*not a subset"
-    ) as said:
-        folder.check(type="ManyClasses", metainfo=dict(classes=("owl",)))
+    with pytest.raises(UserError, match=r"train_dataloader: the data set cannot be built: TypeError: .*color") as said:
+        folder.check(color=["red"] * 500)
     assert len(str(said.value)) < 400
 
 
