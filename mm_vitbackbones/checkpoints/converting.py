@@ -23,7 +23,7 @@ from mm_vitbackbones.checkpoints.recognise import (
 from mm_vitbackbones.checkpoints.unwrapping import unwrap
 from mm_vitbackbones.errors import CheckpointError, CheckpointMismatch, shorten
 
-TARGETS = ("official", "ours", "openmmlab")
+TARGETS = ("official", "ours", "openmmlab", "timm")
 ASIDE = CLASSIFIER.removesuffix(".")
 """The entry of a file, next to ``state_dict``, that keeps the classifier's tensors."""
 
@@ -53,9 +53,9 @@ def convert_checkpoint(
 ) -> Conversion:
     """Writes the weights of one file in another layout; types and values stay bit for bit.
 
-    'official' is a bare state dict, as published. 'ours' and 'openmmlab' put the backbone under ``state_dict`` and,
-    where the source has them, the classifier's tensors under ``classifier``, so that the way back restores them. A
-    destination ending in ``.safetensors`` is written in that format.
+    'official' and 'timm' are a bare state dict, as published. 'ours' and 'openmmlab' put the backbone under
+    ``state_dict`` and, where the source has them, the classifier's tensors under ``classifier``, so that the way back
+    restores them. A destination ending in ``.safetensors`` is written in that format.
 
     Args:
         source: a file of any layout that can be loaded; also a URL.
@@ -90,7 +90,7 @@ def convert_checkpoint(
 
     besides = tuple(key for key in besides if not aside or key not in (ASIDE, "meta"))
     twin = twin_of(found, arch_name)
-    lost = [key for key in nameless if not _is_aside(key) or (flat and to == "openmmlab")]
+    lost = [key for key in nameless if not _is_aside(key) or to == "timm" or (flat and to == "openmmlab")]
     notes = [
         *weights.notes,
         *([f"left out, as not of the backbone: {shorten([*outside, *besides])}"] if outside or besides else []),
@@ -174,7 +174,7 @@ def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def _wrap(theirs: State, aside: State, found: Found, arch: str, to: str, flat: bool) -> dict[str, Any]:
-    if to == "official":
+    if to in ("official", "timm"):
         return theirs
     if flat:  # names and tensors alone; OpenMMLab's modules would report the classifier's names as a mistake
         return theirs | aside if to == "ours" else theirs

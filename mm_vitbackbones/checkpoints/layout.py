@@ -34,7 +34,7 @@ class Layout:
     """One naming of a family's weights.
 
     Args:
-        name: official, openmmlab, huggingface, timm or ours.
+        name: official, openmmlab, huggingface, timm or ours; timm-features for the names of timm's ``features_only``.
         marks: keys that every file of this layout holds, and no file of another layout of the known families.
         keys: the table.
         surgery: steps from their tensors to ours, in this order.
@@ -92,6 +92,7 @@ class Family:
             one of them has to claim it.
         twins: for an arch, another network with the same names and shapes in the layouts that both have.
         cautions: (layout, arch, text): what to know of weights that are converted to that layout.
+        also: (name, layout): another publisher's name for a layout that it has, too.
         spec_of: of a head, which has no archs: the arguments that weights under our names were made with.
     """
 
@@ -103,14 +104,17 @@ class Family:
     claims: Callable[[State], bool] = lambda ours: True
     twins: tuple[tuple[str, str], ...] = ()
     cautions: tuple[tuple[str, str, str], ...] = ()
+    also: tuple[tuple[str, str], ...] = ()
     spec_of: Callable[[State], str] | None = None
 
     def layout(self, name: str) -> Layout:
         """The layout of this name; CheckpointError if the family has none."""
+        wanted = dict(self.also).get(name, name)
         for layout in self.layouts:
-            if layout.name == name:
+            if layout.name == wanted:
                 return layout
-        raise CheckpointError(f"{self.name} has no layout {name!r}; it has {', '.join(x.name for x in self.layouts)}")
+        names = [*(x.name for x in self.layouts), *dict(self.also)]
+        raise CheckpointError(f"{self.name} has no layout {name!r}; it has {', '.join(names)}")
 
     def files_may_lack(self, key: str) -> bool:
         """Whether published files lack the tensor of this name by design; backbones may, too."""

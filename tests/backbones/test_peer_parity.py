@@ -175,6 +175,38 @@ for arch, channels in (("b0", 256), ("b2", 768)):
     assert a.shape == b.shape and error <= 1e-4, (arch, error)
     print("transformers segformer", arch, "ok")
 
+# timm's names both ways: our file in timm's network, and the file of its features_only in ours.
+import os
+from mm_vitbackbones.checkpoints import convert_checkpoint
+
+image = torch.randn(1, 3, 224, 224)
+for name, ours in (
+    ("swin_tiny_patch4_window7_224", Swin("tiny")),
+    ("pvt_v2_b0", PVTv2("b0")),
+    ("pit_ti_224", PiT("ti", stem="published", out_indices=(1, 2, 3))),
+    ("coat_lite_tiny", CoaT("lite_tiny")),
+):
+    theirs = timm.create_model(name)
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.02)
+        torch.save(theirs.state_dict(), os.path.join(folder, "theirs.pth"))
+        convert_checkpoint(os.path.join(folder, "theirs.pth"), os.path.join(folder, "ours.pth"), "ours")
+        convert_checkpoint(os.path.join(folder, "ours.pth"), os.path.join(folder, "timm.pth"), "timm")
+        again = torch.load(os.path.join(folder, "timm.pth"))
+    theirs.load_state_dict(again, strict=True)
+    features = timm.create_model(name, features_only=True).eval()
+    for stage in ours.stages:
+        if isinstance(ours, Swin):
+            stage.norm = torch.nn.Identity()  # timm's have no norms of levels
+    load_pretrained(ours, features.state_dict())
+    last = 3 if isinstance(ours, Swin) else 4  # timm does not shift the one window of the last level
+    with torch.no_grad():
+        levels = [x.permute(0, 3, 1, 2) if isinstance(ours, Swin) else x for x in features(image)]
+        for a, b in zip(ours.eval()(image)[:last], levels[:last], strict=True):
+            assert a.shape == b.shape and float((a - b).abs().max() / b.abs().max()) <= 1e-5, name
+    print("timm names of", name, "ok")
+
 # At 224 pixels the last grid is one window, which classifiers do not shift, and dense networks do.
 for arch, name in (("tiny", "tiny_patch4_window7_224"), ("base_w12", "base_patch4_window12_384")):
     side = 64 * Swin.archs[arch].window_size
@@ -207,5 +239,9 @@ def test_features_equal_timms_and_transformers_at_full_size():
         *(f"timm pit {arch} ok" for arch in ("ti", "s", "b", "s_distilled")),
         *(f"timm coat {arch} ok" for arch in ("mini", "lite_tiny", "lite_small")),
         *(f"transformers {arch} ok" for arch in ("b0", "mit b0", "mit b2", "segformer b0", "segformer b2")),
+        *(
+            f"timm names of {name} ok"
+            for name in ("swin_tiny_patch4_window7_224", "pvt_v2_b0", "pit_ti_224", "coat_lite_tiny")
+        ),
         *SWIN,
     ]

@@ -1,4 +1,5 @@
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -226,3 +227,71 @@ def test_interrupted_write_leaves_the_old_file(source, toy, tmp_path, monkeypatc
         convert_checkpoint(source, tmp_path / "out.pth", arch=RECORDED[toy].arch, force=True)
     assert (tmp_path / "out.pth").read_bytes() == b"precious"
     assert {path.name for path in tmp_path.iterdir()} == {"official.pth", "out.pth"}
+
+
+# ---- timm: the names of its networks, and of their forms of features_only
+
+TIMM = ["swin", "pvt_v2", "pit", "coat", "coat_lite"]
+IN_FEATURES = {
+    "swin": ("layers.", "layers_"),
+    "pvt_v2": ("stages.", "stages_"),
+    "pit": ("", "body."),
+    "coat": ("", "model."),
+    "coat_lite": ("", "model."),
+}
+"""The beginning of a name in timm's network, and in that of its levels."""
+
+
+@pytest.mark.parametrize("toy", TIMM)
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_timms_layout_is_written_and_read_back(toy, suffix, tmp_path):
+    arch, state = RECORDED[toy].arch, official_state(toy)
+    torch.save(state, tmp_path / "official.pth")
+    text = str(convert_checkpoint(tmp_path / "official.pth", tmp_path / f"timm{suffix}", "timm", arch))
+    timms = read_checkpoint(tmp_path / f"timm{suffix}")
+    assert all(isinstance(tensor, torch.Tensor) for tensor in timms.values())  # as timm's load_state_dict takes it
+    assert ("no room for it" in text) == (toy == "swin")  # norms of levels
+    convert_checkpoint(tmp_path / f"timm{suffix}", tmp_path / "again.pth", "official", arch)
+    again = torch.load(tmp_path / "again.pth")
+    lost = r"norm\d\.(weight|bias)|.*\.attn_mask" if toy == "swin" else ""
+    assert same(again, {key: tensor for key, tensor in state.items() if not re.fullmatch(lost, key)})
+
+
+@pytest.mark.parametrize("toy", TIMM)
+def test_the_file_of_timms_features_only_loads(toy, tmp_path):
+    torch.save(official_state(toy), tmp_path / "official.pth")
+    convert_checkpoint(tmp_path / "official.pth", tmp_path / "timm.pth", "timm", RECORDED[toy].arch)
+    whole, level = IN_FEATURES[toy]
+    features = {
+        level + key if not whole else key.replace(whole, level, 1) if key.startswith(whole) else key: tensor
+        for key, tensor in torch.load(tmp_path / "timm.pth").items()
+        if not key.startswith(("head", "norm.", "aggregate"))
+    }
+    expected, backbone = build(toy), build(toy)
+    load_pretrained(expected, torch.load(tmp_path / "timm.pth"))
+    load_pretrained(backbone, features)
+    fresh = "stages.0.norm.weight" if toy == "swin" else ""
+    assert same(
+        {key: tensor for key, tensor in backbone.state_dict().items() if not (fresh and ".norm." in key)},
+        {key: tensor for key, tensor in expected.state_dict().items() if not (fresh and ".norm." in key)},
+    )
+    torch.save(features, tmp_path / "features.pth")
+    assert (
+        convert_checkpoint(tmp_path / "features.pth", tmp_path / "t.pth", "timm", RECORDED[toy].arch).target == "timm"
+    )
+
+
+@pytest.mark.parametrize("family", ["PVT", "MiT"])
+def test_a_family_that_timm_has_not_is_refused(family):
+    with pytest.raises(CheckpointError, match=f"{family} has no layout 'timm'; it has official"):
+        FAMILIES[family].layout("timm")
+
+
+def test_what_the_official_code_stores_and_timm_computes_is_named(tmp_path):
+    state = {key: tensor for key, tensor in official_state("swin").items() if not key.startswith("norm")}
+    assert "layers.0.blocks.1.attn_mask" in state
+    torch.save(state, tmp_path / "in.pth")
+    text = str(convert_checkpoint(tmp_path / "in.pth", tmp_path / "out.pth", "timm", RECORDED["swin"].arch))
+    assert "no room for it: " in text
+    assert "classifier.stages.0.blocks.1.attn_mask" in text
+    assert not any(key.endswith("attn_mask") for key in torch.load(tmp_path / "out.pth"))

@@ -119,5 +119,6 @@ FAMILY = Family(
     "CoaT",
     layouts=(OFFICIAL, OURS),
     adapters=(STEM,),
+    also=(("timm", "official"),),
     level_only=(r"parallel_blocks\.\d+\.norm2\.\d+\..+",),
 )

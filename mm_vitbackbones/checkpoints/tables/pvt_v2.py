@@ -55,28 +55,37 @@ HUGGINGFACE = Layout(
     own_prefix="pvt_v2.",
 )
 
-# The first patch embedding is outside the stages; those of the later stages are their downsampling.
-TIMM = Layout(
-    "timm",
-    marks=("stages.0.blocks.0.attn.q.weight", "patch_embed.proj.weight"),
-    keys=KeyMap(
-        [
-            ("patch_embed.", "stages.0.patch_embed."),
-            ("stages.{later+1}.downsample.", "stages.{later+1}.patch_embed."),
-            *under(
-                "stages.{stage}.blocks.{block}.",
-                "stages.{stage}.blocks.{block}.",
-                [*OFFICIAL_BLOCK, ("mlp.dwconv.", "ffn.dwconv.")],
-            ),
-            ("stages.{stage}.norm.", "stages.{stage}.norm."),
-            ("head.", "classifier.head."),
-        ]
-    ),
-)
+
+def _timm(name: str, stages: str) -> Layout:
+    """timm's names. The first patch embedding is outside the stages; those of the later stages are their downsampling.
+
+    Args:
+        stages: the beginning of a stage's name, without its number.
+    """
+    return Layout(
+        name,
+        marks=(f"{stages}0.blocks.0.attn.q.weight", "patch_embed.proj.weight"),
+        keys=KeyMap(
+            [
+                ("patch_embed.", "stages.0.patch_embed."),
+                (f"{stages}{{later+1}}.downsample.", "stages.{later+1}.patch_embed."),
+                *under(
+                    f"{stages}{{stage}}.blocks.{{block}}.",
+                    "stages.{stage}.blocks.{block}.",
+                    [*OFFICIAL_BLOCK, ("mlp.dwconv.", "ffn.dwconv.")],
+                ),
+                (f"{stages}{{stage}}.norm.", "stages.{stage}.norm."),
+                ("head.", "classifier.head."),
+            ]
+        ),
+    )
+
+
+TIMM, TIMM_FEATURES = _timm("timm", "stages."), _timm("timm-features", "stages_")
 
 FAMILY = Family(
     "PVTv2",
-    layouts=(OVERLAP_OFFICIAL, OVERLAP_OPENMMLAB, HUGGINGFACE, TIMM, OVERLAP_OURS),
+    layouts=(OVERLAP_OFFICIAL, OVERLAP_OPENMMLAB, HUGGINGFACE, TIMM, TIMM_FEATURES, OVERLAP_OURS),
     claims=lambda ours: not has_mit_ratio(ours),
     adapters=(STEM,),
     twins=(("b5", "MiT b5"),),

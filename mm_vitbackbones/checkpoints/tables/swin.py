@@ -208,20 +208,31 @@ HUGGINGFACE_5 = _huggingface(
     surgery=(SPLIT_QKV,),
 )
 
-# Merging comes before a stage, as in our layout, instead of after it. There are no norms of levels.
-TIMM = Layout(
-    "timm",
-    marks=(f"layers.0.blocks.0.attn.{TABLE}", "layers.3.downsample.reduction.weight"),
-    keys=KeyMap(
-        [
-            ("patch_embed.", "stages.0.patch_embed."),
-            ("layers.{later+1}.downsample.", "stages.{later+1}.patch_embed."),
-            *under("layers.{stage}.blocks.{block}.", "stages.{stage}.blocks.{block}.", OFFICIAL_BLOCK),
-            ("norm.", "classifier.norm."),
-            ("head.fc.", "classifier.head."),
-        ]
-    ),
-)
+
+def _timm(name: str, stages: str, mark: str) -> Layout:
+    """timm's names. Merging comes before a stage, as in our layout, instead of after it. There are no norms of levels.
+
+    Args:
+        stages: the beginning of a stage's name, without its number.
+        mark: a second key that every file has.
+    """
+    return Layout(
+        name,
+        marks=(f"{stages}0.blocks.0.attn.{TABLE}", mark),
+        keys=KeyMap(
+            [
+                ("patch_embed.", "stages.0.patch_embed."),
+                (f"{stages}{{later+1}}.downsample.", "stages.{later+1}.patch_embed."),
+                *under(f"{stages}{{stage}}.blocks.{{block}}.", "stages.{stage}.blocks.{block}.", OFFICIAL_BLOCK),
+                ("norm.", "classifier.norm."),
+                ("head.fc.", "classifier.head."),
+            ]
+        ),
+    )
+
+
+TIMM = _timm("timm", "layers.", "layers.3.downsample.reduction.weight")
+TIMM_FEATURES = _timm("timm-features", "layers_", "patch_embed.proj.weight")
 
 OURS = Layout(
     "ours",
@@ -231,7 +242,7 @@ OURS = Layout(
 
 FAMILY = Family(
     "Swin",
-    layouts=(OFFICIAL, OPENMMLAB, HUGGINGFACE, HUGGINGFACE_5, TIMM, OURS),
+    layouts=(OFFICIAL, OPENMMLAB, HUGGINGFACE, HUGGINGFACE_5, TIMM, TIMM_FEATURES, OURS),
     adapters=(STEM, BIAS),
     may_be_fresh=(r"stages\.\d+\.norm\.(weight|bias)",),
 )

@@ -148,3 +148,23 @@ def test_openmmlab_merges_channel_by_channel():
     norm = "layers.0.downsample.norm"
     normed = F.layer_norm(official, (32,), state[f"{norm}.weight"], state[f"{norm}.bias"])
     torch.testing.assert_close(merged, normed @ state["layers.0.downsample.reduction.weight"].T, rtol=1e-5, atol=1e-6)
+
+
+def test_a_map_of_one_window_is_shifted_as_in_the_official_detectors():
+    """The official classifier, and timm, do not shift there; the official detectors and segmentors do, and decide."""
+    backbone = TOYS["swin"].official().eval()
+    load_pretrained(backbone, fixture_state())
+    fixture = load_fixture("swin")
+    assert max(fixture.features[0][3].shape[2:]) <= backbone.arch.window_size
+    last = backbone.stages[3].blocks
+    with torch.no_grad():
+        shifted = backbone(fixture.inputs[0])
+        for block in last:
+            for module in block.modules():
+                if hasattr(module, "shift"):
+                    module.shift = 0
+        plain = backbone(fixture.inputs[0])
+    for level in range(3):
+        assert torch.equal(plain[level], shifted[level])
+    assert relative_error(shifted[3], fixture.features[0][3]) <= 1e-5
+    assert relative_error(plain[3], fixture.features[0][3]) > 1e-3
