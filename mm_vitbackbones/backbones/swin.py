@@ -12,6 +12,8 @@ dense prediction adds is in github.com/SwinTransformer/Swin-Transformer-Object-D
 Each returned level has a LayerNorm of its own, which the classifier's files lack and the next stage does not use.
 A grid that the windows do not fill is padded with zeros at the bottom and right, after the norm: the padding takes part
 in attention, as official.
+A grid of one window is shifted, too, as in the official detectors and segmentors. The official classifier, and timm, do
+not shift there: at 224x224 their last level differs.
 
 Shapes: B images, H x W grid, C channels, h heads, w side of a window, n = w*w places in it, K windows in the batch.
 """

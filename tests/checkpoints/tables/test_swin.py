@@ -57,7 +57,7 @@ def test_the_published_files_fit_by_name_and_shape(arch):
     assert {key: list(tensor.shape) for key, tensor in back.items()} == OFFICIAL[arch]
 
 
-@pytest.mark.parametrize("layout", ["official", "timm", "huggingface", "huggingface-5", "openmmlab"])
+@pytest.mark.parametrize("layout", ["official", "timm", "timm-features", "huggingface", "huggingface-5", "openmmlab"])
 def test_a_classifiers_file_leaves_the_norms_of_levels_fresh(layout):
     backbone = TOYS["swin"].official().eval()
     torch.nn.init.constant_(backbone.stages[1].norm.weight, 3.0)
