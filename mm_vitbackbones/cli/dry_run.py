@@ -20,6 +20,7 @@ from mmengine.structures import InstanceData, PixelData
 from torch import Tensor
 
 from mm_vitbackbones import libraries
+from mm_vitbackbones.backbones.base import Backbone
 from mm_vitbackbones.cli.arguments import Parser, add_options, config_file
 from mm_vitbackbones.cli.config import heads, load_config
 from mm_vitbackbones.cli.datasets import datasets_of
@@ -72,15 +73,17 @@ def try_config(cfg: Config, size: tuple[int, int] | None = None, images: int | N
     if getattr(model.data_preprocessor, "size", None) is not None:
         model.data_preprocessor.size = size  # mmseg pads a batch to the size of the crops
     classes = max((head["num_classes"] for _, head in heads(cfg.model)), default=1)
+    backbone = getattr(model, "backbone", None)
+    channels = backbone.in_channels if isinstance(backbone, Backbone) else 3
     draw = _draw_segments if scope == "mmseg" else _draw_objects
     weights = sum(tensor.nbytes for tensor in model.state_dict().values())
     outcome: dict[str, Any] = {}
 
     def train() -> None:
-        outcome.update(losses=model.train_step(_batch(draw, images, size, classes), wrapper))
+        outcome.update(losses=model.train_step(_batch(draw, images, (channels, *size), classes), wrapper))
 
     def test() -> None:
-        outcome.update(result=model.test_step(_batch(draw, 1, size, classes))[0])
+        outcome.update(result=model.test_step(_batch(draw, 1, (channels, *size), classes))[0])
 
     with DefaultScope.overwrite_default_scope(scope):
         training_bytes = weights + peak_bytes(train)
@@ -117,10 +120,11 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _batch(draw: Any, images: int, size: tuple[int, int], classes: int) -> dict[str, list[Any]]:
-    """A batch of noise, in the form that the libraries' dataloaders return."""
+def _batch(draw: Any, images: int, shape: tuple[int, int, int], classes: int) -> dict[str, list[Any]]:
+    """A batch of noise, in the form that the libraries' dataloaders return; ``shape`` is (channels, height, width)."""
+    size = shape[1:]
     rng = np.random.default_rng(0)
-    inputs = [torch.from_numpy(rng.integers(0, 256, (3, *size), dtype=np.uint8)) for _ in range(images)]
+    inputs = [torch.from_numpy(rng.integers(0, 256, shape, dtype=np.uint8)) for _ in range(images)]
     meta = {"img_shape": size, "ori_shape": size, "scale_factor": (1.0, 1.0)}
     return {"inputs": inputs, "data_samples": [draw(rng, size, classes, meta) for _ in range(images)]}
 

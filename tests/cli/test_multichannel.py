@@ -22,6 +22,7 @@ from mm_vitbackbones import libraries
 from mm_vitbackbones.cli import check_data, predict, train
 from mm_vitbackbones.cli.arguments import run
 from mm_vitbackbones.cli.config import load_config
+from mm_vitbackbones.cli.dry_run import try_config
 from mm_vitbackbones.cli.model import build_model
 from mm_vitbackbones.errors import ArgumentError, UserError
 
@@ -247,6 +248,12 @@ def test_prediction_draws_the_bands_that_are_chosen(
     assert abs(difference[1]) < 1
     with pytest.raises(UserError, match="numbered from 1"):
         predict.main([*arguments, "--bands", "0", "1", "2"])
+
+
+def test_a_step_on_noise_has_six_bands(projects: Any) -> None:
+    cfg = load_config(projects["segmentation"].config, {})
+    libraries.use("mmseg")
+    assert all(np.isfinite(loss) for loss in try_config(cfg, size=(64, 64), images=1).losses.values())
 
 
 @pytest.mark.slow
