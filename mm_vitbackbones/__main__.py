@@ -12,6 +12,7 @@ from mm_vitbackbones.errors import did_you_mean
 
 COMMANDS = {
     "configs": ("configs", "list the recipes: what each is, and the published result"),
+    "new_config": ("new_config", "write a config that fits your own data"),
     "config": ("write_config", "print a recipe, or write it as a config of your own"),
     "train": ("train", "train the detector or segmentor of a config"),
     "test": ("test", "evaluate a checkpoint on the test set of a config"),

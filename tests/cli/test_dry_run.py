@@ -11,7 +11,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from helpers.paths import CONFIGS
+from helpers.paths import CONFIGS, recipe_files
 
 pytest.importorskip("mmdet")
 pytest.importorskip("mmseg")
@@ -24,7 +24,7 @@ from mm_vitbackbones.nodes import nodes, type_name
 pytestmark = [pytest.mark.mmdet, pytest.mark.mmseg]
 
 
-NAMES = sorted(path.stem for path in CONFIGS.glob("*.py"))
+NAMES = [path.stem for path in recipe_files()]
 
 
 def with_few_boxes(cfg: Config) -> Config:

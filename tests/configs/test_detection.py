@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("mmdet")
 
-from helpers.paths import CONFIGS
+from helpers.paths import CONFIGS, recipe_files
 from helpers.recipes import RETINANET_1X, build, load, weights_of
 from mm_vitbackbones.cli.config import set_num_classes, use_local_norms
 from mm_vitbackbones.engine.layer_decay import rules_without_effect
@@ -85,7 +85,7 @@ def family(name: str) -> str:
 def test_every_config_is_tested() -> None:
     known = {*ZOO, *RETINANET_1X, "mask_rcnn_swin_t_mini", "retinanet_pvt_t_mini", "retinanet_pvt_v2_b0_trees"}
     starts = ("retinanet_", "mask_rcnn_", "cascade_mask_rcnn_")
-    assert {path.stem for path in CONFIGS.glob("*.py") if path.stem.startswith(starts)} == known
+    assert {path.stem for path in recipe_files() if path.stem.startswith(starts)} == known
 
 
 @zoo

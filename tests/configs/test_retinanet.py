@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from mmengine.config import Config
 
-from helpers.paths import CONFIGS, TEST_CONFIGS
+from helpers.paths import CONFIGS, TEST_CONFIGS, recipe_files
 from helpers.recipes import RETINANET_1X as RECIPES
 from helpers.recipes import build, load, weights_of
 
@@ -23,7 +23,7 @@ def transforms(pipeline: list[dict]) -> dict[str, dict]:
 
 
 def test_every_published_1x_config_is_tested() -> None:
-    pvt = [path.stem for path in CONFIGS.glob("retinanet_pvt_*.py") if "_3x_" not in path.stem]
+    pvt = [path.stem for path in recipe_files() if path.stem.startswith("retinanet_pvt_") and "_3x_" not in path.stem]
     assert sorted(pvt) == sorted([*RECIPES, *SMALL])
 
 

@@ -7,7 +7,7 @@ from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
 
-from helpers.paths import CONFIGS, TEST_CONFIGS
+from helpers.paths import CONFIGS, TEST_CONFIGS, recipe_files
 from helpers.recipes import build, load, weights_of
 
 pytest.importorskip("mmseg")
@@ -48,7 +48,7 @@ pytestmark = pytest.mark.mmseg
 
 
 def test_every_config_is_tested() -> None:
-    files = {path.stem for path in CONFIGS.glob("*.py")}
+    files = {path.stem for path in recipe_files()}
     assert {name for name in files if not name.startswith(("retinanet_", "mask_rcnn_", "cascade_"))} == {*EVERY}
 
 

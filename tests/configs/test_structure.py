@@ -6,20 +6,21 @@ import ast
 import re
 from pathlib import Path
 
-from helpers.paths import CONFIGS, TEST_CONFIGS
+from helpers.paths import CONFIGS, TEST_CONFIGS, recipe_files, tracked_configs
+from mm_vitbackbones.cli.new_config import HEADS, parts_of
 
 MOST_LINES = 14
 """Of a config, without its first comment."""
 
 
 def recipes() -> list[Path]:
-    found = sorted(CONFIGS.glob("*.py"))
+    found = recipe_files()
     assert len(found) > 90
     return found
 
 
 def parts() -> list[Path]:
-    return sorted(CONFIGS.glob("_base_/**/*.py"))
+    return [path for path in tracked_configs() if CONFIGS / "_base_" in path.parents]
 
 
 def bases_of(path: Path) -> list[Path]:
@@ -41,7 +42,7 @@ def test_recipes_are_short() -> None:
 
 
 def test_no_config_has_an_address() -> None:
-    files = [*CONFIGS.rglob("*.py"), *TEST_CONFIGS.glob("*.py")]
+    files = [*tracked_configs(), *TEST_CONFIGS.glob("*.py")]
     assert [path.name for path in files if "://" in path.read_text()] == []
 
 
@@ -55,6 +56,8 @@ def test_recipes_inherit_from_parts_and_a_part_from_one_other_at_most() -> None:
 
 def test_every_part_is_used() -> None:
     used = {base.resolve() for path in [*recipes(), *parts()] for base in bases_of(path)}
+    for name in HEADS:
+        used |= {CONFIGS / f"_base_/{part}.py" for scratch in (False, True) for part in parts_of(name, scratch)}
     assert {path for path in parts() if path.resolve() not in used} == set()
 
 
