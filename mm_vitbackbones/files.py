@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,3 +33,13 @@ def sha256(path: Path) -> str:
         while part := file.read(2**20):
             digest.update(part)
     return digest.hexdigest()
+
+
+def tracked(folder: Path) -> list[Path]:
+    """The files in a folder that git knows, in order; all of them where there is no git. What a user puts among them
+    is left out."""
+    try:
+        listed = subprocess.run(["git", "ls-files", "-z"], cwd=folder, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return sorted(path for path in folder.rglob("*") if path.is_file())
+    return sorted(path for name in listed.stdout.split("\0") if name and (path := folder / name).is_file())

@@ -67,8 +67,9 @@ def summaries(words: Iterable[str] = ()) -> list[Summary]:
 
 
 def _summary(path: Path) -> Summary:
-    comment = [line.removeprefix("#").strip() for line in path.read_text(encoding="utf-8").splitlines()[:3]]
-    what = comment[0].partition(":")[0].rstrip(".")
+    lines = path.read_text(encoding="utf-8").splitlines()[:3]
+    comment = [line.removeprefix("#").strip() if line.startswith("#") else "" for line in [*lines, "", "", ""]]
+    what = comment[0].partition(":")[0].rstrip(".") or "a config without a first comment"
     published = re.fullmatch(r"Published \((.+?)[,;] .*?\): (.+?)(?:;.*|\.)", comment[2])
     return Summary(
         path.stem, what, f"published: {published[2]} ({published[1]})" if published else "no published result"

@@ -11,7 +11,7 @@ import pytest
 from mmengine.config import Config
 
 import mm_vitbackbones
-from helpers.paths import CONFIGS, ROOT
+from helpers.paths import CONFIGS, ROOT, recipe_files
 from mm_vitbackbones import __main__ as door
 from mm_vitbackbones import recipes
 from mm_vitbackbones.errors import UserError
@@ -158,9 +158,19 @@ def test_line_says_what_a_recipe_is_and_the_published_result(name: str, line: st
 
 
 def test_published_results_are_those_of_the_headers() -> None:
-    for summary in recipes.summaries():
+    own = {path.stem for path in recipe_files()}
+    for summary in (each for each in recipes.summaries() if each.name in own):
         header = (CONFIGS / f"{summary.name}.py").read_text().splitlines()[2]
         assert summary.result.startswith("published: ") == header.startswith("# Published ("), summary
+
+
+@pytest.mark.parametrize("text", ["", "x = 1\n", "# One line.\nx = 1\n"])
+def test_a_users_config_among_the_recipes_is_listed(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.py").write_text(text)
+    monkeypatch.setattr(recipes, "folder", lambda: tmp_path)
+    (summary,) = recipes.summaries()
+    assert (summary.name, summary.result) == ("mine", "no published result")
+    assert summary.what == ("One line" if text.startswith("#") else "a config without a first comment")
 
 
 def test_filter_keeps_the_lines_with_all_its_words(capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,6 +23,7 @@ from mm_vitbackbones.cli.arguments import Parser, run
 from mm_vitbackbones.cli.describe import Description, Level, describe
 from mm_vitbackbones.cli.model import build_model
 from mm_vitbackbones.errors import UserError
+from mm_vitbackbones.files import tracked
 from mm_vitbackbones.measuring import multiply_adds
 
 SIZES = {"detection": (800, 1280), "segmentation": (512, 512)}
@@ -75,13 +76,13 @@ class Entry:
 
 
 def collect(configs: Path, published: Path) -> list[Entry]:
-    """All configs of a folder, with the results of a JSON file.
+    """All configs of a folder that git knows, with the results of a JSON file.
 
     Raises:
         UserError: if the file has results of a config that does not exist.
     """
     results = json.loads(published.read_text(encoding="utf-8"))
-    paths = sorted(configs.glob("*.py"))
+    paths = [path for path in tracked(configs) if path.parent == configs and path.suffix == ".py"]
     if unknown := sorted(results.keys() - {path.stem for path in paths}):
         raise UserError(f"{published} has results of {unknown[0]}, and there is no such config in {configs}")
     return [make_entry(path, results.get(path.stem, {})) for path in paths]

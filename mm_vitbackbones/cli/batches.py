@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mm_vitbackbones.cli.datasets import datasets_of
 from mm_vitbackbones.cli.model import build_model
 from mm_vitbackbones.cli.preflight import SKIP
-from mm_vitbackbones.engine.schedules import batch_size
+from mm_vitbackbones.engine.schedules import batch_size, warn_of_low_rate
 from mm_vitbackbones.engine.summary import unwrapped
 from mm_vitbackbones.errors import UserError, shorten
 from mm_vitbackbones.nodes import nodes, type_name
@@ -34,7 +34,8 @@ REFUSAL = "Expected more than 1 value per channel when training"
 
 
 class FeasibleHook(Hook):
-    """Before training: refuses what would end it with an error of PyTorch or MMEngine, be it after hours."""
+    """Before training: refuses what would end it with an error of PyTorch or MMEngine, be it after hours, and warns of
+    a schedule that does not fit the length of the run."""
 
     def before_run(self, runner: Runner) -> None:
         try:
@@ -42,6 +43,7 @@ class FeasibleHook(Hook):
             check_lone_images(runner)
         except UserError as error:
             raise UserError(f"{error} ({SKIP})") from None
+        warn_of_low_rate(runner)
 
 
 def check_one_cycle(runner: Runner) -> None:

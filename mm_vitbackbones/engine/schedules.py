@@ -7,6 +7,7 @@ optimizer's moments stay those of the checkpoint. Where nothing has changed, not
 
 from __future__ import annotations
 
+import copy
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -119,6 +120,69 @@ def follow_config(runner: Runner, checkpoint: dict[str, Any]) -> None:
         f"the config differs from the checkpoint's run, and its own schedule goes on at {where}: learning rate "
         f"{rates}; changed: {shorten(changes, 6)}"
     )
+
+
+ENOUGH = 0.1
+"""The part of its own value that a learning rate reaches in any run whose schedule fits it."""
+
+
+def warn_of_low_rate(runner: Runner) -> None:
+    """Log, in one line, that the schedule keeps the learning rate below a tenth of the config's in the whole run."""
+    for name, wrapper in _named(runner.optim_wrapper).items():
+        schedulers = [*_schedulers(runner, name)]
+        if (reached := highest_rate(runner.train_loop, wrapper, schedulers)) is None:
+            continue
+        share, rate = reached
+        if share < ENOUGH:
+            key, where = (f"{part}.{name}" if name else part for part in ("param_scheduler", "optim_wrapper"))
+            runner.logger.warning(
+                f"the learning rate reaches {share * rate:.2g} at most in the {runner.max_iters:,} iterations of this "
+                f"run, less than a tenth of {where}.optimizer.lr={rate:g}: "
+                f"{_why_low(runner.train_loop, schedulers, key)}"
+            )
+
+
+def highest_rate(loop: Any, wrapper: Any, schedulers: Sequence[Any]) -> tuple[float, float] | None:
+    """The largest part of its own value that a learning rate reaches in a run, and that value; the first part from
+    ``ENOUGH`` on is enough to know. None if there is no learning rate or no schedule of it that is known beforehand.
+
+    The schedulers are copied, and step a copy of one parameter group.
+    """
+    groups = getattr(getattr(wrapper, "optimizer", None), "param_groups", [])
+    index = max(range(len(groups)), key=lambda i: groups[i].get("initial_lr", 0.0), default=None)
+    kept = [each for each in schedulers if getattr(each, "param_name", None) == "lr"]
+    plateau = any(isinstance(each, ReduceOnPlateauParamScheduler) for each in kept)
+    if index is None or not kept or plateau or not groups[index].get("initial_lr"):
+        return None
+    group = {key: value for key, value in groups[index].items() if key != "params"}
+    # Schedulers look whether the optimizer counts its steps.
+    alone = SimpleNamespace(param_groups=[group], step=SimpleNamespace(_with_counter=True), _global_step=0)
+    copies = [copy.deepcopy(each, {id(each.optimizer): alone}) for each in kept]
+    for each in copies:
+        each.base_values, each._last_value = [each.base_values[index]], [each._last_value[index]]
+    by_epoch, own = isinstance(loop, EpochBasedTrainLoop), float(group["initial_lr"])
+    best = float(group["lr"])
+    for iteration in range(1, loop.max_iters):
+        if best >= ENOUGH * own:
+            break
+        for each in copies:
+            if not each.by_epoch or (by_epoch and iteration % len(loop.dataloader) == 0):
+                each.step()
+        best = max(best, float(group["lr"]))
+    return best / own, own
+
+
+def _why_low(loop: Any, schedulers: Sequence[Any], key: str) -> str:
+    """What keeps a learning rate low in a whole run, and what to set."""
+    for index, each in enumerate(schedulers):
+        kind = f"{type(each).__name__} ({key}.{index})"
+        if each.by_epoch and not isinstance(loop, EpochBasedTrainLoop):
+            return f"{kind} counts epochs and the run counts iterations; set {key}.{index}.by_epoch=False"
+        if each.end > (loop.max_epochs if each.by_epoch else loop.max_iters):
+            unit = "epoch" if each.by_epoch else "iteration"
+            value = "" if each.by_epoch else f"={max(1, loop.max_iters // 10)}"
+            return f"{kind} ends at {unit} {each.end:,}; set {key}.{index}.end{value}, or train longer"
+    return f"see {key}"
 
 
 def _named(wrapper: Any) -> dict[str, Any]:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import DefaultScope
+from mmengine.runner import Runner
 from PIL import Image
 
-from mm_vitbackbones.cli.config import load_config
+from mm_vitbackbones.cli.config import load_config, use_local_norms
+from mm_vitbackbones.cli.model import build_model
 from mm_vitbackbones.cli.new_config import HEADS, main, plan_of, sizes_of
 from mm_vitbackbones.data.own import OwnData, Split
 from mm_vitbackbones.errors import UserError
@@ -98,6 +104,28 @@ def test_written_config_passes_the_checks_of_training(head: str, init: str, here
     assert weights == (
         [dict(type="mm_vitbackbones.FromScratch")] if init == "none" else dict(type="Pretrained", checkpoint=init)
     )
+
+
+@pytest.mark.parametrize(
+    "head",
+    [head if head in ("retinanet", "segformer") else pytest.param(head, marks=pytest.mark.slow) for head in HEADS],
+)
+def test_random_weights_learn_in_a_few_steps(head: str, here: Path) -> None:
+    out = here / "own.py"
+    main(given(head, init="none", out=str(out)))
+    cfg = load_config(out, {})
+    cfg.train_dataloader.update(num_workers=0, persistent_workers=False)
+    use_local_norms(cfg, distributed=False)
+    torch.manual_seed(0)
+    losses = []
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        model = build_model(cfg)
+        model.init_weights()
+        wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+        loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
+        for batch in itertools.islice(itertools.chain.from_iterable(itertools.repeat(loader)), 16):
+            losses.append(float(model.train_step(batch, wrapper)["loss"]))
+    assert sum(losses[-4:]) < 0.8 * sum(losses[:4])
 
 
 def test_an_existing_file_is_not_overwritten(here: Path) -> None:

@@ -1,8 +1,9 @@
 """Where things are in this repository."""
 
 import functools
-import subprocess
 from pathlib import Path
+
+from mm_vitbackbones.files import tracked
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
@@ -15,15 +16,8 @@ TEST_CONFIGS = ROOT / "tests" / "helpers" / "configs"
 
 @functools.cache
 def tracked_configs() -> tuple[Path, ...]:
-    """The configs of this repository, without those that a user has put among them; all where there is no git."""
-    try:
-        listed = subprocess.run(
-            ["git", "ls-files", "-z", "configs"], cwd=ROOT, capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return tuple(sorted(CONFIGS.rglob("*.py")))
-    found = (ROOT / name for name in listed.stdout.split("\0") if name.endswith(".py"))
-    return tuple(sorted(path for path in found if path.is_file()))
+    """The configs of this repository, without those that a user has put among them."""
+    return tuple(path for path in tracked(CONFIGS) if path.suffix == ".py")
 
 
 def recipe_files() -> list[Path]:

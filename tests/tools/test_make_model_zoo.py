@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.paths import ROOT
+from helpers.paths import ROOT, recipe_files
 
 pytest.importorskip("mmdet")
 pytest.importorskip("mmseg")
@@ -31,7 +31,7 @@ def test_committed_pages_are_up_to_date(made):
 
 def test_every_config_is_on_the_page(made):
     page = made[ROOT / "docs/model_zoo.md"]
-    for path in (ROOT / "configs").glob("*.py"):
+    for path in recipe_files():
         assert page.count(f"(../configs/{path.name})") == 1
     assert "| untested |" in page
 
