@@ -26,6 +26,7 @@ pytest.importorskip("mmseg")
 pytestmark = [pytest.mark.mmdet, pytest.mark.mmseg]
 
 BACKBONES = {"detection": "pvt_v2_b0", "instance": "swin_tiny", "segmentation": "mit_b0"}
+QUICK = ("retinanet", "segformer")
 WIDTH, HEIGHT = 96, 64
 
 
@@ -123,8 +124,8 @@ def test_random_weights_learn_in_a_few_steps(head: str, here: Path) -> None:
         model.init_weights()
         wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
         loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
-        for batch in itertools.islice(itertools.chain.from_iterable(itertools.repeat(loader)), 16):
-            losses.append(float(model.train_step(batch, wrapper)["loss"]))
+        for batch in itertools.islice(itertools.chain.from_iterable(itertools.repeat(loader)), 12):
+            losses.append(model.train_step(batch, wrapper)["loss"].item())
     assert sum(losses[-4:]) < 0.8 * sum(losses[:4])
 
 
