@@ -6,11 +6,14 @@ Python-style configs, the class itself.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any
 
 PRETRAINED = ("Pretrained", "PretrainedInit")
 """How configs call the initialisation from a file: the registered name, and the name of MMEngine's class."""
+
+SEMANTIC_HEADS = {"rpn_head", "semantic_head"}
+"""A proposal head separates objects from background. A semantic head in a detector has classes of its own."""
 
 
 def nodes(node: Any, path: str) -> Iterator[tuple[str, Any]]:
@@ -44,3 +47,12 @@ def module_of(node: Any) -> str:
 def is_pretrained(init_cfg: Any) -> bool:
     """Whether an ``init_cfg`` names a file to start from."""
     return isinstance(init_cfg, Mapping) and type_name(init_cfg) in PRETRAINED
+
+
+def heads(model: Any) -> Iterator[tuple[str, MutableMapping[str, Any]]]:
+    """The parts of a model's config that predict the classes of the data set, with their paths."""
+    for path, node in nodes(model, "model"):
+        parts = {part.partition("[")[0] for part in path.split(".")}
+        in_head = any(part.endswith("head") for part in parts - {"roi_head"}) and not parts & SEMANTIC_HEADS
+        if in_head and isinstance(node, MutableMapping) and isinstance(node.get("num_classes"), int):
+            yield path, node

@@ -7,12 +7,12 @@ default_hooks = dict(
     param_scheduler=dict(type="ParamSchedulerHook"),
     checkpoint=dict(type="CheckpointHook", interval=1, max_keep_ckpts=1, save_best="auto"),
     sampler_seed=dict(type="DistSamplerSeedHook"),
+    # Here, and not in custom_hooks, which a config of your own replaces.
+    epoch_seed=dict(type="mm_vitbackbones.EpochSeedHook"),
+    curves=dict(type="mm_vitbackbones.CurvesHook"),
+    plain_checkpoint=dict(type="mm_vitbackbones.PlainCheckpointHook"),
+    same_classes=dict(type="mm_vitbackbones.SameClassesHook"),
 )
-custom_hooks = [
-    dict(type="mm_vitbackbones.EpochSeedHook"),
-    dict(type="mm_vitbackbones.CurvesHook"),
-    dict(type="mm_vitbackbones.PlainCheckpointHook"),
-]
 
 env_cfg = dict(
     cudnn_benchmark=False,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,10 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 
 from mm_vitbackbones import libraries, recipes
+from mm_vitbackbones.cli import variables
+from mm_vitbackbones.cli.keys import check_keys
 from mm_vitbackbones.errors import UserError, did_you_mean
 from mm_vitbackbones.nodes import nodes, type_name
-
-SEMANTIC_HEADS = {"rpn_head", "semantic_head"}
-"""A proposal head separates objects from background. A semantic head in a detector has classes of its own."""
 
 SYNCHRONISED = ("SyncBN", "SyncBatchNorm")
 """The registered name and the class of the batch norm that needs several processes."""
@@ -56,12 +56,18 @@ def load_config(path: Path, options: dict[str, Any]) -> Config:
             f"{path} is written for MMDetection 2 (data, optimizer, runner): write train_dataloader, val_dataloader, "
             "test_dataloader, optim_wrapper and train_cfg, as MMDetection 3 and MMSegmentation 1 have them"
         )
+    variables.follow_file(cfg, path)
+    before = {key: copy.deepcopy(cfg.get(key)) for key in cfg} if options else {}
     try:
         cfg.merge_from_dict(options)
     except (KeyError, TypeError, AssertionError, AttributeError, IndexError) as error:
         raise UserError(f"--cfg-options does not fit {path}: {_reason(error)}") from None
     check_structure(cfg, path, PARTS)
-    set_num_classes(cfg)
+    variables.follow_options(cfg, before, options, path)
+    variables.same_classes(cfg, path, options)
+    variables.keep_backends(cfg)
+    variables.keep_hooks(cfg)
+    check_keys(cfg, path)
     if not cfg.get("default_scope"):
         # A config whose types are classes sets none; but the libraries build parts of their own by short names.
         cfg.default_scope = libraries.scope_of(cfg)
@@ -135,22 +141,6 @@ def check_there(path: Path) -> None:
     files = {file.name: str(file) for folder in sorted({path.parent, Path("configs")}) for file in folder.glob("*.py")}
     near = did_you_mean(path.name, files) or did_you_mean(path.stem, recipes.names()).replace("mean", "mean the recipe")
     raise UserError(f"there is no config {path}{near or '; `python -m mm_vitbackbones configs` lists the recipes'}")
-
-
-def heads(model: Any) -> Iterator[tuple[str, MutableMapping[str, Any]]]:
-    """The parts of a model's config that predict the classes of the data set, with their paths."""
-    for path, node in nodes(model, "model"):
-        parts = {part.partition("[")[0] for part in path.split(".")}
-        in_head = any(part.endswith("head") for part in parts - {"roi_head"}) and not parts & SEMANTIC_HEADS
-        if in_head and isinstance(node, MutableMapping) and isinstance(node.get("num_classes"), int):
-            yield path, node
-
-
-def set_num_classes(cfg: Config) -> None:
-    """Copy a ``num_classes`` at the top of a config into every head."""
-    if isinstance(count := cfg.get("num_classes"), int):
-        for _, head in heads(cfg.model):
-            head["num_classes"] = count
 
 
 def use_local_norms(cfg: Config, distributed: bool) -> None:

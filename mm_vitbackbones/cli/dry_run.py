@@ -22,14 +22,14 @@ from torch import Tensor
 from mm_vitbackbones import libraries
 from mm_vitbackbones.backbones.base import Backbone
 from mm_vitbackbones.cli.arguments import Parser, add_options, config_file
-from mm_vitbackbones.cli.config import heads, load_config
+from mm_vitbackbones.cli.config import load_config
 from mm_vitbackbones.cli.datasets import datasets_of
 from mm_vitbackbones.cli.launch import registry_errors
 from mm_vitbackbones.cli.model import build_model
 from mm_vitbackbones.cli.preflight import check_backbone, check_optimizer
 from mm_vitbackbones.errors import CheckpointError, UserError
 from mm_vitbackbones.measuring import peak_bytes
-from mm_vitbackbones.nodes import type_name
+from mm_vitbackbones.nodes import heads, type_name
 
 OBJECTS = 7
 """Objects in each image for a detector. An image of COCO has as many on average."""

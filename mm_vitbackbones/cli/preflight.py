@@ -19,7 +19,6 @@ from mm_vitbackbones import libraries
 from mm_vitbackbones.backbones.base import Backbone
 from mm_vitbackbones.checkpoints.loading import arch_name, family_of
 from mm_vitbackbones.checkpoints.published import check_is_address, resolve
-from mm_vitbackbones.cli.config import heads
 from mm_vitbackbones.cli.datasets import (
     annotation_file,
     check_annotations,
@@ -36,7 +35,7 @@ from mm_vitbackbones.data.values import check_values
 from mm_vitbackbones.engine.layer_decay import warn_of_rules
 from mm_vitbackbones.errors import CheckpointError, UserError, did_you_mean
 from mm_vitbackbones.libraries import look_up
-from mm_vitbackbones.nodes import is_pretrained, nodes, type_name
+from mm_vitbackbones.nodes import heads, is_pretrained, nodes, type_name
 
 OURS = "mm_vitbackbones"
 """The scope of this package's registries."""

@@ -22,6 +22,7 @@ from mm_vitbackbones.engine.resume import take_trained_weights
 from mm_vitbackbones.engine.schedules import RECORD, run_record
 from mm_vitbackbones.errors import UserError, shorten
 from mm_vitbackbones.files import to_png, write_whole
+from mm_vitbackbones.nodes import heads
 from mm_vitbackbones.registry import HOOKS
 
 
@@ -86,6 +87,20 @@ class PlainCheckpointHook(Hook):
                 "the checkpoint has averaged weights, and the config no EMAHook: the training goes on with the weights "
                 "themselves, and the averages are dropped"
             )
+
+
+@HOOKS.register_module()
+class SameClassesHook(Hook):
+    """Ends a run whose config has a ``num_classes`` at its top unlike that of a head. Only the heads' counts."""
+
+    def before_run(self, runner: Runner) -> None:
+        top = runner.cfg.get("num_classes")
+        for where, head in heads(runner.cfg.get("model")) if isinstance(top, int) else ():
+            if head["num_classes"] != top:
+                raise UserError(
+                    f"num_classes={top} at the top of the config, but {where}.num_classes={head['num_classes']}: "
+                    "only the heads count, so give them the number"
+                )
 
 
 @HOOKS.register_module()

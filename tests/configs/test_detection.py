@@ -8,7 +8,7 @@ pytest.importorskip("mmdet")
 
 from helpers.paths import CONFIGS, recipe_files
 from helpers.recipes import RETINANET_1X, build, load, weights_of
-from mm_vitbackbones.cli.config import set_num_classes, use_local_norms
+from mm_vitbackbones.cli.config import load_config, use_local_norms
 from mm_vitbackbones.engine.layer_decay import rules_without_effect
 
 pytestmark = pytest.mark.mmdet
@@ -162,9 +162,7 @@ def test_file_says_what_it_is(name: str) -> None:
 
 
 def test_one_number_of_classes_sets_every_head() -> None:
-    cfg = load("cascade_mask_rcnn_swin_t_coco")
-    cfg.num_classes = 7
-    set_num_classes(cfg)
+    cfg = load_config(CONFIGS / "cascade_mask_rcnn_swin_t_coco.py", {"num_classes": 7})
     roi = cfg.model.roi_head
     assert [head.num_classes for head in roi.bbox_head] == [7, 7, 7]
     assert roi.mask_head.num_classes == 7

@@ -12,7 +12,7 @@ from helpers.recipes import build, load, weights_of
 
 pytest.importorskip("mmseg")
 
-from mm_vitbackbones.cli.config import set_num_classes, use_local_norms
+from mm_vitbackbones.cli.config import load_config, use_local_norms
 from mm_vitbackbones.engine.layer_decay import rules_without_effect
 
 # config: (backbone, arch, drop path, weights, parameters of the segmentor in M, published mIoU, with --tta)
@@ -155,9 +155,7 @@ def test_file_says_what_it_is(name: str) -> None:
 
 
 def test_one_number_of_classes_sets_every_head() -> None:
-    cfg = load("upernet_swin_t_ade20k")
-    cfg.num_classes = 7
-    set_num_classes(cfg)
+    cfg = load_config(CONFIGS / "upernet_swin_t_ade20k.py", {"num_classes": 7})
     assert (cfg.model.decode_head.num_classes, cfg.model.auxiliary_head.num_classes) == (7, 7)
 
 

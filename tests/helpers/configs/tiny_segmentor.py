@@ -14,7 +14,7 @@ model = dict(
         drop_path_rate=0.2,
         init_cfg=None,
     ),
-    decode_head=dict(in_channels=[8, 16, 16, 32], channels=16),
+    decode_head=dict(num_classes=9, in_channels=[8, 16, 16, 32], channels=16),
 )
 
 crop_size = (64, 64)
