@@ -30,6 +30,10 @@ class CheckpointMismatch(CheckpointError):
     """A checkpoint whose parameters are not those of the network. The network is unchanged."""
 
 
+class DownloadError(CheckpointError):
+    """A checkpoint that cannot be downloaded; the message names the file to put in its place."""
+
+
 def did_you_mean(word: str, known: Iterable[str], count: int = 3) -> str:
     """A clause such as ``; did you mean 'a' or 'b'?``, empty if nothing known is near."""
     by_fold = {name.lower(): name for name in known}

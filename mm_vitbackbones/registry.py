@@ -70,7 +70,7 @@ def init_weights(module: Any, by_mmengine: Callable[[], None]) -> None:
     given = module.init_cfg
     every = [given] if isinstance(given, Mapping) else [*(given or [])]
     files = [each for each in every if is_pretrained(each)]
-    if not files:
+    if not files or module._is_init:  # MMEngine logs a second call, and does nothing in it
         by_mmengine()
         return
     if len(files) < len(every):
@@ -79,6 +79,7 @@ def init_weights(module: Any, by_mmengine: Callable[[], None]) -> None:
             by_mmengine()
         finally:
             module.init_cfg = given
+            module._is_init = False  # the files are not loaded yet
     for each in files:
         # By our own registry, whatever the default scope is.
         WEIGHT_INITIALIZERS.get("Pretrained")(**{key: value for key, value in each.items() if key != "type"})(module)

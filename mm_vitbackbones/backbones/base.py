@@ -6,17 +6,20 @@ everywhere inside; *tokens* are (B, N, C), inside attention only.
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
+from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from mm_vitbackbones.backbones.checks import Count, check_init_cfg, checked, make_spec
 from mm_vitbackbones.errors import ArgumentError, did_you_mean
 from mm_vitbackbones.layers import Recomputable
+from mm_vitbackbones.nodes import is_pretrained
 from mm_vitbackbones.ops import memory
 from mm_vitbackbones.registry import BACKBONES, init_weights
 
@@ -76,7 +79,8 @@ class Backbone(BaseModule):
             feed-forward networks and the other linear maps, but not attention over many tokens), also called ``"ffn"``;
             ``"all"`` (whole blocks), also called ``"block"`` or True.
         init_cfg: MMEngine's. ``dict(type='Pretrained', checkpoint=PATH_OR_URL)`` takes any known layout of the
-            family's published files (see ``mm_vitbackbones.checkpoints``).
+            family's published files (see ``mm_vitbackbones.checkpoints``). ``init_weights()`` loads it, once; a runner
+            calls that, and plain PyTorch code has to.
         strides: of all levels, in a family that offers others.
 
     Raises:
@@ -122,6 +126,10 @@ class Backbone(BaseModule):
                 f"with_cp={with_cp!r}: give 'nothing' (or False), 'all_but_attention' (or 'ffn') or 'all' (or 'block', "
                 "or True): what to compute again in the backward pass"
             )
+        # MMEngine loads the file of init_cfg in init_weights(), which a runner calls.
+        self._awaits_file = any(
+            is_pretrained(each) for each in (init_cfg if isinstance(init_cfg, list) else [init_cfg])
+        )
         self.in_channels = in_channels
         self.out_indices = tuple(out_indices)
         self.frozen_stages = frozen_stages
@@ -276,6 +284,11 @@ class Backbone(BaseModule):
     def init_weights(self) -> None:
         """MMEngine's hook. The constructor has initialised all parameters; only ``init_cfg`` remains."""
         init_weights(self, super().init_weights)
+        self._awaits_file = False
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._awaits_file = False
 
     @classmethod
     def resolve_arch(cls, arch: Any) -> Any:
@@ -290,6 +303,14 @@ class Backbone(BaseModule):
         raise ArgumentError(f"{cls.__name__} has no arch {arch!r}; known are {', '.join(cls.archs)}{near}")
 
     def _check_image(self, image: Tensor) -> None:
+        if self._awaits_file:
+            self._awaits_file = False
+            print_log(
+                f"{type(self).__name__} computes with random weights, as nothing has loaded the file of its init_cfg: "
+                "call init_weights() first, or build it with mm_vitbackbones.build_backbone(..., pretrained=True)",
+                logger="current",
+                level=logging.WARNING,
+            )
         if image.dim() != 4 or image.shape[1] != self.in_channels:
             raise ArgumentError(f"expected an image (B, {self.in_channels}, H, W), got {tuple(image.shape)}")
         if image.shape[2] < MIN_SIDE or image.shape[3] < MIN_SIDE:

@@ -8,6 +8,8 @@ from typing import Any
 from torch import nn
 
 from mm_vitbackbones.checkpoints.loading import load_pretrained
+from mm_vitbackbones.checkpoints.recognise import HEADS
+from mm_vitbackbones.errors import DownloadError
 from mm_vitbackbones.registry import WEIGHT_INITIALIZERS
 
 
@@ -28,4 +30,11 @@ class Pretrained:
         self.prefix = prefix
 
     def __call__(self, module: nn.Module) -> None:
-        load_pretrained(module, self.checkpoint, self.prefix)
+        try:
+            load_pretrained(module, self.checkpoint, self.prefix)
+        except DownloadError as error:
+            part = "model.decode_head" if type(module).__name__ in HEADS else "model.backbone"
+            raise DownloadError(
+                f"{error}; a training takes the file by --cfg-options {part}.init_cfg.checkpoint=FILE, and begins from "
+                f"random weights with --cfg-options {part}.init_cfg=None"
+            ) from None

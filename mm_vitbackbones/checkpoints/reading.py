@@ -29,7 +29,7 @@ from typing import IO, Any
 import torch
 
 from mm_vitbackbones.checkpoints import published
-from mm_vitbackbones.errors import CheckpointError, UnsafeCheckpointError, shorten
+from mm_vitbackbones.errors import CheckpointError, DownloadError, UnsafeCheckpointError, shorten
 from mm_vitbackbones.files import sha256
 
 _MAGIC_NUMBER = 0x1950A86A20F9469CFC6C  # what torch.save wrote first before PyTorch 1.6
@@ -400,7 +400,7 @@ def _fetch(url: str) -> Path:
 def _download(url: str, path: Path) -> None:
     """Downloads to a file next to ``path`` and renames it once it can be read: no incomplete download is left."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    by_hand = f"download {url} by hand and give the path of the file"
+    by_hand = f"download {url} by hand and give the path of the file, or put it at {path}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(partial), progress=True)
@@ -411,6 +411,6 @@ def _download(url: str, path: Path) -> None:
     except CheckpointError as error:
         raise CheckpointError(f"{str(error).replace(str(partial), url)}; or {by_hand}") from None
     except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
-        raise CheckpointError(f"cannot download {url} ({error}): {by_hand}") from error
+        raise DownloadError(f"cannot download {url} ({error}): {by_hand}") from error
     finally:
         partial.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -30,6 +31,7 @@ from mm_vitbackbones.cli.datasets import (
     outer_steps,
 )
 from mm_vitbackbones.cli.evaluators import check_evaluators, check_results_prefix, needs_annotations
+from mm_vitbackbones.cli.stock import warn_of_stock_settings
 from mm_vitbackbones.data.masks import check_masks
 from mm_vitbackbones.data.values import check_values
 from mm_vitbackbones.engine.layer_decay import warn_of_rules
@@ -43,6 +45,9 @@ OURS = "mm_vitbackbones"
 
 MMENGINES_CONSTRUCTOR = "DefaultOptimWrapperConstructor"
 """What turns an optimizer's rules into groups of parameters, unless the config says otherwise."""
+
+BACKENDS = {"TensorboardVisBackend": "tensorboard", "WandbVisBackend": "wandb", "MLflowVisBackend": "mlflow"}
+"""Packages of log backends; each is an extra of this package, too."""
 
 SKIP = "--skip-checks begins without these checks"
 """The end of each message of a check, where a run can begin without."""
@@ -75,7 +80,8 @@ def check(cfg: Config, splits: Sequence[str], every: bool = False) -> None:
     """
     libraries.use(libraries.scope_of(cfg))
     named: dict[str, Sequence[str]] = {}
-    channels = getattr(check_backbone(cfg.model), "in_channels", None)
+    backbone = check_backbone(cfg.model)
+    channels = getattr(backbone, "in_channels", None)
     for where, dataset, seen in distinct_datasets(cfg, splits):
         check_data_exists(dataset, where)
         classes = classes_of(dataset)
@@ -101,6 +107,8 @@ def check(cfg: Config, splits: Sequence[str], every: bool = False) -> None:
         check_outputs(cfg.model)
         check_hooks(cfg)
         check_optimizer(cfg)
+        check_backends(cfg)
+        warn_of_stock_settings(cfg, backbone)
         check_pretrained(cfg.model)
         if cfg.get("load_from") is not None:
             check_local_file(cfg.load_from, "load_from")
@@ -197,6 +205,14 @@ def check_optimizer(cfg: Config) -> None:
     name = (cfg.get("optim_wrapper") or {}).get("optimizer", {}).get("type")
     if isinstance(name, str) and look_up(OPTIMIZERS, name) is None:
         raise UserError(f"optim_wrapper: {unknown_type(name, OPTIMIZERS.name, cfg.get('default_scope'))}")
+
+
+def check_backends(cfg: Config) -> None:
+    """Check that the packages of the visualizer's backends are installed."""
+    visualizer = cfg.get("visualizer")
+    for backend in (visualizer.get("vis_backends") or ()) if isinstance(visualizer, Mapping) else ():
+        if (needed := BACKENDS.get(type_name(backend))) and importlib.util.find_spec(needed) is None:
+            raise UserError(f"visualizer: {type_name(backend)} needs {needed}: pip install 'mm-vitbackbones[{needed}]'")
 
 
 def check_pretrained(model: Any) -> None:

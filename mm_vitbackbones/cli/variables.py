@@ -93,7 +93,7 @@ def follow_file(cfg: Config, path: Path) -> None:
                 )
                 break
         else:
-            if name in PIPELINES and any(name in base and not same(base[name], new) for base in bases(path)):
+            if name in PIPELINES and new and any(name in base and not same(base[name], new) for base in bases(path)):
                 raise UserError(
                     f"{path}: no data set has this {name}: write {_dataset_key(name).partition('.')[0]}="
                     f"dict(dataset=dict(pipeline={name}))"

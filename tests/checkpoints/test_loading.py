@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from mmengine.model import PretrainedInit
+from mmengine.logging import MMLogger
+from mmengine.model import BaseModule, PretrainedInit
 from mmengine.registry import DefaultScope
 from torch import nn
 
@@ -13,7 +14,13 @@ from helpers.official import official_state, relative_error
 from helpers.paths import DATA
 from helpers.toys import RECORDED, SPEC, TOYS
 from mm_vitbackbones.backbones import PVT, CoaT, MiT, PiT, PVTv2, Swin
-from mm_vitbackbones.checkpoints import CheckpointError, CheckpointMismatch, layout_of, load_pretrained
+from mm_vitbackbones.checkpoints import (
+    CheckpointError,
+    CheckpointMismatch,
+    initialiser,
+    layout_of,
+    load_pretrained,
+)
 from mm_vitbackbones.checkpoints.initialiser import Pretrained
 from mm_vitbackbones.checkpoints.recognise import FAMILIES, looks_like
 from mm_vitbackbones.checkpoints.surgery import adapt_in_channels
@@ -163,6 +170,45 @@ def test_init_cfg_loads_strictly_alone_or_in_a_list_by_a_name_or_a_class(tmp_pat
     check_loaded(backbone, "pvt_v2")
     assert backbone.is_init
     assert backbone.init_cfg == (file if alone else [file, dict(type="Constant", layer="LayerNorm", val=3.0)])
+
+
+def test_a_file_of_init_cfg_is_loaded_once_and_its_lack_is_reported(tmp_path, caplog, monkeypatch):
+    torch.save(official_state("pvt_v2"), tmp_path / "file.pth")
+    file = dict(type="Pretrained", checkpoint=str(tmp_path / "file.pth"))
+    reads = []
+    monkeypatch.setattr(initialiser, "load_pretrained", lambda *given: reads.append(given) or load_pretrained(*given))
+    logger = MMLogger.get_instance("init_cfg")
+    logger.addHandler(caplog.handler)
+    image = torch.rand(1, 3, 32, 32)
+
+    def warned(backbone):
+        caplog.clear()
+        for _ in range(2):
+            backbone(image)
+            backbone.features(image)
+        return [record.getMessage() for record in caplog.records if "random weights" in record.getMessage()]
+
+    said = warned(build("pvt_v2", init_cfg=file))
+    assert len(said) == 1
+    assert "call init_weights() first" in said[0]
+    for init_cfg in (file, [dict(type="Constant", layer="Linear", val=0.5), file]):
+        backbone = build("pvt_v2", init_cfg=init_cfg)
+        reads.clear()
+        backbone.init_weights()  # by hand
+        detector = BaseModule()
+        detector.backbone = backbone
+        detector.init_weights()  # as a runner does
+        assert len(reads) == 1
+        check_loaded(backbone, "pvt_v2")
+        assert not warned(backbone)
+    assert not warned(build("pvt_v2"))
+    for load in (
+        lambda one: one.load_state_dict(backbone.state_dict()),
+        lambda one: load_pretrained(one, file["checkpoint"]),
+    ):
+        other = build("pvt_v2", init_cfg=file)
+        load(other)
+        assert not warned(other)
 
 
 def test_a_prefix_chooses_one_of_several_networks(tmp_path):

@@ -16,8 +16,9 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from mmengine.registry import MODELS
 
-from helpers.toys import TOYS
+from helpers.toys import SPEC, TOYS
 from mm_vitbackbones.checkpoints import (
     CheckpointError,
     UnsafeCheckpointError,
@@ -585,9 +586,34 @@ def test_url_is_downloaded_once(served, tmp_path):
 
 
 def test_a_failing_download_says_what_to_do(served, tmp_path):
-    with pytest.raises(CheckpointError, match=r"https://example\.org/none\.pth.*404.*by hand"):
+    with pytest.raises(CheckpointError, match=r"https://example\.org/none\.pth.*404.*by hand") as caught:
         read_checkpoint("https://example.org/none.pth")
     assert not cached(tmp_path)
+    place = pathlib.Path(str(caught.value).rpartition("put it at ")[2])
+    place.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"model": WEIGHTS}, place)
+    check_weights(read_checkpoint("https://example.org/none.pth"))  # the advice works
+
+
+@pytest.mark.parametrize(
+    ("kind", "part"),
+    [
+        (dict(type="mm_vitbackbones.PVTv2", arch=SPEC), "backbone"),
+        pytest.param(
+            dict(type="mm_vitbackbones.SegFormerHead", in_channels=[8, 16, 20, 32], channels=16, num_classes=2),
+            "decode_head",
+            marks=pytest.mark.mmseg,
+        ),
+    ],
+)
+def test_without_a_connection_the_keys_of_a_config_are_named(served, kind, part):
+    if part == "decode_head":
+        pytest.importorskip("mmseg")
+    given = dict(kind, init_cfg=dict(type="Pretrained", checkpoint="https://example.org/none.pth"))
+    with pytest.raises(CheckpointError) as caught:
+        MODELS.build(given).init_weights()
+    assert f"--cfg-options model.{part}.init_cfg.checkpoint=FILE" in str(caught.value)
+    assert f"--cfg-options model.{part}.init_cfg=None" in str(caught.value)
 
 
 @pytest.mark.parametrize("data", [b"<html>Too many requests</html>", b""])

@@ -6,21 +6,35 @@ import copy
 import importlib
 import logging
 import random
+import re
+import shlex
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import HOOKS as REGISTERED
+from mmengine.registry import MODELS, DefaultScope
 
-from helpers.paths import CONFIGS
+from helpers.paths import CONFIGS, ROOT
 
 pytest.importorskip("mmdet")
 pytest.importorskip("mmseg")
 
 from mm_vitbackbones.cli.config import load_config, read_config
 from mm_vitbackbones.cli.keys import check_keys
+from mm_vitbackbones.cli.preflight import check_backends
+from mm_vitbackbones.cli.stock import warn_of_stock_settings
+from mm_vitbackbones.cli.test import test_arguments as read_test_arguments
+from mm_vitbackbones.cli.test import use_tta
+from mm_vitbackbones.cli.train import train_arguments
+from mm_vitbackbones.cli.variables import value_at
+from mm_vitbackbones.engine.amp import use_amp
 from mm_vitbackbones.errors import UserError
 from mm_vitbackbones.nodes import heads
 
@@ -78,6 +92,15 @@ def test_a_number_of_classes_that_the_heads_have_not_names_both_places(
     assert all(f"{option}=2" in said for option in options)
     load_config(path, options)  # the advice works
     assert "num_classes=3 at the top" in refusal(path, num_classes=3, **{f"model.{names[0]}.num_classes": 4})
+
+
+def test_another_runner_refuses_a_number_of_classes_that_the_heads_have_not(tmp_path: Path) -> None:
+    cfg = Config.fromfile(mine(tmp_path, "num_classes = 2"))
+    hook = REGISTERED.build(cfg.default_hooks.same_classes)
+    with pytest.raises(UserError, match=r"num_classes=2 at the top .* model\.bbox_head\.num_classes=80"):
+        hook.before_run(SimpleNamespace(cfg=cfg))
+    cfg.num_classes = 80
+    hook.before_run(SimpleNamespace(cfg=cfg))
 
 
 # ---- variables that MMEngine has copied
@@ -249,3 +272,158 @@ def test_a_backend_of_the_users_is_used_and_the_log_as_json_stays(tmp_path: Path
     assert [each.type for each in cfg.visualizer.vis_backends] == ["LocalVisBackend", "TensorboardVisBackend"]
     cfg = load_config(mine(tmp_path, f"{text}\nvisualizer = dict(vis_backends=[dict(type='WandbVisBackend')])"), {})
     assert [each.type for each in cfg.visualizer.vis_backends] == ["WandbVisBackend"]
+
+
+def test_a_backend_without_its_package_names_the_extra(detector: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = copy.deepcopy(detector)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    check_backends(cfg)
+    for name, extra in (("Tensorboard", "tensorboard"), ("Wandb", "wandb"), ("MLflow", "mlflow")):
+        cfg.visualizer.vis_backends = [dict(type="LocalVisBackend"), dict(type=f"{name}VisBackend")]
+        with pytest.raises(
+            UserError, match=rf"{name}VisBackend needs {extra}: pip install 'mm-vitbackbones\[{extra}\]'"
+        ):
+            check_backends(cfg)
+
+
+# ---- another head's stock config
+
+SWIN_FILE = dict(type="Pretrained", checkpoint="imagenet1k")
+
+
+@pytest.mark.parametrize(
+    ("library", "stock", "recipe"),
+    [
+        ("mmdet", "fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py", "retinanet_swin_t_coco"),
+        ("mmdet", "faster_rcnn/faster-rcnn_r50-caffe_fpn_1x_coco.py", "mask_rcnn_swin_t_coco"),
+        ("mmdet", "cascade_rcnn/cascade-mask-rcnn_r50-caffe_fpn_1x_coco.py", "cascade_mask_rcnn_swin_t_coco"),
+        ("mmseg", "upernet/upernet_r50_4xb4-160k_ade20k-512x512.py", "upernet_swin_t_ade20k"),
+    ],
+)
+def test_a_stock_config_is_warned_of_its_optimizer_and_normalisation(
+    library: str, stock: str, recipe: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    cfg = Config.fromfile(Path(importlib.import_module(library).__file__ or "").parent / ".mim/configs" / stock)
+    caffe = "caffe" in stock
+    said = warnings_of(cfg, caplog)
+    assert len(said) == 1 + caffe
+    assert "optim_wrapper.optimizer is SGD with lr=0.0" in said[0]
+    assert "optim_wrapper=dict(_delete_=True, optimizer=dict(type='AdamW', lr=" in said[0]
+    assert all(f"the recipe {recipe} has" in line for line in said)
+    if caffe:
+        assert "std=[1.0, 1.0, 1.0], bgr_to_rgb=False" in said[1]
+        assert "std=[58.395, 57.12, 57.375], bgr_to_rgb=True" in said[1]
+
+
+def test_a_recipe_is_not_warned_of_its_settings(caplog: pytest.LogCaptureFixture) -> None:
+    for name in (DETECTOR, SEGMENTOR, "segformer_mit_b0_mini"):
+        cfg = read_config(CONFIGS / f"{name}.py")
+        assert not warnings_of(cfg, caplog, own=True)
+    cfg.optim_wrapper.optimizer.lr = 0.02
+    assert "AdamW with lr=0.02" in warnings_of(cfg, caplog, own=True)[0]
+
+
+def warnings_of(cfg: Config, caplog: pytest.LogCaptureFixture, own: bool = False) -> list[str]:
+    if not own:
+        cfg.model.backbone = dict(type="mm_vitbackbones.Swin", arch="tiny", init_cfg=SWIN_FILE)
+    caplog.clear()
+    logger = MMLogger.get_instance("changes")
+    if caplog.handler not in logger.handlers:
+        logger.addHandler(caplog.handler)
+    with DefaultScope.overwrite_default_scope(cfg.default_scope), torch.device("meta"):
+        backbone = MODELS.build(cfg.model.backbone)
+    warn_of_stock_settings(cfg, backbone)
+    return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+
+
+# ---- the table of docs/own_data.md
+
+ROWS = re.compile(r"\| (?P<wish>[^|]+?) \| (?P<task>any|detection|instance|segmentation) \| `(?P<line>.+)` \|")
+BASES = {"any": DETECTOR, "detection": DETECTOR, "instance": "mask_rcnn_swin_t_coco", "segmentation": SEGMENTOR}
+
+
+def documented(folder: Path, wish: str, task: str = "") -> tuple[Config, Any]:
+    """The config and the arguments that the documentation's line for a wish makes."""
+    text = (ROOT / "docs" / "own_data.md").read_text(encoding="utf-8")
+    line = next(row["line"] for row in ROWS.finditer(text) if row["wish"].startswith(wish) and task in row["task"])
+    task = next(row["task"] for row in ROWS.finditer(text) if row["line"] == line)
+    if line.startswith("--tta"):
+        args = read_test_arguments([f"{BASES[task]}", "x.pth", *shlex.split(line)])
+    elif line.startswith("--"):
+        args = train_arguments([f"{BASES[task]}", *shlex.split(line)])
+    else:
+        return load_config(mine(folder, line, BASES[task]), {}), None
+    return load_config(args.config, args.cfg_options), args
+
+
+def test_every_documented_wish_is_tried_here() -> None:
+    text = (ROOT / "docs" / "own_data.md").read_text(encoding="utf-8")
+    section = text.partition("## Change what people change")[2].partition("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("| ")][2:]
+    wishes = {(row["wish"], row["task"]) for row in ROWS.finditer(section)}
+    assert len(wishes) == len(lines)
+    tried = Path(__file__).read_text(encoding="utf-8").partition("def test_every_documented_wish")[2]
+    assert not [wish for wish, _ in wishes if f'"{wish.partition(" (")[0]}"' not in tried]
+
+
+@pytest.mark.parametrize(
+    ("wish", "task", "expected"),
+    [
+        ("number of classes", "detection", {"model.bbox_head.num_classes": 2}),
+        ("number of classes", "instance", {"model.roi_head.bbox_head.num_classes": 2}),
+        ("number of classes", "segmentation", {"model.auxiliary_head.num_classes": 2}),
+        ("number of classes in all heads", "any", {"model.bbox_head.num_classes": 2}),
+        ("another image scale", "any", {"train_dataloader.dataset.pipeline[2].scale": (640, 400)}),
+        ("another batch", "any", {"train_dataloader.batch_size": 4}),
+        ("weights of classes", "instance", {"model.roi_head.mask_head.num_classes": 2}),
+        ("TensorBoard", "any", {"visualizer.vis_backends[1].type": "TensorboardVisBackend"}),
+        ("Weights & Biases", "any", {"visualizer.vis_backends[1].type": "WandbVisBackend"}),
+        ("MLflow", "any", {"visualizer.vis_backends[1].type": "MLflowVisBackend"}),
+        (
+            "no curves.png",
+            "any",
+            {"default_hooks.curves": None, "default_hooks.epoch_seed.type": "mm_vitbackbones.EpochSeedHook"},
+        ),
+        ("random weights, as without a network", "any", {"model.backbone.init_cfg": None}),
+        ("weights of a file", "any", {"model.backbone.init_cfg.checkpoint": "pvt_small.pth"}),
+    ],
+)
+def test_a_documented_line_sets_its_entry(tmp_path: Path, wish: str, task: str, expected: dict[str, Any]) -> None:
+    cfg, _ = documented(tmp_path, wish, task)
+    assert {where: value_at(cfg, where) for where in expected} == expected
+
+
+def test_documented_lines_change_what_is_built(tmp_path: Path) -> None:
+    cfg, _ = documented(tmp_path, "gradient accumulation over 4 iterations")
+    wrapper = build_optim_wrapper(torch.nn.Linear(1, 1), cfg.optim_wrapper)
+    assert wrapper._accumulative_counts == 4
+    cfg, args = documented(tmp_path, "mixed precision")
+    use_amp(cfg, args.amp)
+    assert cfg.optim_wrapper.type in ("AmpOptimWrapper", "BFloat16OptimWrapper")
+    cfg, _ = documented(tmp_path, "EMA, an average of the weights")
+    assert REGISTERED.build(cfg.custom_hooks[0]).ema_cfg["momentum"] == 0.0002
+    for task, metric in (("detection", "coco/bbox_mAP"), ("segmentation", "mIoU")):
+        cfg, _ = documented(tmp_path, "early stopping", task)
+        assert REGISTERED.build(cfg.custom_hooks[0]).monitor == metric
+    cfg, _ = documented(tmp_path, "freezing the stem and two stages")
+    with torch.device("meta"):
+        backbone = MODELS.build(dict(cfg.model.backbone, type="mm_vitbackbones.PVT"))
+    stages = {name: stage for name, stage in backbone.parameter_stages().items() if "head" not in name}
+    trained = {name for name, parameter in backbone.named_parameters() if parameter.requires_grad}
+    assert {stages[name] for name in trained} == {2, 3}
+
+
+def test_documented_weights_of_classes_and_of_images_are_used(tmp_path: Path) -> None:
+    cfg, _ = documented(tmp_path, "weights of classes", "instance")
+    with DefaultScope.overwrite_default_scope("mmdet"):
+        assert MODELS.build(cfg.model.roi_head.bbox_head.loss_cls).class_weight == [2.0, 1.0, 1.0]
+    cfg, _ = documented(tmp_path, "weights of classes", "segmentation")
+    with DefaultScope.overwrite_default_scope("mmseg"):
+        assert MODELS.build(cfg.model.decode_head.loss_decode).class_weight == [1.0, 2.0]
+    cfg, _ = documented(tmp_path, "rare classes more often")
+    assert cfg.train_dataloader.dataset.type == "ClassBalancedDataset"
+    assert cfg.train_dataloader.dataset.dataset.ann_file == "annotations/instances_train2017.json"
+    cfg, args = documented(tmp_path, "TTA, a test at several sizes and flipped")
+    assert args.tta
+    use_tta(cfg)
+    assert cfg.model.type == "SegTTAModel"
