@@ -154,7 +154,7 @@ def same_classes(cfg: Config, path: Path, options: Mapping[str, Any]) -> None:
         return
     if "num_classes" not in options:
         later = bool(given)
-        for base in bases(path):
+        for base in ancestors(path):
             if base.get("num_classes") == top:
                 inherited = {where: head["num_classes"] for where, head in heads(base.get("model"))}
                 later |= inherited.get(other) != found[other]

@@ -103,6 +103,18 @@ def test_another_runner_refuses_a_number_of_classes_that_the_heads_have_not(tmp_
     hook.before_run(SimpleNamespace(cfg=cfg))
 
 
+def test_the_number_of_a_head_counts_if_it_came_after_that_at_the_top(tmp_path: Path) -> None:
+    path = mine(
+        tmp_path, "model = dict(decode_head=dict(num_classes=2), auxiliary_head=dict(num_classes=2))", SEGMENTOR
+    )
+    later = tmp_path / "later.py"
+    later.write_text("_base_ = 'mine.py'\n")
+    for file in (path, later):  # the recipe has 150 at its top
+        cfg = load_config(file, {})
+        assert "num_classes" not in cfg
+        assert cfg.model.decode_head.num_classes == 2
+
+
 # ---- variables that MMEngine has copied
 
 
