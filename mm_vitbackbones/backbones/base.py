@@ -92,6 +92,9 @@ class Backbone(BaseModule):
     archs: ClassVar[Mapping[str, Any]]
     spec_type: ClassVar[type]
 
+    _awaits_file = False
+    """Whether ``init_cfg`` names a file that nothing has loaded yet."""
+
     channels: tuple[int, ...]
     """Channels of the returned levels."""
     strides: tuple[int, ...]

@@ -195,6 +195,7 @@ def test_a_file_of_init_cfg_is_loaded_once_and_its_lack_is_reported(tmp_path, ca
         backbone = build("pvt_v2", init_cfg=init_cfg)
         reads.clear()
         backbone.init_weights()  # by hand
+        backbone.init_weights()
         detector = BaseModule()
         detector.backbone = backbone
         detector.init_weights()  # as a runner does
