@@ -23,9 +23,9 @@ from mmengine.registry import DATASETS
 
 from mm_vitbackbones import libraries
 from mm_vitbackbones.cli import datasets, preflight
-from mm_vitbackbones.cli.config import heads
 from mm_vitbackbones.engine.ground_truth import renumber
 from mm_vitbackbones.errors import UserError
+from mm_vitbackbones.nodes import heads
 
 pytestmark = pytest.mark.mmdet
 
@@ -35,9 +35,13 @@ VALUES = (None, "", "abc", "7", 0, -1, 1.5, 7, True, False, float("nan"), float(
 """What a value is replaced by."""
 
 
+@pytest.fixture(autouse=True)
+def mmdet() -> None:
+    libraries.use("mmdet")
+
+
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    libraries.use("mmdet")
     folder = tmp_path_factory.mktemp("fuzz")
     coco.write_images(folder)
     return folder
