@@ -13,6 +13,7 @@ import numpy as np
 
 from mm_vitbackbones.data.coco_summary import CROWD, UNUSABLE, CocoSummary, Content, each_annotation
 from mm_vitbackbones.errors import UserError
+from mm_vitbackbones.nodes import nodes, type_name
 
 MOST = 0.5
 """If a larger share of the masks lie elsewhere than their boxes, the file is refused."""
@@ -220,12 +221,5 @@ def decode_counts(text: str) -> np.ndarray:
 
 def load_annotations(pipeline: Any) -> Mapping[str, Any] | None:
     """The step of a pipeline's config that loads masks, wherever it is in it; None if there is none."""
-    if isinstance(pipeline, Mapping):
-        name = pipeline.get("type")
-        name = name if isinstance(name, str) else getattr(name, "__name__", "")
-        if name.rpartition(".")[2] == "LoadAnnotations" and pipeline.get("with_mask"):
-            return pipeline
-        pipeline = [*pipeline.values()]
-    if isinstance(pipeline, (list, tuple)):
-        return next((found for step in pipeline if (found := load_annotations(step)) is not None), None)
-    return None
+    found = (node for _, node in nodes(pipeline, "") if type_name(node) == "LoadAnnotations")
+    return next((node for node in found if isinstance(node, Mapping) and node.get("with_mask")), None)
