@@ -1,0 +1,64 @@
+"""How a kernel becomes an operator of PyTorch."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+NAMESPACE = "mm_vitbackbones"
+AMPERE = 8
+"""The oldest generation of cards whose arithmetic the kernels need: bf16 and asynchronous copies."""
+
+_library = torch.library.Library(NAMESPACE, "DEF")
+_enabled = True
+
+
+def operator(schema: str, reference: Callable[..., Any], launch: Callable[..., Any]) -> Callable[..., Any]:
+    """Registers ``torch.ops.mm_vitbackbones.<name>`` and returns it.
+
+    Args:
+        schema: in PyTorch's form, ``"name(Tensor x, float eps) -> Tensor"``. No argument is written to.
+        reference: the same by PyTorch's operators, on any device; shapes for compilers come from it.
+        launch: starts the kernel. It is called with tensors on CUDA, where ``usable`` has said yes.
+    """
+    name = schema.split("(")[0]
+
+    def on_cuda(*args: Any) -> Any:
+        return launch(*args) if usable(args[0]) else reference(*args)
+
+    _library.define(schema)
+    _library.impl(name, reference, "CompositeExplicitAutograd")
+    _library.impl(name, on_cuda, "CUDA")
+    return getattr(getattr(torch.ops, NAMESPACE), name).default
+
+
+def usable(tensor: Tensor) -> bool:
+    """Whether kernels run on the device of a tensor."""
+    return _enabled and tensor.is_cuda and _has_triton() and _generation(tensor.device.index) >= AMPERE
+
+
+@contextmanager
+def disabled() -> Iterator[None]:
+    """Within it, all threads run the references."""
+    global _enabled
+    before, _enabled = _enabled, False
+    try:
+        yield
+    finally:
+        _enabled = before
+
+
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+@functools.cache
+def _generation(index: int) -> int:
+    return torch.cuda.get_device_capability(index)[0]
