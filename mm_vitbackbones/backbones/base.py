@@ -20,7 +20,7 @@ from mm_vitbackbones.backbones.checks import Count, check_init_cfg, checked, mak
 from mm_vitbackbones.errors import ArgumentError, did_you_mean
 from mm_vitbackbones.layers import Recomputable
 from mm_vitbackbones.nodes import is_pretrained
-from mm_vitbackbones.ops import memory
+from mm_vitbackbones.ops import memory, narrow
 from mm_vitbackbones.registry import BACKBONES, init_weights
 
 MIN_SIDE = 32
@@ -163,8 +163,9 @@ class Backbone(BaseModule):
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """(B, in_channels, H, W) -> one map (B, C, ceil(H/stride), ceil(W/stride)) per level of ``out_indices``."""
         self._check_image(image)
-        levels = enumerate(self.levels(image))
-        return tuple(level.grid.permute(0, 3, 1, 2).contiguous() for i, level in levels if i in self.out_indices)
+        with narrow.copies(self, image):
+            levels = enumerate(self.levels(image))
+            return tuple(level.grid.permute(0, 3, 1, 2).contiguous() for i, level in levels if i in self.out_indices)
 
     def features(self, image: Tensor, blocks: Sequence[int] | None = None) -> list[Level]:
         """The levels that ``forward`` returns, as grids, with the class tokens if the family has them.

@@ -30,7 +30,7 @@ from mm_vitbackbones.backbones.checks import Count, Rate, check_spec
 from mm_vitbackbones.errors import ArgumentError
 from mm_vitbackbones.layers import Block, ChannelsLastConv2d, FeedForward, LearnedPosition, Upsample2x, pad_to_multiple
 from mm_vitbackbones.layers.drop_path import drop_path_rates
-from mm_vitbackbones.ops import attention, context, memory, onednn
+from mm_vitbackbones.ops import attention, context, linear, memory
 from mm_vitbackbones.registry import BACKBONES
 
 STAGES = 3
@@ -118,9 +118,9 @@ class SelfAttention(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         # Training computes queries, keys and values again: here they would be a third of what is kept. In other
         # families they are small, compared with a hidden map of eight times the width.
-        query, key, value = onednn.linear(tokens, self.qkv, again=True).chunk(3, dim=-1)
+        query, key, value = linear.linear(tokens, self.qkv, again=True).chunk(3, dim=-1)
         context.release(tokens)
-        return onednn.linear(attention.attend(query, key, value, self.num_heads), self.proj)
+        return linear.linear(attention.attend(query, key, value, self.num_heads), self.proj)
 
 
 class Stage(nn.Module):

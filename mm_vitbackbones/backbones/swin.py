@@ -38,7 +38,7 @@ from mm_vitbackbones.layers import (
     init_linears_and_norms,
     pad_to_multiple,
 )
-from mm_vitbackbones.ops import attention, context, windows
+from mm_vitbackbones.ops import attention, context, norm, windows
 from mm_vitbackbones.registry import BACKBONES
 
 
@@ -111,7 +111,7 @@ class PatchMerging(nn.Module):
         grid = pad_to_multiple(grid, 2)
         # The official order of neighbours goes down before it goes right.
         neighbours = grid.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).permute(0, 1, 3, 4, 2, 5)
-        return self.reduction(self.norm(neighbours.flatten(3)))
+        return self.reduction(norm.for_linear(neighbours.flatten(3), self.norm, again=False))
 
 
 class Stage(nn.Module):

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from mm_vitbackbones.layers.conv import ChannelsLastConv2d
 from mm_vitbackbones.layers.norm import LayerNorm
-from mm_vitbackbones.ops import attention, context
+from mm_vitbackbones.ops import attention, context, linear, norm
 
 
 @context.plain
@@ -20,7 +20,7 @@ class ConvReduction(nn.Module):
         self.norm = LayerNorm(dim, eps=1e-5)  # PyTorch's default epsilon, as official
 
     def forward(self, grid: Tensor) -> Tensor:
-        return self.norm(self.conv(grid))
+        return norm.for_linear(self.conv(grid), self.norm, again=False)
 
 
 @context.plain
@@ -39,6 +39,6 @@ class SpatialReductionAttention(nn.Module):
         self.reduction = nn.Identity() if reduction is None else reduction
 
     def forward(self, grid: Tensor) -> Tensor:
-        key, value = self.kv(self.reduction(grid)).flatten(1, 2).chunk(2, dim=-1)
+        key, value = linear.by(self.reduction(grid), self.kv).flatten(1, 2).chunk(2, dim=-1)
         out = attention.project_and_attend(grid.flatten(1, 2), self.q, key, value, self.proj, self.num_heads)
         return out.view_as(grid)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mm_vitbackbones.layers.drop_path import DropPath
 from mm_vitbackbones.layers.norm import LayerNorm
-from mm_vitbackbones.ops import context, memory, residual
+from mm_vitbackbones.ops import context, memory, norm, residual
 
 T = TypeVar("T")
 
@@ -37,7 +37,7 @@ class Branch(NamedTuple):
 
     def of(self, x: Tensor) -> Tensor:
         """The branch's own result."""
-        x = self.function(memory.cheap(self.norm, x))
+        x = self.function(norm.for_linear(x, self.norm))
         return self.drop_path(x if self.layer_scale is None else self.layer_scale(x))
 
     def add_to(self, x: Tensor) -> Tensor:
@@ -108,7 +108,5 @@ class Block(Recomputable):
         return self.recomputed(self.residuals, x)
 
     def residuals(self, x: Tensor) -> Tensor:
-        with memory.saving():
-            for branch in self.branches():
-                x = branch.add_to(x)  # x + branch(x)
-            return x
+        with memory.saving(x):
+            return residual.add_branches(x, self.branches())  # x + branch(x) of each

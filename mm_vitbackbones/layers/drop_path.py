@@ -19,13 +19,17 @@ class DropPath(nn.Module):
     def forward(self, branch: Tensor) -> Tensor:
         return self.draw(branch)(branch)
 
+    def factor(self, x: Tensor) -> Tensor | None:
+        """What one draw multiplies the branch of each sample by: (B,), or None for 1."""
+        if not self.training or self.rate == 0.0:
+            return None
+        keep = 1.0 - self.rate
+        return x.new_empty(len(x)).bernoulli_(keep).div_(keep)
+
     def draw(self, x: Tensor) -> Callable[[Tensor], Tensor]:
         """One draw for all tensors with the samples and the number of dimensions of ``x``; returns what drops them."""
-        if not self.training or self.rate == 0.0:
-            return _keep
-        keep = 1.0 - self.rate
-        mask = x.new_empty((x.shape[0],) + (1,) * (x.dim() - 1)).bernoulli_(keep).div_(keep)
-        return mask.mul
+        factor = self.factor(x)
+        return _keep if factor is None else factor.view(-1, *(1,) * (x.dim() - 1)).mul
 
     def both(self, pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """One draw for two tensors that hold the same samples."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from mm_vitbackbones.layers.conv import ChannelsLastConv2d
-from mm_vitbackbones.ops import context, onednn
+from mm_vitbackbones.ops import context, linear, onednn
 from mm_vitbackbones.ops.residual import Reach
 
 
@@ -20,9 +20,7 @@ class FeedForward(nn.Module):
         self.reach = Reach(rows=0, width=hidden_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = onednn.linear_gelu(x, self.fc1)
-        context.release(x)
-        return onednn.linear(hidden, self.fc2)
+        return linear.feed_forward(x, self.fc1, self.fc2)
 
 
 @context.plain
@@ -42,8 +40,8 @@ class MixFeedForward(nn.Module):
         self.reach = Reach(rows=1, width=hidden_dim)
 
     def forward(self, grid: Tensor) -> Tensor:
-        expand = onednn.linear_relu if self.relu else onednn.linear
+        expand = onednn.linear_relu if self.relu else linear.linear
         hidden = expand(grid, self.fc1)
         context.release(grid)
         hidden = onednn.conv_gelu(hidden, self.dwconv)
-        return onednn.linear(hidden, self.fc2)
+        return linear.linear(hidden, self.fc2)

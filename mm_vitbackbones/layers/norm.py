@@ -1,24 +1,16 @@
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mm_vitbackbones.ops import context
+from mm_vitbackbones.ops import context, norm
 
 
 @context.plain
 class LayerNorm(nn.LayerNorm):
-    """``nn.LayerNorm``, in fp32 under autocast: its input, computation and result.
-
-    That is autocast's rule on CUDA. On a CPU there is none, and everything after a norm, that is, the whole residual
-    stream, would be bf16: gradients of norms would be wrong by a tenth, and a network would learn visibly less.
-    """
+    """``nn.LayerNorm``, in fp32 under autocast: its input, computation and result."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if context.autocast_dtype(input.device) is None:
-            return super().forward(input)
-        weight, bias = self.weight.float(), self.bias.float()
-        return F.layer_norm(input.float(), self.normalized_shape, weight, bias, self.eps)
+        return norm.layer_norm(input, self.weight, self.bias, self.eps)
 
 
 def set_norm_eps(module: nn.Module, eps: float) -> None:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from mm_vitbackbones.ops import context, onednn
+from mm_vitbackbones.ops import context, linear, onednn
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> Tensor:
@@ -34,9 +34,9 @@ def project_and_attend(
     """
     if num_heads == 1 and onednn.usable(tokens) and context.is_plain(to_query) and context.is_plain(project):
         return _one_head(tokens, to_query, key, value, project)
-    query = onednn.linear(tokens, to_query)
+    query = linear.linear(tokens, to_query)
     context.release(tokens)
-    return onednn.linear(attend(query, key, value, num_heads), project)
+    return linear.linear(attend(query, key, value, num_heads), project)
 
 
 def _one_head(tokens: Tensor, to_query: nn.Module, key: Tensor, value: Tensor, project: nn.Module) -> Tensor:

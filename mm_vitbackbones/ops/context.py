@@ -78,6 +78,11 @@ def pretend_device(kind: str) -> Iterator[None]:
         _local.device_type = before
 
 
+def is_eager_on_cuda(x: Tensor) -> bool:
+    """Whether ``x`` is worked on in eager mode on CUDA, in training or inference."""
+    return device_type(x) == "cuda" and type(x) is Tensor and is_eager()
+
+
 # ---- what is attached to modules
 
 _PLAIN: set[type] = {nn.Linear, nn.Conv2d, nn.LayerNorm, nn.Identity, nn.ModuleList, nn.ModuleDict}

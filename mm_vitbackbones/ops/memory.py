@@ -52,13 +52,16 @@ _local = _Local()
 # ---- cheap results
 
 
-def saving() -> AbstractContextManager[Any]:
+def saving(x: Tensor | None = None) -> AbstractContextManager[Any]:
     """Within it, autograd keeps recipes in place of the results of ``cheap``.
 
-    Nothing changes without autograd; in compiled graphs, as compilers make this choice by themselves; and inside
+    Nothing changes on CUDA, where the functions in ``ops`` keep little by themselves, and such hooks cost more than
+    they save; without autograd; in compiled graphs, as compilers make this choice by themselves; and inside
     ``recomputed`` with ``ALL_BUT_ATTENTION``, where cheap results would be computed three times. Where other hooks on
     saved tensors are active, such as those of a checkpoint around this call, what is kept here is passed to them.
     """
+    if x is not None and context.device_type(x) == "cuda":
+        return nullcontext()
     if not torch.is_grad_enabled() or not context.is_eager() or _local.inside_larger:
         return nullcontext()
     return _Recipes()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
-from mm_vitbackbones.ops import context, onednn
+from mm_vitbackbones.ops import context, norm, onednn
 
 BAND_BYTES = 8 * 2**20
 """The size of a band's widest tensor on a CPU: it fits into the caches, and the halo rows cost little."""
@@ -46,6 +48,67 @@ def add(
         if reach is not None and (bands := _bands(x, reach)) > 1 and onednn.usable(x):
             return _add_in_bands(x, branch, reach, bands)
         return add_into(branch(x), x)
+
+
+class BranchOf(Protocol):
+    """What ``add_branches`` needs of ``layers.Branch``: x + drop_path(layer_scale(function(norm(x))))."""
+
+    norm: nn.Module
+    function: nn.Module
+    drop_path: Any
+    layer_scale: nn.Module | None
+
+    def add_to(self, x: Tensor) -> Tensor: ...
+
+
+def add_branches(x: Tensor, branches: Sequence[Any]) -> Tensor:
+    """``x + branch(x)`` of each branch, one after the other.
+
+    On CUDA a sum and the norm that follows it are one pass over memory, if nothing observes what lies between them.
+    """
+    if not all(_fuses(x, branch) for branch in branches):
+        for branch in branches:
+            x = branch.add_to(x)
+        return x
+    first, *others = branches
+    x, normed = norm.fork(x, first.norm)
+    result, factor = first.function(normed), first.drop_path.factor(x)
+    for branch in others:
+        x, normed = norm.add(x, result, factor, branch.norm)
+        result, factor = branch.function(normed), branch.drop_path.factor(x)
+    return add_scaled(x, result, factor)
+
+
+def _fuses(x: Tensor, branch: BranchOf) -> bool:
+    drop_path = branch.drop_path
+    plain = isinstance(drop_path, nn.Module) and context.is_plain(drop_path) and hasattr(drop_path, "factor")
+    return plain and branch.layer_scale is None and norm.is_fast(x, branch.norm)
+
+
+def add_scaled(x: Tensor, branch: Tensor, factor: Tensor | None) -> Tensor:
+    """``x + factor * branch`` with one factor (B,) for each sample, or without."""
+    if factor is None:
+        return x + branch
+    factor = factor.view(-1, *(1,) * (x.dim() - 1))
+    if not torch.is_grad_enabled():
+        return x + factor * branch
+    return _ScaledSum.apply(x, branch, factor)
+
+
+class _ScaledSum(torch.autograd.Function):
+    """One pass forward, one backward, whatever the types."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, branch: Tensor, factor: Tensor) -> Tensor:
+        ctx.save_for_backward(factor)
+        ctx.dtype = branch.dtype
+        return torch.addcmul(x, branch, factor)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        (factor,) = ctx.saved_tensors
+        return grad, torch.mul(grad, factor, out=torch.empty_like(grad, dtype=ctx.dtype)), None
 
 
 Pair = tuple[Tensor, Tensor]

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from mm_vitbackbones.ops import context, onednn
+from mm_vitbackbones.ops import context, linear, onednn
 
 Attend = Callable[[Tensor, Tensor, "Sequence[int] | None"], Tensor]
 """Queries, keys and values of windows (K, n, 3C), and biases -> (K, n, C). Either there is a bias for each window or
@@ -76,11 +76,11 @@ def _gathered(grid: Tensor, qkv: nn.Module, attend: Attend, proj: nn.Module, bia
     tokens = grid.flatten(0, 2)
     if context.is_plain(qkv):
         # The linear map turns zero padding into its bias. Mapping the tokens alone is less work.
-        of_windows = Gather.apply(qkv(tokens), qkv.bias, windows)
+        of_windows = Gather.apply(linear.by(tokens, qkv), qkv.bias, windows)
     else:
         of_windows = qkv(Gather.apply(tokens, tokens.new_zeros(tokens.shape[1]), windows))
     out = attend(of_windows.unflatten(0, (-1, windows.places)), bias, windows.sizes)
-    return proj(Scatter.apply(out.flatten(0, 1), windows)).view_as(grid)
+    return linear.by(Scatter.apply(out.flatten(0, 1), windows), proj).view_as(grid)
 
 
 def _in_bands(grid: Tensor, qkv: nn.Module, attend: Attend, proj: nn.Module, bias: Tensor, windows: Windows) -> Tensor:

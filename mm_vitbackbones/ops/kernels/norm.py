@@ -1,0 +1,134 @@
+"""Layer normalisation, alone and of a sum, forward and backward: each one pass over memory.
+
+PyTorch's kernel is slow for rows of few channels. Under autocast it also writes fp32, which the linear map after it
+casts in a pass of its own. And the sum before it, ``x + factor * branch``, and its gradient are passes of their own.
+
+A row is one token: x (..., C), mean and rstd (rows,) in fp32.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mm_vitbackbones.ops.kernels.registration import operator
+
+
+def _reference(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    wide = torch.promote_types(x.dtype, torch.float32)
+    x = x.to(wide)
+    mean = x.mean(-1, keepdim=True)
+    centred = x - mean
+    rstd = (centred.square().mean(-1, keepdim=True) + eps).rsqrt()
+    y = (centred * rstd * weight + bias).to(dtype)
+    return y, mean.flatten(), rstd.flatten()
+
+
+def _reference_of_sum(
+    x: Tensor, branch: Tensor, factor: Tensor | None, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, ...]:
+    total = _total(x, branch, factor)
+    return total, *_reference(total, weight, bias, eps, dtype)
+
+
+def _total(x: Tensor, branch: Tensor, factor: Tensor | None) -> Tensor:
+    dtype = torch.promote_types(x.dtype, branch.dtype)
+    if factor is None:
+        return x + branch
+    return (x + branch * _by_sample(factor, x)).to(dtype)
+
+
+def _by_sample(factor: Tensor, x: Tensor) -> Tensor:
+    return factor.view(-1, *(1,) * (x.dim() - 1))
+
+
+def _reference_backward(
+    grad: Tensor, grad_total: Tensor | None, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor]:
+    wide = mean.dtype
+    shape = (*x.shape[:-1], 1)
+    normalised = (x.to(wide) - mean.view(shape)) * rstd.view(shape)
+    grad = grad.to(wide)
+    inner = grad * weight
+    along = (inner * normalised).mean(-1, keepdim=True)
+    grad_x = (inner - normalised * along - inner.mean(-1, keepdim=True)) * rstd.view(shape)
+    if grad_total is not None:
+        grad_x = grad_x + grad_total
+    of_weight = (grad * normalised).flatten(0, -2).sum(0)
+    return grad_x.to(x.dtype), torch.stack((of_weight, grad.flatten(0, -2).sum(0)))
+
+
+def _reference_backward_of_sum(
+    grad: Tensor,
+    grad_total: Tensor | None,
+    total: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor,
+    factor: Tensor | None,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad_x, of_parameters = _reference_backward(grad, grad_total, total, mean, rstd, weight)
+    grad_branch = grad_x.clone() if factor is None else grad_x * _by_sample(factor, grad_x)
+    return grad_x, grad_branch.to(dtype), of_parameters
+
+
+def _launch(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    from mm_vitbackbones.ops.kernels.triton import norm
+
+    return norm.forward(x, None, None, weight, bias, eps, dtype)[1:]
+
+
+def _launch_of_sum(*args: object) -> tuple[Tensor, ...]:
+    from mm_vitbackbones.ops.kernels.triton import norm
+
+    return norm.forward(*args)  # type: ignore[arg-type]
+
+
+def _launch_backward(
+    grad: Tensor, grad_total: Tensor | None, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor]:
+    from mm_vitbackbones.ops.kernels.triton import norm
+
+    grad_x, _, of_parameters = norm.backward(grad, grad_total, x, mean, rstd, weight, None, None)
+    return grad_x, of_parameters
+
+
+def _launch_backward_of_sum(*args: object) -> tuple[Tensor, ...]:
+    from mm_vitbackbones.ops.kernels.triton import norm
+
+    return norm.backward(*args)  # type: ignore[arg-type]
+
+
+layer_norm = operator(
+    "layer_norm(Tensor x, Tensor weight, Tensor bias, float eps, ScalarType dtype) -> (Tensor, Tensor, Tensor)",
+    _reference,
+    _launch,
+)
+"""``(y, mean, rstd)``: the normalised x in ``dtype``."""
+
+add_layer_norm = operator(
+    "add_layer_norm(Tensor x, Tensor branch, Tensor? factor, Tensor weight, Tensor bias, float eps, ScalarType dtype)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+    _reference_of_sum,
+    _launch_of_sum,
+)
+"""``(total, y, mean, rstd)``: total = x + factor * branch, with one factor (B,) for each sample, or without; y is the
+normalised total in ``dtype``."""
+
+layer_norm_backward = operator(
+    "layer_norm_backward(Tensor grad, Tensor? grad_total, Tensor x, Tensor mean, Tensor rstd, Tensor weight)"
+    " -> (Tensor, Tensor)",
+    _reference_backward,
+    _launch_backward,
+)
+"""``(grad_x, grad_parameters)``: the gradient of x, plus ``grad_total``, what else its users have sent back; and those
+of weight and bias, (2, C) in fp32."""
+
+add_layer_norm_backward = operator(
+    "add_layer_norm_backward(Tensor grad, Tensor? grad_total, Tensor total, Tensor mean, Tensor rstd, Tensor weight,"
+    " Tensor? factor, ScalarType dtype) -> (Tensor, Tensor, Tensor)",
+    _reference_backward_of_sum,
+    _launch_backward_of_sum,
+)
+"""``(grad_x, grad_branch, grad_parameters)``; the branch's gradient is in ``dtype``."""

@@ -1,0 +1,154 @@
+"""Layer normalisation of rows; see ``ops.kernels.norm``.
+
+A program takes a tile of whole rows. In the backward pass it takes many, one after the other, and adds up the gradients
+of weight and bias in registers; the sums of all programs are added at the end.
+"""
+
+# mypy: ignore-errors
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+TILE = 2048
+"""Elements of a tile, at least one row."""
+PROGRAMS = 1056
+"""Of the backward pass: eight for each multiprocessor of a large card."""
+
+
+@triton.jit
+def _forward(
+    x, branch, factor, weight, bias, total, y, mean, rstd, rows, rows_of_sample, eps,
+    C: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr, SUM: tl.constexpr, FACTOR: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, COLUMNS)
+    inside = (row < rows)[:, None] & (column < C)[None, :]
+    at = row[:, None] * C + column[None, :]
+    value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+    if SUM:
+        other = tl.load(branch + at, mask=inside, other=0.0).to(tl.float32)
+        if FACTOR:
+            other *= tl.load(factor + row // rows_of_sample, mask=row < rows, other=0.0).to(tl.float32)[:, None]
+        narrow = (value + other).to(total.dtype.element_ty)
+        tl.store(total + at, narrow, mask=inside)
+        value = narrow.to(tl.float32)
+    centre = tl.sum(value, 1) / C
+    value = tl.where(inside, value - centre[:, None], 0.0)
+    scale = tl.rsqrt(tl.sum(value * value, 1) / C + eps)
+    w = tl.load(weight + column, mask=column < C, other=0.0).to(tl.float32)
+    b = tl.load(bias + column, mask=column < C, other=0.0).to(tl.float32)
+    result = value * scale[:, None] * w[None, :] + b[None, :]
+    tl.store(y + at, result.to(y.dtype.element_ty), mask=inside)
+    tl.store(mean + row, centre, mask=row < rows)
+    tl.store(rstd + row, scale, mask=row < rows)
+
+
+@triton.jit
+def _backward(
+    grad, grad_total, x, mean, rstd, weight, factor, grad_x, grad_branch, partial, rows, rows_of_sample, tiles,
+    programs, C: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr, TOTAL: tl.constexpr, SUM: tl.constexpr,
+    FACTOR: tl.constexpr,
+):  # fmt: skip
+    program = tl.program_id(0)
+    column = tl.arange(0, COLUMNS)
+    w = tl.load(weight + column, mask=column < C, other=0.0).to(tl.float32)
+    of_weight = tl.zeros((ROWS, COLUMNS), tl.float32)
+    of_bias = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for tile in range(program, tiles, programs):
+        row = (tile * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+        inside = (row < rows)[:, None] & (column < C)[None, :]
+        at = row[:, None] * C + column[None, :]
+        g = tl.load(grad + at, mask=inside, other=0.0).to(tl.float32)
+        value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+        centre = tl.load(mean + row, mask=row < rows, other=0.0)
+        scale = tl.load(rstd + row, mask=row < rows, other=0.0)
+        normalised = tl.where(inside, (value - centre[:, None]) * scale[:, None], 0.0)
+        of_weight += g * normalised
+        of_bias += g
+        inner = g * w[None, :]
+        along = tl.sum(inner * normalised, 1) / C
+        average = tl.sum(inner, 1) / C
+        result = (inner - normalised * along[:, None] - average[:, None]) * scale[:, None]
+        if TOTAL:
+            result += tl.load(grad_total + at, mask=inside, other=0.0).to(tl.float32)
+        tl.store(grad_x + at, result.to(grad_x.dtype.element_ty), mask=inside)
+        if SUM:
+            if FACTOR:
+                result *= tl.load(factor + row // rows_of_sample, mask=row < rows, other=0.0).to(tl.float32)[:, None]
+            tl.store(grad_branch + at, result.to(grad_branch.dtype.element_ty), mask=inside)
+    here = partial + program * C + column
+    tl.store(here, tl.sum(of_weight, 0), mask=column < C)
+    tl.store(here + programs * C, tl.sum(of_bias, 0), mask=column < C)
+
+
+def tile_of(channels: int) -> tuple[int, int]:
+    """Columns and rows of a tile."""
+    columns = triton.next_power_of_2(channels)
+    return columns, max(1, TILE // columns)
+
+
+def warps_of(columns: int, rows: int) -> int:
+    return max(4, min(16, columns * rows // 512))
+
+
+def forward(
+    x: Tensor,
+    branch: Tensor | None,
+    factor: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x = x.contiguous()
+    channels = x.shape[-1]
+    rows = x.numel() // channels
+    total = x
+    if branch is not None:
+        branch = branch.contiguous()
+        total = torch.empty_like(x, dtype=torch.promote_types(x.dtype, branch.dtype))
+    y = torch.empty_like(x, dtype=dtype)
+    statistics = torch.empty(2, rows, dtype=torch.float32, device=x.device)
+    mean, rstd = statistics[0], statistics[1]
+    columns, height = tile_of(channels)
+    _forward[(triton.cdiv(rows, height),)](
+        x, x if branch is None else branch, x if factor is None else factor, weight, bias, total, y, mean, rstd,
+        rows, rows // max(len(x), 1), eps,
+        C=channels, COLUMNS=columns, ROWS=height, SUM=branch is not None, FACTOR=factor is not None,
+        num_warps=warps_of(columns, height),
+    )  # fmt: skip
+    return total, y, mean, rstd
+
+
+def backward(
+    grad: Tensor,
+    grad_total: Tensor | None,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor,
+    factor: Tensor | None,
+    dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``dtype`` is that of the branch's gradient; None: there is no branch."""
+    grad, x = grad.contiguous(), x.contiguous()
+    grad_total = None if grad_total is None else grad_total.contiguous()
+    channels = x.shape[-1]
+    rows = x.numel() // channels
+    columns, height = tile_of(channels)
+    tiles = triton.cdiv(rows, height)
+    programs = min(tiles, PROGRAMS)
+    grad_x = torch.empty_like(x)
+    grad_branch = grad_x if dtype is None else torch.empty_like(x, dtype=dtype)
+    partial = torch.empty(2, programs, channels, dtype=torch.float32, device=x.device)
+    _backward[(programs,)](
+        grad, grad if grad_total is None else grad_total, x, mean, rstd, weight, x if factor is None else factor,
+        grad_x, grad_branch, partial, rows, rows // max(len(x), 1), tiles, programs,
+        C=channels, COLUMNS=columns, ROWS=height, TOTAL=grad_total is not None, SUM=dtype is not None,
+        FACTOR=factor is not None, num_warps=warps_of(columns, height),
+    )  # fmt: skip
+    return grad_x, grad_branch, partial.sum(1)

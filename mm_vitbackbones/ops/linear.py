@@ -1,0 +1,132 @@
+"""Linear maps and feed-forward networks, by device.
+
+In fp32 inference on a CPU these are oneDNN's fused operators (``ops.onednn``). In training on CUDA they are functions
+whose gradients come in the parameters' own type, without casts, and whose biases' gradients take no slow pass of their
+own. Everywhere else the modules are called one after the other.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from mm_vitbackbones.ops import context, narrow, onednn
+from mm_vitbackbones.ops.kernels.columns import column_sums, gelu_backward
+
+
+def linear(x: Tensor, layer: nn.Module, again: bool = False) -> Tensor:
+    """``layer(x)`` of an ``nn.Linear``: (..., C) -> (..., C').
+
+    Args:
+        again: whether training on a CPU computes the result again instead of keeping it.
+    """
+    if _trains_on_cuda(x, layer):
+        return _Linear.apply(x, layer.weight, layer.bias, _dtype(x))
+    return onednn.linear(x, layer, again)
+
+
+def by(x: Tensor, layer: nn.Module) -> Tensor:
+    """``layer(x)`` of an ``nn.Linear``, without oneDNN's operator."""
+    if _trains_on_cuda(x, layer):
+        return _Linear.apply(x, layer.weight, layer.bias, _dtype(x))
+    return layer(x)
+
+
+def feed_forward(x: Tensor, fc1: nn.Module, fc2: nn.Module) -> Tensor:
+    """``fc2(gelu(fc1(x)))``: (..., C) -> (..., C')."""
+    if _trains_on_cuda(x, fc1) and _trains_on_cuda(x, fc2):
+        return _FeedForward.apply(x, fc1.weight, fc1.bias, fc2.weight, fc2.bias, _dtype(x))
+    hidden = onednn.linear_gelu(x, fc1)
+    context.release(x)
+    return onednn.linear(hidden, fc2)
+
+
+def _trains_on_cuda(x: Tensor, layer: nn.Module) -> bool:
+    """Whether a linear map takes its gradients from here: a plain one with a bias, in eager mode on CUDA, of parameters
+    that are in the type of the computation, or in fp32 under autocast."""
+    if not (torch.is_grad_enabled() and context.is_eager_on_cuda(x) and context.is_plain(layer)):
+        return False
+    weight, bias = cast(Tensor, layer.weight), cast("Tensor | None", layer.bias)
+    return bias is not None and x.numel() > 0 and weight.dtype in (_dtype(x), torch.float32) and _is_right(x, weight)
+
+
+def _is_right(x: Tensor, weight: Tensor) -> bool:
+    """Whether PyTorch would take this pair of types."""
+    return x.dtype == weight.dtype or context.autocast_dtype(x.device) is not None
+
+
+def _dtype(x: Tensor) -> torch.dtype:
+    return context.autocast_dtype(x.device) or x.dtype
+
+
+class _Linear(torch.autograd.Function):
+    """x weight' + bias, in a type that may be narrower than that of the parameters."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
+        narrow_weight = narrow.of(weight, dtype)
+        ctx.dtypes = x.dtype, weight.dtype, bias.dtype
+        x = x.to(dtype)
+        ctx.save_for_backward(x, narrow_weight)
+        return F.linear(x, narrow_weight, narrow.of(bias, dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        x, weight = ctx.saved_tensors
+        of_x, of_weight, of_bias, _ = ctx.needs_input_grad
+        shape, grad, x = x.shape, grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
+        return (
+            (grad @ weight).view(shape).to(ctx.dtypes[0]) if of_x else None,
+            _product(grad.t(), x, ctx.dtypes[1]) if of_weight else None,
+            column_sums(grad).to(ctx.dtypes[2]) if of_bias else None,
+            None,
+        )
+
+
+class _FeedForward(torch.autograd.Function):
+    """gelu(x weight1' + bias1) weight2' + bias2. The activation is computed again in the pass of its gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, dtype: torch.dtype
+    ) -> Tensor:
+        ctx.dtypes = [x.dtype, *(parameter.dtype for parameter in (weight1, bias1, weight2, bias2))]
+        x = x.to(dtype)
+        narrow1, narrow2 = narrow.of(weight1, dtype), narrow.of(weight2, dtype)
+        hidden = F.linear(x, narrow1, narrow.of(bias1, dtype))
+        ctx.save_for_backward(x, hidden, narrow1, narrow2)
+        return F.linear(F.gelu(hidden), narrow2, narrow.of(bias2, dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        x, hidden, weight1, weight2 = ctx.saved_tensors
+        of_x, of_weight1, of_bias1, of_weight2, of_bias2, _ = ctx.needs_input_grad
+        dtypes = ctx.dtypes
+        shape, grad, x = x.shape, grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
+        grad_hidden, activation, sums = gelu_backward(grad @ weight2, hidden.view(-1, hidden.shape[-1]))
+        return (
+            (grad_hidden @ weight1).view(shape).to(dtypes[0]) if of_x else None,
+            _product(grad_hidden.t(), x, dtypes[1]) if of_weight1 else None,
+            sums.to(dtypes[2]) if of_bias1 else None,
+            _product(grad.t(), activation, dtypes[3]) if of_weight2 else None,
+            column_sums(grad).to(dtypes[4]) if of_bias2 else None,
+            None,
+        )
+
+
+def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """``a @ b`` in a type that may be wider than theirs, without a pass to cast it where PyTorch can."""
+    if a.dtype == dtype:
+        return a @ b
+    if a.is_cuda and _HAS_WIDE_PRODUCTS and dtype == torch.float32:
+        return torch.mm(a, b, out_dtype=dtype)  # type: ignore[call-overload]
+    return (a @ b).to(dtype)
+
+
+_HAS_WIDE_PRODUCTS = hasattr(torch.ops.aten.mm, "dtype")

@@ -1,0 +1,64 @@
+"""Parameters in autocast's narrower type.
+
+Autocast casts each parameter by an operator of its own, and each gradient back by another one. Here all linear maps of
+a network are cast in one pass at the start of a forward pass, and the functions that use the copies give gradients in
+the parameters' own type.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from mm_vitbackbones.ops import context
+
+
+class _Local(threading.local):
+    copies: dict[int, Tensor] | None = None
+    """By the address of a parameter's object, which lives as long as the module that is called."""
+
+
+_local = _Local()
+
+
+def of(parameter: Tensor, dtype: torch.dtype) -> Tensor:
+    """A parameter in a type: itself, the copy that ``copies`` has made, or a new copy."""
+    if parameter.dtype == dtype:
+        return parameter
+    copy = None if _local.copies is None else _local.copies.get(id(parameter))
+    return parameter.to(dtype) if copy is None or copy.dtype != dtype else copy
+
+
+@contextmanager
+def copies(network: nn.Module, x: Tensor) -> Iterator[None]:
+    """Within it, ``of`` gives the weights and biases of all linear maps of a network from one pass over them, where
+    autocast is on for eager computation on CUDA."""
+    dtype = context.autocast_dtype(x.device)
+    if dtype is None or not context.is_eager_on_cuda(x):
+        yield
+        return
+    parameters = [p for p in _parameters(network) if p.dtype == torch.float32 and p.device == x.device]
+    with torch.no_grad():
+        narrow = [torch.empty_like(p, dtype=dtype) for p in parameters]
+        torch._foreach_copy_(narrow, parameters)
+    before, _local.copies = _local.copies, {id(p): copy for p, copy in zip(parameters, narrow, strict=True)}
+    try:
+        yield
+    finally:
+        _local.copies = before
+
+
+def _parameters(network: nn.Module) -> list[Tensor]:
+    """The parameters of its linear maps, as they were at the first call. One that came later is cast by itself."""
+    if (known := _known.get(network)) is None:
+        linears = [part for part in network.modules() if type(part) is nn.Linear]
+        known = _known[network] = [p for linear in linears for p in linear.parameters(recurse=False)]
+    return known
+
+
+_known: WeakKeyDictionary[nn.Module, list[Tensor]] = WeakKeyDictionary()

@@ -1,0 +1,138 @@
+"""Norms of channels, and sums that a norm follows: x (..., C).
+
+On CUDA each is one pass over memory, see ``ops.kernels.norm``; elsewhere, PyTorch's own operators.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from mm_vitbackbones.ops import context, memory
+from mm_vitbackbones.ops.kernels import norm as kernels
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """LayerNorm over channels, in fp32 under autocast: its computation and its result.
+
+    That is autocast's rule on CUDA. On a CPU there is none, and everything after a norm, that is, the whole residual
+    stream, would be bf16: gradients of norms would be wrong by a tenth, and a network would learn visibly less.
+    """
+    if (narrow := context.autocast_dtype(x.device)) is None:
+        if _fits(x, weight, bias):
+            return _normalised(x, weight, bias, eps, x.dtype)[1]
+        return F.layer_norm(x, weight.shape, weight, bias, eps)
+    if _fits(x, weight, bias):
+        return _normalised(x, weight, bias, eps, torch.promote_types(narrow, torch.float32))[1]
+    return F.layer_norm(x.float(), weight.shape, weight.float(), bias.float(), eps)
+
+
+def for_linear(x: Tensor, norm: nn.Module, again: bool = True) -> Tensor:
+    """``norm(x)``, which only linear maps read: under autocast on CUDA it is of the narrower type that they would cast
+    it to.
+
+    Args:
+        again: whether training on a CPU computes it again instead of keeping it.
+    """
+    if is_fast(x, norm):
+        return fork(x, norm)[1]
+    return memory.cheap(norm, x) if again else norm(x)
+
+
+def is_fast(x: Tensor, norm: nn.Module) -> bool:
+    """Whether ``fork`` and ``add`` take this norm: a plain LayerNorm over channels, in eager mode on CUDA."""
+    return (
+        isinstance(norm, nn.LayerNorm)
+        and norm.bias is not None
+        and norm.weight is not None
+        and _fits(x, norm.weight, norm.bias)
+        and context.is_plain(norm)
+    )
+
+
+def _fits(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
+    return weight.dim() == 1 and x.dtype != torch.float64 and context.is_eager_on_cuda(x) and x.numel() > 0
+
+
+def fork(x: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """``x`` and ``norm(x)`` as for ``for_linear``. The norm's own pass adds up the gradients of both, if what follows
+    uses the returned x."""
+    norm = cast(nn.LayerNorm, norm)
+    return _normalised(x, norm.weight, norm.bias, norm.eps, context.autocast_dtype(x.device) or norm.weight.dtype)
+
+
+def add(x: Tensor, branch: Tensor, factor: Tensor | None, norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """``fork(x + factor * branch, norm)``.
+
+    Args:
+        factor: one for each sample, (B,), or None.
+    """
+    norm = cast(nn.LayerNorm, norm)
+    dtype = context.autocast_dtype(x.device) or norm.weight.dtype
+    arguments = x, branch, factor, norm.weight, norm.bias, norm.eps, dtype
+    return _NormOfSum.apply(*arguments) if torch.is_grad_enabled() else kernels.add_layer_norm(*arguments)[:2]
+
+
+def _normalised(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    if torch.is_grad_enabled():
+        return _Norm.apply(x, weight, bias, eps, dtype)
+    return x, kernels.layer_norm(x, weight, bias, eps, dtype)[0]
+
+
+class _Norm(torch.autograd.Function):
+    """x -> x and its norm."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> Any:
+        x = x.contiguous()
+        y, mean, rstd = kernels.layer_norm(x, weight, bias, eps, dtype)
+        ctx.save_for_backward(x, weight, mean, rstd)
+        ctx.set_materialize_grads(False)
+        return x, y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_x: Tensor | None, grad: Tensor | None) -> Any:
+        if grad is None:
+            return grad_x, None, None, None, None
+        x, weight, mean, rstd = ctx.saved_tensors
+        grad_x, of_parameters = kernels.layer_norm_backward(grad, grad_x, x, mean, rstd, weight)
+        of_weight, of_bias = of_parameters.to(weight.dtype)
+        return grad_x, of_weight, of_bias, None, None
+
+
+class _NormOfSum(torch.autograd.Function):
+    """x, branch -> x + factor * branch and its norm."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        branch: Tensor,
+        factor: Tensor | None,
+        weight: Tensor,
+        bias: Tensor,
+        eps: float,
+        dtype: torch.dtype,
+    ) -> Any:
+        total, y, mean, rstd = kernels.add_layer_norm(x, branch, factor, weight, bias, eps, dtype)
+        ctx.save_for_backward(total, weight, mean, rstd, factor)
+        ctx.dtypes = x.dtype, branch.dtype
+        ctx.set_materialize_grads(False)
+        return total, y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_total: Tensor | None, grad: Tensor | None) -> Any:
+        total, weight, mean, rstd, factor = ctx.saved_tensors
+        if grad is None:  # nothing has used the norm
+            grad = torch.zeros_like(total)
+        of_x, of_branch, of_parameters = kernels.add_layer_norm_backward(
+            grad, grad_total, total, mean, rstd, weight, factor, ctx.dtypes[1]
+        )
+        of_weight, of_bias = of_parameters.to(weight.dtype)
+        return of_x.to(ctx.dtypes[0]), of_branch, None, of_weight, of_bias, None, None
