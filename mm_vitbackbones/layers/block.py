@@ -109,4 +109,4 @@ class Block(Recomputable):
 
     def residuals(self, x: Tensor) -> Tensor:
         with memory.saving(x):
-            return residual.add_branches(x, self.branches())  # x + branch(x) of each
+            return residual.add_branches(x, self.branches(), self.lightly)  # x + branch(x) of each

@@ -210,12 +210,16 @@ def recomputed(function: Callable[..., T], *inputs: Any, what: str = ALL, random
             PyTorch's attention kernels are kept where there are more keys than channels: there they are more expensive
             to compute again than linear maps, and no larger than the inputs. (PyTorch before 2.4 cannot keep
             them alone, and computes them again, too.) ``NOTHING``: the function is called as it is.
+            In eager mode on CUDA, where following each operator costs more than the function itself, nothing is: there
+            ``residual.add_branches`` computes again the branches that are not attention.
         random: whether the function draws random numbers.
 
     The second computation stops at the last tensor that the backward pass needs. So where the function ends in a linear
     map, that map is not computed twice.
     """
     if what == NOTHING or not torch.is_grad_enabled():
+        return function(*inputs)
+    if what == ALL_BUT_ATTENTION and context.is_eager_on_cuda(inputs[0]):
         return function(*inputs)
     make_contexts = _ATTENTION_KEPT if what == ALL_BUT_ATTENTION else None
 

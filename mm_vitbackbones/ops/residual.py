@@ -61,22 +61,35 @@ class BranchOf(Protocol):
     def add_to(self, x: Tensor) -> Tensor: ...
 
 
-def add_branches(x: Tensor, branches: Sequence[Any]) -> Tensor:
+def add_branches(x: Tensor, branches: Sequence[Any], lightly: Callable[..., Any]) -> Tensor:
     """``x + branch(x)`` of each branch, one after the other.
 
     On CUDA a sum and the norm that follows it are one pass over memory, if nothing observes what lies between them.
+
+    Args:
+        branches: attention first.
+        lightly: ``Recomputable.lightly``, by which on CUDA all branches but attention are computed.
     """
-    if not all(_fuses(x, branch) for branch in branches):
-        for branch in branches:
-            x = branch.add_to(x)
-        return x
     first, *others = branches
+    if not all(_fuses(x, branch) for branch in branches):
+        x = first.add_to(x)
+        for branch in others:
+            x = lightly(branch.add_to, x) if context.is_eager_on_cuda(x) else branch.add_to(x)
+        return x
     x, normed = norm.fork(x, first.norm)
     result, factor = first.function(normed), first.drop_path.factor(x)
     for branch in others:
-        x, normed = norm.add(x, result, factor, branch.norm)
-        result, factor = branch.function(normed), branch.drop_path.factor(x)
+        x, result = lightly(_add_and_branch, x, result, factor, branch.norm, branch.function)
+        factor = branch.drop_path.factor(x)
     return add_scaled(x, result, factor)
+
+
+def _add_and_branch(
+    x: Tensor, result: Tensor, factor: Tensor | None, norm_module: nn.Module, function: nn.Module
+) -> tuple[Tensor, Tensor]:
+    """x + factor * result, and the function of its norm."""
+    x, normed = norm.add(x, result, factor, norm_module)
+    return x, function(normed)
 
 
 def _fuses(x: Tensor, branch: BranchOf) -> bool:
