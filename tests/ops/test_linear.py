@@ -1,0 +1,113 @@
+"""Linear maps and feed-forward networks in training on CUDA, in the form that a CPU can run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mm_vitbackbones.ops import context, linear, narrow
+
+SHAPE = (2, 3, 5, 16)
+
+
+@pytest.fixture(autouse=True)
+def on_cuda() -> Iterator[None]:
+    with context.pretend_device("cuda"):
+        yield
+
+
+class Network(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(16, 40), nn.Linear(40, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear.feed_forward(x, self.fc1, self.fc2)
+
+    def reference(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+def gradients(y: Tensor, x: Tensor, network: nn.Module) -> list[Tensor]:
+    return list(torch.autograd.grad(y.float().square().sum(), [x, *network.parameters()], allow_unused=True))
+
+
+def test_feed_forward_has_the_values_and_gradients_of_its_modules() -> None:
+    network, x = Network().double(), torch.randn(SHAPE, dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(network(x), network.reference(x))
+    torch.testing.assert_close(gradients(network(x), x, network), gradients(network.reference(x), x, network))
+
+
+def test_linear_has_the_value_and_gradients_of_the_module() -> None:
+    layer, x = nn.Linear(16, 24).double(), torch.randn(SHAPE, dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(linear.linear(x, layer), layer(x))
+    torch.testing.assert_close(gradients(linear.linear(x, layer), x, layer), gradients(layer(x), x, layer))
+
+
+def test_under_autocast_results_are_narrow_and_gradients_are_of_the_types_of_their_tensors() -> None:
+    network, x = Network(), torch.randn(SHAPE, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        y, expected = network(x), network.reference(x)
+    assert y.dtype == torch.bfloat16
+    ours, theirs = gradients(y, x, network), gradients(expected, x, network)
+    assert {g.dtype for g in ours} == {torch.float32}
+    for one, other in zip(ours, theirs, strict=True):
+        assert (one - other).norm() <= 2e-2 * other.norm()
+
+
+@pytest.mark.parametrize("frozen", ["fc1", "fc2", "fc1.bias", "fc2.weight"])
+def test_a_frozen_parameter_gets_no_gradient_and_the_others_theirs(frozen: str) -> None:
+    network, x = Network().double(), torch.randn(SHAPE, dtype=torch.float64, requires_grad=True)
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(not name.startswith(frozen))
+    network(x).square().sum().backward()
+    ours = {name: p.grad for name, p in network.named_parameters()}
+    network.zero_grad()
+    network.reference(x).square().sum().backward()
+    theirs = {name: p.grad for name, p in network.named_parameters()}
+    assert [name for name, g in ours.items() if g is None] == [n for n in ours if n.startswith(frozen)]
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_the_activation_is_not_kept() -> None:
+    network, x = Network(), torch.randn(SHAPE, requires_grad=True)
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):  # type: ignore[func-returns-value]
+        network(x)
+    assert sorted(t.shape[-1] for t in kept if t.dim() == 4) == [16, 40]  # x, and the hidden map once
+
+
+def test_a_module_with_a_hook_is_called() -> None:
+    network, seen = Network(), []
+    network.fc2.register_forward_hook(lambda _, __, out: seen.append(out))
+    network(torch.randn(SHAPE, requires_grad=True))
+    assert len(seen) == 1
+
+
+def test_all_parameters_of_linear_maps_are_cast_in_one_pass_and_only_for_the_duration_of_a_call() -> None:
+    network, x = Network(), torch.randn(SHAPE)
+    with torch.autocast("cpu", torch.bfloat16), narrow.copies(network, x):
+        weight = network.fc1.weight
+        copy = narrow.of(weight, torch.bfloat16)
+        assert copy.dtype == torch.bfloat16
+        torch.testing.assert_close(copy, weight.bfloat16())
+        assert narrow.of(weight, torch.bfloat16) is copy
+        assert narrow.of(weight, torch.float32) is weight
+    assert narrow.of(weight, torch.bfloat16) is not copy
+
+
+def test_the_next_call_sees_changed_weights_and_parameters_that_came_later() -> None:
+    network, x = Network(), torch.randn(SHAPE)
+    with torch.autocast("cpu", torch.bfloat16):
+        with narrow.copies(network, x):
+            pass
+        with torch.no_grad():
+            network.fc1.weight.zero_()
+        network.fc2.weight = nn.Parameter(torch.ones(16, 40))
+        with narrow.copies(network, x):
+            assert not narrow.of(network.fc1.weight, torch.bfloat16).any()
+            assert narrow.of(network.fc2.weight, torch.bfloat16).all()
