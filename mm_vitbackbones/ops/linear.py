@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from mm_vitbackbones.ops import context, narrow, onednn
-from mm_vitbackbones.ops.kernels.columns import column_sums, gelu_backward
+from mm_vitbackbones.ops.kernels.gelu import gelu_backward
 
 
 def linear(x: Tensor, layer: nn.Module, again: bool = False) -> Tensor:
@@ -83,7 +83,7 @@ class _Linear(torch.autograd.Function):
         return (
             (grad @ weight).view(shape).to(ctx.dtypes[0]) if of_x else None,
             _product(grad.t(), x, ctx.dtypes[1]) if of_weight else None,
-            column_sums(grad).to(ctx.dtypes[2]) if of_bias else None,
+            column_sums(grad, ctx.dtypes[2]) if of_bias else None,
             None,
         )
 
@@ -115,9 +115,17 @@ class _FeedForward(torch.autograd.Function):
             _product(grad_hidden.t(), x, dtypes[1]) if of_weight1 else None,
             sums.to(dtypes[2]) if of_bias1 else None,
             _product(grad.t(), activation, dtypes[3]) if of_weight2 else None,
-            column_sums(grad).to(dtypes[4]) if of_bias2 else None,
+            column_sums(grad, dtypes[4]) if of_bias2 else None,
             None,
         )
+
+
+def column_sums(matrix: Tensor, dtype: torch.dtype) -> Tensor:
+    """(rows, C) -> (C,). On CUDA by a product with ones: PyTorch reduces many rows of few columns in several times what
+    reading them takes."""
+    if matrix.is_cuda and matrix.dtype != dtype and _HAS_WIDE_PRODUCTS:
+        return _product(matrix.new_ones(1, len(matrix)), matrix, dtype).view(-1)
+    return matrix.sum(0, dtype=dtype)
 
 
 def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:

@@ -89,8 +89,8 @@ class _Norm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> Any:
         x = x.contiguous()
-        y, mean, rstd = kernels.layer_norm(x, weight, bias, eps, dtype)
-        ctx.save_for_backward(x, weight, mean, rstd)
+        y, statistics = kernels.layer_norm(x, weight, bias, eps, dtype)
+        ctx.save_for_backward(x, weight, statistics)
         ctx.set_materialize_grads(False)
         return x, y
 
@@ -99,8 +99,8 @@ class _Norm(torch.autograd.Function):
     def backward(ctx: Any, grad_x: Tensor | None, grad: Tensor | None) -> Any:
         if grad is None:
             return grad_x, None, None, None, None
-        x, weight, mean, rstd = ctx.saved_tensors
-        grad_x, of_parameters = kernels.layer_norm_backward(grad, grad_x, x, mean, rstd, weight)
+        x, weight, statistics = ctx.saved_tensors
+        grad_x, of_parameters = kernels.layer_norm_backward(grad, grad_x, x, statistics, weight)
         of_weight, of_bias = of_parameters.to(weight.dtype)
         return grad_x, of_weight, of_bias, None, None
 
@@ -119,8 +119,8 @@ class _NormOfSum(torch.autograd.Function):
         eps: float,
         dtype: torch.dtype,
     ) -> Any:
-        total, y, mean, rstd = kernels.add_layer_norm(x, branch, factor, weight, bias, eps, dtype)
-        ctx.save_for_backward(total, weight, mean, rstd, factor)
+        total, y, statistics = kernels.add_layer_norm(x, branch, factor, weight, bias, eps, dtype)
+        ctx.save_for_backward(total, weight, statistics, factor)
         ctx.dtypes = x.dtype, branch.dtype
         ctx.set_materialize_grads(False)
         return total, y
@@ -128,11 +128,11 @@ class _NormOfSum(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_total: Tensor | None, grad: Tensor | None) -> Any:
-        total, weight, mean, rstd, factor = ctx.saved_tensors
+        total, weight, statistics, factor = ctx.saved_tensors
         if grad is None:  # nothing has used the norm
             grad = torch.zeros_like(total)
         of_x, of_branch, of_parameters = kernels.add_layer_norm_backward(
-            grad, grad_total, total, mean, rstd, weight, factor, ctx.dtypes[1]
+            grad, grad_total, total, statistics, weight, factor, ctx.dtypes[1]
         )
         of_weight, of_bias = of_parameters.to(weight.dtype)
         return of_x.to(ctx.dtypes[0]), of_branch, None, of_weight, of_bias, None, None

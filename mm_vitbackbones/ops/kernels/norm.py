@@ -3,7 +3,7 @@
 PyTorch's kernel is slow for rows of few channels. Under autocast it also writes fp32, which the linear map after it
 casts in a pass of its own. And the sum before it, ``x + factor * branch``, and its gradient are passes of their own.
 
-A row is one token: x (..., C), mean and rstd (rows,) in fp32.
+A row is one token: x (..., C), statistics (2, rows), the mean and the inverse standard deviation of each in fp32.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def _reference(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch
     centred = x - mean
     rstd = (centred.square().mean(-1, keepdim=True) + eps).rsqrt()
     y = (centred * rstd * weight + bias).to(dtype)
-    return y, mean.flatten(), rstd.flatten()
+    return y, torch.stack((mean.flatten(), rstd.flatten()))
 
 
 def _reference_of_sum(
@@ -43,15 +43,15 @@ def _by_sample(factor: Tensor, x: Tensor) -> Tensor:
 
 
 def _reference_backward(
-    grad: Tensor, grad_total: Tensor | None, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor
+    grad: Tensor, grad_total: Tensor | None, x: Tensor, statistics: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor]:
-    wide = mean.dtype
-    shape = (*x.shape[:-1], 1)
-    normalised = (x.to(wide) - mean.view(shape)) * rstd.view(shape)
+    wide = statistics.dtype
+    mean, rstd = statistics.view(2, *x.shape[:-1], 1)
+    normalised = (x.to(wide) - mean) * rstd
     grad = grad.to(wide)
     inner = grad * weight
     along = (inner * normalised).mean(-1, keepdim=True)
-    grad_x = (inner - normalised * along - inner.mean(-1, keepdim=True)) * rstd.view(shape)
+    grad_x = (inner - normalised * along - inner.mean(-1, keepdim=True)) * rstd
     if grad_total is not None:
         grad_x = grad_x + grad_total
     of_weight = (grad * normalised).flatten(0, -2).sum(0)
@@ -62,13 +62,12 @@ def _reference_backward_of_sum(
     grad: Tensor,
     grad_total: Tensor | None,
     total: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
+    statistics: Tensor,
     weight: Tensor,
     factor: Tensor | None,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    grad_x, of_parameters = _reference_backward(grad, grad_total, total, mean, rstd, weight)
+    grad_x, of_parameters = _reference_backward(grad, grad_total, total, statistics, weight)
     grad_branch = grad_x.clone() if factor is None else grad_x * _by_sample(factor, grad_x)
     return grad_x, grad_branch.to(dtype), of_parameters
 
@@ -86,11 +85,11 @@ def _launch_of_sum(*args: object) -> tuple[Tensor, ...]:
 
 
 def _launch_backward(
-    grad: Tensor, grad_total: Tensor | None, x: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor
+    grad: Tensor, grad_total: Tensor | None, x: Tensor, statistics: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor]:
     from mm_vitbackbones.ops.kernels.triton import norm
 
-    grad_x, _, of_parameters = norm.backward(grad, grad_total, x, mean, rstd, weight, None, None)
+    grad_x, _, of_parameters = norm.backward(grad, grad_total, x, statistics, weight, None, None)
     return grad_x, of_parameters
 
 
@@ -101,23 +100,23 @@ def _launch_backward_of_sum(*args: object) -> tuple[Tensor, ...]:
 
 
 layer_norm = operator(
-    "layer_norm(Tensor x, Tensor weight, Tensor bias, float eps, ScalarType dtype) -> (Tensor, Tensor, Tensor)",
+    "layer_norm(Tensor x, Tensor weight, Tensor bias, float eps, ScalarType dtype) -> (Tensor, Tensor)",
     _reference,
     _launch,
 )
-"""``(y, mean, rstd)``: the normalised x in ``dtype``."""
+"""``(y, statistics)``: the normalised x in ``dtype``."""
 
 add_layer_norm = operator(
     "add_layer_norm(Tensor x, Tensor branch, Tensor? factor, Tensor weight, Tensor bias, float eps, ScalarType dtype)"
-    " -> (Tensor, Tensor, Tensor, Tensor)",
+    " -> (Tensor, Tensor, Tensor)",
     _reference_of_sum,
     _launch_of_sum,
 )
-"""``(total, y, mean, rstd)``: total = x + factor * branch, with one factor (B,) for each sample, or without; y is the
+"""``(total, y, statistics)``: total = x + factor * branch, with one factor (B,) for each sample, or without; y is the
 normalised total in ``dtype``."""
 
 layer_norm_backward = operator(
-    "layer_norm_backward(Tensor grad, Tensor? grad_total, Tensor x, Tensor mean, Tensor rstd, Tensor weight)"
+    "layer_norm_backward(Tensor grad, Tensor? grad_total, Tensor x, Tensor statistics, Tensor weight)"
     " -> (Tensor, Tensor)",
     _reference_backward,
     _launch_backward,
@@ -126,7 +125,7 @@ layer_norm_backward = operator(
 of weight and bias, (2, C) in fp32."""
 
 add_layer_norm_backward = operator(
-    "add_layer_norm_backward(Tensor grad, Tensor? grad_total, Tensor total, Tensor mean, Tensor rstd, Tensor weight,"
+    "add_layer_norm_backward(Tensor grad, Tensor? grad_total, Tensor total, Tensor statistics, Tensor weight,"
     " Tensor? factor, ScalarType dtype) -> (Tensor, Tensor, Tensor)",
     _reference_backward_of_sum,
     _launch_backward_of_sum,

@@ -9,18 +9,23 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch._C import _len_torch_dispatch_stack
+
+from mm_vitbackbones.ops import context
 
 NAMESPACE = "mm_vitbackbones"
 AMPERE = 8
 """The oldest generation of cards whose arithmetic the kernels need: bf16 and asynchronous copies."""
 
+_TENSORS = {Tensor, nn.Parameter}
 _library = torch.library.Library(NAMESPACE, "DEF")
 _enabled = True
 
 
 def operator(schema: str, reference: Callable[..., Any], launch: Callable[..., Any]) -> Callable[..., Any]:
-    """Registers ``torch.ops.mm_vitbackbones.<name>`` and returns it.
+    """Registers ``torch.ops.mm_vitbackbones.<name>`` and returns a function that calls it, or in eager mode on CUDA the
+    kernel itself.
 
     Args:
         schema: in PyTorch's form, ``"name(Tensor x, float eps) -> Tensor"``. No argument is written to.
@@ -35,7 +40,15 @@ def operator(schema: str, reference: Callable[..., Any], launch: Callable[..., A
     _library.define(schema)
     _library.impl(name, reference, "CompositeExplicitAutograd")
     _library.impl(name, on_cuda, "CUDA")
-    return getattr(getattr(torch.ops, NAMESPACE), name).default
+    registered = getattr(getattr(torch.ops, NAMESPACE), name).default
+
+    def call(*args: Any) -> Any:
+        # PyTorch's dispatcher would take longer than the launch. Compilers, and modes that watch operators, need it.
+        first = args[0]
+        direct = type(first) in _TENSORS and first.is_cuda and not _len_torch_dispatch_stack() and context.is_eager()
+        return launch(*args) if direct and usable(first) else registered(*args)
+
+    return call
 
 
 def usable(tensor: Tensor) -> bool:

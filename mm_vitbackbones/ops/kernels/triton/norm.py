@@ -8,20 +8,24 @@ of weight and bias in registers; the sums of all programs are added at the end.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from mm_vitbackbones.ops.kernels.triton.launch import Launcher
+
 TILE = 2048
 """Elements of a tile, at least one row."""
-PROGRAMS = 1056
-"""Of the backward pass: eight for each multiprocessor of a large card."""
+FEW_CHANNELS, PROGRAMS = 128, 528
+"""Programs of the backward pass with so few channels, four for each multiprocessor of a large card; half with more."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "rows_of_sample", "eps"])
 def _forward(
-    x, branch, factor, weight, bias, total, y, mean, rstd, rows, rows_of_sample, eps,
+    x, branch, factor, weight, bias, total, y, statistics, rows, rows_of_sample, eps,
     C: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr, SUM: tl.constexpr, FACTOR: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -43,13 +47,13 @@ def _forward(
     b = tl.load(bias + column, mask=column < C, other=0.0).to(tl.float32)
     result = value * scale[:, None] * w[None, :] + b[None, :]
     tl.store(y + at, result.to(y.dtype.element_ty), mask=inside)
-    tl.store(mean + row, centre, mask=row < rows)
-    tl.store(rstd + row, scale, mask=row < rows)
+    tl.store(statistics + row, centre, mask=row < rows)
+    tl.store(statistics + rows + row, scale, mask=row < rows)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "rows_of_sample", "tiles", "programs"])
 def _backward(
-    grad, grad_total, x, mean, rstd, weight, factor, grad_x, grad_branch, partial, rows, rows_of_sample, tiles,
+    grad, grad_total, x, statistics, weight, factor, grad_x, grad_branch, partial, rows, rows_of_sample, tiles,
     programs, C: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr, TOTAL: tl.constexpr, SUM: tl.constexpr,
     FACTOR: tl.constexpr,
 ):  # fmt: skip
@@ -64,8 +68,8 @@ def _backward(
         at = row[:, None] * C + column[None, :]
         g = tl.load(grad + at, mask=inside, other=0.0).to(tl.float32)
         value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
-        centre = tl.load(mean + row, mask=row < rows, other=0.0)
-        scale = tl.load(rstd + row, mask=row < rows, other=0.0)
+        centre = tl.load(statistics + row, mask=row < rows, other=0.0)
+        scale = tl.load(statistics + rows + row, mask=row < rows, other=0.0)
         normalised = tl.where(inside, (value - centre[:, None]) * scale[:, None], 0.0)
         of_weight += g * normalised
         of_bias += g
@@ -85,14 +89,15 @@ def _backward(
     tl.store(here + programs * C, tl.sum(of_bias, 0), mask=column < C)
 
 
-def tile_of(channels: int) -> tuple[int, int]:
-    """Columns and rows of a tile."""
+_start_forward, _start_backward = Launcher(_forward), Launcher(_backward)
+
+
+@functools.cache
+def tile_of(channels: int) -> tuple[int, int, int]:
+    """Columns and rows of a tile, and its warps."""
     columns = triton.next_power_of_2(channels)
-    return columns, max(1, TILE // columns)
-
-
-def warps_of(columns: int, rows: int) -> int:
-    return max(4, min(16, columns * rows // 512))
+    rows = max(1, TILE // columns)
+    return columns, rows, max(4, min(16, columns * rows // 512))
 
 
 def forward(
@@ -103,7 +108,7 @@ def forward(
     bias: Tensor,
     eps: float,
     dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     x = x.contiguous()
     channels = x.shape[-1]
     rows = x.numel() // channels
@@ -113,23 +118,22 @@ def forward(
         total = torch.empty_like(x, dtype=torch.promote_types(x.dtype, branch.dtype))
     y = torch.empty_like(x, dtype=dtype)
     statistics = torch.empty(2, rows, dtype=torch.float32, device=x.device)
-    mean, rstd = statistics[0], statistics[1]
-    columns, height = tile_of(channels)
-    _forward[(triton.cdiv(rows, height),)](
-        x, x if branch is None else branch, x if factor is None else factor, weight, bias, total, y, mean, rstd,
-        rows, rows // max(len(x), 1), eps,
-        C=channels, COLUMNS=columns, ROWS=height, SUM=branch is not None, FACTOR=factor is not None,
-        num_warps=warps_of(columns, height),
-    )  # fmt: skip
-    return total, y, mean, rstd
+    columns, height, warps = tile_of(channels)
+    _start_forward(
+        (-(-rows // height), 1, 1),
+        (x, x if branch is None else branch, x if factor is None else factor, weight, bias, total, y, statistics),
+        (rows, rows // x.shape[0], eps),
+        (channels, columns, height, branch is not None, factor is not None),
+        warps,
+    )
+    return total, y, statistics
 
 
 def backward(
     grad: Tensor,
     grad_total: Tensor | None,
     x: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
+    statistics: Tensor,
     weight: Tensor,
     factor: Tensor | None,
     dtype: torch.dtype | None,
@@ -139,16 +143,20 @@ def backward(
     grad_total = None if grad_total is None else grad_total.contiguous()
     channels = x.shape[-1]
     rows = x.numel() // channels
-    columns, height = tile_of(channels)
-    tiles = triton.cdiv(rows, height)
-    programs = min(tiles, PROGRAMS)
+    columns, height, warps = tile_of(channels)
+    tiles = -(-rows // height)
+    programs = min(tiles, PROGRAMS if columns <= FEW_CHANNELS else PROGRAMS // 2)
     grad_x = torch.empty_like(x)
     grad_branch = grad_x if dtype is None else torch.empty_like(x, dtype=dtype)
     partial = torch.empty(2, programs, channels, dtype=torch.float32, device=x.device)
-    _backward[(programs,)](
-        grad, grad if grad_total is None else grad_total, x, mean, rstd, weight, x if factor is None else factor,
-        grad_x, grad_branch, partial, rows, rows // max(len(x), 1), tiles, programs,
-        C=channels, COLUMNS=columns, ROWS=height, TOTAL=grad_total is not None, SUM=dtype is not None,
-        FACTOR=factor is not None, num_warps=warps_of(columns, height),
+    _start_backward(
+        (programs, 1, 1),
+        (
+            grad, grad if grad_total is None else grad_total, x, statistics, weight, x if factor is None else factor,
+            grad_x, grad_branch, partial,
+        ),
+        (rows, rows // x.shape[0], tiles, programs),
+        (channels, columns, height, grad_total is not None, dtype is not None, factor is not None),
+        warps,
     )  # fmt: skip
     return grad_x, grad_branch, partial.sum(1)

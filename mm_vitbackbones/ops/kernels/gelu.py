@@ -1,0 +1,28 @@
+"""GELU's gradient, the activation again, and the gradient of the bias before it, in one pass.
+
+Rows are tokens, columns channels.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mm_vitbackbones.ops.kernels.registration import operator
+
+
+def _reference(grad: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    grad = torch.ops.aten.gelu_backward(grad, hidden)
+    return grad, F.gelu(hidden), grad.sum(0, dtype=torch.promote_types(grad.dtype, torch.float32))
+
+
+def _launch(grad: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    from mm_vitbackbones.ops.kernels.triton import gelu
+
+    return gelu.backward(grad, hidden)
+
+
+gelu_backward = operator("gelu_backward(Tensor grad, Tensor hidden) -> (Tensor, Tensor, Tensor)", _reference, _launch)
+"""``(grad * gelu'(hidden), gelu(hidden), column sums of the first)``, of matrices (rows, C); the sums are in fp32. The
+activation is computed again here, and so need not be kept."""
