@@ -43,14 +43,18 @@ def is_eager() -> bool:
 _are_functions_transformed: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 
 
+_AUTOCAST_BY_DEVICE = hasattr(torch, "get_autocast_dtype")
+
+
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
     """The narrower type of the autocast that is on for a device; None where it is off or not known."""
-    if hasattr(torch, "get_autocast_dtype"):
-        on = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
-        return torch.get_autocast_dtype(device.type) if on else None
-    if device.type == "cpu":
+    kind = device.type
+    if _AUTOCAST_BY_DEVICE:
+        on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+        return torch.get_autocast_dtype(kind) if on else None
+    if kind == "cpu":
         return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
-    return torch.get_autocast_gpu_dtype() if device.type == "cuda" and torch.is_autocast_enabled() else None
+    return torch.get_autocast_gpu_dtype() if kind == "cuda" and torch.is_autocast_enabled() else None
 
 
 def autocast_to(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:

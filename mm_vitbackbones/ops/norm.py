@@ -100,9 +100,8 @@ class _Norm(torch.autograd.Function):
         if grad is None:
             return grad_x, None, None, None, None
         x, weight, statistics = ctx.saved_tensors
-        grad_x, of_parameters = kernels.layer_norm_backward(grad, grad_x, x, statistics, weight)
-        of_weight, of_bias = of_parameters.to(weight.dtype)
-        return grad_x, of_weight, of_bias, None, None
+        grad_x, of_weight, of_bias = kernels.layer_norm_backward(grad, grad_x, x, statistics, weight)
+        return grad_x, of_weight.to(weight.dtype), of_bias.to(weight.dtype), None, None
 
 
 class _NormOfSum(torch.autograd.Function):
@@ -131,8 +130,8 @@ class _NormOfSum(torch.autograd.Function):
         total, weight, statistics, factor = ctx.saved_tensors
         if grad is None:  # nothing has used the norm
             grad = torch.zeros_like(total)
-        of_x, of_branch, of_parameters = kernels.add_layer_norm_backward(
+        of_x, of_branch, of_weight, of_bias = kernels.add_layer_norm_backward(
             grad, grad_total, total, statistics, weight, factor, ctx.dtypes[1]
         )
-        of_weight, of_bias = of_parameters.to(weight.dtype)
+        of_weight, of_bias = of_weight.to(weight.dtype), of_bias.to(weight.dtype)
         return of_x.to(ctx.dtypes[0]), of_branch, None, of_weight, of_bias, None, None

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mm_vitbackbones.ops.kernels.registration import operator
+from mm_vitbackbones.ops.kernels.registration import kernel, operator
 
 
 def _reference(grad: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -17,12 +17,8 @@ def _reference(grad: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return grad, F.gelu(hidden), grad.sum(0, dtype=torch.promote_types(grad.dtype, torch.float32))
 
 
-def _launch(grad: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    from mm_vitbackbones.ops.kernels.triton import gelu
-
-    return gelu.backward(grad, hidden)
-
-
-gelu_backward = operator("gelu_backward(Tensor grad, Tensor hidden) -> (Tensor, Tensor, Tensor)", _reference, _launch)
+gelu_backward = operator(
+    "gelu_backward(Tensor grad, Tensor hidden) -> (Tensor, Tensor, Tensor)", _reference, kernel("gelu", "backward")
+)
 """``(grad * gelu'(hidden), gelu(hidden), column sums of the first)``, of matrices (rows, C); the sums are in fp32. The
 activation is computed again here, and so need not be kept."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mm_vitbackbones.ops.kernels.registration import operator
+from mm_vitbackbones.ops.kernels.registration import kernel, operator
 
 
 def _reference(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, ...]:
@@ -44,7 +44,7 @@ def _by_sample(factor: Tensor, x: Tensor) -> Tensor:
 
 def _reference_backward(
     grad: Tensor, grad_total: Tensor | None, x: Tensor, statistics: Tensor, weight: Tensor
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     wide = statistics.dtype
     mean, rstd = statistics.view(2, *x.shape[:-1], 1)
     normalised = (x.to(wide) - mean) * rstd
@@ -55,7 +55,7 @@ def _reference_backward(
     if grad_total is not None:
         grad_x = grad_x + grad_total
     of_weight = (grad * normalised).flatten(0, -2).sum(0)
-    return grad_x.to(x.dtype), torch.stack((of_weight, grad.flatten(0, -2).sum(0)))
+    return grad_x.to(x.dtype), of_weight, grad.flatten(0, -2).sum(0)
 
 
 def _reference_backward_of_sum(
@@ -66,43 +66,16 @@ def _reference_backward_of_sum(
     weight: Tensor,
     factor: Tensor | None,
     dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor]:
-    grad_x, of_parameters = _reference_backward(grad, grad_total, total, statistics, weight)
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    grad_x, of_weight, of_bias = _reference_backward(grad, grad_total, total, statistics, weight)
     grad_branch = grad_x.clone() if factor is None else grad_x * _by_sample(factor, grad_x)
-    return grad_x, grad_branch.to(dtype), of_parameters
-
-
-def _launch(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    from mm_vitbackbones.ops.kernels.triton import norm
-
-    return norm.forward(x, None, None, weight, bias, eps, dtype)[1:]
-
-
-def _launch_of_sum(*args: object) -> tuple[Tensor, ...]:
-    from mm_vitbackbones.ops.kernels.triton import norm
-
-    return norm.forward(*args)  # type: ignore[arg-type]
-
-
-def _launch_backward(
-    grad: Tensor, grad_total: Tensor | None, x: Tensor, statistics: Tensor, weight: Tensor
-) -> tuple[Tensor, Tensor]:
-    from mm_vitbackbones.ops.kernels.triton import norm
-
-    grad_x, _, of_parameters = norm.backward(grad, grad_total, x, statistics, weight, None, None)
-    return grad_x, of_parameters
-
-
-def _launch_backward_of_sum(*args: object) -> tuple[Tensor, ...]:
-    from mm_vitbackbones.ops.kernels.triton import norm
-
-    return norm.backward(*args)  # type: ignore[arg-type]
+    return grad_x, grad_branch.to(dtype), of_weight, of_bias
 
 
 layer_norm = operator(
     "layer_norm(Tensor x, Tensor weight, Tensor bias, float eps, ScalarType dtype) -> (Tensor, Tensor)",
     _reference,
-    _launch,
+    kernel("norm", "layer_norm"),
 )
 """``(y, statistics)``: the normalised x in ``dtype``."""
 
@@ -110,24 +83,24 @@ add_layer_norm = operator(
     "add_layer_norm(Tensor x, Tensor branch, Tensor? factor, Tensor weight, Tensor bias, float eps, ScalarType dtype)"
     " -> (Tensor, Tensor, Tensor)",
     _reference_of_sum,
-    _launch_of_sum,
+    kernel("norm", "add_layer_norm"),
 )
 """``(total, y, statistics)``: total = x + factor * branch, with one factor (B,) for each sample, or without; y is the
 normalised total in ``dtype``."""
 
 layer_norm_backward = operator(
     "layer_norm_backward(Tensor grad, Tensor? grad_total, Tensor x, Tensor statistics, Tensor weight)"
-    " -> (Tensor, Tensor)",
+    " -> (Tensor, Tensor, Tensor)",
     _reference_backward,
-    _launch_backward,
+    kernel("norm", "layer_norm_backward"),
 )
-"""``(grad_x, grad_parameters)``: the gradient of x, plus ``grad_total``, what else its users have sent back; and those
-of weight and bias, (2, C) in fp32."""
+"""``(grad_x, grad_weight, grad_bias)``: that of x, plus ``grad_total``, what else its users have sent back; those of
+weight and bias are in fp32."""
 
 add_layer_norm_backward = operator(
     "add_layer_norm_backward(Tensor grad, Tensor? grad_total, Tensor total, Tensor statistics, Tensor weight,"
-    " Tensor? factor, ScalarType dtype) -> (Tensor, Tensor, Tensor)",
+    " Tensor? factor, ScalarType dtype) -> (Tensor, Tensor, Tensor, Tensor)",
     _reference_backward_of_sum,
-    _launch_backward_of_sum,
+    kernel("norm", "add_layer_norm_backward"),
 )
-"""``(grad_x, grad_branch, grad_parameters)``; the branch's gradient is in ``dtype``."""
+"""``(grad_x, grad_branch, grad_weight, grad_bias)``; the branch's gradient is in ``dtype``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -49,6 +50,19 @@ def operator(schema: str, reference: Callable[..., Any], launch: Callable[..., A
         return launch(*args) if direct and usable(first) else registered(*args)
 
     return call
+
+
+def kernel(module: str, name: str) -> Callable[..., Any]:
+    """The function ``name`` of ``ops.kernels.triton.<module>``, which is imported at the first call."""
+    found: Callable[..., Any] | None = None
+
+    def launch(*args: Any) -> Any:
+        nonlocal found
+        if found is None:
+            found = getattr(importlib.import_module(f"mm_vitbackbones.ops.kernels.triton.{module}"), name)
+        return found(*args)
+
+    return launch
 
 
 def usable(tensor: Tensor) -> bool:

@@ -100,7 +100,7 @@ def tile_of(channels: int) -> tuple[int, int, int]:
     return columns, rows, max(4, min(16, columns * rows // 512))
 
 
-def forward(
+def add_layer_norm(
     x: Tensor,
     branch: Tensor | None,
     factor: Tensor | None,
@@ -129,7 +129,7 @@ def forward(
     return total, y, statistics
 
 
-def backward(
+def add_layer_norm_backward(
     grad: Tensor,
     grad_total: Tensor | None,
     x: Tensor,
@@ -137,7 +137,7 @@ def backward(
     weight: Tensor,
     factor: Tensor | None,
     dtype: torch.dtype | None,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``dtype`` is that of the branch's gradient; None: there is no branch."""
     grad, x = grad.contiguous(), x.contiguous()
     grad_total = None if grad_total is None else grad_total.contiguous()
@@ -159,4 +159,16 @@ def backward(
         (channels, columns, height, grad_total is not None, dtype is not None, factor is not None),
         warps,
     )  # fmt: skip
-    return grad_x, grad_branch, partial.sum(1)
+    of_weight, of_bias = partial.sum(1).unbind()
+    return grad_x, grad_branch, of_weight, of_bias
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    return add_layer_norm(x, None, None, weight, bias, eps, dtype)[1:]
+
+
+def layer_norm_backward(
+    grad: Tensor, grad_total: Tensor | None, x: Tensor, statistics: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad_x, _, of_weight, of_bias = add_layer_norm_backward(grad, grad_total, x, statistics, weight, None, None)
+    return grad_x, of_weight, of_bias
