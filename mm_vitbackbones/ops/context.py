@@ -43,13 +43,10 @@ def is_eager() -> bool:
 _are_functions_transformed: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 
 
-_AUTOCAST_BY_DEVICE = hasattr(torch, "get_autocast_dtype")
-
-
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
     """The narrower type of the autocast that is on for a device; None where it is off or not known."""
     kind = device.type
-    if _AUTOCAST_BY_DEVICE:
+    if hasattr(torch, "get_autocast_dtype"):
         on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
         return torch.get_autocast_dtype(kind) if on else None
     if kind == "cpu":
