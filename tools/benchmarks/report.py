@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -16,10 +17,15 @@ from mm_vitbackbones.errors import UserError
 from mm_vitbackbones.files import write_whole
 
 from .contenders import CONTENDERS
+from .gpu import command
+from .gpu import contenders as gpu_contenders
+from .gpu.cases import PARTS
 from .running import DTYPES, MODES, Case, Setup, cases, gpu_cases, machine, measure_apart
 
 SETTINGS: dict[str, dict[str, str]] = {"stock": {}, "huge pages": {"THP_MEM_ALLOC_ENABLE": "1"}}
 """Environment variables of the memory allocator, by the name of the setting."""
+
+DOCS = Path(__file__).parents[2] / "docs"
 
 SIDES = (256, 512, 1024, 1536, 2048)
 """Of the square images of the plots."""
@@ -89,16 +95,26 @@ def main(argv: list[str]) -> None:
         help="measure what docs/benchmarks.json does not have yet, with each setting of the allocator, and make "
         "docs/benchmarks.md (on the CPU, eager, fp32)",
     )
+    parser.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", help=f"report on a GPU: {', '.join(PARTS)}")
+    parser.add_argument("--seconds", type=float, help="report on a GPU: stop before so many, with what there is then")
+    parser.add_argument(
+        "--baseline", type=Path, metavar="DIR", help="report on a GPU: another checkout of this package, to compare with"
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", default=DOCS, help="report on a GPU: where it goes (docs/)")
+    parser.add_argument("--smoke", action="store_true", help=argparse.SUPPRESS)  # the report on a GPU, without one
     args = parser.parse_args(argv)
     options = {name: getattr(args, name) for name in ("turns", "threads", "clock", "device", "dtype", "compiled")}
     try:
         setup = Setup(**options)
     except ValueError as error:
         raise UserError(str(error)) from None
+    if args.report and (args.device != "cpu" or args.smoke):
+        _report_on_gpu(args)
+        return
     if args.report:
         if setup != Setup(setup.turns, setup.threads):
             raise UserError("--report goes without --clock, --device, --dtype and --compiled: its page is of one setup")
-        write_report(Path(__file__).parents[2] / "docs", cases(args.networks, args.modes), setup)
+        write_report(DOCS, cases(args.networks, args.modes), setup)
         return
     if args.device != "cpu" and not torch.cuda.is_available():
         raise UserError(f"--device {args.device}: there is no GPU that torch can use")
@@ -106,6 +122,17 @@ def main(argv: list[str]) -> None:
     for case in (cases if setup.device == "cpu" else gpu_cases)(args.networks, args.modes):
         for row in measure_apart(case, setup):
             print(f"{case!s:<44} {row}", flush=True)
+
+
+def _report_on_gpu(args: argparse.Namespace) -> None:
+    if args.compiled or args.dtype != Setup.dtype or args.modes != [*MODES]:
+        raise UserError("--device cuda --report goes without --compiled, --dtype and --modes: it measures all of them")
+    if args.device != "cpu" and not torch.cuda.is_available():
+        raise UserError(f"--device {args.device}: there is no GPU that torch can use")
+    networks = [network for network in args.networks if network in gpu_contenders.CONTENDERS]
+    if not networks:
+        raise UserError(f"--networks: the report on a GPU has {', '.join(gpu_contenders.CONTENDERS)}")
+    command.report(args.out, networks, args.only, args.seconds, args.baseline, args.device, args.smoke)
 
 
 def write_report(docs: Path, wanted: list[Case], setup: Setup) -> None:

@@ -1,0 +1,204 @@
+"""Every family on a GPU: equal to the CPU, in every type of number, with and without what saves memory, in a CUDA graph.
+
+They need torch and MMEngine alone: python -m pytest tests/gpu -m gpu
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from helpers.toys import TOYS
+from mm_vitbackbones.backbones import PVT, Backbone, CoaT, MiT, PiT, PVTv2, Swin
+from mm_vitbackbones.ops.kernels import registration
+
+DEVICE = "cuda"
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU that torch can use"),
+    pytest.mark.filterwarnings("default"),  # cards and drivers have warnings of their own
+]
+each_toy = pytest.mark.parametrize("toy", TOYS)
+NARROW = (torch.bfloat16, torch.float16)
+WIDE = {
+    "pvt": (PVT, "small"),
+    "pvt_v2": (PVTv2, "b2"),
+    "mit": (MiT, "b2"),
+    "swin": (Swin, "tiny"),
+    "coat": (CoaT, "lite_small"),
+    "pit": (PiT, "s"),
+}
+"""Published widths, which kernels of our own are made for."""
+
+
+@pytest.fixture(autouse=True)
+def full_precision() -> Iterator[None]:
+    """No TF32: fp32 is compared with the CPU's."""
+    matmul, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, cudnn
+
+
+def build(toy: str, **arguments: object) -> Backbone:
+    torch.manual_seed(0)
+    return TOYS[toy](drop_path_rate=0.0, **arguments)
+
+
+def shallow(name: str) -> Backbone:
+    """A network of published widths, with one block in each stage (Swin: two)."""
+    family, arch = WIDE[name]
+    spec = family.archs[arch]
+    depths = (2 if family is Swin else 1,) * len(spec.depths)
+    torch.manual_seed(0)
+    return family(arch=dataclasses.replace(spec, depths=depths), drop_path_rate=0.0)
+
+
+def image(batch: int = 2) -> Tensor:
+    """Its sides are odd: no grid fills its patches or windows."""
+    return torch.randn(batch, 3, 75, 101, generator=torch.Generator().manual_seed(1))
+
+
+def autocast(dtype: torch.dtype | None) -> AbstractContextManager[object]:
+    return nullcontext() if dtype is None else torch.autocast(DEVICE, dtype)
+
+
+def infer(network: nn.Module, x: Tensor, dtype: torch.dtype | None = None) -> list[Tensor]:
+    with torch.no_grad(), autocast(dtype):
+        return [*network.eval()(x)]
+
+
+def gradients(network: nn.Module, x: Tensor, dtype: torch.dtype | None = None) -> list[Tensor]:
+    """Of a loss that treats no two numbers alike: of the image, then of the parameters."""
+    x = x.clone().requires_grad_()
+    network.train().zero_grad(set_to_none=True)
+    with autocast(dtype):
+        maps = network(x)
+    sum((m.float().flatten() * torch.linspace(-1, 1, m.numel(), device=x.device)).sum() for m in maps).backward()
+    return [x.grad, *(p.grad for p in network.parameters())]
+
+
+def error(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """The largest relative distance of two maps."""
+    pairs = [(a.float().cpu(), e.float().cpu()) for a, e in zip(actual, expected, strict=True)]
+    return max(float((a - e).norm() / e.norm()) for a, e in pairs)
+
+
+def gradient_error(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """The same of gradients. One that is nearly zero, as of the bias of keys, may differ by a part of all of them."""
+    pairs = [(a.double().cpu(), e.double().cpu()) for a, e in zip(actual, expected, strict=True)]
+    whole = float(torch.stack([e.norm() for _, e in pairs[1:]]).norm())
+    floors = [0.0, *(0.01 * whole for _ in pairs[1:])]  # the image's gradient, then those of parameters
+    return max(float((a - e).norm()) / (float(e.norm()) + floor) for (a, e), floor in zip(pairs, floors, strict=True))
+
+
+@each_toy
+def test_fp32_equals_the_cpu(toy: str) -> None:
+    on_cpu, on_gpu = build(toy), build(toy).to(DEVICE)
+    assert error(infer(on_gpu, image().to(DEVICE)), infer(on_cpu, image())) < 1e-5
+    assert gradient_error(gradients(on_gpu, image().to(DEVICE)), gradients(on_cpu, image())) < 1e-4
+
+
+@each_toy
+def test_levels_lie_in_memory_as_on_the_cpu(toy: str) -> None:
+    for x in (image(), image().to(memory_format=torch.channels_last)):
+        on_cpu, on_gpu = infer(build(toy), x), infer(build(toy).to(DEVICE), x.to(DEVICE))
+        assert [m.stride() for m in on_gpu] == [m.stride() for m in on_cpu]
+
+
+@each_toy
+@pytest.mark.parametrize("dtype", NARROW, ids=str)
+def test_narrow_types_are_near_fp32(toy: str, dtype: torch.dtype) -> None:
+    network, x = build(toy).to(DEVICE), image().to(DEVICE)
+    exact = infer(network, x)
+    assert error(infer(network, x, dtype), exact) < 2e-2
+    assert error(infer(network.to(dtype), x.to(dtype)), exact) < 2e-2
+
+
+@each_toy
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=str)
+def test_computing_again_changes_no_gradient(toy: str, dtype: torch.dtype | None) -> None:
+    x = image().to(DEVICE)
+    plain = gradients(build(toy).to(DEVICE), x, dtype)
+    for form in ("all_but_attention", "all"):
+        again = gradients(build(toy, with_cp=form).to(DEVICE), x, dtype)
+        assert gradient_error(again, plain) < (1e-5 if dtype is None else 2e-2), form
+
+
+@each_toy
+def test_training_with_a_gradient_scaler_learns(toy: str) -> None:
+    network, x = build(toy).to(DEVICE).train(), image().to(DEVICE)
+    generator = torch.Generator(DEVICE).manual_seed(2)
+    targets = [torch.randn(m.shape, device=DEVICE, generator=generator) for m in infer(network, x)]
+    optimizer = torch.optim.AdamW(network.train().parameters(), lr=3e-3)
+    scaler = torch.amp.GradScaler(DEVICE)
+    losses = []
+    for _ in range(12):
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(DEVICE, torch.float16):
+            maps = network(x)
+            loss = sum(((m.float() - t) ** 2).mean() for m, t in zip(maps, targets, strict=True))
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        losses.append(float(loss.detach()))
+    assert all(p.isfinite().all() for p in network.parameters())
+    assert torch.tensor(losses).isfinite().all()
+    assert losses[-1] < 0.95 * losses[0]
+    assert scaler.get_scale() >= 2**8, "most steps overflowed"
+
+
+@each_toy
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)], ids=str)
+def test_a_cuda_graph_of_inference_gives_the_same(toy: str, dtype: torch.dtype, bound: float) -> None:
+    network = build(toy).to(DEVICE, dtype).eval()
+    first, second = image().to(DEVICE, dtype), image().flip(0).to(DEVICE, dtype)
+    place = first.clone()
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(2):
+            infer(network, place)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        maps = infer(network, place)
+    for x in (first, second):
+        place.copy_(x)
+        graph.replay()
+        assert error(maps, infer(network, x)) < bound
+
+
+def toy_of(name: str) -> Callable[[], Backbone]:
+    return lambda: build(name)
+
+
+def wide_of(name: str) -> Callable[[], Backbone]:
+    return lambda: shallow(name)
+
+
+NETWORKS = {**{f"toy {name}": toy_of(name) for name in TOYS}, **{f"wide {name}": wide_of(name) for name in WIDE}}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    ("dtype", "bound", "gradient_bound"), [(None, 1e-5, 1e-4), (torch.bfloat16, 2e-2, 2e-2)], ids=str
+)
+def test_kernels_and_their_references_agree(
+    name: str, dtype: torch.dtype | None, bound: float, gradient_bound: float
+) -> None:
+    network, x = NETWORKS[name]().to(DEVICE), image().to(DEVICE)
+    maps, with_kernels = infer(network, x, dtype), gradients(network, x, dtype)
+    with registration.disabled():
+        assert error(maps, infer(network, x, dtype)) < bound
+        assert gradient_error(with_kernels, gradients(network, x, dtype)) < gradient_bound
+    if dtype is not None:
+        narrow = network.to(dtype)
+        maps = infer(narrow, x.to(dtype))
+        with registration.disabled():
+            assert error(maps, infer(narrow, x.to(dtype))) < bound

@@ -1,0 +1,133 @@
+"""Time, kernels and memory of one network on one image."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+WARM_UPS = 3
+GROUPS = 3
+"""Groups of runs that are timed; the result is the median of the groups."""
+SECONDS_OF_A_GROUP = 0.15
+RUNS_OF_A_GROUP = (2, 10)
+"""At least and at most."""
+
+Run = Callable[[], Any]
+
+
+def synchronize(device: str) -> None:
+    if device != "cpu":
+        torch.cuda.synchronize()
+
+
+def inference(model: nn.Module, image: Tensor) -> Run:
+    def run() -> Any:
+        with torch.no_grad():
+            return model(image)
+
+    return run
+
+
+def training_step(model: nn.Module, image: Tensor, owner: nn.Module | None = None) -> Run:
+    """Forward and backward under bf16 autocast, with fp32 weights.
+
+    Args:
+        owner: has the parameters, where ``model`` is its compiled form.
+    """
+    owner = model if owner is None else owner
+
+    def run() -> None:
+        owner.zero_grad(set_to_none=True)
+        with torch.autocast(image.device.type, torch.bfloat16):
+            loss = sum(level.float().mean() for level in model(image))
+        loss.backward()
+
+    return run
+
+
+def milliseconds(run: Run, device: str) -> float:
+    """Wall time of a run in a sequence of runs that nothing waits for, as in a loop of training."""
+    if device == "cpu":  # a trial
+        start = time.perf_counter()
+        run()
+        return (time.perf_counter() - start) * 1e3
+    for _ in range(WARM_UPS - 1):
+        run()
+    synchronize(device)
+    start = time.perf_counter()
+    run()
+    synchronize(device)
+    least, most = RUNS_OF_A_GROUP
+    count = min(max(int(SECONDS_OF_A_GROUP / (time.perf_counter() - start)), least), most)
+    times = []
+    for _ in range(GROUPS):
+        start = time.perf_counter()
+        for _ in range(count):
+            run()
+        synchronize(device)
+        times.append((time.perf_counter() - start) / count)
+    return statistics.median(times) * 1e3
+
+
+def peak_mib(run: Run, model: nn.Module, device: str) -> float:
+    """What a run allocates at once beyond the weights and the image; the parameters' gradients count."""
+    model.zero_grad(set_to_none=True)
+    if device == "cpu":
+        run()
+        return 0.0
+    synchronize(device)
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    run()
+    synchronize(device)
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
+def kernels(run: Run, device: str) -> tuple[float, int]:
+    """The sum of the kernels' durations in one run, in milliseconds, and how many they are (copies included)."""
+    on_cpu = device == "cpu"
+    with profile(activities=[ProfilerActivity.CPU if on_cpu else ProfilerActivity.CUDA]) as prof:
+        run()
+        synchronize(device)
+    recorded: Any = prof.profiler
+    kind = DeviceType.CPU if on_cpu else DeviceType.CUDA
+    found = [e.duration_ns() for e in recorded.kineto_results.events() if e.device_type() == kind]
+    return sum(found) / 1e6, len(found)
+
+
+def capture(run: Run) -> torch.cuda.CUDAGraph:
+    """A run of inference as a CUDA graph."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(2):
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph
+
+
+def release(device: str) -> None:
+    """Gives the freed memory of the card back, so that another process can have it."""
+    gc.collect()
+    if device != "cpu":
+        torch.cuda.empty_cache()
+
+
+def reason(error: BaseException) -> str:
+    """Why something was not measured, in one line."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return "fails: out of memory"
+    lines = str(error).strip().splitlines() or [""]
+    text = f"{type(error).__name__}: {lines[0]}" if lines[0] else type(error).__name__
+    return f"{'not installed' if isinstance(error, ImportError) else 'fails'}: {text[:160]}"

@@ -1,0 +1,336 @@
+"""docs/benchmarks_gpu.md: what we aim at and what was measured, from the records of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .cases import CASES, INFER_512, INFER_800, TRAIN_512, TRAIN_800, Case, Task
+from .contenders import BEFORE, CONTENDERS, LIGHT, LIGHT_FORM, OURS
+
+TITLES = {
+    "pvt_s": "PVT-Small",
+    "pvt_v2_b2": "PVTv2-B2",
+    "mit_b2": "MiT-B2",
+    "swin_t": "Swin-T",
+    "coat_lite_s": "CoaT-Lite-Small",
+    "coat_mini": "CoaT-Mini",
+    "pit_s": "PiT-S, published geometry",
+    "segformer_b0": "SegFormer-B0, E = 256",
+    "segformer_b2": "SegFormer-B2, E = 768",
+}
+
+
+@dataclass(frozen=True)
+class Aims:
+    """How many times as long as ours the best peer is meant to take, and the share of its memory that we take."""
+
+    training: float
+    memory: float
+    inference: float
+    fastest_inference: float
+    """Of each the fastest form: compiled, captured as a CUDA graph, or both."""
+    light_memory: float | None = None
+    """With ``with_cp``, which may take LIGHT_TIME as long as without."""
+
+
+COMPILED_TRAINING = 1.15
+LIGHT_TIME = 1.15
+WALL_OVER_CUDA = 1.15
+"""At most, for a training step at 512x512, batch 16."""
+
+_PVT = Aims(1.3, 0.8, 1.3, 2.0, 0.4)
+_COAT = Aims(1.15, 0.8, 1.3, 1.2)
+_SEGFORMER = Aims(1.4, 0.5, 1.5, 2.0)
+AIMS = {
+    "pvt_s": _PVT,
+    "pvt_v2_b2": _PVT,
+    "mit_b2": _PVT,
+    "swin_t": Aims(1.15, 0.8, 1.3, 1.2, 0.4),
+    "coat_lite_s": _COAT,
+    "coat_mini": _COAT,
+    "pit_s": Aims(1.1, 0.8, 1.1, 1.1),
+    "segformer_b0": _SEGFORMER,
+    "segformer_b2": _SEGFORMER,
+}
+
+Record = Mapping[str, Any]
+
+
+class Figures:
+    """The records, by what they are of."""
+
+    def __init__(self, records: Iterable[Record]) -> None:
+        self._found: dict[tuple[str, str, str, Case], dict[str, Any]] = {}
+        for record in records:
+            task = Task.from_json(record)
+            place = self._found.setdefault((task.network, task.contender, task.part, task.case), {})
+            skipped = {"network", "contender", "part", "case", "what"}
+            if task.what == "kernels" and "failure" in record:
+                continue  # its time says why, or is all that there is
+            place.update({name: value for name, value in record.items() if name not in skipped})
+
+    def of(self, network: str, contender: str, part: str, case: Case) -> dict[str, Any] | None:
+        """Everything measured in one place; None if nothing was."""
+        return self._found.get((network, contender, part, case))
+
+    def value(self, network: str, contender: str, part: str, case: Case, name: str) -> float | None:
+        return (self.of(network, contender, part, case) or {}).get(name)
+
+    def peers(self, network: str, part: str, case: Case, name: str) -> dict[str, float]:
+        """The values of all peers that have one."""
+        values = {c: self.value(network, c, part, case, name) for c in _peers(network)}
+        return {c: value for c, value in values.items() if value is not None}
+
+    def fastest_inference(self, network: str, contenders: Iterable[str]) -> tuple[float, str, str] | None:
+        """Milliseconds, who, and in which form, at 800x1344, batch 1."""
+        forms = (
+            ("inference", "graph_ms", "CUDA graph"),
+            ("compiled", "ms", "compiled"),
+            ("compiled", "graph_ms", "compiled, CUDA graph"),
+        )
+        times = [
+            (value, contender, form)
+            for contender in contenders
+            for part, name, form in forms
+            if (value := self.value(network, contender, part, INFER_800, name)) is not None
+        ]
+        return min(times, default=None)
+
+
+def _peers(network: str) -> list[str]:
+    return [c.name for c in CONTENDERS[network] if c.name not in (OURS, LIGHT, BEFORE)]
+
+
+NOT_MEASURED = "not measured"
+
+
+def page(data: Mapping[str, Any]) -> str:
+    """The page of what a run has measured: ``machine``, ``before`` and ``records``."""
+    figures = Figures(data["records"])
+    parts = [_head(data), _aims(figures), _python(figures)]
+    for network, title in TITLES.items():
+        if table := _tables(figures, network):
+            parts.append(f"\n## {title}\n{table}")
+    return "".join(parts)
+
+
+def _head(data: Mapping[str, Any]) -> str:
+    machine = data["machine"]
+    peers = ", ".join(f"{name} {version}" for name, version in machine["peers"].items()) or "none"
+    light = f'`with_cp="{LIGHT_FORM}"`'
+    return f"""# Benchmarks on a GPU
+
+Made by `tools/benchmark.py --device cuda --report` from `docs/benchmarks_gpu.json`: do not edit. What is measured on a
+CPU stands in [benchmarks.md](benchmarks.md).
+
+**Measured here**: {machine["card"]}, driver {machine["driver"]}, torch {machine["torch"]}; peers: {peers}.
+
+Our networks and other implementations of the same ones, at random weights. A training step is forward and backward
+under bf16 autocast, with fp32 weights, stochastic depth as by default of our network, and gradients that are set to
+None before it. Inference has weights and image in bf16. Each figure was measured while no other process ran.
+
+- *wall*: milliseconds of a run in a sequence that waits for nothing, the median of three groups of runs. *CUDA*: the
+  sum of the durations of all kernels. *graph*: the same run captured as a CUDA graph and replayed.
+- *peak*: memory beyond weights and image, in MiB; gradients of the parameters count.
+- *x*: the time over ours: above 1 we are faster. "{OURS}" is the default, "{LIGHT}" has {light}.
+- timm's fused attention is on by default except in Swin, which has a row of its own with it; transformers has
+  `attn_implementation="sdpa"` where the network offers it.
+- Compiled: `torch.compile(dynamic=False)` of the whole network. Seconds are those of one core.
+"""
+
+
+def _aims(figures: Figures) -> str:
+    lines = [
+        "\n## What we aim at\n\n"
+        "Times are those of the best peer over ours, memory is ours over that of the leanest peer.\n\n"
+        "| network | what | aim | before | now | the best peer |\n| --- | --- | --- | --- | --- | --- |\n"
+    ]
+    for network, aims in AIMS.items():
+        rows: list[tuple[str, str, str, str, str]] = []
+        for case in (TRAIN_512, TRAIN_800):
+            rows.append(_ratio(figures, network, f"training, {_image(case)}", "train", case, aims.training))
+        for case in (TRAIN_512, TRAIN_800):
+            rows.append(_memory(figures, network, OURS, f"memory of training, {_image(case)}", case, aims.memory))
+            if aims.light_memory is not None:
+                what = f"memory with `with_cp`, {_image(case)}"
+                rows.append(_memory(figures, network, LIGHT, what, case, aims.light_memory))
+                rows.append(_light_time(figures, network, case))
+        for case in (INFER_512, INFER_800):
+            rows.append(_ratio(figures, network, f"inference, {_image(case)}", "inference", case, aims.inference))
+        rows.append(_fastest(figures, network, aims.fastest_inference))
+        what = f"compiled training, {_image(TRAIN_512)}"
+        rows.append(_ratio(figures, network, what, "compiled", TRAIN_512, COMPILED_TRAINING))
+        lines += [f"| {TITLES[network]} | {' | '.join(row)} |\n" for row in rows]
+    return "".join(lines)
+
+
+def _image(case: Case) -> str:
+    return f"{case.size[0]}x{case.size[1]} batch {case.batch}"
+
+
+def _at_least(value: float | None, aim: float) -> str:
+    if value is None:
+        return NOT_MEASURED
+    shown = round(value, 2)  # as it is printed
+    return f"x{shown:.2f}" if shown >= aim else f"x{shown:.2f}: not reached"
+
+
+def _at_most(value: float | None, aim: float) -> str:
+    if value is None:
+        return NOT_MEASURED
+    shown = round(value, 2)
+    return f"{shown:.0%}" if shown <= aim else f"{shown:.0%}: not reached"
+
+
+def _over(numerator: float | None, denominator: float | None) -> float | None:
+    return None if numerator is None or denominator is None else numerator / denominator
+
+
+def _plain(value: float | None) -> str:
+    return "-" if value is None else f"x{value:.2f}"
+
+
+def _ratio(
+    figures: Figures, network: str, what: str, part: str, case: Case, aim: float
+) -> tuple[str, str, str, str, str]:
+    times = figures.peers(network, part, case, "ms")
+    best = min(times, key=lambda name: times[name], default=None)
+    theirs = None if best is None else times[best]
+    now, before = (_over(theirs, figures.value(network, name, part, case, "ms")) for name in (OURS, BEFORE))
+    shown = "-" if best is None else f"{best}, {theirs:.2f} ms"
+    return what, f"x{aim:g}", _plain(before), _at_least(now, aim), shown
+
+
+def _memory(
+    figures: Figures, network: str, ours: str, what: str, case: Case, aim: float
+) -> tuple[str, str, str, str, str]:
+    peaks = figures.peers(network, "train", case, "peak_mib")
+    best = min(peaks, key=lambda name: peaks[name], default=None)
+    theirs = None if best is None else peaks[best]
+    now = _over(figures.value(network, ours, "train", case, "peak_mib"), theirs)
+    before = _over(figures.value(network, BEFORE, "train", case, "peak_mib"), theirs) if ours == OURS else None
+    shown = "-" if best is None else f"{best}, {theirs:.0f} MiB"
+    return what, f"{aim:.0%}", "-" if before is None else f"{before:.0%}", _at_most(now, aim), shown
+
+
+def _light_time(figures: Figures, network: str, case: Case) -> tuple[str, str, str, str, str]:
+    light, plain = (figures.value(network, name, "train", case, "ms") for name in (LIGHT, OURS))
+    what = f"time with `with_cp` over without, {_image(case)}"
+    return what, f"{LIGHT_TIME:.0%}", "-", _at_most(_over(light, plain), LIGHT_TIME), "-"
+
+
+def _fastest(figures: Figures, network: str, aim: float) -> tuple[str, str, str, str, str]:
+    ours, before = (figures.fastest_inference(network, [name]) for name in (OURS, BEFORE))
+    theirs = figures.fastest_inference(network, _peers(network))
+    best = None if theirs is None else theirs[0]
+    now, then = (_over(best, None if found is None else found[0]) for found in (ours, before))
+    form = "" if ours is None else f" ({ours[2]})"
+    shown = "-" if theirs is None else f"{theirs[1]}, {theirs[2]}, {theirs[0]:.2f} ms"
+    what = f"compiled or CUDA graph, inference, {_image(INFER_800)}"
+    return what, f"x{aim:g}", _plain(then), _at_least(now, aim) + (form if now is not None else ""), shown
+
+
+def _python(figures: Figures) -> str:
+    lines = [
+        "\n## Time that is not CUDA's\n\n"
+        f"Wall clock of a training step over its CUDA time, {_image(TRAIN_512)}: at most {WALL_OVER_CUDA:.0%}.\n\n"
+        "| network | before | now |\n| --- | --- | --- |\n"
+    ]
+    for network in AIMS:
+        now, before = (
+            _over(*(figures.value(network, name, "train", TRAIN_512, value) for value in ("ms", "cuda_ms")))
+            for name in (OURS, BEFORE)
+        )
+        shown = "-" if before is None else f"{before:.0%}"
+        lines.append(f"| {TITLES[network]} | {shown} | {_at_most(now, WALL_OVER_CUDA)} |\n")
+    return "".join(lines)
+
+
+_COLUMNS = {
+    "train": (
+        "Training",
+        ("wall", "x", "CUDA", "kernels", "peak", "x"),
+        lambda row, ours: (
+            *_time(row, ours),
+            _number(row.get("cuda_ms"), 2),
+            _number(row.get("kernels"), 0),
+            *_peak(row, ours),
+        ),
+    ),
+    "inference": (
+        "Inference",
+        ("wall", "x", "CUDA", "kernels", "graph", "x", "peak", "x"),
+        lambda row, ours: (
+            *_time(row, ours),
+            _number(row.get("cuda_ms"), 2),
+            _number(row.get("kernels"), 0),
+            *_graph(row, ours),
+            *_peak(row, ours),
+        ),
+    ),
+    "compiled": (
+        "Compiled",
+        ("wall", "x", "graph", "x", "peak", "x", "compiling, s"),
+        lambda row, ours: (
+            *_time(row, ours),
+            *_graph(row, ours),
+            *_peak(row, ours),
+            _number(row.get("compile_cpu_s"), 0),
+        ),
+    ),
+    "large": (
+        "Large images, inference",
+        ("wall", "peak"),
+        lambda row, ours: (_number(row.get("ms"), 1), _number(row.get("peak_mib"), 0)),
+    ),
+}
+"""By part: its title, its columns, and what they hold for a row and the row of ours."""
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _share(row: Mapping[str, Any], ours: Mapping[str, Any], name: str) -> str:
+    mine = ours.get(name)
+    return "-" if not mine or row.get(name) is None else f"{row[name] / mine:.2f}"
+
+
+def _time(row: Mapping[str, Any], ours: Mapping[str, Any]) -> tuple[str, str]:
+    return _number(row.get("ms"), 2), _share(row, ours, "ms")
+
+
+def _graph(row: Mapping[str, Any], ours: Mapping[str, Any]) -> tuple[str, str]:
+    if "graph_failure" in row:
+        return row["graph_failure"].replace("|", "/"), "-"
+    return _number(row.get("graph_ms"), 2), _share(row, ours, "graph_ms")
+
+
+def _peak(row: Mapping[str, Any], ours: Mapping[str, Any]) -> tuple[str, str]:
+    return _number(row.get("peak_mib"), 0), _share(row, ours, "peak_mib")
+
+
+def _tables(figures: Figures, network: str) -> str:
+    return "".join(_table(figures, network, part) for part in _COLUMNS)
+
+
+def _table(figures: Figures, network: str, part: str) -> str:
+    title, columns, cells = _COLUMNS[part]
+    lines: list[str] = []
+    for case in CASES[part]:
+        ours = figures.of(network, OURS, part, case) or {}
+        for contender in CONTENDERS[network]:
+            row = figures.of(network, contender.name, part, case)
+            if row is None:
+                continue
+            image = f"{case.mode}, {_image(case)}" if part == "compiled" else _image(case)
+            values: Sequence[str] = cells(row, ours)
+            if "failure" in row:
+                values = (row["failure"].replace("|", "/"), *("" for _ in columns[1:]))
+            lines.append(f"| {image} | {contender.name} | {' | '.join(values)} |\n")
+    if not lines:
+        return ""
+    header = f"| image | implementation | {' | '.join(columns)} |\n{'| --- ' * (len(columns) + 2)}|\n"
+    return f"\n### {title}\n\n{header}{''.join(lines)}"
