@@ -1,4 +1,4 @@
-"""Every family on a GPU: equal to the CPU, in every type of number, with and without what saves memory, in a CUDA graph.
+"""Every family on a GPU: equal to the CPU, in all types, with and without what saves memory, in a CUDA graph.
 
 They need torch and MMEngine alone: python -m pytest tests/gpu -m gpu
 """

@@ -106,6 +106,13 @@ def test_networks_are_measured_on_a_gpu(toy: Case) -> None:
         (["--report", "--dtype", "bf16"], "one setup"),
         (["--device", "cuda"], "no GPU"),
         (["--networks", "pvt"], "pvt_s"),
+        (["--device", "cuda", "--report"], "no GPU"),
+        (["--device", "cuda", "--report", "--dtype", "fp16"], "measures all of them"),
+        (["--device", "cuda", "--report", "--only", "page", "train"], "goes alone"),
+        (["--seconds", "3"], "--device cuda --report"),
+        (["--report", "--smoke"], "give --out"),
+        (["--report", "--smoke", "--out", "nowhere", "--networks", "segformer_head"], "segformer_b2"),
+        (["--report", "--smoke", "--out", "nowhere", "--baseline", "nowhere"], "no mm_vitbackbones/"),
     ],
     ids=str,
 )
@@ -197,7 +204,9 @@ def test_names_of_the_report_are_those_of_the_contenders() -> None:
 def test_page_in_docs_shows_the_figures_in_docs() -> None:
     docs = ROOT / "docs"
     data = json.loads((docs / "benchmarks.json").read_text())
-    assert (docs / "benchmarks.md").read_text() == report.page(data, (docs / "benchmarks_notes.md").read_text())
+    has_gpu_page = (docs / "benchmarks_gpu.json").is_file()
+    page = report.page(data, (docs / "benchmarks_notes.md").read_text(), has_gpu_page)
+    assert (docs / "benchmarks.md").read_text() == page
     wanted = {report.key(*job) for job in report.jobs(running.cases(CONTENDERS, running.MODES))}
     assert wanted == data["rows"].keys()
     assert {path.stem for path in (docs / "benchmarks").glob("*.png")} == {*report.PLOTTED}

@@ -95,10 +95,19 @@ def main(argv: list[str]) -> None:
         help="measure what docs/benchmarks.json does not have yet, with each setting of the allocator, and make "
         "docs/benchmarks.md (on the CPU, eager, fp32)",
     )
-    parser.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", help=f"report on a GPU: {', '.join(PARTS)}")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=(*PARTS, "page"),
+        metavar="PART",
+        help=f"report on a GPU: {', '.join(PARTS)}; or page: measure nothing, make the pages of the figures there are",
+    )
     parser.add_argument("--seconds", type=float, help="report on a GPU: stop before so many, with what there is then")
     parser.add_argument(
-        "--baseline", type=Path, metavar="DIR", help="report on a GPU: another checkout of this package, to compare with"
+        "--baseline",
+        type=Path,
+        metavar="DIR",
+        help="report on a GPU: another checkout of this package, to compare with",
     )
     parser.add_argument("--out", type=Path, metavar="DIR", default=DOCS, help="report on a GPU: where it goes (docs/)")
     parser.add_argument("--smoke", action="store_true", help=argparse.SUPPRESS)  # the report on a GPU, without one
@@ -108,9 +117,14 @@ def main(argv: list[str]) -> None:
         setup = Setup(**options)
     except ValueError as error:
         raise UserError(str(error)) from None
+    if args.report and args.only == ["page"]:
+        remake(args.out)
+        return
     if args.report and (args.device != "cpu" or args.smoke):
         _report_on_gpu(args)
         return
+    if args.only or args.seconds is not None or args.baseline is not None:
+        raise UserError("--only, --seconds and --baseline are of the report on a GPU: --device cuda --report")
     if args.report:
         if setup != Setup(setup.turns, setup.threads):
             raise UserError("--report goes without --clock, --device, --dtype and --compiled: its page is of one setup")
@@ -127,8 +141,12 @@ def main(argv: list[str]) -> None:
 def _report_on_gpu(args: argparse.Namespace) -> None:
     if args.compiled or args.dtype != Setup.dtype or args.modes != [*MODES]:
         raise UserError("--device cuda --report goes without --compiled, --dtype and --modes: it measures all of them")
+    if args.only and "page" in args.only:
+        raise UserError("--only page goes alone: it measures nothing")
     if args.device != "cpu" and not torch.cuda.is_available():
         raise UserError(f"--device {args.device}: there is no GPU that torch can use")
+    if args.smoke and args.out == DOCS:
+        raise UserError("--smoke measures nothing that docs/ should show: give --out")
     networks = [network for network in args.networks if network in gpu_contenders.CONTENDERS]
     if not networks:
         raise UserError(f"--networks: the report on a GPU has {', '.join(gpu_contenders.CONTENDERS)}")
@@ -140,7 +158,21 @@ def write_report(docs: Path, wanted: list[Case], setup: Setup) -> None:
     data = fill(docs / "benchmarks.json", wanted, setup)
     for network in PLOTTED:
         plot(data["rows"], network, docs / "benchmarks")
-    write_whole(docs / "benchmarks.md", page(data, (docs / "benchmarks_notes.md").read_text("utf-8")).encode())
+    _write_page(docs, data)
+
+
+def _write_page(docs: Path, data: Mapping[str, Any]) -> None:
+    notes = (docs / "benchmarks_notes.md").read_text("utf-8")
+    has_gpu_page = (docs / f"{command.NAME}.json").is_file()
+    write_whole(docs / "benchmarks.md", page(data, notes, has_gpu_page).encode())
+
+
+def remake(docs: Path) -> None:
+    """Both pages, of the figures that a folder has."""
+    if (figures := docs / f"{command.NAME}.json").is_file():
+        command.write_pages(docs, json.loads(figures.read_text("utf-8")))
+    if (figures := docs / "benchmarks.json").is_file():
+        _write_page(docs, json.loads(figures.read_text("utf-8")))
 
 
 def fill(path: Path, wanted: list[Case], setup: Setup) -> dict[str, Any]:
@@ -177,10 +209,14 @@ def jobs(wanted: list[Case]) -> Iterator[tuple[Case, str]]:
                 yield Case(network, "forward", (side, side)), "plot"
 
 
-def page(data: Mapping[str, Any], notes: str) -> str:
-    """docs/benchmarks.md, with the hand-written ``notes`` after the measured tables."""
+def page(data: Mapping[str, Any], notes: str, has_gpu_page: bool = False) -> str:
+    """docs/benchmarks.md, with the hand-written ``notes`` after the measured tables.
+
+    Args:
+        has_gpu_page: whether docs/benchmarks_gpu.md exists, too.
+    """
     rows: Rows = data["rows"]
-    parts = [HEAD.format(**data), _targets(rows)]
+    parts = [HEAD.format(**data, gpu=GPU_PAGE if has_gpu_page else NO_GPU_PAGE), _targets(rows)]
     for network, title in TITLES.items():
         if table := _table(rows, network):
             picture = f"\n![Time and memory against the side of the image](benchmarks/{network}.png)\n"
@@ -197,12 +233,15 @@ one process, {turns} turns after one to warm up; each case has a process of its 
 median over the turns of their time to ours, with its quartiles, and their peak of allocated memory to ours. Batch 1.
 The parameters' gradients do not count in the peaks. The plots are of the forward pass, stock, one turn.
 
-All figures of the tables were **measured here**: {machine}. On CUDA these backbones are **untested**.
+All figures of the tables were **measured here**: {machine}. {gpu}
 
 "Huge pages" is `THP_MEM_ALLOC_ENABLE=1`, "stock" is without it. glibc hands large freed tensors back to the system and
 takes their pages again, one by one, the next time. That is half of the time of those who make many large tensors, and
 an eighth of ours, so every ratio is one of a setting of the allocator.
 """
+
+GPU_PAGE = "What is measured on a GPU stands in [benchmarks_gpu.md](benchmarks_gpu.md)."
+NO_GPU_PAGE = "On a GPU `tools/benchmark.py --device cuda --report` measures; its page is **not made yet**."
 
 TABLE = """| image | what | implementation | stock: ms | x | huge pages: ms | x | peak: MiB | x |
 | --- | --- | --- | --- | --- | --- | --- | --- | --- |

@@ -72,7 +72,5 @@ def tasks(networks: Iterable[str], parts: Iterable[str], before: bool) -> list[T
             for contender in CONTENDERS[network]:
                 if part in contender.parts and (before or contender.name != BEFORE):
                     kinds = ("time",) if part == "large" else ("time", "kernels")
-                    found += [
-                        Task(network, contender.name, part, case, what) for case in CASES[part] for what in kinds
-                    ]
+                    found += [Task(network, contender.name, part, case, what) for case in CASES[part] for what in kinds]
     return found

@@ -5,6 +5,8 @@ All drop the same share of paths in training, the default of our network. The ot
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -62,7 +64,7 @@ class _Absent(ModuleType):
 def prepare_imports() -> None:
     """Makes the peers importable where torchvision or mmcv lacks its compiled part."""
     try:
-        import torchvision  # noqa: F401
+        importlib.import_module("torchvision")
     except (ImportError, RuntimeError):
         declare_torchvision_operators()
     try:
@@ -70,7 +72,7 @@ def prepare_imports() -> None:
     except ImportError:
         return
     try:
-        import mmcv._ext  # noqa: F401
+        import mmcv._ext
     except ImportError:
         sys.modules["mmcv._ext"] = mmcv._ext = _Absent("mmcv._ext")
 
@@ -98,10 +100,11 @@ def _with_fused_attention(build: Callable[[], nn.Module]) -> nn.Module:
 
 
 def _timm_swin(rate: float) -> nn.Module:
-    try:
-        return timm_levels("swin_tiny_patch4_window7_224", rate, dynamic_img_size=True)
-    except TypeError:  # an older name of it
-        return timm_levels("swin_tiny_patch4_window7_224", rate, strict_img_size=False)
+    from timm.models.swin_transformer import SwinTransformer
+
+    known = inspect.signature(SwinTransformer).parameters
+    name = "dynamic_img_size" if "dynamic_img_size" in known else "strict_img_size"  # as older versions call it
+    return timm_levels("swin_tiny_patch4_window7_224", rate, **{name: name == "dynamic_img_size"})
 
 
 def _mmdet(name: str, **arguments: Any) -> nn.Module:
@@ -160,9 +163,7 @@ def _transformers_segformer(arch: str, channels: int, rate: float) -> nn.Module:
 def _transformers_swin(rate: float) -> nn.Module:
     from transformers import SwinBackbone, SwinConfig
 
-    return Levels(
-        _with_sdpa(SwinBackbone, SwinConfig(drop_path_rate=rate, out_features=ALL_STAGES)), "feature_maps"
-    )
+    return Levels(_with_sdpa(SwinBackbone, SwinConfig(drop_path_rate=rate, out_features=ALL_STAGES)), "feature_maps")
 
 
 def _ours(build: Callable[..., nn.Module]) -> tuple[Contender, ...]:
@@ -185,18 +186,14 @@ def _segformers(arch: str, channels: int, rate: float) -> tuple[Contender, ...]:
 CONTENDERS: dict[str, tuple[Contender, ...]] = {
     "pvt_s": (
         *_ours(lambda **more: PVT(arch="small", **more)),
-        Contender(
-            "mmdet", lambda: _mmdet("PyramidVisionTransformer", num_layers=[*DEPTHS_OF_B2], drop_path_rate=0.1)
-        ),
+        Contender("mmdet", lambda: _mmdet("PyramidVisionTransformer", num_layers=[*DEPTHS_OF_B2], drop_path_rate=0.1)),
         Contender("transformers", lambda: _transformers_pvt(0.1)),
     ),
     "pvt_v2_b2": (
         *_ours(lambda **more: PVTv2(arch="b2", **more)),
         Contender(
             "mmdet",
-            lambda: _mmdet(
-                "PyramidVisionTransformerV2", embed_dims=64, num_layers=[*DEPTHS_OF_B2], drop_path_rate=0.1
-            ),
+            lambda: _mmdet("PyramidVisionTransformerV2", embed_dims=64, num_layers=[*DEPTHS_OF_B2], drop_path_rate=0.1),
         ),
         Contender("timm", lambda: timm_levels("pvt_v2_b2", 0.1)),
         Contender("transformers", lambda: _transformers_pvt_v2(0.1)),

@@ -119,8 +119,8 @@ def capture(run: Run) -> torch.cuda.CUDAGraph:
 
 def release(device: str) -> None:
     """Gives the freed memory of the card back, so that another process can have it."""
-    gc.collect()
     if device != "cpu":
+        gc.collect()
         torch.cuda.empty_cache()
 
 

@@ -185,7 +185,7 @@ def _at_most(value: float | None, aim: float) -> str:
 
 
 def _over(numerator: float | None, denominator: float | None) -> float | None:
-    return None if numerator is None or denominator is None else numerator / denominator
+    return None if numerator is None or not denominator else numerator / denominator
 
 
 def _plain(value: float | None) -> str:

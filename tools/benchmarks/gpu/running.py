@@ -1,9 +1,9 @@
 """Starts the processes that measure, and lets one at a time use the clock.
 
-Processes import, build, compile and warm up side by side. One that is ready to measure asks to be alone; all others, of
-their own process groups, are stopped (SIGSTOP) until it has its figures, so that no other work on the CPU or on the card
-disturbs it. A network's process measures all its contenders; an older version of this package has processes of its own;
-each compilation has one.
+Processes import, build, compile and warm up side by side. One that is ready to measure asks to be alone; all others,
+each a process group, are stopped (SIGSTOP) until it has its figures, so that no other work on the CPU or on the card
+disturbs it. A network's process measures all its contenders; an older version of this package has processes of its
+own; each compilation has one.
 
 Where the time goes on one H200 with 16 cores: importing and building 10 s a process, hidden behind others; alone,
 0.8 s for each training case, 0.4 s for inference with its graph, 0.2 s for kernels, 2 s for large images: about two and
@@ -46,6 +46,8 @@ class Plan:
     """By ``time.monotonic``."""
     limits: Mapping[str, int]
     """Processes at a time, by kind of job."""
+    program: str = "from benchmarks.gpu.worker import serve; serve()"
+    """What a process runs, in Python."""
 
 
 def limits(cores: int, memory_gib: float) -> dict[str, int]:
@@ -78,7 +80,7 @@ def jobs(tasks: Iterable[Task]) -> list[Job]:
     for job in shared.values():  # a contender's training, inference and large images one after the other
         names = [*dict.fromkeys(task.contender for task in job.tasks)]
         job.tasks.sort(key=lambda task: names.index(task.contender))
-    return alone + [*shared.values()]
+    return [*alone, *shared.values()]
 
 
 @dataclass
@@ -88,6 +90,14 @@ class Worker:
     left: list[Task]
     current: Task | None = None
     buffer: bytes = b""
+
+    def end(self) -> int:
+        """Waits for the end of the process and returns its code."""
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
+        return self.process.wait()
 
 
 @dataclass
@@ -131,7 +141,7 @@ class Runner:
             selector.close()
             for worker in self.workers.values():
                 _signal(worker.process.pid, signal.SIGKILL)
-                worker.process.wait()
+                worker.end()
 
     def _fits(self, job: Job) -> bool:
         return sum(worker.job.kind == job.kind for worker in self.workers.values()) < self.plan.limits[job.kind]
@@ -142,7 +152,7 @@ class Runner:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
         with self.log.open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-c", "from benchmarks.gpu.worker import serve; serve()"],
+                [sys.executable, "-c", self.plan.program],
                 cwd=ROOT / "tools",
                 env=environment,
                 stdin=subprocess.PIPE,
@@ -191,7 +201,7 @@ class Runner:
     def _ended(self, worker: Worker) -> list[Job]:
         """What is left to do after a process has ended: nothing, unless it broke down."""
         pid = worker.process.pid
-        code = worker.process.wait()
+        code = worker.end()
         del self.workers[pid]
         if pid in self.asking:
             self.asking.remove(pid)

@@ -1,8 +1,8 @@
 """A process that measures a list of tasks of one network and reports each result in a line of JSON.
 
-It talks with the process that started it (see ``running``): it reads one line with its tasks, and writes lines that hold
-``begin`` (a task), ``record`` (a result), ``ask`` and ``done`` (it wants to be, and was, alone). An answer to ``ask`` is
-one line. Whatever libraries print goes to the log.
+It talks with the process that started it (see ``running``): it reads one line with its tasks, and writes lines that
+hold ``begin`` (a task), ``record`` (a result), ``ask`` and ``done`` (it wants to be, and was, alone). An answer to
+``ask`` is one line. Whatever libraries print goes to the log.
 """
 
 from __future__ import annotations
@@ -56,6 +56,8 @@ def serve() -> None:
     parent = Parent()
     order = parent.read()
     tasks = [Task.from_json(each) for each in order["tasks"]]
+    if ":" in order["device"]:
+        torch.cuda.set_device(order["device"])
     torch.manual_seed(0)
     prepare_imports()
     measure = compiled if tasks[0].part == "compiled" else eager

@@ -1,0 +1,337 @@
+"""The benchmark on a GPU, without one: what it measures, how its processes take turns, and the page that it makes."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from helpers.paths import ROOT
+from mm_vitbackbones.errors import UserError
+from tools.benchmarks.gpu import command, contenders, page, running, worker
+from tools.benchmarks.gpu.cases import CASES, INFER_800, PARTS, TRAIN_512, TRAIN_800, Task, tasks
+from tools.benchmarks.gpu.contenders import BEFORE, BEST_COMPILED, CONTENDERS, LIGHT, OURS, Contender
+
+NETWORK = "pvt_s"
+
+
+def record(contender: str, part: str, case: Any, what: str = "time", network: str = NETWORK, **values: Any) -> Any:
+    return json.loads(json.dumps({**Task(network, contender, part, case, what).to_json(), **values}))
+
+
+# ---- what is measured
+
+
+def test_each_contender_is_measured_in_each_of_its_cases_once() -> None:
+    found = tasks(CONTENDERS, PARTS, before=True)
+    assert len(found) == len({*found})
+    for network, pair in BEST_COMPILED.items():
+        mine = [task for task in found if task.network == network]
+        assert {task.contender for task in mine if task.part == "compiled"} == {OURS, pair}
+        assert {task.contender for task in mine if task.part == "train"} == {c.name for c in CONTENDERS[network]}
+        assert LIGHT not in {task.contender for task in mine if task.part == "inference"}
+        assert {task.contender for task in mine if task.part == "large"} == {OURS}
+    assert BEFORE not in {task.contender for task in tasks(CONTENDERS, PARTS, before=False)}
+
+
+def test_every_network_has_aims_a_title_and_a_compiled_peer() -> None:
+    assert {*CONTENDERS} == {*page.AIMS} == {*page.TITLES} == {*BEST_COMPILED}
+    for network, peer in BEST_COMPILED.items():
+        assert contenders.find(network, peer).name not in (OURS, LIGHT, BEFORE)
+
+
+def test_tasks_survive_the_way_through_json() -> None:
+    for task in tasks([NETWORK], PARTS, before=True):
+        assert Task.from_json(json.loads(json.dumps(task.to_json()))) == task
+
+
+def test_mmcv_without_compiled_operators_has_a_stand_in_that_refuses_calls() -> None:
+    stand_in = contenders._Absent("mmcv._ext")
+    assert hasattr(stand_in, "nms")
+    assert not hasattr(stand_in, "__path__")
+    with pytest.raises(RuntimeError, match="nms"):
+        stand_in.nms()
+
+
+# ---- one process
+
+
+class Network(nn.Module):
+    """Its ``train`` returns nothing, as mmdet's Swin's."""
+
+    def __init__(self, error: str = "") -> None:
+        super().__init__()
+        self.error = error
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def train(self, mode: bool = True) -> Any:
+        super().train(mode)
+
+    def forward(self, image: Tensor) -> tuple[Tensor]:
+        if self.error:
+            raise RuntimeError(self.error)
+        return (image * self.scale,)
+
+
+class Listener:
+    """In place of the process that started a worker."""
+
+    def __init__(self) -> None:
+        self.records: list[dict[str, Any]] = []
+        self.turns = 0
+
+    def write(self, **message: Any) -> None:
+        assert [*message] == ["begin"]
+
+    def record(self, task: Task, **values: Any) -> None:
+        self.records.append({"task": task, **values})
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        self.turns += 1
+        yield
+
+
+def absent() -> nn.Module:
+    raise ImportError("no such package")
+
+
+@pytest.fixture
+def toys(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = (
+        Contender(OURS, Network),
+        Contender("broken", lambda: Network("size mismatch\nmore")),
+        Contender("absent", absent),
+    )
+    monkeypatch.setitem(CONTENDERS, "toy", known)
+    monkeypatch.setitem(BEST_COMPILED, "toy", "broken")
+
+
+TRIAL = {"device": "cpu", "smoke": True}
+
+
+def test_a_worker_measures_all_or_says_why_not_and_profiles_last(toys: None) -> None:
+    listener = Listener()
+    wanted = tasks(["toy"], ["train", "inference"], before=False)
+    worker.eager(wanted, TRIAL, listener)  # type: ignore[arg-type]
+    assert {found["task"] for found in listener.records} == {*wanted}
+    kinds = [found["task"].what for found in listener.records]
+    assert kinds == sorted(kinds, reverse=True)  # time, then kernels
+    for found in listener.records:
+        name, what = found["task"].contender, found["task"].what
+        if name == OURS:
+            assert found["ms" if what == "time" else "kernels"] > 0
+        else:
+            reason = {"broken": "fails: RuntimeError: size mismatch", "absent": "not installed"}[name]
+            assert found["failure"].startswith(reason)
+            assert "more" not in found["failure"]
+    assert listener.turns >= 2 * len(CASES["train"]) + 2 * len(CASES["inference"])
+
+
+@pytest.mark.slow
+def test_a_worker_measures_what_is_compiled(toys: None) -> None:
+    listener = Listener()
+    worker.compiled(tasks(["toy"], ["compiled"], before=False), TRIAL, listener)  # type: ignore[arg-type]
+    ours = [found for found in listener.records if found["task"].contender == OURS]
+    assert [found["task"].case for found in ours] == [TRAIN_512, INFER_800]
+    assert all(found["ms"] > 0 and found["compile_s"] > 0 for found in ours), ours
+    assert ours[1]["difference"] < 1e-2
+    assert all("size mismatch" in found["failure"] for found in listener.records if found not in ours)
+
+
+# ---- several processes
+
+PROGRAM = """
+import json, os, sys, time
+def say(**message): print(json.dumps(message), flush=True)
+order = json.loads(sys.stdin.readline())
+for task in order["tasks"]:
+    say(begin=task)
+    if task["contender"] == "mmdet" and task["part"] == "inference": os._exit(3)
+    say(ask=True)
+    sys.stdin.readline()
+    start = time.time()
+    time.sleep(0.03)
+    say(done=True)
+    say(record={**task, "ms": 1.0, "span": [start, start + 0.03]})
+"""
+LIMITS = {"eager": 2, "before": 1, "compiled train": 1, "compiled inference": 1}
+
+
+def run(tmp_path: Path, wanted: list[Task], program: str = PROGRAM, seconds: float = 60.0) -> tuple[bool, list[Any]]:
+    kept: list[Any] = []
+    plan = running.Plan("cpu", True, ROOT, time.monotonic() + seconds, LIMITS, program)
+    finished = running.Runner(plan, kept.append, tmp_path / "log").run(running.jobs(wanted))
+    return finished, kept
+
+
+def test_processes_measure_alone_and_one_that_breaks_down_costs_one_task(tmp_path: Path) -> None:
+    wanted = tasks([NETWORK], PARTS, before=True)
+    finished, kept = run(tmp_path, wanted)
+    assert finished
+    assert sorted(str(Task.from_json(each)) for each in kept) == sorted(map(str, wanted))
+    failed = [each for each in kept if "failure" in each]
+    assert {(each["contender"], each["part"]) for each in failed} == {("mmdet", "inference")}
+    assert {each["failure"] for each in failed} == {"fails: its process ended with 3"}
+    spans = sorted(each["span"] for each in kept if "span" in each)
+    assert all(before[1] <= after[0] for before, after in itertools.pairwise(spans))
+
+
+BUSY = """
+import json, sys, time
+def say(**message): print(json.dumps(message), flush=True)
+task = json.loads(sys.stdin.readline())["tasks"][0]
+if task["contender"] == "ours":
+    time.sleep(0.5)  # the other one has begun to work
+    say(ask=True)
+    sys.stdin.readline()
+    start = time.time()
+    time.sleep(0.5)
+    say(done=True)
+    say(record={**task, "span": [start, start + 0.5]})
+else:
+    gaps, last = [], time.time()
+    while last < time.time() + 1 and len(gaps) < 200:
+        time.sleep(0.01)
+        now = time.time()
+        gaps.append((now - last, last, now))
+        last = now
+    say(record={**task, "longest": max(gaps)})
+"""
+
+
+def test_the_others_stand_still_while_one_measures(tmp_path: Path) -> None:
+    wanted = [Task(NETWORK, name, "compiled", TRAIN_512, "time") for name in (OURS,)]
+    wanted += [Task(NETWORK, "mmdet", "compiled", INFER_800, "time")]
+    _, kept = run(tmp_path, wanted, BUSY)
+    ours, other = sorted(kept, key=lambda each: each["contender"] != OURS)
+    length, start, end = other["longest"]
+    assert length > 0.4
+    assert start < ours["span"][1]
+    assert end > ours["span"][0] + 0.4
+
+
+def test_a_run_stops_at_its_limit_and_ends_its_processes(tmp_path: Path) -> None:
+    started = time.monotonic()
+    finished, kept = run(tmp_path, tasks([NETWORK], ["train"], before=False), "import time; time.sleep(100)", 0.5)
+    assert not finished
+    assert kept == []
+    assert time.monotonic() - started < 20
+
+
+def test_processes_fill_the_cores_and_trainings_fit_the_memory() -> None:
+    for cores, memory in ((16, 80), (16, 141), (32, 80), (2, 0)):
+        found = running.limits(cores, memory)
+        assert min(found.values()) >= 1
+        assert sum(found.values()) <= max(cores, 4)
+        assert found["compiled train"] * running.GIB_OF_A_TRAINING <= max(memory, running.GIB_OF_A_TRAINING)
+
+
+# ---- the report
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Task]:
+    """The tasks that are measured, which takes no time here."""
+    found: list[Task] = []
+
+    def run(self: running.Runner, jobs: list[running.Job]) -> bool:
+        for job in jobs:
+            for task in job.tasks:
+                found.append(task)
+                self.keep({**task.to_json(), "ms": 2.0})
+        return True
+
+    monkeypatch.setattr(running.Runner, "run", run)
+    return found
+
+
+def test_a_report_goes_on_where_it_stopped(asked: list[Task], tmp_path: Path) -> None:
+    command.report(tmp_path, [NETWORK], ["train"], device="cpu")
+    assert asked == tasks([NETWORK], ["train"], before=False)
+    del asked[:]
+    command.report(tmp_path, [NETWORK], ["train", "large"], device="cpu")
+    assert asked == tasks([NETWORK], ["large"], before=False)
+    data = json.loads((tmp_path / "benchmarks_gpu.json").read_text())
+    assert len(data["records"]) == len(tasks([NETWORK], ["train", "large"], before=False))
+    assert (tmp_path / "benchmarks_gpu.md").read_text() == page.page(data)
+
+
+def test_figures_of_two_cards_are_not_mixed(asked: list[Task], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command.report(tmp_path, [NETWORK], ["large"], device="cpu")
+    monkeypatch.setattr(command, "_driver", lambda: "another")
+    with pytest.raises(UserError, match="another machine"):
+        command.report(tmp_path, [NETWORK], ["train"], device="cpu")
+
+
+# ---- the page
+
+MACHINE = {"card": "A card", "driver": "1.2", "torch": "2.11", "peers": {"timm": "1.0.29"}}
+
+
+def made(*records: Any) -> str:
+    return page.page({"machine": MACHINE, "records": [*records]})
+
+
+def test_the_page_says_what_was_reached_before_and_now() -> None:
+    text = made(
+        record(OURS, "train", TRAIN_512, ms=10.0, peak_mib=300.0),
+        record(OURS, "train", TRAIN_512, "kernels", cuda_ms=8.0, kernels=900),
+        record(BEFORE, "train", TRAIN_512, ms=20.0, peak_mib=100.0),
+        record(LIGHT, "train", TRAIN_512, ms=11.0, peak_mib=170.0),
+        record("mmdet", "train", TRAIN_512, ms=14.0, peak_mib=400.0),
+        record("transformers", "train", TRAIN_512, failure="fails: RuntimeError: a|b"),
+        record(OURS, "train", TRAIN_800, ms=10.0, peak_mib=900.0),
+        record("mmdet", "train", TRAIN_800, ms=12.0, peak_mib=1000.0),
+    )
+    assert "A card, driver 1.2, torch 2.11; peers: timm 1.0.29" in text
+    assert "| PVT-Small | training, 512x512 batch 16 | x1.3 | x0.70 | x1.40 | mmdet, 14.00 ms |" in text
+    assert "| PVT-Small | training, 800x1344 batch 2 | x1.3 | - | x1.20: not reached | mmdet, 12.00 ms |" in text
+    assert "| PVT-Small | memory of training, 512x512 batch 16 | 80% | 25% | 75% | mmdet, 400 MiB |" in text
+    assert (
+        "| PVT-Small | memory with `with_cp`, 512x512 batch 16 | 40% | - | 42%: not reached | mmdet, 400 MiB |" in text
+    )
+    assert "| PVT-Small | time with `with_cp` over without, 512x512 batch 16 | 115% | - | 110% | - |" in text
+    assert "| MiT-B2 | training, 512x512 batch 16 | x1.3 | - | not measured | - |" in text
+    assert "| PVT-Small | - | 125%: not reached |" in text
+    assert "| 512x512 batch 16 | ours | 10.00 | 1.00 | 8.00 | 900 | 300 | 1.00 |" in text
+    assert "| 512x512 batch 16 | transformers | fails: RuntimeError: a/b |  |  |  |  |  |" in text
+
+
+def test_the_fastest_form_of_each_is_compared() -> None:
+    text = made(
+        record(OURS, "inference", INFER_800, ms=9.0, graph_ms=3.0),
+        record(OURS, "compiled", INFER_800, ms=4.0, graph_ms=2.0, compile_cpu_s=50.0),
+        record("mmdet", "inference", INFER_800, ms=9.0, graph_failure="fails: RuntimeError: it waits"),
+        record("mmdet", "compiled", INFER_800, ms=5.0, graph_ms=6.0),
+    )
+    what = "compiled or CUDA graph, inference, 800x1344 batch 1"
+    assert f"| PVT-Small | {what} | x2 | - | x2.50 (compiled, CUDA graph) | mmdet, compiled, 5.00 ms |" in text
+    assert "fails: RuntimeError: it waits" in text
+    assert "| inference, 800x1344 batch 1 | ours | 4.00 | 1.00 | 2.00 | 1.00 | - | - | 50 |" in text
+
+
+def test_page_in_docs_shows_the_figures_in_docs() -> None:
+    figures, shown = (ROOT / "docs" / f"benchmarks_gpu.{suffix}" for suffix in ("json", "md"))
+    assert figures.is_file() == shown.is_file()
+    if figures.is_file():
+        assert shown.read_text() == page.page(json.loads(figures.read_text()))
+
+
+def test_the_worker_can_be_started_from_the_tools_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``running`` names it by text."""
+    assert running.Plan.program == "from benchmarks.gpu.worker import serve; serve()"
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    monkeypatch.delitem(sys.modules, "benchmarks", raising=False)
+    from importlib.util import find_spec
+
+    assert find_spec("benchmarks.gpu.worker") is not None
