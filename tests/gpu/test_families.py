@@ -187,11 +187,12 @@ NETWORKS = {**{f"toy {name}": toy_of(name) for name in TOYS}, **{f"wide {name}":
 
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize(
-    ("dtype", "bound", "gradient_bound"), [(None, 1e-5, 1e-4), (torch.bfloat16, 2e-2, 2e-2)], ids=str
+    ("dtype", "bound", "gradient_bound"), [(None, 1e-5, 1e-4), (torch.bfloat16, 2e-2, 3e-2)], ids=str
 )
 def test_kernels_and_their_references_agree(
     name: str, dtype: torch.dtype | None, bound: float, gradient_bound: float
 ) -> None:
+    # Rounding to bf16 alone changes the gradient of a parameter by up to 1.6e-2 (of PVTv2 with linear attention).
     network, x = NETWORKS[name]().to(DEVICE), image().to(DEVICE)
     maps, with_kernels = infer(network, x, dtype), gradients(network, x, dtype)
     with registration.disabled():

@@ -31,7 +31,7 @@ from .cases import Task
 from .contenders import BEFORE
 
 ROOT = Path(__file__).parents[3]
-GIB_OF_A_TRAINING = 13
+GIB_OF_A_TRAINING = 12
 """Memory that a process takes which compiles training, at most."""
 
 

@@ -148,7 +148,9 @@ def compiled(tasks: list[Task], order: Mapping[str, Any], parent: Parent) -> Non
             image = image_of(task, order)
             training = task.case.mode == "train"
             plain = run_of(task, owner, image)
-            reference = plain()  # some build what they need for a size of image here
+            # Some build here what they need for a size of image. A whole step of training would fill the card, of which
+            # several processes compile at once.
+            reference = measuring.inference(owner, image[:1])() if training else plain()
             start, used = time.perf_counter(), _cpu_seconds()
             network: Any = torch.compile(owner, dynamic=False, backend="aot_eager" if order["smoke"] else "inductor")
             run = measuring.training_step(network, image, owner) if training else measuring.inference(network, image)
