@@ -93,6 +93,7 @@ def test_networks_are_measured_in_other_types_and_batches(toy: Case) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU that torch can use")
 def test_networks_are_measured_on_a_gpu(toy: Case) -> None:
     rows = {row.name: row for row in running.measure(toy, Setup(2, device="cuda", dtype="fp16", compiled=True))}
     assert rows["wasteful"].peak_mib > 0
