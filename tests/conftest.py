@@ -11,6 +11,10 @@ from mmengine.registry import DefaultScope
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Without a card, Triton's interpreter runs the kernels. Triton asks for it when it is imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Slow tests fill the memory or all cores: in a parallel run, one process takes them one by one."""

@@ -38,7 +38,7 @@ from mm_vitbackbones.layers import (
     Recomputable,
 )
 from mm_vitbackbones.layers.initialise import init_linears_and_norms
-from mm_vitbackbones.ops import context, conv, factorized, memory, onednn, residual
+from mm_vitbackbones.ops import context, conv, depthwise, factorized, memory, onednn, residual
 from mm_vitbackbones.ops.resize import resized_sum
 from mm_vitbackbones.registry import BACKBONES
 
@@ -89,7 +89,7 @@ class ConvPosition(nn.Module):
         self.conv = ChannelsLastConv2d(dim, dim, 3, padding=1, groups=dim)
 
     def forward(self, grid: Tensor) -> Tensor:
-        return residual.add(grid, self.conv, [self.conv])
+        return residual.add_conv(grid, self.conv)
 
 
 @context.plain
@@ -105,8 +105,7 @@ class ConvRelativePosition(nn.Module):
 
     def forward(self, value: Tensor) -> Tensor:
         """Values (B, H, W, C) -> (B, H, W, C)."""
-        parts = zip(self.convs, value.split(self.widths, dim=-1), strict=True)
-        return torch.cat([window(part) for window, part in parts], dim=-1)
+        return depthwise.split(value, [*self.convs], self.widths)
 
 
 class Shared(NamedTuple):

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mm_vitbackbones.ops import context, memory, onednn
+from mm_vitbackbones.ops import depthwise as one_pass
 
 MANY_PLACES = 16
 """With more places in a patch than this, one strided copy is faster than one copy for each place."""
@@ -55,10 +56,13 @@ def _copied(weight: Tensor) -> Tensor:
 
 def framed(convs: Sequence[nn.Module]) -> tuple[Tensor, Tensor] | None:
     """The weight (C, 1, k, k) and the bias (C,) of one depthwise convolution that replaces several, each on channels
-    of its own, with zeros around the smaller windows. None where something is attached to one of them."""
+    of its own, with zeros around the smaller windows. None where something is attached to one of them, and where
+    ``ops.depthwise.split`` is faster."""
     if not all(map(context.is_plain, convs)):
         return None
     weights = [cast(Tensor, conv.weight) for conv in convs]
+    if one_pass.is_for(weights[0]):
+        return None
     largest = max(weight.shape[-1] for weight in weights)
     frames = [F.pad(weight, [(largest - weight.shape[-1]) // 2] * 4) for weight in weights]
     return torch.cat(frames), torch.cat([cast(Tensor, conv.bias) for conv in convs])

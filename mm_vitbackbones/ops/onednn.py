@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mm_vitbackbones.ops import context, memory
+from mm_vitbackbones.ops import context, depthwise, memory
 
 
 def usable(x: Tensor) -> bool:
@@ -58,6 +58,8 @@ def conv_gelu(grid: Tensor, conv: nn.Module) -> Tensor:
     instead of keeping their results, which suits depthwise convolutions."""
     if usable(grid) and context.is_plain(conv):
         return _conv_gelu(grid, conv)
+    if depthwise.serves(grid, [conv]):
+        return memory.cheap(functools.partial(depthwise.run, convs=[conv], gelu=True), grid)
     return memory.cheap(F.gelu, memory.cheap(conv, grid))
 
 

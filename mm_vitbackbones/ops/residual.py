@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from mm_vitbackbones.ops import context, norm, onednn
+from mm_vitbackbones.ops import context, depthwise, norm, onednn
 
 BAND_BYTES = 8 * 2**20
 """The size of a band's widest tensor on a CPU: it fits into the caches, and the halo rows cost little."""
@@ -122,6 +122,11 @@ class _ScaledSum(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         (factor,) = ctx.saved_tensors
         return grad, torch.mul(grad, factor, out=torch.empty_like(grad, dtype=ctx.dtype)), None
+
+
+def add_conv(grid: Tensor, conv: nn.Module) -> Tensor:
+    """``grid + conv(grid)`` of a convolution over grids (B, H, W, C) that keeps the size."""
+    return depthwise.run(grid, [conv], add=True) if depthwise.serves(grid, [conv]) else add(grid, conv, [conv])
 
 
 Pair = tuple[Tensor, Tensor]

@@ -1,0 +1,113 @@
+"""Depthwise convolutions over grids (B, H, W, C), with what follows them, in one pass on CUDA.
+
+There the operators of ``kernels/depthwise.py`` run. Training keeps the grid alone, and under autocast the weights and
+their gradients stay in fp32. The callers, in other modules of this folder, call the convolutions where ``serves`` says
+no.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from mm_vitbackbones.ops import context
+from mm_vitbackbones.ops.kernels import depthwise as kernels
+from mm_vitbackbones.ops.kernels import registration
+
+
+def is_for(tensor: Tensor) -> bool:
+    """Whether the operators are the form for a call with this tensor: in eager mode, where their kernels run."""
+    if context.device_type(tensor) != "cuda" or not context.is_eager():
+        return False
+    return registration.usable(tensor) or not tensor.is_cuda  # not on CUDA: a test pretends
+
+
+def serves(grid: Tensor, convs: Sequence[nn.Module]) -> bool:
+    """Whether ``run`` may take the place of convolutions over grids (B, H, W, C), each of the next channels."""
+    if not is_for(grid) or type(grid) is not Tensor or not all(map(_is_depthwise, convs)):
+        return False
+    weights, biases = _parameters(convs)
+    parameters = [*weights, *biases]
+    # What PyTorch refuses is left to the modules, whose errors people know.
+    if sum(map(len, weights)) != grid.shape[-1] or any(x.device != grid.device for x in parameters):
+        return False
+    return _narrow(grid, parameters) is not None or all(x.dtype == grid.dtype for x in parameters)
+
+
+def run(grid: Tensor, convs: Sequence[nn.Module], gelu: bool = False, add: bool = False) -> Tensor:
+    """``gelu(conv(grid))``, or with ``add`` ``grid + conv(grid)``: (B, H, W, C), contiguous.
+
+    Autocast casts the grid as it does for the modules, except where it is added: then the result has its type.
+    """
+    weights, biases = _parameters(convs)
+    narrow = _narrow(grid, [*weights, *biases])
+    if narrow is not None and not add:
+        grid = grid.to(narrow)
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (grid, *weights, *biases)):
+        return cast(Tensor, _Depthwise.apply(grid, len(weights), gelu, add, *weights, *biases))
+    return kernels.depthwise(grid, weights, biases, gelu, add)
+
+
+def split(grid: Tensor, convs: Sequence[nn.Module], widths: Sequence[int]) -> Tensor:
+    """The results of several convolutions, each of so many channels: (B, H, W, C) -> (B, H, W, C)."""
+    if serves(grid, convs):
+        return run(grid, convs)
+    return torch.cat([conv(part) for conv, part in zip(convs, grid.split(list(widths), -1), strict=True)], dim=-1)
+
+
+def _is_depthwise(conv: nn.Module) -> bool:
+    """Whether it is a plain depthwise convolution that keeps the size, of a window that the kernels know."""
+    if not isinstance(conv, nn.Conv2d) or not context.is_plain(conv):
+        return False
+    side = conv.kernel_size[0]
+    return (
+        conv.groups == conv.in_channels == conv.out_channels
+        and side in kernels.SIDES
+        and conv.kernel_size == (side, side)
+        and conv.padding == (side // 2, side // 2)
+        and conv.stride == conv.dilation == (1, 1)
+        and conv.padding_mode == "zeros"
+    )
+
+
+def _parameters(convs: Sequence[nn.Module]) -> tuple[list[Tensor], list[Tensor]]:
+    """The weights, and the biases: zeros where only some convolutions have one."""
+    weights = [cast(Tensor, conv.weight) for conv in convs]
+    biases = [cast("Tensor | None", conv.bias) for conv in convs]
+    if all(bias is None for bias in biases):
+        return weights, []
+    pairs = zip(weights, biases, strict=True)
+    return weights, [weight.new_zeros(len(weight)) if bias is None else bias for weight, bias in pairs]
+
+
+def _narrow(grid: Tensor, parameters: Sequence[Tensor]) -> torch.dtype | None:
+    """The type that autocast computes these convolutions in; it leaves fp64 alone."""
+    if torch.float64 in {x.dtype for x in (grid, *parameters)}:
+        return None
+    return context.autocast_dtype(grid.device)
+
+
+class _Depthwise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, grid: Tensor, count: int, gelu: bool, add: bool, *parameters: Tensor) -> Tensor:
+        ctx.save_for_backward(grid, *parameters)
+        ctx.options = count, gelu, add
+        return kernels.depthwise(grid, parameters[:count], parameters[count:], gelu, add)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        count, gelu, add = ctx.options
+        grid, *parameters = ctx.saved_tensors
+        weights, biases = parameters[:count], parameters[count:]
+        if torch.is_grad_enabled():  # someone asks for the gradient of these gradients
+            out = kernels.reference(grid, weights, biases, gelu, add)
+            wanted = [x for x in (grid, *parameters) if x.requires_grad]
+            found = iter(torch.autograd.grad(out, wanted, grad, create_graph=True))
+            of_grid, *others = [next(found) if x.requires_grad else None for x in (grid, *parameters)]
+        else:
+            of_grid, of_weights, of_biases = kernels.depthwise_backward(grad, grid, weights, biases, gelu, add)
+            others = [*of_weights, *of_biases]
+        return of_grid, None, None, None, *others

@@ -1,0 +1,256 @@
+"""Depthwise convolutions over grids with their bias, GELU and residual sum in one pass, and their gradients.
+
+B images, H x W grid, C channels, k the side of a window. The channels of a grid may be split between several
+convolutions, whose windows may differ: each reads its own channels of the grid and writes its own channels of the
+result, so nothing is split or concatenated.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mm_vitbackbones.ops import context
+from mm_vitbackbones.ops.kernels import registration
+
+SIDES = (3, 5, 7)
+"""The windows that the kernels know."""
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""The types of grids that the kernels know; they compute in fp32."""
+
+
+# ---- references
+
+
+def reference(grid: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], gelu: bool, add: bool) -> Tensor:
+    with context.autocast_to(grid.device, None):
+        out = _convolved(grid, weights, biases)
+        out = F.gelu(out) if gelu else out
+        return (grid + out if add else out).contiguous()
+
+
+def backward_reference(
+    grad: Tensor, grid: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], gelu: bool, add: bool
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    with context.autocast_to(grid.device, None):
+        d = torch.ops.aten.gelu_backward(grad, _convolved(grid, weights, biases)) if gelu else grad
+        widths = [len(weight) for weight in weights]
+        grads = [
+            _gradients(*parts, weight)
+            for *parts, weight in zip(d.split(widths, -1), grid.split(widths, -1), weights, strict=True)
+        ]
+        of_grid = torch.cat([g[0] for g in grads], dim=-1)
+        of_grid = grad + of_grid if add else of_grid
+    of_biases = [g[2].to(bias.dtype) for g, bias in zip(grads, biases, strict=False)]
+    return of_grid.contiguous(), [g[1] for g in grads], of_biases
+
+
+def _convolved(grid: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
+    parts = grid.permute(0, 3, 1, 2).split([len(weight) for weight in weights], dim=1)
+    maps = []
+    for i, (part, weight) in enumerate(zip(parts, weights, strict=True)):
+        bias = biases[i].to(grid.dtype) if biases else None
+        maps.append(F.conv2d(part, _narrow(weight, grid), bias, padding=weight.shape[-1] // 2, groups=len(weight)))
+    return torch.cat(maps, dim=1).permute(0, 2, 3, 1)
+
+
+def _gradients(grad: Tensor, grid: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    maps, pad = (x.permute(0, 3, 1, 2) for x in (grad, grid)), [weight.shape[-1] // 2] * 2
+    channels, once = len(weight), [1, 1]
+    of_maps, of_weight, of_bias = torch.ops.aten.convolution_backward(
+        *maps, _narrow(weight, grid), [channels], once, pad, once, False, [0, 0], channels, [True, True, True]
+    )
+    return of_maps.permute(0, 2, 3, 1), of_weight.flatten().view_as(weight).to(weight.dtype), of_bias
+
+
+def _narrow(weight: Tensor, grid: Tensor) -> Tensor:
+    # The same memory with channels-last strides, so that the convolution stays in this format.
+    return weight.squeeze(1).unsqueeze(3).permute(0, 3, 1, 2).to(grid.dtype)
+
+
+# ---- how a grid is split between programs
+
+
+class Shape(NamedTuple):
+    """What a program of a kernel has to do."""
+
+    columns: int
+    elements: tuple[int, int]
+    """Of each thread, for 3x3 windows and for larger ones: a thread holds the weights of its channels in registers."""
+    programs: int
+    """That fill a card several times, so that it waits little for the last of them. So many bands are made of rows."""
+    rows: int
+    """The fewest of a band, which reads k - 1 more."""
+
+
+CONVOLVE = Shape(columns=8, elements=(4, 2), programs=4096, rows=8)
+CORRELATE = Shape(columns=8, elements=(4, 2), programs=2048, rows=16)
+CORRELATE_GELU = Shape(columns=4, elements=(4, 1), programs=2048, rows=16)
+
+BLOCKS = (128, 64, 32)
+"""Of channels."""
+WASTE = 1.2
+"""A large block may compute so many times as many channels as the smallest would."""
+
+
+def block_of(channels: int, side: int) -> int:
+    """The block of channels. Larger windows, whose programs have more to do, take the smallest."""
+    padded = [math.ceil(channels / block) * block for block in BLOCKS]
+    most = WASTE * padded[-1] if side == 3 else 0
+    return next((block for block, all in zip(BLOCKS, padded, strict=True) if all <= most), BLOCKS[-1])
+
+
+def bands_of(grid: Tensor, weights: Sequence[Tensor], shape: Shape) -> tuple[int, int]:
+    """How many bands an image has, and the rows of each. All convolutions of a grid have the same."""
+    batch, height, width, _ = grid.shape
+    blocks = sum(math.ceil(len(weight) / block_of(len(weight), weight.shape[-1])) for weight in weights)
+    wanted = math.ceil(shape.programs / (batch * math.ceil(width / shape.columns) * blocks))
+    rows = math.ceil(height / max(1, min(wanted, height // shape.rows)))
+    return math.ceil(height / rows), rows
+
+
+def _start(
+    kernel: Any,
+    shape: Shape,
+    bands: tuple[int, int],
+    pointers: Sequence[Any],
+    grids: Sequence[Tensor],
+    weight: Tensor,
+    integers: Sequence[int] = (),
+    **constants: Any,
+) -> None:
+    """Starts a kernel for one convolution.
+
+    Args:
+        grids: those whose strides it takes; the last is of the size of the input.
+        integers: what it takes between the sizes and the strides.
+    """
+    channels, side = len(weight), weight.shape[-1]
+    batch, height, width, _ = grids[-1].shape
+    strides = [stride for grid in grids for stride in grid.stride()[:3]]
+    elements = shape.elements[side > 3]
+    vector = math.gcd(elements, channels, *strides)
+    block = block_of(channels, side)
+    programs = batch * bands[0] * math.ceil(width / shape.columns) * math.ceil(channels / block)
+    kernel[(programs,)](
+        *pointers, height, width, channels // vector, *bands, *integers, *(stride // vector for stride in strides),
+        K=side, V=vector, BLOCK_W=shape.columns, BLOCK_C=block, **constants,
+        num_warps=max(1, shape.columns * block // elements // 32),
+    )  # fmt: skip
+
+
+def _served(grid: Tensor, weights: Sequence[Tensor]) -> bool:
+    return grid.dtype in DTYPES and grid.numel() > 0 and all(weight.shape[-1] in SIDES for weight in weights)
+
+
+def _slices(weights: Sequence[Tensor]) -> list[slice]:
+    """The channels of each convolution."""
+    ends, end = [], 0
+    for weight in weights:
+        ends.append(slice(end, end := end + len(weight)))
+    return ends
+
+
+def _with_channels_together(grid: Tensor) -> Tensor:
+    return grid if grid.stride(3) == 1 else grid.contiguous()
+
+
+# ---- launches
+
+
+def launch(grid: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], gelu: bool, add: bool) -> Tensor:
+    if not _served(grid, weights):
+        return reference(grid, weights, biases, gelu, add)
+    grid = _with_channels_together(grid)
+    return _convolve(grid, grid if add else None, weights, biases, gelu, flip=False)
+
+
+def launch_backward(
+    grad: Tensor, grid: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], gelu: bool, add: bool
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    if not _served(grid, weights):
+        return backward_reference(grad, grid, weights, biases, gelu, add)
+    grad, grid = _with_channels_together(grad), _with_channels_together(grid)
+    d, of_weights, of_biases = _correlate(grad, grid, weights, biases, gelu)
+    return _convolve(d, grad if add else None, weights, (), False, flip=True), of_weights, of_biases
+
+
+def _convolve(
+    grid: Tensor, added: Tensor | None, weights: Sequence[Tensor], biases: Sequence[Tensor], gelu: bool, flip: bool
+) -> Tensor:
+    from mm_vitbackbones.ops.kernels.triton.depthwise import convolve
+
+    out = torch.empty(grid.shape, dtype=grid.dtype, device=grid.device)
+    bands = bands_of(grid, weights, CONVOLVE)
+    with torch.cuda.device_of(grid):
+        for i, channels in enumerate(_slices(weights)):
+            weight = weights[i].contiguous()
+            parts = [x[..., channels] for x in (grid, grid if added is None else added, out)]
+            bias = biases[i] if biases else weight
+            _start(
+                convolve, CONVOLVE, bands, [*parts[:2], weight, bias, parts[2]], parts, weight,
+                BIAS=bool(biases), GELU=gelu, ADD=added is not None, FLIP=flip,
+            )  # fmt: skip
+    return out
+
+
+def _correlate(
+    grad: Tensor, grid: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], gelu: bool
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """The gradient of the convolution's result, and those of its weights and biases."""
+    from mm_vitbackbones.ops.kernels.triton import depthwise as kernels
+
+    shape = CORRELATE_GELU if gelu else CORRELATE
+    bands = bands_of(grid, weights, shape)
+    d = torch.empty(grid.shape, dtype=grid.dtype, device=grid.device) if gelu else grad
+    sizes = [size for weight in weights for size in (weight.numel(), len(weight))]
+    rows = len(grid) * bands[0] * math.ceil(grid.shape[2] / shape.columns)
+    partials = torch.empty((rows, sum(sizes)), dtype=torch.float32, device=grid.device)
+    start = 0
+    with torch.cuda.device_of(grid):
+        for i, channels in enumerate(_slices(weights)):
+            weight = weights[i].contiguous()
+            places = partials.shape[1], start, start + weight.numel()
+            start += weight.numel() + len(weight)
+            parts = [x[..., channels] for x in (grad, grid, d)]
+            if gelu:
+                pointers = [*parts[:2], weight, biases[i] if biases else weight, parts[2], partials]
+                _start(
+                    kernels.correlate_gelu, shape, bands, pointers, parts, weight, places, BIAS=bool(biases)
+                )  # fmt: skip
+            else:
+                _start(kernels.correlate, shape, bands, [*parts[:2], partials], parts[:2], weight, places)
+    sums = partials.sum(0).split(sizes)
+    of_weights = [g.view_as(weight).to(weight.dtype) for g, weight in zip(sums[::2], weights, strict=True)]
+    return d, of_weights, [g.to(bias.dtype) for g, bias in zip(sums[1::2], biases, strict=False)]
+
+
+depthwise: Callable[..., Tensor] = registration.operator(
+    "depthwise(Tensor grid, Tensor[] weights, Tensor[] biases, bool gelu, bool add) -> Tensor", reference, launch
+)
+"""Depthwise convolutions that keep the size, with what follows them: ``grid + gelu(conv(grid))``.
+
+Args:
+    grid: (B, H, W, C).
+    weights: (C', 1, k, k), of any type; the sum of all C' is C.
+    biases: one (C',) for each weight, or none.
+    gelu: whether the GELU, in its exact form, follows.
+    add: whether the grid is added.
+
+Returns:
+    (B, H, W, C), contiguous, of the grid's type.
+"""
+
+depthwise_backward: Callable[..., tuple[Tensor, list[Tensor], list[Tensor]]] = registration.operator(
+    "depthwise_backward(Tensor grad, Tensor grid, Tensor[] weights, Tensor[] biases, bool gelu, bool add)"
+    " -> (Tensor, Tensor[], Tensor[])",
+    backward_reference,
+    launch_backward,
+)
+"""The gradients of the grid, the weights and the biases, from the gradient of ``depthwise`` and its inputs. What the
+GELU was applied to is computed again."""
