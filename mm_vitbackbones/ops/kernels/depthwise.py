@@ -86,11 +86,15 @@ class Shape(NamedTuple):
     """That fill a card several times, so that it waits little for the last of them. So many bands are made of rows."""
     rows: int
     """The fewest of a band, which reads k - 1 more."""
+    ahead: int
+    """The rows that are requested before they are needed."""
+    registers: int | None = None
+    """The most of a thread, for 3x3 windows, where fewer than the compiler would take let more programs run at once."""
 
 
-CONVOLVE = Shape(columns=8, elements=(4, 2), programs=4096, rows=8)
-CORRELATE = Shape(columns=8, elements=(4, 2), programs=2048, rows=16)
-CORRELATE_GELU = Shape(columns=4, elements=(4, 1), programs=2048, rows=16)
+CONVOLVE = Shape(columns=8, elements=(4, 2), programs=4096, rows=8, ahead=2)
+CORRELATE = Shape(columns=8, elements=(4, 2), programs=2048, rows=16, ahead=2)
+CORRELATE_GELU = Shape(columns=4, elements=(4, 1), programs=2048, rows=16, ahead=1, registers=168)
 
 BLOCKS = (128, 64, 32)
 """Of channels."""
@@ -139,8 +143,8 @@ def _start(
     programs = batch * bands[0] * math.ceil(width / shape.columns) * math.ceil(channels / block)
     kernel[(programs,)](
         *pointers, height, width, channels // vector, *bands, *integers, *(stride // vector for stride in strides),
-        K=side, V=vector, BLOCK_W=shape.columns, BLOCK_C=block, **constants,
-        num_warps=max(1, shape.columns * block // elements // 32),
+        K=side, V=vector, AHEAD=shape.ahead, BLOCK_W=shape.columns, BLOCK_C=block, **constants,
+        num_warps=max(1, shape.columns * block // elements // 32), maxnreg=shape.registers if side == 3 else None,
     )  # fmt: skip
 
 

@@ -1,9 +1,10 @@
+# mypy: ignore-errors
 # ruff: noqa: RUF005 (Triton knows no unpacking)
 """Depthwise convolutions over grids (B, H, W, C), in Triton; see ``ops/kernels/depthwise.py``.
 
 A program has BLOCK_C channels of BLOCK_W columns and goes down the rows of its band. It reads each row K times, moved
 by one column each time: once from memory, then from the cache next to the processor. All that it needs of other rows
-stays in registers, and so do the weights. What the next row needs is requested before the present one is computed.
+stays in registers, and so do the weights. What a row needs is requested AHEAD rows before it is computed.
 The loops are written with ``while``: Triton's interpreter cannot count to a tensor with recent versions of NumPy.
 
 Sizes and strides are in units of VECTOR elements, which divides all of them: so the compiler knows how many elements
@@ -110,6 +111,7 @@ def convolve(
     ADD: tl.constexpr,
     FLIP: tl.constexpr,
     V: tl.constexpr,
+    AHEAD: tl.constexpr,
     BLOCK_W: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
@@ -130,13 +132,20 @@ def convolve(
     added += image * added_b * V
     out += image * out_b * V
     taps = load_taps(weight, channels, units * V, K, FLIP)
+    start = tl.zeros((BLOCK_W, BLOCK_C), tl.float32)
     if BIAS:
-        shift = tl.load(bias + channels, channels < units * V, other=0.0).to(tl.float32)[None, :]
-    sums = zeros(K, BLOCK_W, BLOCK_C)  # of the output rows row - pad to row + pad
-    tiles = load_row(grid, first - pad, height, width, columns, channels, wanted, grid_h, grid_w, K, V)
+        start += tl.load(bias + channels, channels < units * V, other=0.0).to(tl.float32)[None, :]
+    sums = ()  # of the output rows row - pad to row + pad
+    for _ in tl.static_range(K):
+        sums = sums + (start,)
     row = first - pad
+    below = tl.minimum(last + pad, height)
+    queue = ()
+    for i in tl.static_range(AHEAD):
+        queue = queue + load_row(grid, row + i, below, width, columns, channels, wanted, grid_h, grid_w, K, V)
     while row < last + pad:
-        ahead = load_row(grid, row + 1, height, width, columns, channels, wanted, grid_h, grid_w, K, V)
+        tiles = queue[:K]
+        ahead = load_row(grid, row + AHEAD, below, width, columns, channels, wanted, grid_h, grid_w, K, V)
         partial = ()
         for m in tl.static_range(K):
             s = sums[m]
@@ -146,8 +155,6 @@ def convolve(
         done = row - pad
         if done >= first:
             y = partial[0]
-            if BIAS:
-                y += shift
             if GELU:
                 y = gelu(y)
             if ADD:
@@ -157,8 +164,8 @@ def convolve(
                 )
             at = out + done.to(tl.int64) * out_h * V
             tl.store(at + columns[:, None] * (out_w * V) + channels[None, :], y.to(out.dtype.element_ty), stored)
-        sums = partial[1:] + zeros(1, BLOCK_W, BLOCK_C)
-        tiles = ahead
+        sums = partial[1:] + (start,)
+        queue = queue[K:] + ahead
         row += 1
 
 
@@ -191,6 +198,7 @@ def correlate(
     grid_w,
     K: tl.constexpr,
     V: tl.constexpr,
+    AHEAD: tl.constexpr,
     BLOCK_W: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
@@ -213,12 +221,16 @@ def correlate(
     sums = zeros(K * K, BLOCK_W, BLOCK_C)
     total = tl.zeros((BLOCK_W, BLOCK_C), tl.float32)
     grads = zeros(K, BLOCK_W, BLOCK_C)  # of the output rows row - pad to row + pad, zeros outside of the band
-    tiles = load_row(grid, first - pad, height, width, columns, channels, wanted, grid_h, grid_w, K, V)
-    new = load_row(grad, first, last, width, columns, channels, wanted, grad_h, grad_w, 1, V)
     row = first - pad
+    below = tl.minimum(last + pad, height)
+    queue, news = (), ()
+    for i in tl.static_range(AHEAD):
+        queue = queue + load_row(grid, row + i, below, width, columns, channels, wanted, grid_h, grid_w, K, V)
+        news = news + load_row(grad, first + i, last, width, columns, channels, wanted, grad_h, grad_w, 1, V)
     while row < last + pad:
-        ahead = load_row(grid, row + 1, height, width, columns, channels, wanted, grid_h, grid_w, K, V)
-        new_ahead = load_row(grad, row + pad + 1, last, width, columns, channels, wanted, grad_h, grad_w, 1, V)
+        tiles, new = queue[:K], news[:1]
+        ahead = load_row(grid, row + AHEAD, below, width, columns, channels, wanted, grid_h, grid_w, K, V)
+        later = load_row(grad, row + pad + AHEAD, last, width, columns, channels, wanted, grad_h, grad_w, 1, V)
         grads = grads[1:] + (new[0].to(tl.float32),)
         total += grads[K - 1]
         more = ()
@@ -226,8 +238,8 @@ def correlate(
             for j in tl.static_range(K):
                 more = more + (sums[i * K + j] + grads[K - 1 - i] * tiles[j].to(tl.float32),)
         sums = more
-        tiles = ahead
-        new = new_ahead
+        queue = queue[K:] + ahead
+        news = news[1:] + later
         row += 1
     store_partials(sums, total, partials, channels, units * V, where_weight, where_bias, K)
 
@@ -260,6 +272,7 @@ def correlate_gelu(
     K: tl.constexpr,
     BIAS: tl.constexpr,
     V: tl.constexpr,
+    AHEAD: tl.constexpr,
     BLOCK_W: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
@@ -281,28 +294,30 @@ def correlate_gelu(
     grad += image * grad_b * V
     out += image * out_b * V
     taps = load_taps(weight, channels, units * V, K, False)
+    start = tl.zeros((BLOCK_W, BLOCK_C), tl.float32)
     if BIAS:
-        shift = tl.load(bias + channels, channels < units * V, other=0.0).to(tl.float32)[None, :]
+        start += tl.load(bias + channels, channels < units * V, other=0.0).to(tl.float32)[None, :]
     sums = zeros(K * K, BLOCK_W, BLOCK_C)
     total = tl.zeros((BLOCK_W, BLOCK_C), tl.float32)
+    below = tl.minimum(last + pad, height)
     window = ()  # the rows above, then the row itself and those below
     for i in tl.static_range(K - 1):
-        window = window + load_row(
-            grid, first + (i - pad), height, width, columns, channels, wanted, grid_h, grid_w, K, V
-        )
-    ahead = load_row(grid, first + pad, height, width, columns, channels, wanted, grid_h, grid_w, K, V)
-    new = load_row(grad, first, last, width, columns, channels, wanted, grad_h, grad_w, 1, V)
+        row = first + (i - pad)
+        window = window + load_row(grid, row, below, width, columns, channels, wanted, grid_h, grid_w, K, V)
+    queue, news = (), ()
+    for i in tl.static_range(AHEAD):
+        row = first + i
+        queue = queue + load_row(grid, row + pad, below, width, columns, channels, wanted, grid_h, grid_w, K, V)
+        news = news + load_row(grad, row, last, width, columns, channels, wanted, grad_h, grad_w, 1, V)
     row = first
     while row < last:
-        window = window + ahead
-        d = new[0].to(tl.float32)
-        ahead = load_row(grid, row + pad + 1, height, width, columns, channels, wanted, grid_h, grid_w, K, V)
-        new = load_row(grad, row + 1, last, width, columns, channels, wanted, grad_h, grad_w, 1, V)
-        y = tl.zeros((BLOCK_W, BLOCK_C), tl.float32)
+        window = window + queue[:K]
+        d = news[0].to(tl.float32)
+        ahead = load_row(grid, row + pad + AHEAD, below, width, columns, channels, wanted, grid_h, grid_w, K, V)
+        later = load_row(grad, row + AHEAD, last, width, columns, channels, wanted, grad_h, grad_w, 1, V)
+        y = start
         for t in tl.static_range(K * K):
             y += window[t].to(tl.float32) * taps[t]
-        if BIAS:
-            y += shift
         d *= gelu_slope(y)
         at = out + row.to(tl.int64) * out_h * V
         tl.store(at + columns[:, None] * (out_w * V) + channels[None, :], d.to(out.dtype.element_ty), stored)
@@ -312,5 +327,7 @@ def correlate_gelu(
             more = more + (sums[t] + d * window[t].to(tl.float32),)
         sums = more
         window = window[K:]
+        queue = queue[K:] + ahead
+        news = news[1:] + later
         row += 1
     store_partials(sums, total, partials, channels, units * V, where_weight, where_bias, K)
