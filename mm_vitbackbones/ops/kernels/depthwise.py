@@ -40,10 +40,8 @@ def backward_reference(
     with context.autocast_to(grid.device, None):
         d = torch.ops.aten.gelu_backward(grad, _convolved(grid, weights, biases)) if gelu else grad
         widths = [len(weight) for weight in weights]
-        grads = [
-            _gradients(*parts, weight)
-            for *parts, weight in zip(d.split(widths, -1), grid.split(widths, -1), weights, strict=True)
-        ]
+        parts = zip(d.split(widths, -1), grid.split(widths, -1), weights, strict=True)
+        grads = [_gradients(*part) for part in parts]
         of_grid = torch.cat([g[0] for g in grads], dim=-1)
         of_grid = grad + of_grid if add else of_grid
     of_biases = [g[2].to(bias.dtype) for g, bias in zip(grads, biases, strict=False)]

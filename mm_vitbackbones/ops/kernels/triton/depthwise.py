@@ -17,6 +17,16 @@ import triton
 import triton.language as tl
 
 
+SIZES = ["height", "width", "units", "bands", "rows", "length", "where_weight", "where_bias"]
+STRIDES = [f"{tensor}_{dim}" for tensor in ("grid", "added", "out", "grad") for dim in "bhw"]
+
+
+def compiled(kernel):
+    """One program for all sizes: otherwise Triton would compile another one where a size is 1 or a multiple of 16."""
+    given = kernel.__code__.co_varnames[: kernel.__code__.co_argcount]
+    return triton.jit(kernel, do_not_specialize=[name for name in (*SIZES, *STRIDES) if name in given])
+
+
 @triton.jit
 def half_erfc(a):
     """``erfc(a / sqrt(2)) / 2`` for a >= 0: the normal distribution's tail.
@@ -84,7 +94,7 @@ def zeros(COUNT: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr):
     return tiles
 
 
-@triton.jit
+@compiled
 def convolve(
     grid,
     added,
@@ -177,7 +187,7 @@ def store_partials(sums, total, partials, channels, many, where_weight, where_bi
     tl.store(partials + where_bias + channels, tl.sum(total, axis=0), channels < many)
 
 
-@triton.jit
+@compiled
 def correlate(
     grad,
     grid,
@@ -244,7 +254,7 @@ def correlate(
     store_partials(sums, total, partials, channels, units * V, where_weight, where_bias, K)
 
 
-@triton.jit
+@compiled
 def correlate_gelu(
     grad,
     grid,
