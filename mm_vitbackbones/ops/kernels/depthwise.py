@@ -152,6 +152,8 @@ def _served(grid: Tensor, weights: Sequence[Tensor]) -> bool:
 
 def _slices(weights: Sequence[Tensor]) -> list[slice]:
     """The channels of each convolution."""
+    if len(weights) == 1:
+        return [slice(None)]
     ends, end = [], 0
     for weight in weights:
         ends.append(slice(end, end := end + len(weight)))

@@ -19,6 +19,9 @@ NAMESPACE = "mm_vitbackbones"
 AMPERE = 8
 """The oldest generation of cards whose arithmetic the kernels need: bf16 and asynchronous copies."""
 
+OLDEST_TRITON = (3, 3)
+"""The oldest version that compiles the kernels: they keep tensors in tuples. It is that of PyTorch 2.7."""
+
 _TENSORS = {Tensor, nn.Parameter}
 _library = torch.library.Library(NAMESPACE, "DEF")
 _enabled = True
@@ -83,7 +86,10 @@ def disabled() -> Iterator[None]:
 
 @functools.cache
 def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+    if importlib.util.find_spec("triton") is None:
+        return False
+    version = importlib.import_module("triton").__version__.split(".")
+    return (int(version[0]), int(version[1])) >= OLDEST_TRITON
 
 
 @functools.cache

@@ -16,7 +16,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-
 SIZES = ["height", "width", "units", "bands", "rows", "length", "where_weight", "where_bias"]
 STRIDES = [f"{tensor}_{dim}" for tensor in ("grid", "added", "out", "grad") for dim in "bhw"]
 
