@@ -125,7 +125,7 @@ def test_recipes_take_the_place_of_the_result():
 
 OTHERS = {
     "stride": dict(stride=2),
-    "dilation": dict(padding=2, dilation=2),
+    "dilation": dict(dilation=2),
     "padding": dict(padding=0),
     "padding_mode": dict(padding_mode="reflect"),
     "groups": dict(groups=2),
