@@ -7,9 +7,10 @@ result, so nothing is split or concatenated.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -109,41 +110,70 @@ def block_of(channels: int, side: int) -> int:
 
 def bands_of(grid: Tensor, weights: Sequence[Tensor], shape: Shape) -> tuple[int, int]:
     """How many bands an image has, and the rows of each. All convolutions of a grid have the same."""
-    batch, height, width, _ = grid.shape
-    blocks = sum(math.ceil(len(weight) / block_of(len(weight), weight.shape[-1])) for weight in weights)
+    return _bands(grid.shape[:3], tuple([(weight.shape[0], weight.shape[3]) for weight in weights]), shape)
+
+
+@functools.lru_cache(maxsize=1024)
+def _bands(grid: tuple[int, ...], windows: tuple[tuple[int, int], ...], shape: Shape) -> tuple[int, int]:
+    batch, height, width = grid
+    blocks = sum(math.ceil(channels / block_of(channels, side)) for channels, side in windows)
     wanted = math.ceil(shape.programs / (batch * math.ceil(width / shape.columns) * blocks))
     rows = math.ceil(height / max(1, min(wanted, height // shape.rows)))
     return math.ceil(height / rows), rows
 
 
 def _start(
-    kernel: Any,
+    kernel: Callable[..., None],
     shape: Shape,
     bands: tuple[int, int],
-    pointers: Sequence[Any],
+    tensors: tuple[Tensor, ...],
     grids: Sequence[Tensor],
     weight: Tensor,
-    integers: Sequence[int] = (),
-    **constants: Any,
+    integers: tuple[int, ...] = (),
+    constants: tuple[bool, ...] = (),
 ) -> None:
     """Starts a kernel for one convolution.
 
     Args:
         grids: those whose strides it takes; the last is of the size of the input.
         integers: what it takes between the sizes and the strides.
+        constants: what it takes between the side of the window and the split of the work.
     """
-    channels, side = len(weight), weight.shape[-1]
-    batch, height, width, _ = grids[-1].shape
-    strides = [stride for grid in grids for stride in grid.stride()[:3]]
+    strides = tuple([stride for grid in grids for stride in grid.stride()[:3]])
+    plan = _plan(shape, bands, grids[-1].shape[:3], strides, weight.shape[0], weight.shape[3])
+    numbers = *plan.sizes, *integers, *plan.strides
+    kernel((plan.programs, 1, 1), tensors, numbers, (plan.side, *constants, *plan.split), plan.warps, plan.registers)
+
+
+class _Plan(NamedTuple):
+    """What does not depend on the values of tensors: the arguments of a kernel."""
+
+    programs: int
+    sizes: tuple[int, ...]
+    strides: tuple[int, ...]
+    side: int
+    split: tuple[int, ...]
+    warps: int
+    registers: int | None
+
+
+@functools.lru_cache(maxsize=1024)
+def _plan(
+    shape: Shape, bands: tuple[int, int], grid: tuple[int, ...], strides: tuple[int, ...], channels: int, side: int
+) -> _Plan:
+    batch, height, width = grid
     elements = shape.elements[side > 3]
     vector = math.gcd(elements, channels, *strides)
     block = block_of(channels, side)
-    programs = batch * bands[0] * math.ceil(width / shape.columns) * math.ceil(channels / block)
-    kernel[(programs,)](
-        *pointers, height, width, channels // vector, *bands, *integers, *(stride // vector for stride in strides),
-        K=side, V=vector, AHEAD=shape.ahead, BLOCK_W=shape.columns, BLOCK_C=block, **constants,
-        num_warps=max(1, shape.columns * block // elements // 32), maxnreg=shape.registers if side == 3 else None,
-    )  # fmt: skip
+    return _Plan(
+        programs=batch * bands[0] * math.ceil(width / shape.columns) * math.ceil(channels / block),
+        sizes=(height, width, channels // vector, *bands),
+        strides=tuple(stride // vector for stride in strides),
+        side=side,
+        split=(vector, shape.ahead, shape.columns, block),
+        warps=max(1, shape.columns * block // elements // 32),
+        registers=shape.registers if side == 3 else None,
+    )
 
 
 def _served(grid: Tensor, weights: Sequence[Tensor]) -> bool:
@@ -152,12 +182,15 @@ def _served(grid: Tensor, weights: Sequence[Tensor]) -> bool:
 
 def _slices(weights: Sequence[Tensor]) -> list[slice]:
     """The channels of each convolution."""
-    if len(weights) == 1:
-        return [slice(None)]
     ends, end = [], 0
     for weight in weights:
         ends.append(slice(end, end := end + len(weight)))
     return ends
+
+
+def _parts(grids: Sequence[Tensor], channels: slice, weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The channels of one convolution out of several grids."""
+    return tuple(grids) if len(weights) == 1 else tuple([grid[..., channels] for grid in grids])
 
 
 def _with_channels_together(grid: Tensor) -> Tensor:
@@ -187,19 +220,16 @@ def launch_backward(
 def _convolve(
     grid: Tensor, added: Tensor | None, weights: Sequence[Tensor], biases: Sequence[Tensor], gelu: bool, flip: bool
 ) -> Tensor:
-    from mm_vitbackbones.ops.kernels.triton.depthwise import convolve
+    from mm_vitbackbones.ops.kernels.triton.depthwise import start_convolve
 
     out = torch.empty(grid.shape, dtype=grid.dtype, device=grid.device)
     bands = bands_of(grid, weights, CONVOLVE)
-    with torch.cuda.device_of(grid):
-        for i, channels in enumerate(_slices(weights)):
-            weight = weights[i].contiguous()
-            parts = [x[..., channels] for x in (grid, grid if added is None else added, out)]
-            bias = biases[i] if biases else weight
-            _start(
-                convolve, CONVOLVE, bands, [*parts[:2], weight, bias, parts[2]], parts, weight,
-                BIAS=bool(biases), GELU=gelu, ADD=added is not None, FLIP=flip,
-            )  # fmt: skip
+    for i, channels in enumerate(_slices(weights)):
+        weight = weights[i].contiguous()
+        first, second, result = parts = _parts((grid, grid if added is None else added, out), channels, weights)
+        tensors = first, second, weight, biases[i] if biases else weight, result
+        constants = bool(biases), gelu, added is not None, flip
+        _start(start_convolve, CONVOLVE, bands, tensors, parts, weight, constants=constants)
     return out
 
 
@@ -216,19 +246,17 @@ def _correlate(
     rows = len(grid) * bands[0] * math.ceil(grid.shape[2] / shape.columns)
     partials = torch.empty((rows, sum(sizes)), dtype=torch.float32, device=grid.device)
     start = 0
-    with torch.cuda.device_of(grid):
-        for i, channels in enumerate(_slices(weights)):
-            weight = weights[i].contiguous()
-            places = partials.shape[1], start, start + weight.numel()
-            start += weight.numel() + len(weight)
-            parts = [x[..., channels] for x in (grad, grid, d)]
-            if gelu:
-                pointers = [*parts[:2], weight, biases[i] if biases else weight, parts[2], partials]
-                _start(
-                    kernels.correlate_gelu, shape, bands, pointers, parts, weight, places, BIAS=bool(biases)
-                )  # fmt: skip
-            else:
-                _start(kernels.correlate, shape, bands, [*parts[:2], partials], parts[:2], weight, places)
+    for i, channels in enumerate(_slices(weights)):
+        weight = weights[i].contiguous()
+        places = partials.shape[1], start, start + weight.numel()
+        start += weight.numel() + len(weight)
+        of_result, values, result = parts = _parts((grad, grid, d), channels, weights)
+        if gelu:
+            tensors = of_result, values, weight, biases[i] if biases else weight, result, partials
+            _start(kernels.start_correlate_gelu, shape, bands, tensors, parts, weight, places, (bool(biases),))
+        else:
+            tensors = of_result, values, partials
+            _start(kernels.start_correlate, shape, bands, tensors, parts[:2], weight, places)
     sums = partials.sum(0).split(sizes)
     of_weights = [g.view_as(weight).to(weight.dtype) for g, weight in zip(sums[::2], weights, strict=True)]
     return d, of_weights, [g.to(bias.dtype) for g, bias in zip(sums[1::2], biases, strict=False)]

@@ -16,6 +16,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from mm_vitbackbones.ops.kernels.triton.launch import Launcher
+
 SIZES = ["height", "width", "units", "bands", "rows", "length", "where_weight", "where_bias"]
 STRIDES = [f"{tensor}_{dim}" for tensor in ("grid", "added", "out", "grad") for dim in "bhw"]
 
@@ -340,3 +342,6 @@ def correlate_gelu(
         news = news[1:] + later
         row += 1
     store_partials(sums, total, partials, channels, units * V, where_weight, where_bias, K)
+
+
+start_convolve, start_correlate, start_correlate_gelu = map(Launcher, (convolve, correlate, correlate_gelu))

@@ -37,22 +37,22 @@ class Launcher:
         numbers: tuple[float, ...],
         constants: tuple[Any, ...],
         num_warps: int = 4,
+        maxnreg: int | None = None,
     ) -> None:
         """Starts ``grid`` programs on the current stream of the first tensor's device."""
         index = tensors[0].device.index
         if index is not None and index != torch.cuda.current_device():
             with torch.cuda.device(index):
-                return self(grid, tensors, numbers, constants, num_warps)
+                return self(grid, tensors, numbers, constants, num_warps, maxnreg)
         pointers = [tensor.data_ptr() for tensor in tensors]
-        key = index, num_warps, constants, *[tensor.dtype for tensor in tensors]
-        aligned = True
-        for pointer in pointers:
-            aligned = aligned and not pointer & 15
-        compiled = self.compiled.get(key) if aligned else None
+        types = [tensor.dtype for tensor in tensors]
+        key = index, num_warps, maxnreg, constants, *types, *[pointer & 15 == 0 for pointer in pointers]
+        usual = max(numbers) <= LARGEST_INT32
+        compiled = self.compiled.get(key) if usual else None
         if compiled is not None:
             compiled[grid](*pointers, *numbers, *constants)
             return None
-        compiled = self.function[grid](*tensors, *numbers, *constants, num_warps=num_warps)
-        if DIRECT and aligned and hasattr(compiled, "function"):  # the interpreter returns nothing
+        compiled = self.function[grid](*tensors, *numbers, *constants, num_warps=num_warps, maxnreg=maxnreg)
+        if DIRECT and usual and hasattr(compiled, "function"):  # the interpreter returns nothing
             self.compiled[key] = compiled
         return None
