@@ -1,0 +1,113 @@
+"""Factorised attention of CoaT, with its class tokens: softmax(k)' v / sqrt(d) = M, then q M + q * position.
+
+B images, N tokens of a grid, h heads of d channels, C = h d. Rows (B * N + B, C) are the tokens of all grids, then the
+class tokens of all images, so that one linear map serves both and each grid is contiguous.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mm_vitbackbones.ops.kernels import registration
+
+MAX_DIM, MAX_UNALIGNED_DIM = 64, 57
+"""The widest heads that the kernels serve: of a multiple of 8 channels, and others."""
+
+
+def reference(
+    query_key: Tensor, value: Tensor, position: Tensor, batch: int, num_heads: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries and keys (B * N + B, 2C), values (B * N + B, C) and positions (B * N, C) -> rows (B * N + B, C), the
+    matrices M (B, h, d, d) and the log-sums of exp(k) over tokens (B, C); the last two in fp32 at least."""
+    wide = torch.promote_types(value.dtype, torch.float32)
+    query, key = query_key.chunk(2, -1)
+    keys, values = _by_image(key, batch).to(wide), _by_image(value, batch).to(wide)
+    log_sum = keys.logsumexp(1)
+    share = (keys - log_sum.unsqueeze(1)).exp()
+    dim = value.shape[1] // num_heads
+    matrices = _heads(share, num_heads).mT @ _heads(values, num_heads) * dim**-0.5
+    queries = _heads(_by_image(query, batch), num_heads)
+    out = _rows((queries @ matrices.to(value.dtype)).transpose(1, 2).flatten(2))
+    grids = len(position)
+    out[:grids].addcmul_(query[:grids], position)
+    return out, matrices, log_sum
+
+
+def reference_backward(
+    query_key: Tensor, value: Tensor, position: Tensor, matrices: Tensor, log_sum: Tensor, grad: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of the first three arguments."""
+    batch, num_heads, dim, _ = matrices.shape
+    wide, narrow = matrices.dtype, value.dtype
+    query, key = query_key.chunk(2, -1)
+    queries, keys, values, grads = (
+        _heads(_by_image(x, batch).to(wide), num_heads) for x in (query, key, value, grad)
+    )
+    of_matrices = queries.mT @ grads
+    share = (keys - log_sum.unflatten(1, (num_heads, dim)).unsqueeze(2)).exp()
+    of_share = values @ of_matrices.mT * dim**-0.5
+    of_key = share * (of_share - (matrices * of_matrices).sum(-1).unsqueeze(2))
+    of_value = share @ of_matrices * dim**-0.5
+    of_query = grads @ matrices.mT
+    of_query, of_key, of_value = (_rows(x.transpose(1, 2).flatten(2)) for x in (of_query, of_key, of_value))
+    grids = len(position)
+    of_query[:grids].addcmul_(grad[:grids].to(wide), position.to(wide))
+    return torch.cat((of_query, of_key), -1).to(narrow), of_value.to(narrow), grad[:grids] * query[:grids]
+
+
+def _by_image(rows: Tensor, batch: int) -> Tensor:
+    """(B * N + B, C) -> (B, N + 1, C), the class token last."""
+    return torch.cat((rows[:-batch].unflatten(0, (batch, -1)), rows[-batch:].unsqueeze(1)), 1)
+
+
+def _rows(tokens: Tensor) -> Tensor:
+    """(B, N + 1, C) -> (B * N + B, C)."""
+    return torch.cat((tokens[:, :-1].flatten(0, 1), tokens[:, -1]))
+
+
+def _heads(tokens: Tensor, num_heads: int) -> Tensor:
+    """(B, N, C) -> (B, h, N, d)."""
+    return tokens.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+
+
+def _launch(
+    query_key: Tensor, value: Tensor, position: Tensor, batch: int, num_heads: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    if not served(value, num_heads):
+        return reference(query_key, value, position, batch, num_heads)
+    from mm_vitbackbones.ops.kernels.triton import factorized
+
+    return factorized.attend(query_key, value, position, batch, num_heads)
+
+
+def _launch_backward(
+    query_key: Tensor, value: Tensor, position: Tensor, matrices: Tensor, log_sum: Tensor, grad: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    if not served(value, matrices.shape[1]):
+        return reference_backward(query_key, value, position, matrices, log_sum, grad)
+    from mm_vitbackbones.ops.kernels.triton import factorized
+
+    return factorized.attend_backward(query_key, value, position, matrices, log_sum, grad)
+
+
+def served(value: Tensor, num_heads: int) -> bool:
+    """Whether the kernels have a form for these values (R, C)."""
+    channels = value.shape[1]
+    dim = channels // num_heads
+    known = value.dtype in (torch.float32, torch.bfloat16, torch.float16)
+    return known and channels % 8 == 0 and dim <= (MAX_UNALIGNED_DIM if dim % 8 else MAX_DIM)
+
+
+attend = registration.operator(
+    "factorized_attend(Tensor query_key, Tensor value, Tensor position, int batch, int num_heads)"
+    " -> (Tensor, Tensor, Tensor)",
+    reference,
+    _launch,
+)
+attend_backward = registration.operator(
+    "factorized_attend_backward(Tensor query_key, Tensor value, Tensor position, Tensor matrices, Tensor log_sum,"
+    " Tensor grad) -> (Tensor, Tensor, Tensor)",
+    reference_backward,
+    _launch_backward,
+)
