@@ -38,11 +38,10 @@ from mm_vitbackbones.layers import (
     Recomputable,
 )
 from mm_vitbackbones.layers.initialise import init_linears_and_norms
-from mm_vitbackbones.ops import context, conv, depthwise, factorized, memory, onednn, residual
+from mm_vitbackbones.ops import context, conv, depthwise, factorized, joint, memory, onednn, residual
+from mm_vitbackbones.ops.joint import Pair, Tokens
 from mm_vitbackbones.ops.resize import resized_sum
 from mm_vitbackbones.registry import BACKBONES
-
-Tokens = tuple[Tensor, Tensor]
 
 NUM_HEADS = 8
 WINDOWS = {3: 2, 5: 3, 7: 3}
@@ -138,20 +137,9 @@ class FactorizedAttention(Recomputable):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, tokens: Tokens, shared: Shared) -> Tokens:
-        cls, grid = tokens
-        cls_query, cls_key = self.qk(cls.flatten(1, 2)).chunk(2, dim=-1)
-        query, key = onednn.linear(grid, self.qk).flatten(1, 2).chunk(2, dim=-1)
-        cls_value, value = self.v(cls.flatten(1, 2)), onednn.linear(grid, self.v)
-        matrices = factorized.contract(key, value.flatten(1, 2), cls_key, cls_value, NUM_HEADS)
-        cls_out = self.proj(factorized.attend(cls_query, matrices)).view_as(cls)
-        context.release(grid)
-
-        def attend(query: Tensor, matrices: Tensor, value: Tensor) -> Tensor:
-            position = shared.relative_position(value).flatten(1, 2)
-            context.release(value)
-            return onednn.linear(factorized.attend(query, matrices, position), self.proj).view_as(grid)
-
-        return cls_out, self.lightly(attend, query, matrices, value)
+        query_key, value = joint.linear(tokens, self.qk), joint.linear(tokens, self.v)
+        joint.release(tokens)
+        return factorized.mix(query_key, value, shared.relative_position, self.proj, NUM_HEADS, self.lightly)
 
 
 class CoatBlock(Recomputable):
@@ -166,16 +154,17 @@ class CoatBlock(Recomputable):
 
     def add_feed_forward(self, tokens: Tokens, norm: nn.Module) -> Tokens:
         """x + ffn(norm(x))."""
-        cls, grid = tokens
-        branch = Branch(norm, self.ffn, self.drop_path.draw(grid))
-        return branch.add_to(cls), residual.add(grid, partial(self.lightly, branch.of), branch.parts, branch.reach)
+        branch = Branch(norm, self.ffn, self.drop_path.draw_for(tokens))
+        of = partial(self.lightly, branch.of)
+        return joint.every(lambda x: residual.add(x, of, branch.parts, branch.reach), tokens)
 
 
 def attend(norm: nn.Module, attn: nn.Module, shared: Shared, tokens: Tokens) -> Tokens:
     """attn(norm(x))."""
-    return attn((memory.cheap(norm, tokens[0]), memory.cheap(norm, tokens[1])), shared)
+    return attn(joint.every(partial(memory.cheap, norm), tokens), shared)
 
 
+@context.plain
 class SerialBlock(CoatBlock):
     """x = cpe(x), then x + attn(norm1(x)), then x + ffn(norm2(x))."""
 
@@ -187,15 +176,15 @@ class SerialBlock(CoatBlock):
         self.ffn = FeedForward(dim, hidden_dim)
         self.drop_path = DropPath(drop_path)
 
-    def residuals(self, tokens: Tokens, shared: Shared) -> Tokens:
+    def residuals(self, tokens: Pair, shared: Shared) -> Pair:
         with memory.saving():
-            tokens = tokens[0], shared.cpe(tokens[1])
-            parts = (self.norm1, self.attn, shared.crpe)
+            x = joint.join(tokens[0], shared.cpe(tokens[1]), self)
             branch = partial(attend, self.norm1, self.attn, shared)
-            tokens = residual.add_both(tokens, lambda x: self.drop_path.both(branch(x)), parts)
-            return self.add_feed_forward(tokens, self.norm2)
+            x = joint.add(x, lambda x: self.drop_path.both(branch(x)), (self.norm1, self.attn, shared.crpe))
+            return joint.pair(self.add_feed_forward(x, self.norm2))
 
 
+@context.plain
 class ParallelBlock(CoatBlock):
     """Each level attends to itself, then adds the results of all levels, resized to its grid. A level that is not
     ``needed`` after this block attends and ends here."""
@@ -208,20 +197,21 @@ class ParallelBlock(CoatBlock):
         self.ffn = FeedForward(dim, hidden_dim)
         self.drop_path = DropPath(drop_path)
 
-    def residuals(self, tokens: Mapping[int, Tokens], shared: Mapping[int, Shared]) -> dict[int, Tokens]:
+    def residuals(self, tokens: Mapping[int, Pair], shared: Mapping[int, Shared]) -> dict[int, Pair]:
         with memory.saving():
-            tokens = {level: (cls, shared[level].cpe(grid)) for level, (cls, grid) in tokens.items()}
-            attended = {}
-            for level, x in tokens.items():
+            sides = {level: grid.shape[1:3] for level, (_, grid) in tokens.items()}
+            joined = {level: joint.join(cls, shared[level].cpe(grid), self) for level, (cls, grid) in tokens.items()}
+            attended = []
+            for level, x in joined.items():
                 parts = self.norm1[str(level)], self.attn[str(level)], shared[level]
-                attended[level] = residual.branch_of_both(x, partial(attend, *parts), [*parts[:2], shared[level].crpe])
-            cls_branches, grids = zip(*attended.values(), strict=True)
-            results: dict[int, Tokens] = {}
+                attended.append(joint.branch_of(x, partial(attend, *parts), [*parts[:2], shared[level].crpe]))
+            cls_branches, grids = zip(*attended, strict=True)
+            results: dict[int, Pair] = {}
             for level in map(int, self.norm2):
-                x, sides = tokens[level], tokens[level][1].shape[1:3]
-                branches = self.drop_path.both((torch.stack(cls_branches).sum(0), resized_sum(grids, *sides)))
-                x = residual.add_fresh(x[0], branches[0]), residual.add_fresh(x[1], branches[1])
-                results[level] = self.add_feed_forward(x, self.norm2[str(level)])
+                x = joined[level]
+                branches = joint.like(x, torch.stack(cls_branches).sum(0), resized_sum(grids, *sides[level]))
+                x = joint.add_fresh(x, self.drop_path.both(branches))
+                results[level] = joint.pair(self.add_feed_forward(x, self.norm2[str(level)]))
             return results
 
 
@@ -243,7 +233,7 @@ class Stage(nn.Module):
         """What its blocks and the parallel ones share."""
         return Shared(self.cpe, self.crpe, conv.framed([*self.crpe.convs]))
 
-    def forward(self, grid: Tensor) -> Tokens:
+    def forward(self, grid: Tensor) -> Pair:
         grid, shared = self.patch_embed(grid), self.shared()
         tokens = self.cls_token.unsqueeze(0).expand(len(grid), -1, -1, -1), grid
         for block in self.blocks:
@@ -287,7 +277,7 @@ class CoaT(Backbone):
 
     def levels(self, image: Tensor) -> Iterator[Level]:
         grid = image.permute(0, 2, 3, 1)
-        tokens: dict[int, Tokens] = {}
+        tokens: dict[int, Pair] = {}
         for level, stage in enumerate(self.stages):
             _, grid = tokens[level] = stage(grid)
         if self.parallel_blocks:
@@ -304,6 +294,6 @@ class CoaT(Backbone):
             parts += [Part((block,), index, "block") for block in stage.blocks]
         return parts + [Part((block,), PARALLEL[-1], "block") for block in self.parallel_blocks]
 
-    def levels_of_block(self, output: Tokens | dict[int, Tokens], stage: int, _: Any) -> list[Level]:
+    def levels_of_block(self, output: Pair | dict[int, Pair], stage: int, _: Any) -> list[Level]:
         every = output.values() if isinstance(output, dict) else [output]
         return [Level(grid, cls.flatten(1, 2)) for cls, grid in every]

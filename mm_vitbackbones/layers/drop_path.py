@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from mm_vitbackbones.ops import context
+from mm_vitbackbones.ops import context, joint
+from mm_vitbackbones.ops.joint import Rows, Tokens
 
 
 @context.plain
@@ -31,10 +32,17 @@ class DropPath(nn.Module):
         factor = self.factor(x)
         return _keep if factor is None else factor.view(-1, *(1,) * (x.dim() - 1)).mul
 
-    def both(self, pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """One draw for two tensors that hold the same samples."""
-        drop = self.draw(pair[0])
-        return drop(pair[0]), drop(pair[1])
+    def draw_for(self, tokens: Tokens) -> Callable[[Tensor], Tensor]:
+        """One draw for class tokens and a grid, which hold the same samples."""
+        if not isinstance(tokens, Rows):
+            return self.draw(tokens[1])
+        if not self.training or self.rate == 0.0:
+            return _keep
+        return tokens.per_row(self(tokens.rows.new_ones(tokens.shape[0]))).mul
+
+    def both(self, tokens: Tokens) -> Tokens:
+        """Drops branches of class tokens and of a grid, by one draw."""
+        return joint.every(self.draw_for(tokens), tokens)
 
     def extra_repr(self) -> str:
         return f"rate={self.rate:.3f}"

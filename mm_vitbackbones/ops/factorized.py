@@ -6,10 +6,86 @@ grid, (B, 1, C) and (B, N, C).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from mm_vitbackbones.ops import context, memory, onednn
+from mm_vitbackbones.ops.joint import Rows, Tokens
+from mm_vitbackbones.ops.kernels import factorized as kernels
+
+BLOCK = 256
+"""Tokens whose product is one matrix product in a compiled graph on CUDA: the sum over all tokens is one of few, long
+dot products, which would leave most of the card without work."""
+
+
+def mix(
+    query_key: Tokens,
+    value: Tokens,
+    relative_position: Callable[[Tensor], Tensor],
+    project: nn.Module,
+    num_heads: int,
+    lightly: Callable[..., Tensor],
+) -> Tokens:
+    """``project(Q (softmax(K)' V) / sqrt(d) + Q * relative_position(V))``; a class token has no relative positions.
+
+    Args:
+        query_key: queries and keys side by side, of 2C channels.
+        value: of C channels.
+        relative_position: keeps the shape of a grid of values.
+        project: a linear map.
+        lightly: calls a function with tensors that follow, or computes it again in the backward pass.
+    """
+    if isinstance(query_key, Rows) and isinstance(value, Rows):
+        return _mix_rows(query_key, value, relative_position, project, num_heads, lightly)
+    assert not isinstance(query_key, Rows) and not isinstance(value, Rows)
+    (cls_query, cls_key), (query, key) = (x.flatten(1, 2).chunk(2, dim=-1) for x in query_key)
+    matrices = contract(key, value[1].flatten(1, 2), cls_key, value[0].flatten(1, 2), num_heads)
+    cls = project(attend(cls_query, matrices)).view_as(value[0])
+
+    def of_grid(query: Tensor, matrices: Tensor, grid: Tensor) -> Tensor:
+        position = relative_position(grid).flatten(1, 2)
+        context.release(grid)
+        return onednn.linear(attend(query, matrices, position), project).view_as(grid)
+
+    return cls, lightly(of_grid, query, matrices, value[1])
+
+
+def _mix_rows(
+    query_key: Rows,
+    value: Rows,
+    relative_position: Callable[[Tensor], Tensor],
+    project: nn.Module,
+    num_heads: int,
+    lightly: Callable[..., Tensor],
+) -> Rows:
+    """``mix`` by the kernels for CUDA."""
+
+    def of_rows(query_key: Tensor, values: Tensor) -> Tensor:
+        values, grid = Rows(values, value.shape).with_grid()
+        position = relative_position(grid).flatten(0, 2).to(values.dtype)
+        return onednn.linear(_Mixed.apply(query_key, values, position, len(grid), num_heads), project)
+
+    return Rows(lightly(of_rows, query_key.rows, value.rows), value.shape)
+
+
+class _Mixed(torch.autograd.Function):
+    """The operators of ``ops.kernels.factorized``. The backward pass reads keys and values once more, and the sums."""
+
+    @staticmethod
+    def forward(ctx: Any, query_key: Tensor, value: Tensor, position: Tensor, batch: int, num_heads: int) -> Tensor:
+        out, matrices, log_sum = kernels.attend(query_key, value, position, batch, num_heads)
+        ctx.save_for_backward(query_key, value, position, matrices, log_sum)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return *kernels.attend_backward(*ctx.saved_tensors, grad), None, None
 
 
 def split_heads(tokens: Tensor, num_heads: int) -> Tensor:
@@ -25,6 +101,8 @@ def contract(key: Tensor, value: Tensor, cls_key: Tensor, cls_value: Tensor, num
     """
     if onednn.usable(key):
         return _contract_image_by_image(key, value, cls_key, cls_value, num_heads)
+    if context.device_type(key) == "cuda" and not context.is_eager():
+        return _contract_in_blocks(key, value, cls_key, cls_value, num_heads).to(key.dtype)
     # Compilers choose by themselves what to compute again.
     what = memory.ALL if context.is_eager() else memory.NOTHING
     matrices = memory.recomputed(_contract, key, value, cls_key, cls_value, num_heads, what=what)
@@ -39,6 +117,23 @@ def _contract(key: Tensor, value: Tensor, cls_key: Tensor, cls_value: Tensor, nu
         weight, cls_weight = (key - largest).exp(), (cls_key - largest).exp()
         total = weight.sum(1, keepdim=True) + cls_weight
         matrices = _product(weight, value, num_heads) + _product(cls_weight, cls_value, num_heads)
+        return matrices * _scale(total, num_heads)
+
+
+def _contract_in_blocks(key: Tensor, value: Tensor, cls_key: Tensor, cls_value: Tensor, num_heads: int) -> Tensor:
+    """Equal to ``_contract``: a product of all channels with all for each block of tokens, of which those within a head
+    are used. Only the operands are in a narrow type."""
+    with context.autocast_to(key.device, None):
+        dtype = torch.promote_types(key.dtype, torch.float32)
+        wide, cls_wide = key.to(dtype), cls_key.to(dtype)
+        largest = torch.maximum(wide.amax(1, keepdim=True), cls_wide).detach()
+        weight, cls_weight = (wide - largest).exp(), (cls_wide - largest).exp()
+        total = weight.sum(1, keepdim=True) + cls_weight
+        blocks = (F.pad(x.to(value.dtype), (0, 0, 0, -x.shape[1] % BLOCK)) for x in (weight, value))
+        weights, values = (x.unflatten(1, (-1, BLOCK)) for x in blocks)
+        product = (weights.mT @ values).sum(1, dtype=dtype).unflatten(2, (num_heads, -1)).unflatten(1, (num_heads, -1))
+        matrices = product.diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2)
+        matrices = matrices + _product(cls_weight, cls_value.to(dtype), num_heads)
         return matrices * _scale(total, num_heads)
 
 

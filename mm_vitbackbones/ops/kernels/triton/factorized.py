@@ -313,13 +313,16 @@ class Plan:
     Args:
         tokens: of an image's grid.
         block: tokens of a tile.
+        programs: how many are wanted, of all images.
     """
 
-    def __init__(self, tokens: int, batch: int, heads: int, dim: int, block: int, programs: int = PROGRAMS) -> None:
+    def __init__(
+        self, tokens: int, batch: int, heads: int, dim: int, block: int, programs: int | None = None
+    ) -> None:
         self.constants = windows(heads, dim) | {"BLOCK": block}
         groups = triton.cdiv(heads, self.constants["GROUP"])
         count = triton.cdiv(tokens, block)
-        self.tiles = triton.cdiv(count, max(1, min(count, programs // (batch * groups))))
+        self.tiles = triton.cdiv(count, max(1, min(count, (programs or PROGRAMS) // (batch * groups))))
         self.splits = triton.cdiv(count, self.tiles)
         self.grid = (self.splits, groups, batch)
 

@@ -1,0 +1,100 @@
+"""Factorised attention with class tokens: the operators, their gradients, and the kernels in Triton's interpreter."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from helpers.official import relative_error
+from mm_vitbackbones.ops import factorized
+from mm_vitbackbones.ops.kernels import factorized as kernels
+
+BATCH, HEADS = 2, 8
+
+
+def inputs(tokens, dim, dtype=torch.float64):
+    """Queries with keys, values and positions, as rows."""
+    torch.manual_seed(tokens)
+    rows, channels = BATCH * (tokens + 1), HEADS * dim
+    shapes = (rows, 2 * channels), (rows, channels), (BATCH * tokens, channels)
+    return [torch.randn(shape, dtype=torch.float64).to(dtype) for shape in shapes]
+
+
+def naive(query_key, value, position):
+    """Image by image and head by head, as in the paper."""
+    tokens, dim = len(position) // BATCH, value.shape[1] // HEADS
+    grids, cls = [], []
+    for image in range(BATCH):
+        mine = [*range(image * tokens, (image + 1) * tokens), BATCH * tokens + image]
+        query, key = query_key[mine].chunk(2, -1)
+        out = []
+        for q, k, v in zip(*(x.split(dim, -1) for x in (query, key, value[mine])), strict=True):
+            out.append(q @ (k.softmax(0).T @ v) / dim**0.5)
+        out = torch.cat(out, -1)
+        grids.append(out[:-1] + query[:-1] * position[image * tokens : (image + 1) * tokens])
+        cls.append(out[-1:])
+    return torch.cat(grids + cls)
+
+
+def test_the_operator_is_the_papers_equation():
+    arguments = inputs(11, 3)
+    assert relative_error(kernels.attend(*arguments, BATCH, HEADS)[0], naive(*arguments)) <= 1e-12
+
+
+def test_gradients_are_those_of_the_paper():
+    ours, theirs = ([x.requires_grad_() for x in inputs(11, 3)] for _ in range(2))
+    weight = torch.linspace(-1, 1, len(ours[1]), dtype=torch.float64).unsqueeze(1)
+    (factorized._Mixed.apply(*ours, BATCH, HEADS) * weight).sum().backward()
+    (naive(*theirs) * weight).sum().backward()
+    for a, b in zip(ours, theirs, strict=True):
+        assert relative_error(a.grad, b.grad) <= 1e-12
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-6), (torch.bfloat16, 5e-3), (torch.float16, 1e-3)])
+def test_sums_over_tokens_are_in_full_precision(dtype, bound):
+    narrow = inputs(3000, 2, dtype)
+    expected = kernels.attend(*(x.double() for x in narrow), BATCH, HEADS)
+    for a, b in zip(kernels.attend(*narrow, BATCH, HEADS), expected, strict=True):
+        assert relative_error(a.double(), b) <= bound
+    # Equal keys: each token weighs as much, and the matrices are the mean of the values.
+    same = [torch.zeros_like(narrow[0]), torch.ones_like(narrow[1]), narrow[2]]
+    matrices = kernels.attend(*same, BATCH, HEADS)[1]
+    torch.testing.assert_close(matrices, torch.full_like(matrices, 2**-0.5), rtol=1e-4, atol=0)
+
+
+# One window of all heads, windows that begin between heads, one head in each window, several tiles of a program.
+SHAPES = [(70, 8, 528), (66, 19, 528), (40, 40, 528), (200, 8, 4)]
+
+
+@pytest.mark.parametrize(("tokens", "dim", "programs"), SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])  # the interpreter has no products of bf16
+def test_kernels_equal_their_references(tokens, dim, programs, dtype, monkeypatch):
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        pytest.skip("needs Triton and TRITON_INTERPRET=1")
+    pytest.importorskip("helpers.interpreted")
+    from mm_vitbackbones.ops.kernels.triton import factorized as launches
+
+    monkeypatch.setattr(launches, "PROGRAMS", programs)
+    arguments = inputs(tokens, dim, dtype)
+    bound = 1e-6 if dtype == torch.float32 else 1e-3
+    results = launches.attend(*arguments, BATCH, HEADS)
+    wide = [x.double() for x in arguments]
+    expected = kernels.reference(*wide, BATCH, HEADS)
+    for a, b in zip(results, expected, strict=True):
+        assert relative_error(a.double(), b) <= bound
+    grad = torch.randn_like(results[0])
+    gradients = launches.attend_backward(*arguments, *results[1:], grad)
+    expected_gradients = kernels.reference_backward(*wide, *expected[1:], grad.double())
+    for a, b in zip(gradients, expected_gradients, strict=True):
+        assert relative_error(a.double(), b) <= bound
+
+
+def test_what_the_kernels_do_not_serve_is_left_to_the_reference():
+    assert kernels.served(torch.empty(9, 8 * 64), 8)
+    assert kernels.served(torch.empty(9, 8 * 57), 8)
+    assert not kernels.served(torch.empty(9, 8 * 59), 8)
+    assert not kernels.served(torch.empty(9, 8 * 72), 8)
+    assert not kernels.served(torch.empty(9, 64, dtype=torch.float64), 8)
+    assert not kernels.served(torch.empty(9, 12), 2)
