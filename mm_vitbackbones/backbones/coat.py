@@ -152,17 +152,6 @@ class CoatBlock(Recomputable):
     def forward(self, tokens: Any, shared: Any) -> Any:
         return self.wholly(self.residuals, tokens, shared)
 
-    def add_feed_forward(self, tokens: Tokens, norm: nn.Module) -> Tokens:
-        """x + ffn(norm(x))."""
-        branch = Branch(norm, self.ffn, self.drop_path.draw_for(tokens))
-        of = partial(self.lightly, branch.of)
-        return joint.every(lambda x: residual.add(x, of, branch.parts, branch.reach), tokens)
-
-
-def attend(norm: nn.Module, attn: nn.Module, shared: Shared, tokens: Tokens) -> Tokens:
-    """attn(norm(x))."""
-    return attn(joint.every(partial(memory.cheap, norm), tokens), shared)
-
 
 @context.plain
 class SerialBlock(CoatBlock):
@@ -177,11 +166,11 @@ class SerialBlock(CoatBlock):
         self.drop_path = DropPath(drop_path)
 
     def residuals(self, tokens: Pair, shared: Shared) -> Pair:
-        with memory.saving():
+        with memory.saving(tokens[1]):
             x = joint.join(tokens[0], shared.cpe(tokens[1]), self)
-            branch = partial(attend, self.norm1, self.attn, shared)
-            x = joint.add(x, lambda x: self.drop_path.both(branch(x)), (self.norm1, self.attn, shared.crpe))
-            return joint.pair(self.add_feed_forward(x, self.norm2))
+            attn = Branch(self.norm1, partial(self.attn, shared=shared), self.drop_path)
+            ffn = Branch(self.norm2, self.ffn, self.drop_path)
+            return joint.pair(joint.add_branches(x, attn, ffn, [self.attn, shared.crpe], self.lightly))
 
 
 @context.plain
@@ -203,15 +192,16 @@ class ParallelBlock(CoatBlock):
             joined = {level: joint.join(cls, shared[level].cpe(grid), self) for level, (cls, grid) in tokens.items()}
             attended = []
             for level, x in joined.items():
-                parts = self.norm1[str(level)], self.attn[str(level)], shared[level]
-                attended.append(joint.branch_of(x, partial(attend, *parts), [*parts[:2], shared[level].crpe]))
+                norm, attn = self.norm1[str(level)], self.attn[str(level)]
+                parts = norm, attn, shared[level].crpe
+                attended.append(joint.branch_of(x, norm, partial(attn, shared=shared[level]), parts))
             cls_branches, grids = zip(*attended, strict=True)
             results: dict[int, Pair] = {}
             for level in map(int, self.norm2):
-                x = joined[level]
-                branches = joint.like(x, torch.stack(cls_branches).sum(0), resized_sum(grids, *sides[level]))
-                x = joint.add_fresh(x, self.drop_path.both(branches))
-                results[level] = joint.pair(self.add_feed_forward(x, self.norm2[str(level)]))
+                branches = torch.stack(cls_branches).sum(0), resized_sum(grids, *sides[level])
+                x = joint.add_fresh(joined[level], *branches, self.drop_path)
+                ffn = Branch(self.norm2[str(level)], self.ffn, self.drop_path)
+                results[level] = joint.pair(joint.add_branch(x, ffn, self.lightly))
             return results
 
 

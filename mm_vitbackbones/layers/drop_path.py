@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from mm_vitbackbones.ops import context, joint
+from mm_vitbackbones.ops import context
 from mm_vitbackbones.ops.joint import Rows, Tokens
 
 
@@ -32,20 +32,25 @@ class DropPath(nn.Module):
         factor = self.factor(x)
         return _keep if factor is None else factor.view(-1, *(1,) * (x.dim() - 1)).mul
 
-    def draw_for(self, tokens: Tokens) -> Callable[[Tensor], Tensor]:
-        """One draw for class tokens and a grid, which hold the same samples."""
-        if not isinstance(tokens, Rows):
-            return self.draw(tokens[1])
-        if not self.training or self.rate == 0.0:
-            return _keep
-        return tokens.per_row(self(tokens.rows.new_ones(tokens.shape[0]))).mul
-
-    def both(self, tokens: Tokens) -> Tokens:
-        """Drops branches of class tokens and of a grid, by one draw."""
-        return joint.every(self.draw_for(tokens), tokens)
+    def of(self, tokens: Tokens) -> DropPath:
+        """What drops the samples of these tokens."""
+        return DropPathOfRows(self, tokens) if isinstance(tokens, Rows) and self.training and self.rate else self
 
     def extra_repr(self) -> str:
         return f"rate={self.rate:.3f}"
+
+
+@context.plain
+class DropPathOfRows(DropPath):
+    """``DropPath`` of the tokens and the class token of each image, in ``Rows``."""
+
+    def __init__(self, drop_path: DropPath, tokens: Rows) -> None:
+        super().__init__(drop_path.rate)
+        self.tokens = tokens
+
+    def factor(self, x: Tensor) -> Tensor | None:
+        factor = super().factor(x[: self.tokens.shape[0]])
+        return None if factor is None else self.tokens.per_row(factor)
 
 
 def _keep(branch: Tensor) -> Tensor:

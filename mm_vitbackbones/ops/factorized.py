@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from mm_vitbackbones.ops import context, memory, onednn
+from mm_vitbackbones.ops import context, linear, memory, onednn
 from mm_vitbackbones.ops.joint import Rows, Tokens
 from mm_vitbackbones.ops.kernels import factorized as kernels
 
@@ -68,7 +68,7 @@ def _mix_rows(
     def of_rows(query_key: Tensor, values: Tensor) -> Tensor:
         values, grid = Rows(values, value.shape).with_grid()
         position = relative_position(grid).flatten(0, 2).to(values.dtype)
-        return onednn.linear(_Mixed.apply(query_key, values, position, len(grid), num_heads), project)
+        return linear.linear(_Mixed.apply(query_key, values, position, len(grid), num_heads), project)
 
     return Rows(lightly(of_rows, query_key.rows, value.rows), value.shape)
 

@@ -10,13 +10,16 @@ B images, H x W grid, C channels.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from mm_vitbackbones.ops import context, onednn, residual
+from mm_vitbackbones.ops.linear import linear as linear_map
+from mm_vitbackbones.ops.norm import for_linear
 
 Pair = tuple[Tensor, Tensor]
 """Class tokens (B, 1, 1, C) and a grid (B, H, W, C)."""
@@ -35,9 +38,9 @@ class Rows(NamedTuple):
         return rows, grid.view(*self.shape, -1)
 
     def per_row(self, factor: Tensor) -> Tensor:
-        """One number for each image (B,) -> one for each row (B * H * W + B, 1)."""
+        """One number for each image (B,) -> one for each row (B * H * W + B,)."""
         batch, height, width = self.shape
-        return torch.cat((factor.unsqueeze(1).expand(batch, height * width).flatten(), factor)).unsqueeze(1)
+        return torch.cat((factor.unsqueeze(1).expand(batch, height * width).flatten(), factor))
 
 
 Tokens = Pair | Rows
@@ -48,11 +51,6 @@ def join(cls: Tensor, grid: Tensor, parts: nn.Module) -> Tokens:
     changed are called with a pair."""
     cuda = context.device_type(grid) == "cuda" and context.is_eager() and cls.dtype == grid.dtype
     return _rows(cls, grid) if cuda and context.is_plain_tree(parts) else (cls, grid)
-
-
-def like(tokens: Tokens, cls: Tensor, grid: Tensor) -> Tokens:
-    """Class tokens and a grid in the form of other tokens."""
-    return _rows(cls, grid) if isinstance(tokens, Rows) else (cls, grid)
 
 
 def _rows(cls: Tensor, grid: Tensor) -> Rows:
@@ -80,7 +78,7 @@ def every(function: Callable[[Tensor], Tensor], tokens: Tokens) -> Tokens:
 def linear(tokens: Tokens, layer: nn.Module) -> Tokens:
     """The same linear map of each token: C -> C'."""
     if isinstance(tokens, Rows):
-        return Rows(onednn.linear(tokens.rows, layer), tokens.shape)
+        return Rows(linear_map(tokens.rows, layer), tokens.shape)
     return layer(tokens[0]), onednn.linear(tokens[1], layer)
 
 
@@ -90,25 +88,68 @@ def release(tokens: Tokens) -> None:
         context.release(tokens[1])
 
 
-def add(tokens: Tokens, branch: Callable[[Any], Any], parts: Sequence[nn.Module]) -> Tokens:
-    """``residual.add_both``."""
+class BranchOf(residual.BranchOf, Protocol):
+    """A ``layers.Branch``, whose ``drop_path`` is a ``layers.DropPath``."""
+
+    parts: Any
+    reach: Any
+
+    def of(self, x: Tensor) -> Tensor: ...
+
+    def _replace(self, **changes: Any) -> Any: ...
+
+
+def branch_of(tokens: Tokens, norm: nn.Module, attn: Callable[[Tokens], Tokens], parts: Sequence[nn.Module]) -> Pair:
+    """``attn(norm(x))``.
+
+    Args:
+        parts: the modules that this calls.
+    """
     if isinstance(tokens, Rows):
-        return Rows(tokens.rows + branch(tokens).rows, tokens.shape)
-    return residual.add_both(tokens, branch, parts)
+        return pair(_of_norm(tokens, norm, attn))
+    return residual.branch_of_both(tokens, lambda x: cast(Pair, _of_norm(x, norm, attn)), parts)
 
 
-def branch_of(tokens: Tokens, branch: Callable[[Any], Any], parts: Sequence[nn.Module]) -> Pair:
-    """``residual.branch_of_both``."""
+def _of_norm(tokens: Tokens, norm: nn.Module, attn: Callable[[Tokens], Tokens]) -> Tokens:
+    return attn(every(partial(for_linear, norm=norm), tokens))
+
+
+def add_branches(
+    tokens: Tokens, attn: BranchOf, ffn: BranchOf, parts: Sequence[nn.Module], lightly: Callable[..., Any]
+) -> Tokens:
+    """``residual.add_branches`` of both.
+
+    Args:
+        attn: its function takes and gives ``Tokens``.
+        parts: the modules that its function calls.
+    """
     if isinstance(tokens, Rows):
-        return pair(branch(tokens))
-    return residual.branch_of_both(tokens, branch, parts)
+        shape, function, drop_path = tokens.shape, cast(Any, attn.function), attn.drop_path.of(tokens)
+        attn = attn._replace(function=lambda rows: function(Rows(rows, shape)).rows, drop_path=drop_path)
+        ffn = ffn._replace(drop_path=drop_path)
+        return Rows(residual.add_branches(tokens.rows, (attn, ffn), lightly), shape)
+
+    def branch(tokens: Pair) -> Pair:
+        results = _of_norm(tokens, attn.norm, cast(Any, attn.function))
+        return cast(Pair, every(attn.drop_path.draw(tokens[1]), results))
+
+    return add_branch(residual.add_both(tokens, branch, [attn.norm, *parts]), ffn, lightly)
 
 
-def add_fresh(tokens: Tokens, results: Any) -> Tokens:
-    """``residual.add_fresh``, of both."""
+def add_branch(tokens: Tokens, ffn: BranchOf, lightly: Callable[..., Any]) -> Tokens:
+    """``ffn.add_to`` of both, with one draw of its drop path."""
+    x = tokens.rows if isinstance(tokens, Rows) else tokens[1]
+    ffn = ffn._replace(drop_path=ffn.drop_path.of(tokens).draw(x))
+    return every(lambda x: residual.add(x, partial(lightly, ffn.of), ffn.parts, ffn.reach), tokens)
+
+
+def add_fresh(tokens: Tokens, cls: Tensor, grid: Tensor, drop_path: Any) -> Tokens:
+    """``residual.add_fresh`` of both, of branches that ``drop_path`` drops."""
     if isinstance(tokens, Rows):
-        return Rows(tokens.rows + results.rows, tokens.shape)
-    return residual.add_fresh(tokens[0], results[0]), residual.add_fresh(tokens[1], results[1])
+        results = _rows(cls, grid).rows
+        return Rows(residual.add_scaled(tokens.rows, results, drop_path.of(tokens).factor(results)), tokens.shape)
+    drop = drop_path.draw(grid)
+    return residual.add_fresh(tokens[0], drop(cls)), residual.add_fresh(tokens[1], drop(grid))
 
 
 class _WithGrid(torch.autograd.Function):

@@ -52,7 +52,7 @@ def test_gradients_are_those_of_the_paper():
         assert relative_error(a.grad, b.grad) <= 1e-12
 
 
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-6), (torch.bfloat16, 5e-3), (torch.float16, 1e-3)])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 5e-3), (torch.float16, 1e-3)])
 def test_sums_over_tokens_are_in_full_precision(dtype, bound):
     narrow = inputs(3000, 2, dtype)
     expected = kernels.attend(*(x.double() for x in narrow), BATCH, HEADS)
