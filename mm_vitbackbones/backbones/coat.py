@@ -168,7 +168,7 @@ class SerialBlock(CoatBlock):
     def residuals(self, tokens: Pair, shared: Shared) -> Pair:
         with memory.saving(tokens[1]):
             x = joint.join(tokens[0], shared.cpe(tokens[1]), self)
-            attn = Branch(self.norm1, partial(self.attn, shared=shared), self.drop_path)
+            attn = Branch(self.norm1, cast(nn.Module, partial(self.attn, shared=shared)), self.drop_path)
             ffn = Branch(self.norm2, self.ffn, self.drop_path)
             return joint.pair(joint.add_branches(x, attn, ffn, [self.attn, shared.crpe], self.lightly))
 
@@ -187,7 +187,7 @@ class ParallelBlock(CoatBlock):
         self.drop_path = DropPath(drop_path)
 
     def residuals(self, tokens: Mapping[int, Pair], shared: Mapping[int, Shared]) -> dict[int, Pair]:
-        with memory.saving():
+        with memory.saving(tokens[PARALLEL[0]][1]):
             sides = {level: grid.shape[1:3] for level, (_, grid) in tokens.items()}
             joined = {level: joint.join(cls, shared[level].cpe(grid), self) for level, (cls, grid) in tokens.items()}
             attended = []

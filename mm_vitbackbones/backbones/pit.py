@@ -30,7 +30,7 @@ from mm_vitbackbones.backbones.checks import Count, Rate, check_spec
 from mm_vitbackbones.errors import ArgumentError
 from mm_vitbackbones.layers import Block, ChannelsLastConv2d, FeedForward, LearnedPosition, Upsample2x, pad_to_multiple
 from mm_vitbackbones.layers.drop_path import drop_path_rates
-from mm_vitbackbones.ops import attention, context, linear, memory
+from mm_vitbackbones.ops import attention, context, joint, linear, memory
 from mm_vitbackbones.registry import BACKBONES
 
 STAGES = 3
@@ -88,7 +88,7 @@ class Stem(nn.Module):
         nn.init.trunc_normal_(self.class_tokens, std=0.02)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        with memory.saving():
+        with memory.saving(image):
             grid = self.position(self.proj(pad_to_multiple(image, self.multiple)))
         return self.class_tokens.to(grid.dtype).expand(len(grid), -1, -1), grid
 
@@ -139,7 +139,8 @@ class Stage(nn.Module):
             class_tokens, grid = self.pool(class_tokens, grid)
         count, sides = class_tokens.shape[1], grid.shape[1:3]
         tokens = self.blocks(torch.cat((class_tokens, grid.flatten(1, 2)), dim=1))
-        return tokens[:, :count], tokens[:, count:].unflatten(1, sides)
+        class_tokens, grid = joint.split(tokens, count)
+        return class_tokens, grid.unflatten(1, sides)
 
 
 @final

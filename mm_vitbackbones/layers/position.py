@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mm_vitbackbones.ops.resize import resize_grid
+from mm_vitbackbones.ops.resize import resized_table
 
 
 class LearnedPosition(nn.Module):
@@ -21,4 +21,4 @@ class LearnedPosition(nn.Module):
         nn.init.trunc_normal_(self.table, std=0.02)
 
     def forward(self, grid: Tensor) -> Tensor:
-        return grid + resize_grid(self.table, grid.shape[1], grid.shape[2], self.mode)
+        return grid + resized_table(self.table, grid.shape[1], grid.shape[2], self.mode)

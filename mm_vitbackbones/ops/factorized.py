@@ -7,7 +7,7 @@ grid, (B, 1, C) and (B, N, C).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from mm_vitbackbones.ops import context, linear, memory, onednn
-from mm_vitbackbones.ops.joint import Rows, Tokens
+from mm_vitbackbones.ops.joint import Pair, Rows, Tokens
 from mm_vitbackbones.ops.kernels import factorized as kernels
 
 BLOCK = 256
@@ -40,10 +40,9 @@ def mix(
         project: a linear map.
         lightly: calls a function with tensors that follow, or computes it again in the backward pass.
     """
-    if isinstance(query_key, Rows) and isinstance(value, Rows):
-        return _mix_rows(query_key, value, relative_position, project, num_heads, lightly)
-    assert not isinstance(query_key, Rows) and not isinstance(value, Rows)
-    (cls_query, cls_key), (query, key) = (x.flatten(1, 2).chunk(2, dim=-1) for x in query_key)
+    if isinstance(value, Rows):
+        return _mix_rows(cast(Rows, query_key), value, relative_position, project, num_heads, lightly)
+    (cls_query, cls_key), (query, key) = (x.flatten(1, 2).chunk(2, dim=-1) for x in cast(Pair, query_key))
     matrices = contract(key, value[1].flatten(1, 2), cls_key, value[0].flatten(1, 2), num_heads)
     cls = project(attend(cls_query, matrices)).view_as(value[0])
 

@@ -1,8 +1,9 @@
 """Class tokens and grids that pass through the same norms and linear maps (CoaT).
 
-On a CPU they are a pair of tensors: putting them into one would be a copy. On CUDA the calls for a class token would be
-as many as those for its grid, and take as long as any launch. There both are ``Rows`` of one tensor, which holds all
-grids first, then all class tokens, so that grids stay contiguous.
+In PiT both are tokens of one tensor (B, N, C) throughout a stage, as all attend to all. In CoaT convolutions come
+between, which want grids. On a CPU both are a pair of tensors: putting them into one would be a copy. On CUDA the calls
+for a class token would be as many as those for its grid, and take as long as any launch. There both are ``Rows`` of one
+tensor, which holds all grids first, then all class tokens, so that grids stay contiguous.
 
 B images, H x W grid, C channels.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -62,9 +63,8 @@ def pair(tokens: Tokens) -> Pair:
     """Class tokens and a grid, of any tokens."""
     if not isinstance(tokens, Rows):
         return tokens
-    # Without the restriction of `split`, that its results must not be overwritten: a level may be, by its user.
     batch, channels = tokens.shape[0], tokens.rows.shape[-1]
-    grid, cls = torch.unsafe_split_with_sizes(tokens.rows, (len(tokens.rows) - batch, batch))
+    grid, cls = (part[0] for part in split(tokens.rows.unsqueeze(0), len(tokens.rows) - batch))
     return cls.view(batch, 1, 1, channels), grid.view(*tokens.shape, channels)
 
 
@@ -88,17 +88,6 @@ def release(tokens: Tokens) -> None:
         context.release(tokens[1])
 
 
-class BranchOf(residual.BranchOf, Protocol):
-    """A ``layers.Branch``, whose ``drop_path`` is a ``layers.DropPath``."""
-
-    parts: Any
-    reach: Any
-
-    def of(self, x: Tensor) -> Tensor: ...
-
-    def _replace(self, **changes: Any) -> Any: ...
-
-
 def branch_of(tokens: Tokens, norm: nn.Module, attn: Callable[[Tokens], Tokens], parts: Sequence[nn.Module]) -> Pair:
     """``attn(norm(x))``.
 
@@ -115,28 +104,29 @@ def _of_norm(tokens: Tokens, norm: nn.Module, attn: Callable[[Tokens], Tokens]) 
 
 
 def add_branches(
-    tokens: Tokens, attn: BranchOf, ffn: BranchOf, parts: Sequence[nn.Module], lightly: Callable[..., Any]
+    tokens: Tokens, attn: Any, ffn: Any, parts: Sequence[nn.Module], lightly: Callable[..., Any]
 ) -> Tokens:
     """``residual.add_branches`` of both.
 
     Args:
-        attn: its function takes and gives ``Tokens``.
+        attn: a ``layers.Branch`` whose function takes and gives ``Tokens``.
+        ffn: another, of each token alone.
         parts: the modules that its function calls.
     """
     if isinstance(tokens, Rows):
-        shape, function, drop_path = tokens.shape, cast(Any, attn.function), attn.drop_path.of(tokens)
+        shape, function, drop_path = tokens.shape, attn.function, attn.drop_path.of(tokens)
         attn = attn._replace(function=lambda rows: function(Rows(rows, shape)).rows, drop_path=drop_path)
         ffn = ffn._replace(drop_path=drop_path)
         return Rows(residual.add_branches(tokens.rows, (attn, ffn), lightly), shape)
 
     def branch(tokens: Pair) -> Pair:
-        results = _of_norm(tokens, attn.norm, cast(Any, attn.function))
+        results = _of_norm(tokens, attn.norm, attn.function)
         return cast(Pair, every(attn.drop_path.draw(tokens[1]), results))
 
     return add_branch(residual.add_both(tokens, branch, [attn.norm, *parts]), ffn, lightly)
 
 
-def add_branch(tokens: Tokens, ffn: BranchOf, lightly: Callable[..., Any]) -> Tokens:
+def add_branch(tokens: Tokens, ffn: Any, lightly: Callable[..., Any]) -> Tokens:
     """``ffn.add_to`` of both, with one draw of its drop path."""
     x = tokens.rows if isinstance(tokens, Rows) else tokens[1]
     ffn = ffn._replace(drop_path=ffn.drop_path.of(tokens).draw(x))
@@ -150,6 +140,17 @@ def add_fresh(tokens: Tokens, cls: Tensor, grid: Tensor, drop_path: Any) -> Toke
         return Rows(residual.add_scaled(tokens.rows, results, drop_path.of(tokens).factor(results)), tokens.shape)
     drop = drop_path.draw(grid)
     return residual.add_fresh(tokens[0], drop(cls)), residual.add_fresh(tokens[1], drop(grid))
+
+
+def split(tokens: Tensor, count: int) -> Pair:
+    """The first ``count`` tokens of (B, N, C) and the others, as views: their gradients are put together in one pass.
+
+    Unlike the results of PyTorch's own ``split``, those of eager mode may be overwritten: levels may be, by their user.
+    """
+    if not context.is_eager():
+        return tokens[:, :count], tokens[:, count:]
+    first, others = torch.unsafe_split_with_sizes(tokens, (count, tokens.shape[1] - count), 1)
+    return first, others
 
 
 class _WithGrid(torch.autograd.Function):

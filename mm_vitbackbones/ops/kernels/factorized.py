@@ -41,9 +41,7 @@ def reference_backward(
     batch, num_heads, dim, _ = matrices.shape
     wide, narrow = matrices.dtype, value.dtype
     query, key = query_key.chunk(2, -1)
-    queries, keys, values, grads = (
-        _heads(_by_image(x, batch).to(wide), num_heads) for x in (query, key, value, grad)
-    )
+    queries, keys, values, grads = (_heads(_by_image(x, batch).to(wide), num_heads) for x in (query, key, value, grad))
     of_matrices = queries.mT @ grads
     share = (keys - log_sum.unflatten(1, (num_heads, dim)).unsqueeze(2)).exp()
     of_share = values @ of_matrices.mT * dim**-0.5

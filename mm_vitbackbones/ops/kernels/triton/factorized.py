@@ -1,12 +1,14 @@
 """The kernels of factorised attention; see ``ops/kernels/factorized.py`` for what they compute.
 
 A program works on a window of WIDTH channels that holds GROUP whole heads of one image, and on a run of tiles of BLOCK
-tokens. The heads of a window share one WIDTH x WIDTH product, of which the blocks on the diagonal are used: tensor cores
-make that cheaper than rows of 16 bytes. Windows begin at multiples of 8 channels, so that each thread loads 16 bytes.
+tokens. The heads of a window share one WIDTH x WIDTH product, of which the blocks on the diagonal are used: with tensor
+cores that is cheaper than rows of 16 bytes. Windows begin at multiples of 8 channels: each thread loads 16 bytes.
 
 Rows are those of all grids, then one class token for each image. The first program of an image adds the class token.
 Sums over tokens are kept for each program and added up afterwards, in a fixed order: results are deterministic.
 """
+
+# mypy: ignore-errors
 
 from __future__ import annotations
 
@@ -304,7 +306,20 @@ def contract_backward(
 
 BLOCKS = {"contract": 64, "apply": 64, "apply_backward": 64, "contract_backward": 64}
 """Tokens of a tile, by kernel."""
-WARPS = {"contract": 4, "apply": 4, "apply_backward": 4, "contract_backward": 4}
+WARPS = {"contract": 4, "apply": 4, "apply_backward": 8, "contract_backward": 8}
+"""Of a program, by kernel. Both are for narrow types: in fp32 a larger tile would not fit into the registers."""
+WARPS_OF_FP32 = 8
+
+
+def block_of(kernel: str, dtype: torch.dtype) -> int:
+    return BLOCKS[kernel] // 2 if dtype == torch.float32 else BLOCKS[kernel]
+
+
+def options(kernel: str, dtype: torch.dtype) -> dict[str, Any]:
+    """The constants of a launch: products are exact of narrow types, and nearly those of fp32."""
+    if dtype == torch.float32:
+        return {"PRECISION": "tf32x3", "num_warps": WARPS_OF_FP32}
+    return {"PRECISION": "tf32", "num_warps": WARPS[kernel]}
 
 
 class Plan:
@@ -316,9 +331,7 @@ class Plan:
         programs: how many are wanted, of all images.
     """
 
-    def __init__(
-        self, tokens: int, batch: int, heads: int, dim: int, block: int, programs: int | None = None
-    ) -> None:
+    def __init__(self, tokens: int, batch: int, heads: int, dim: int, block: int, programs: int | None = None) -> None:
         self.constants = windows(heads, dim) | {"BLOCK": block}
         groups = triton.cdiv(heads, self.constants["GROUP"])
         count = triton.cdiv(tokens, block)
@@ -333,17 +346,12 @@ def windows(heads: int, dim: int) -> dict[str, int]:
     return {"HEADS": heads, "DIM": dim, "GROUP": min(heads, (WIDTH - slack) // dim), "WIDTH": WIDTH}
 
 
-def precision(dtype: torch.dtype) -> str:
-    """Of products: exact of narrow types, nearly that of fp32."""
-    return "tf32x3" if dtype == torch.float32 else "tf32"
-
-
 def attend(query_key: Tensor, value: Tensor, position: Tensor, batch: int, heads: int) -> tuple[Tensor, Tensor, Tensor]:
     query_key, value, position = query_key.contiguous(), value.contiguous(), position.contiguous()
     channels, tokens = value.shape[1], len(value) // batch - 1
-    dim, exactness = channels // heads, precision(value.dtype)
+    dim = channels // heads
 
-    plan = Plan(tokens, batch, heads, dim, BLOCKS["contract"])
+    plan = Plan(tokens, batch, heads, dim, block_of("contract", value.dtype))
     maxima, sums, products, matrices, log_sum = (
         value.new_empty(shape, dtype=torch.float32)
         for shape in (
@@ -354,18 +362,16 @@ def attend(query_key: Tensor, value: Tensor, position: Tensor, batch: int, heads
             (batch, channels),
         )
     )
-    common = {"PRECISION": exactness, "num_warps": WARPS["contract"]}
+    common = options("contract", value.dtype)
     with torch.cuda.device_of(value):
         contract_part[plan.grid](
             query_key, value, maxima, sums, products, tokens, plan.splits, plan.tiles, **plan.constants, **common
         )
         _combine(maxima, sums, products, matrices, log_sum, plan.splits, heads, dim)
-        plan = Plan(tokens, batch, heads, dim, BLOCKS["apply"])
+        plan = Plan(tokens, batch, heads, dim, block_of("apply", value.dtype))
         result = torch.empty_like(value)
-        common = {"PRECISION": exactness, "num_warps": WARPS["apply"]}
-        apply_matrices[plan.grid](
-            query_key, position, matrices, result, tokens, plan.tiles, **plan.constants, **common
-        )
+        common = options("apply", value.dtype)
+        apply_matrices[plan.grid](query_key, position, matrices, result, tokens, plan.tiles, **plan.constants, **common)
     return result, matrices, log_sum
 
 
@@ -389,20 +395,20 @@ def attend_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     query_key, value, position, of_result = (x.contiguous() for x in (query_key, value, position, of_result))
     batch, heads, dim, _ = matrices.shape
-    channels, tokens = value.shape[1], len(value) // batch - 1
+    tokens = len(value) // batch - 1
 
-    plan = Plan(tokens, batch, heads, dim, BLOCKS["apply_backward"])
+    plan = Plan(tokens, batch, heads, dim, block_of("apply_backward", value.dtype))
     parts = matrices.new_empty(batch, plan.splits, heads, dim, dim)
     of_query_key, of_value, of_position = map(torch.empty_like, (query_key, value, position))
-    common: dict[str, Any] = {"PRECISION": precision(value.dtype), "num_warps": WARPS["apply_backward"]}
+    common = options("apply_backward", value.dtype)
     inputs = query_key, position, matrices, of_result, of_query_key, of_position, parts
     with torch.cuda.device_of(value):
         apply_backward[plan.grid](*inputs, tokens, plan.splits, plan.tiles, **plan.constants, **common)
         of_matrices = parts.sum(1)
-        plan = Plan(tokens, batch, heads, dim, BLOCKS["contract_backward"])
+        plan = Plan(tokens, batch, heads, dim, block_of("contract_backward", value.dtype))
         # Shares of a token are below what fp16 can hold.
         kind = tl.bfloat16 if value.dtype == torch.bfloat16 else tl.float32
-        common |= {"TYPE": kind, "num_warps": WARPS["contract_backward"]}
+        common = options("contract_backward", value.dtype) | {"TYPE": kind}
         outputs = query_key, value, matrices, log_sum, of_matrices, of_query_key, of_value
         contract_backward[plan.grid](*outputs, tokens, plan.tiles, dim**-0.5, **plan.constants, **common)
     return of_query_key, of_value, of_position
