@@ -64,7 +64,7 @@ def pair(tokens: Tokens) -> Pair:
     if not isinstance(tokens, Rows):
         return tokens
     batch, channels = tokens.shape[0], tokens.rows.shape[-1]
-    grid, cls = (part[0] for part in split(tokens.rows.unsqueeze(0), len(tokens.rows) - batch))
+    grid, cls = (part.squeeze(0) for part in split(tokens.rows.unsqueeze(0), len(tokens.rows) - batch))
     return cls.view(batch, 1, 1, channels), grid.view(*tokens.shape, channels)
 
 
