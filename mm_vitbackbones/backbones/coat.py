@@ -38,7 +38,7 @@ from mm_vitbackbones.layers import (
     Recomputable,
 )
 from mm_vitbackbones.layers.initialise import init_linears_and_norms
-from mm_vitbackbones.ops import context, conv, depthwise, factorized, joint, memory, onednn, residual
+from mm_vitbackbones.ops import context, conv, depthwise, factorized, joint, memory, residual
 from mm_vitbackbones.ops.joint import Pair, Tokens
 from mm_vitbackbones.ops.resize import resized_sum
 from mm_vitbackbones.registry import BACKBONES

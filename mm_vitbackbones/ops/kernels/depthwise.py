@@ -199,6 +199,10 @@ def _with_channels_together(grid: Tensor) -> Tensor:
 
 # ---- launches
 
+_START_CONVOLVE = registration.kernel("depthwise", "start_convolve")
+_START_CORRELATE = registration.kernel("depthwise", "start_correlate")
+_START_CORRELATE_GELU = registration.kernel("depthwise", "start_correlate_gelu")
+
 
 def launch(grid: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], gelu: bool, add: bool) -> Tensor:
     if not _served(grid, weights):
@@ -220,8 +224,6 @@ def launch_backward(
 def _convolve(
     grid: Tensor, added: Tensor | None, weights: Sequence[Tensor], biases: Sequence[Tensor], gelu: bool, flip: bool
 ) -> Tensor:
-    from mm_vitbackbones.ops.kernels.triton.depthwise import start_convolve
-
     out = torch.empty(grid.shape, dtype=grid.dtype, device=grid.device)
     bands = bands_of(grid, weights, CONVOLVE)
     for i, channels in enumerate(_slices(weights)):
@@ -229,7 +231,7 @@ def _convolve(
         first, second, result = parts = _parts((grid, grid if added is None else added, out), channels, weights)
         tensors = first, second, weight, biases[i] if biases else weight, result
         constants = bool(biases), gelu, added is not None, flip
-        _start(start_convolve, CONVOLVE, bands, tensors, parts, weight, constants=constants)
+        _start(_START_CONVOLVE, CONVOLVE, bands, tensors, parts, weight, constants=constants)
     return out
 
 
@@ -237,8 +239,6 @@ def _correlate(
     grad: Tensor, grid: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], gelu: bool
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """The gradient of the convolution's result, and those of its weights and biases."""
-    from mm_vitbackbones.ops.kernels.triton import depthwise as kernels
-
     shape = CORRELATE_GELU if gelu else CORRELATE
     bands = bands_of(grid, weights, shape)
     d = torch.empty(grid.shape, dtype=grid.dtype, device=grid.device) if gelu else grad
@@ -253,10 +253,10 @@ def _correlate(
         of_result, values, result = parts = _parts((grad, grid, d), channels, weights)
         if gelu:
             tensors = of_result, values, weight, biases[i] if biases else weight, result, partials
-            _start(kernels.start_correlate_gelu, shape, bands, tensors, parts, weight, places, (bool(biases),))
+            _start(_START_CORRELATE_GELU, shape, bands, tensors, parts, weight, places, (bool(biases),))
         else:
             tensors = of_result, values, partials
-            _start(kernels.start_correlate, shape, bands, tensors, parts[:2], weight, places)
+            _start(_START_CORRELATE, shape, bands, tensors, parts[:2], weight, places)
     sums = partials.sum(0).split(sizes)
     of_weights = [g.view_as(weight).to(weight.dtype) for g, weight in zip(sums[::2], weights, strict=True)]
     return d, of_weights, [g.to(bias.dtype) for g, bias in zip(sums[1::2], biases, strict=False)]

@@ -6,15 +6,32 @@ class tokens of all images, so that one linear map serves both and each grid is 
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from mm_vitbackbones.ops import context
 from mm_vitbackbones.ops.kernels import registration
 
 MAX_DIM, MAX_UNALIGNED_DIM = 64, 57
 """The widest heads that the kernels serve: of a multiple of 8 channels, and others."""
 
 
+def _without_autocast(function: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
+    """The types of the operators are those of their arguments, as for a kernel."""
+
+    @functools.wraps(function)
+    def run(*args: Any) -> tuple[Tensor, ...]:
+        with context.autocast_to(args[0].device, None):
+            return function(*args)
+
+    return run
+
+
+@_without_autocast
 def reference(
     query_key: Tensor, value: Tensor, position: Tensor, batch: int, num_heads: int
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -34,6 +51,7 @@ def reference(
     return out, matrices, log_sum
 
 
+@_without_autocast
 def reference_backward(
     query_key: Tensor, value: Tensor, position: Tensor, matrices: Tensor, log_sum: Tensor, grad: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -69,14 +87,16 @@ def _heads(tokens: Tensor, num_heads: int) -> Tensor:
     return tokens.unflatten(-1, (num_heads, -1)).transpose(1, 2)
 
 
+_attend_kernel = registration.kernel("factorized", "attend")
+_backward_kernel = registration.kernel("factorized", "attend_backward")
+
+
 def _launch(
     query_key: Tensor, value: Tensor, position: Tensor, batch: int, num_heads: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     if not served(value, num_heads):
         return reference(query_key, value, position, batch, num_heads)
-    from mm_vitbackbones.ops.kernels.triton import factorized
-
-    return factorized.attend(query_key, value, position, batch, num_heads)
+    return _attend_kernel(query_key, value, position, batch, num_heads)
 
 
 def _launch_backward(
@@ -84,9 +104,7 @@ def _launch_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     if not served(value, matrices.shape[1]):
         return reference_backward(query_key, value, position, matrices, log_sum, grad)
-    from mm_vitbackbones.ops.kernels.triton import factorized
-
-    return factorized.attend_backward(query_key, value, position, matrices, log_sum, grad)
+    return _backward_kernel(query_key, value, position, matrices, log_sum, grad)
 
 
 def served(value: Tensor, num_heads: int) -> bool:

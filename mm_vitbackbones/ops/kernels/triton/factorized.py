@@ -12,12 +12,15 @@ Sums over tokens are kept for each program and added up afterwards, in a fixed o
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from mm_vitbackbones.ops.kernels.triton.launch import Launcher
 
 WIDTH, ALIGNMENT = 64, 8
 """Channels of a window, and what its first channel is a multiple of."""
@@ -42,7 +45,7 @@ def _places(channel, mine, DIM: tl.constexpr):
     return place, (head[:, None] == head[None, :]) & mine[:, None] & mine[None, :]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "splits", "tiles"])
 def contract_part(
     query_key,
     value,
@@ -95,7 +98,7 @@ def contract_part(
     tl.store(products + (image * splits + split) * (CHANNELS * DIM) + place, product, mask=diagonal)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits", "scale"])
 def combine_parts(
     maxima,
     sums,
@@ -149,7 +152,7 @@ def combine_parts(
     tl.store(out, product * (scale / total)[:, None], mask=exists[:, None] & (column < DIM)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "tiles"])
 def apply_matrices(
     query_key,
     position,
@@ -190,7 +193,7 @@ def apply_matrices(
         tl.store(result + at, out, mask=mask & mine[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "splits", "tiles"])
 def apply_backward(
     query_key,
     position,
@@ -243,7 +246,7 @@ def apply_backward(
     tl.store(parts + (image * splits + split) * (CHANNELS * DIM) + place, of_matrix, mask=diagonal)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "tiles", "scale"])
 def contract_backward(
     query_key,
     value,
@@ -315,29 +318,33 @@ def block_of(kernel: str, dtype: torch.dtype) -> int:
     return BLOCKS[kernel] // 2 if dtype == torch.float32 else BLOCKS[kernel]
 
 
-def options(kernel: str, dtype: torch.dtype) -> dict[str, Any]:
-    """The constants of a launch: products are exact of narrow types, and nearly those of fp32."""
-    if dtype == torch.float32:
-        return {"PRECISION": "tf32x3", "num_warps": WARPS_OF_FP32}
-    return {"PRECISION": "tf32", "num_warps": WARPS[kernel]}
+class Plan(NamedTuple):
+    """How the work of a kernel is cut into programs."""
+
+    grid: tuple[int, int, int]
+    splits: int
+    """The programs of an image's window: each takes so many tiles of tokens, one after the other."""
+    tiles: int
+    constants: tuple[Any, ...]
+    warps: int
 
 
-class Plan:
-    """How the work of a kernel is cut into programs.
-
+@functools.lru_cache(maxsize=1024)
+def plan_of(kernel: str, tokens: int, batch: int, heads: int, dim: int, dtype: torch.dtype) -> Plan:
+    """
     Args:
         tokens: of an image's grid.
-        block: tokens of a tile.
-        programs: how many are wanted, of all images.
     """
-
-    def __init__(self, tokens: int, batch: int, heads: int, dim: int, block: int, programs: int | None = None) -> None:
-        self.constants = windows(heads, dim) | {"BLOCK": block}
-        groups = triton.cdiv(heads, self.constants["GROUP"])
-        count = triton.cdiv(tokens, block)
-        self.tiles = triton.cdiv(count, max(1, min(count, (programs or PROGRAMS) // (batch * groups))))
-        self.splits = triton.cdiv(count, self.tiles)
-        self.grid = (self.splits, groups, batch)
+    block = block_of(kernel, dtype)
+    window = windows(heads, dim)
+    groups = -(-heads // window["GROUP"])
+    count = -(-tokens // block)
+    tiles = -(-count // max(1, min(count, PROGRAMS // (batch * groups))))
+    splits = -(-count // tiles)
+    # Products are exact of narrow types, and nearly those of fp32.
+    wide = dtype == torch.float32
+    constants = *window.values(), block, "tf32x3" if wide else "tf32"
+    return Plan((splits, groups, batch), splits, tiles, constants, WARPS_OF_FP32 if wide else WARPS[kernel])
 
 
 def windows(heads: int, dim: int) -> dict[str, int]:
@@ -346,43 +353,40 @@ def windows(heads: int, dim: int) -> dict[str, int]:
     return {"HEADS": heads, "DIM": dim, "GROUP": min(heads, (WIDTH - slack) // dim), "WIDTH": WIDTH}
 
 
+start_contract_part, start_combine_parts, start_apply_matrices = map(
+    Launcher, (contract_part, combine_parts, apply_matrices)
+)
+start_apply_backward, start_contract_backward = map(Launcher, (apply_backward, contract_backward))
+
+
 def attend(query_key: Tensor, value: Tensor, position: Tensor, batch: int, heads: int) -> tuple[Tensor, Tensor, Tensor]:
     query_key, value, position = query_key.contiguous(), value.contiguous(), position.contiguous()
     channels, tokens = value.shape[1], len(value) // batch - 1
     dim = channels // heads
 
-    plan = Plan(tokens, batch, heads, dim, block_of("contract", value.dtype))
-    maxima, sums, products, matrices, log_sum = (
-        value.new_empty(shape, dtype=torch.float32)
-        for shape in (
-            (batch, plan.splits, channels),
-            (batch, plan.splits, channels),
-            (batch, plan.splits, channels, dim),
-            (batch, heads, dim, dim),
-            (batch, channels),
-        )
-    )
-    common = options("contract", value.dtype)
-    with torch.cuda.device_of(value):
-        contract_part[plan.grid](
-            query_key, value, maxima, sums, products, tokens, plan.splits, plan.tiles, **plan.constants, **common
-        )
-        _combine(maxima, sums, products, matrices, log_sum, plan.splits, heads, dim)
-        plan = Plan(tokens, batch, heads, dim, block_of("apply", value.dtype))
-        result = torch.empty_like(value)
-        common = options("apply", value.dtype)
-        apply_matrices[plan.grid](query_key, position, matrices, result, tokens, plan.tiles, **plan.constants, **common)
+    def empty(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=torch.float32, device=value.device)
+
+    plan = plan_of("contract", tokens, batch, heads, dim, value.dtype)
+    maxima, sums = empty(2, batch, plan.splits, channels).unbind()
+    products, matrices = empty(batch, plan.splits, channels, dim), empty(batch, heads, dim, dim)
+    log_sum, result = empty(batch, channels), torch.empty_like(value)
+    tensors = query_key, value, maxima, sums, products
+    start_contract_part(plan.grid, tensors, (tokens, plan.splits, plan.tiles), plan.constants, plan.warps)
+    _combine(maxima, sums, products, matrices, log_sum, plan.splits, heads, dim)
+    plan = plan_of("apply", tokens, batch, heads, dim, value.dtype)
+    tensors = query_key, position, matrices, result
+    start_apply_matrices(plan.grid, tensors, (tokens, plan.tiles), plan.constants, plan.warps)
     return result, matrices, log_sum
 
 
 def _combine(
     maxima: Tensor, sums: Tensor, products: Tensor, matrices: Tensor, log_sum: Tensor, splits: int, heads: int, dim: int
 ) -> None:
-    rows, columns = 8, triton.next_power_of_2(dim)
-    parts = max(1, 8192 // (rows * columns))
-    constants: dict[str, Any] = {"HEADS": heads, "DIM": dim, "ROWS": rows, "COLUMNS": columns, "PARTS": parts}
-    grid = (triton.cdiv(heads * dim, rows), len(matrices))
-    combine_parts[grid](maxima, sums, products, matrices, log_sum, splits, dim**-0.5, **constants, num_warps=4)
+    rows, columns = 8, 1 << (dim - 1).bit_length()
+    constants = heads, dim, rows, columns, max(1, 8192 // (rows * columns))
+    grid = -(-heads * dim // rows), len(matrices), 1
+    start_combine_parts(grid, (maxima, sums, products, matrices, log_sum), (splits, dim**-0.5), constants)
 
 
 def attend_backward(
@@ -397,18 +401,16 @@ def attend_backward(
     batch, heads, dim, _ = matrices.shape
     tokens = len(value) // batch - 1
 
-    plan = Plan(tokens, batch, heads, dim, block_of("apply_backward", value.dtype))
+    plan = plan_of("apply_backward", tokens, batch, heads, dim, value.dtype)
     parts = matrices.new_empty(batch, plan.splits, heads, dim, dim)
     of_query_key, of_value, of_position = map(torch.empty_like, (query_key, value, position))
-    common = options("apply_backward", value.dtype)
-    inputs = query_key, position, matrices, of_result, of_query_key, of_position, parts
-    with torch.cuda.device_of(value):
-        apply_backward[plan.grid](*inputs, tokens, plan.splits, plan.tiles, **plan.constants, **common)
-        of_matrices = parts.sum(1)
-        plan = Plan(tokens, batch, heads, dim, block_of("contract_backward", value.dtype))
-        # Shares of a token are below what fp16 can hold.
-        kind = tl.bfloat16 if value.dtype == torch.bfloat16 else tl.float32
-        common = options("contract_backward", value.dtype) | {"TYPE": kind}
-        outputs = query_key, value, matrices, log_sum, of_matrices, of_query_key, of_value
-        contract_backward[plan.grid](*outputs, tokens, plan.tiles, dim**-0.5, **plan.constants, **common)
+    tensors = query_key, position, matrices, of_result, of_query_key, of_position, parts
+    start_apply_backward(plan.grid, tensors, (tokens, plan.splits, plan.tiles), plan.constants, plan.warps)
+    of_matrices = parts.sum(1)
+    plan = plan_of("contract_backward", tokens, batch, heads, dim, value.dtype)
+    # Shares of a token are below what fp16 can hold.
+    kind = tl.bfloat16 if value.dtype == torch.bfloat16 else tl.float32
+    tensors = query_key, value, matrices, log_sum, of_matrices, of_query_key, of_value
+    numbers = tokens, plan.tiles, dim**-0.5
+    start_contract_backward(plan.grid, tensors, numbers, (*plan.constants, kind), plan.warps)
     return of_query_key, of_value, of_position
