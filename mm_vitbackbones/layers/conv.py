@@ -15,7 +15,10 @@ class ChannelsLastConv2d(nn.Conv2d):
         return super().forward(grid.permute(0, 3, 1, 2)).permute(0, 2, 3, 1) if out is None else out
 
     def _conv_forward(self, maps: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return super()._conv_forward(maps, conv.channels_last(weight), bias)
+        maps, groups = conv.repeated(maps, weight, self.groups)
+        if groups == self.groups:
+            return super()._conv_forward(maps, conv.channels_last(weight), bias)
+        return F.conv2d(maps, conv.channels_last(weight), bias, self.stride, self.padding, self.dilation, groups)
 
 
 @context.plain

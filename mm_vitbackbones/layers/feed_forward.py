@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from mm_vitbackbones.layers.conv import ChannelsLastConv2d
-from mm_vitbackbones.ops import context, linear, onednn
+from mm_vitbackbones.ops import context, linear
 from mm_vitbackbones.ops.residual import Reach
 
 
@@ -40,8 +40,4 @@ class MixFeedForward(nn.Module):
         self.reach = Reach(rows=1, width=hidden_dim)
 
     def forward(self, grid: Tensor) -> Tensor:
-        expand = onednn.linear_relu if self.relu else linear.linear
-        hidden = expand(grid, self.fc1)
-        context.release(grid)
-        hidden = onednn.conv_gelu(hidden, self.dwconv)
-        return linear.linear(hidden, self.fc2)
+        return linear.mix_feed_forward(grid, self.fc1, self.dwconv, self.fc2, self.relu)

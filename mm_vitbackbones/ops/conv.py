@@ -40,6 +40,16 @@ def over_patches(grid: Tensor, conv: nn.Conv2d) -> Tensor | None:
     return linear(memory.cheap(places.patches, grid), weight.flatten(1), conv.bias)
 
 
+def repeated(maps: Tensor, weight: Tensor, groups: int) -> tuple[Tensor, int]:
+    """Maps (B, C, H, W) and groups for a convolution of one channel to several. On CUDA each channel is repeated for
+    each of its results: cuDNN has kernels for one result of each channel; for several it would run hundreds, one after
+    another."""
+    if context.device_type(maps) != "cuda" or weight.shape[1] > 1 or len(weight) == groups or maps.shape[1] != groups:
+        return maps, groups
+    grid = maps.permute(0, 2, 3, 1).unsqueeze(-1).expand(-1, -1, -1, -1, len(weight) // groups).flatten(3)
+    return grid.permute(0, 3, 1, 2), len(weight)
+
+
 def channels_last(weight: Tensor) -> Tensor:
     """The weight in channels-last memory. A convolution over a permuted grid then gives a permuted grid, also where
     both formats describe the same memory."""

@@ -25,14 +25,19 @@ def is_for(tensor: Tensor) -> bool:
     return registration.usable(tensor) or not tensor.is_cuda  # not on CUDA: a test pretends
 
 
-def serves(grid: Tensor, convs: Sequence[nn.Module]) -> bool:
-    """Whether ``run`` may take the place of convolutions over grids (B, H, W, C), each of the next channels."""
+def serves(grid: Tensor, convs: Sequence[nn.Module], expand: nn.Module | None = None) -> bool:
+    """Whether ``run`` may take the place of convolutions over grids (B, H, W, C), each of the next channels.
+
+    Args:
+        expand: a linear map before it; ``grid`` is then what this map takes.
+    """
     if not is_for(grid) or type(grid) is not Tensor or not all(map(_is_depthwise, convs)):
         return False
     weights, biases = _parameters(convs)
     parameters = [*weights, *biases]
     # What PyTorch refuses is left to the modules, whose errors people know.
-    if sum(map(len, weights)) != grid.shape[-1] or any(x.device != grid.device for x in parameters):
+    channels = grid.shape[-1] if expand is None else len(cast(Tensor, expand.weight))
+    if sum(map(len, weights)) != channels or any(x.device != grid.device for x in parameters):
         return False
     return _narrow(grid, parameters) is not None or all(x.dtype == grid.dtype for x in parameters)
 
