@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mm_vitbackbones.ops import context, memory, onednn
+from mm_vitbackbones.ops import context, linear, memory, onednn
 from mm_vitbackbones.ops import depthwise as one_pass
 
 MANY_PLACES = 16
@@ -27,6 +27,8 @@ MANY_PLACES = 16
 def over_patches(grid: Tensor, conv: nn.Conv2d) -> Tensor | None:
     """``conv`` over a grid as a linear map of its patches: (B, H, W, C) -> (B, h, w, O). None where the convolution
     itself is faster."""
+    if linear.trains_on_cuda(grid, conv) and _has_tiles(conv):
+        return linear.over_tiles(grid, conv)
     if context.device_type(grid) != "cpu" or not context.is_eager():
         return None
     if conv.groups > 1 or isinstance(conv.padding, str) or max(conv.dilation) > 1 or conv.padding_mode != "zeros":
@@ -36,8 +38,13 @@ def over_patches(grid: Tensor, conv: nn.Conv2d) -> Tensor | None:
     rows, columns = places.results(grid)
     if len(grid) * rows * columns * weight[0].numel() >= weight.numel():
         return None
-    linear = onednn.linear_by if context.is_plain(conv) else F.linear
-    return linear(memory.cheap(places.patches, grid), weight.flatten(1), conv.bias)
+    linear_by = onednn.linear_by if context.is_plain(conv) else F.linear
+    return linear_by(memory.cheap(places.patches, grid), weight.flatten(1), conv.bias)
+
+
+def _has_tiles(conv: nn.Conv2d) -> bool:
+    """Whether the patches are side by side, without padding, and each is mapped as a whole."""
+    return conv.kernel_size == conv.stride and conv.padding == (0, 0) and conv.dilation == (1, 1) and conv.groups == 1
 
 
 def repeated(maps: Tensor, weight: Tensor, groups: int) -> tuple[Tensor, int]:

@@ -25,21 +25,19 @@ def linear(x: Tensor, layer: nn.Module, again: bool = False) -> Tensor:
     Args:
         again: whether training on a CPU computes the result again instead of keeping it.
     """
-    if _trains_on_cuda(x, layer):
-        return _Linear.apply(x, layer.weight, layer.bias, _dtype(x))
-    return onednn.linear(x, layer, again)
+    return by(x, layer) if context.device_type(x) == "cuda" else onednn.linear(x, layer, again)
 
 
 def by(x: Tensor, layer: nn.Module) -> Tensor:
     """``layer(x)`` of an ``nn.Linear``, without oneDNN's operator."""
-    if _trains_on_cuda(x, layer):
+    if trains_on_cuda(x, layer):
         return _Linear.apply(x, layer.weight, layer.bias, _dtype(x))
     return layer(x)
 
 
 def feed_forward(x: Tensor, fc1: nn.Module, fc2: nn.Module) -> Tensor:
     """``fc2(gelu(fc1(x)))``: (..., C) -> (..., C')."""
-    if _trains_on_cuda(x, fc1) and _trains_on_cuda(x, fc2):
+    if trains_on_cuda(x, fc1) and trains_on_cuda(x, fc2):
         return _FeedForward.apply(x, fc1.weight, fc1.bias, fc2.weight, fc2.bias, _dtype(x))
     hidden = onednn.linear_gelu(x, fc1)
     context.release(x)
@@ -49,7 +47,7 @@ def feed_forward(x: Tensor, fc1: nn.Module, fc2: nn.Module) -> Tensor:
 def mix_feed_forward(grid: Tensor, fc1: nn.Module, conv: nn.Module, fc2: nn.Module, relu: bool = False) -> Tensor:
     """``fc2(gelu(conv(fc1(grid))))`` with a depthwise convolution, and with a ReLU after fc1 if asked for:
     (B, H, W, C) -> (B, H, W, C')."""
-    if not relu and _trains_on_cuda(grid, fc1) and _trains_on_cuda(grid, fc2) and depthwise.serves(grid, [conv], fc1):
+    if not relu and trains_on_cuda(grid, fc1) and trains_on_cuda(grid, fc2) and depthwise.serves(grid, [conv], fc1):
         parameters = [getattr(part, name) for part in (fc1, conv, fc2) for name in ("weight", "bias")]
         return _MixFeedForward.apply(grid, *parameters, _dtype(grid))
     hidden = onednn.linear_relu(grid, fc1) if relu else linear(grid, fc1)
@@ -57,7 +55,13 @@ def mix_feed_forward(grid: Tensor, fc1: nn.Module, conv: nn.Module, fc2: nn.Modu
     return linear(onednn.conv_gelu(hidden, conv), fc2)
 
 
-def _trains_on_cuda(x: Tensor, layer: nn.Module) -> bool:
+def over_tiles(grid: Tensor, conv: nn.Module) -> Tensor:
+    """A convolution whose patches are side by side, as a linear map of them, where ``trains_on_cuda``:
+    (B, H, W, C) -> (B, H // r, W // r, O) with patches of r x r. A remainder of rows or columns is left out."""
+    return _LinearOfTiles.apply(grid, conv.weight, conv.bias, _dtype(grid))
+
+
+def trains_on_cuda(x: Tensor, layer: nn.Module) -> bool:
     """Whether a linear map takes its gradients from here: a plain one with a bias, in eager mode on CUDA, of parameters
     that are in the type of the computation, or in fp32 under autocast."""
     if not (torch.is_grad_enabled() and context.is_eager_on_cuda(x) and context.is_plain(layer)):
@@ -98,6 +102,47 @@ class _Linear(torch.autograd.Function):
             column_sums(grad, ctx.dtypes[2]) if of_bias else None,
             None,
         )
+
+
+class _LinearOfTiles(torch.autograd.Function):
+    """``_Linear`` of the tiles of a grid (B, H, W, C) by a weight (O, C, r, s)."""
+
+    @staticmethod
+    def forward(ctx: Any, grid: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
+        out, channels, down, right = weight.shape
+        rows, columns = grid.shape[1] // down, grid.shape[2] // right
+        tiles = torch.empty((len(grid), rows, columns, down, right, channels), dtype=dtype, device=grid.device)
+        tiles.copy_(_tiles(grid, tiles.shape))
+        narrow_weight = torch.empty((out, down, right, channels), dtype=dtype, device=grid.device)
+        narrow_weight.copy_(weight.permute(0, 2, 3, 1))
+        tiles, narrow_weight = tiles.flatten(3), narrow_weight.flatten(1)
+        ctx.save_for_backward(tiles, narrow_weight)
+        ctx.shapes, ctx.dtypes = (grid.shape, weight.shape), (grid.dtype, weight.dtype, bias.dtype)
+        return F.linear(tiles, narrow_weight, narrow.of(bias, dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        tiles, weight = ctx.saved_tensors
+        shape, (out, channels, down, right) = ctx.shapes
+        grad, of_grid, of_weight = grad.reshape(-1, out), None, None
+        if ctx.needs_input_grad[0]:
+            of_tiles = (grad @ weight).view(*tiles.shape[:3], down, right, channels)
+            whole = of_tiles.shape[1] * down == shape[1] and of_tiles.shape[2] * right == shape[2]
+            make = torch.empty if whole else torch.zeros
+            of_grid = make(shape, dtype=ctx.dtypes[0], device=grad.device)
+            _tiles(of_grid, of_tiles.shape).copy_(of_tiles)
+        if ctx.needs_input_grad[1]:
+            of_weight = _product(grad.t(), tiles.flatten(0, 2), ctx.dtypes[1])
+            of_weight = of_weight.view(out, down, right, channels).permute(0, 3, 1, 2).contiguous()
+        return of_grid, of_weight, column_sums(grad, ctx.dtypes[2]) if ctx.needs_input_grad[2] else None, None
+
+
+def _tiles(grid: Tensor, shape: torch.Size) -> Tensor:
+    """The tiles of a grid, as a view (B, h, w, r, s, C)."""
+    _, rows, columns, down, right, _ = shape
+    whole = grid[:, : rows * down, : columns * right]
+    return whole.unflatten(2, (columns, right)).unflatten(1, (rows, down)).transpose(2, 3)
 
 
 class _FeedForward(torch.autograd.Function):
@@ -182,8 +227,24 @@ def column_sums(matrix: Tensor, dtype: torch.dtype) -> Tensor:
     """(rows, C) -> (C,). On CUDA by a product with ones: PyTorch reduces many rows of few columns in several times what
     reading them takes."""
     if matrix.is_cuda and matrix.dtype != dtype and _HAS_WIDE_PRODUCTS:
-        return _product(matrix.new_ones(1, len(matrix)), matrix, dtype).view(-1)
+        return _product(_ones(matrix), matrix, dtype).view(-1)
     return matrix.sum(0, dtype=dtype)
+
+
+def _ones(matrix: Tensor) -> Tensor:
+    """(1, rows), of a buffer that is kept: filling it takes as long as many of the products."""
+    rows, device = matrix.shape[0], matrix.device
+    if torch.cuda.is_current_stream_capturing():  # a graph's own memory must not be kept
+        return matrix.new_ones(1, rows)
+    key = matrix.dtype, device, torch.cuda.current_stream(device).cuda_stream
+    buffer = _kept_ones.get(key)
+    if buffer is None or buffer.shape[1] < rows:
+        with torch.inference_mode(False):
+            buffer = _kept_ones[key] = torch.ones(1, rows, dtype=matrix.dtype, device=device)
+    return buffer[:, :rows]
+
+
+_kept_ones: dict[Any, Tensor] = {}
 
 
 def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:

@@ -54,10 +54,13 @@ def copies(network: nn.Module, x: Tensor) -> Iterator[None]:
 
 
 def _parameters(network: nn.Module) -> list[Tensor]:
-    """The parameters of its linear maps, as they were at the first call. One that came later is cast by itself."""
+    """The parameters of its linear maps and the biases of its convolutions, as they were at the first call. One that
+    came later is cast by itself."""
     if (known := _known.get(network)) is None:
-        linears = [part for part in network.modules() if type(part) is nn.Linear]
-        known = _known[network] = [p for linear in linears for p in linear.parameters(recurse=False)]
+        parts = [*network.modules()]
+        known = [p for part in parts if type(part) is nn.Linear for p in part.parameters(recurse=False)]
+        known += [part.bias for part in parts if isinstance(part, nn.Conv2d) and part.bias is not None]
+        _known[network] = known
     return known
 
 
