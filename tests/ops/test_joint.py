@@ -111,7 +111,8 @@ def test_one_block_more_starts_few_kernels():
     assert more["addmm"] == 5, "one for each linear map"
     assert more["mm"] == 10
     assert more["cat"] == 2, "the sum with the position encoding, and the gradient of the result"
-    assert sum(more.values()) <= 43, more
+    # Of the adds, four are of gradients of the convolutions' weights, which all blocks share.
+    assert sum(more.values()) <= 45, more
 
 
 # ---- the forms of compiled graphs, and of tables
