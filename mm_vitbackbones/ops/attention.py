@@ -66,11 +66,28 @@ def attend_with_bias(qkv: Tensor, bias: Tensor, num_heads: int, sizes: Sequence[
     if sizes is None:
         query, key, value = qkv.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)
         return F.scaled_dot_product_attention(query, key, value, attn_mask=bias).transpose(1, 2).flatten(2)
-    if bias.requires_grad and torch.is_grad_enabled() and context.device_type(qkv) == "cpu":
+    cuda = context.device_type(qkv) == "cuda"
+    if bias.requires_grad and torch.is_grad_enabled() and not cuda:
         return _BiasedAttention.apply(qkv, bias, sizes, num_heads)
+    if cuda and len(sizes) > 2:
+        sizes, bias = _in_two_groups(sizes, bias)
+        return torch.cat([attend_with_bias(*group, num_heads) for group in zip(qkv.split(sizes), bias, strict=True)])
     groups = zip(qkv.split(list(sizes)), bias.split(1), strict=True)
     parts = [attend_with_bias(group, mask, num_heads) for group, mask in groups if len(group)]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _in_two_groups(sizes: Sequence[int], bias: Tensor) -> tuple[list[int], list[Tensor]]:
+    """The first group, and all others, which are small, as one, with a bias for each window of it: on a GPU few calls
+    cost more than the memory of these biases. A group without windows is left out."""
+    # Rows of a multiple of 8 elements, which CUDA's kernels want; see `windows`.
+    places = bias.shape[-1]
+    wide = F.pad(bias[1:], (0, -places % 8))
+    parts = zip(wide.split(1), sizes[1:], strict=True)
+    others = torch.cat([mask.expand(size, -1, -1, -1) for mask, size in parts])[..., :places]
+    groups = zip((sizes[0], len(others)), (bias[:1], others), strict=True)
+    kept = [(size, mask) for size, mask in groups if size]
+    return [size for size, _ in kept], [mask for _, mask in kept]
 
 
 class _BiasedAttention(torch.autograd.Function):
