@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Callable
@@ -125,6 +126,27 @@ def config_file(text: str) -> Path:
         own = next((file for file in (Path(f"{text}.py"), Path(text)) if file.is_file()), None)
         hint = f"; for the file give its path: {own if own.suffix else Path('.', own)}" if own else ""
         raise UserError(f"{error}{hint}") from None
+
+
+def add_checkpoint(parser: argparse.ArgumentParser, kinds: str) -> None:
+    """``kinds`` says which files the command takes."""
+    parser.add_argument(
+        "checkpoint",
+        type=checkpoint_file,
+        metavar="CHECKPOINT",
+        help=f"a .pth file, {kinds}; or the work dir of a training, for its last checkpoint",
+    )
+
+
+def checkpoint_file(text: str) -> Path:
+    """The file that a checkpoint argument stands for. A folder without checkpoints of a training stays what it is."""
+    from mm_vitbackbones.engine.resume import latest_checkpoint
+
+    path = Path(text)
+    if path.is_dir():
+        with contextlib.suppress(UserError):
+            return latest_checkpoint(path)
+    return path
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -18,7 +18,7 @@ from mmengine.registry import DATASETS, DefaultScope
 
 from mm_vitbackbones import libraries
 from mm_vitbackbones.cli import datasets, preflight
-from mm_vitbackbones.cli.arguments import Parser, add_bands, add_config, add_options, add_verbose
+from mm_vitbackbones.cli.arguments import Parser, add_bands, add_checkpoint, add_config, add_options, add_verbose
 from mm_vitbackbones.cli.config import load_config
 from mm_vitbackbones.cli.launch import registry_errors
 from mm_vitbackbones.cli.model import build_model
@@ -263,7 +263,7 @@ def _run_lengths(mask: np.ndarray) -> dict[str, Any]:
 def predict_arguments(argv: list[str]) -> argparse.Namespace:
     parser = Parser(prog="predict.py", description="Detect or segment in images with a trained or published model.")
     add_config(parser)
-    parser.add_argument("checkpoint", type=Path, help="a .pth file, as training writes them or as published")
+    add_checkpoint(parser, "as training writes them or as published")
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE_OR_FOLDER", help="images, or folders of them")
     parser.add_argument(
         "--out",

@@ -9,7 +9,7 @@ from pathlib import Path
 from mmengine.config import Config
 
 from mm_vitbackbones.cli import preflight
-from mm_vitbackbones.cli.arguments import Parser, add_bands, add_checks, add_common
+from mm_vitbackbones.cli.arguments import Parser, add_bands, add_checkpoint, add_checks, add_common
 from mm_vitbackbones.cli.batches import without_workers
 from mm_vitbackbones.cli.config import load_config
 from mm_vitbackbones.cli.evaluators import check_results_prefix
@@ -24,7 +24,7 @@ from mm_vitbackbones.errors import UserError
 def test_arguments(argv: list[str]) -> argparse.Namespace:
     parser = Parser(prog="test.py", description="Evaluate a checkpoint on the test set of an mmdet or mmseg config.")
     add_common(parser)
-    parser.add_argument("checkpoint", type=Path, help="a .pth file, as training writes them")
+    add_checkpoint(parser, "as training writes them")
     parser.add_argument(
         "--out",
         type=Path,

@@ -47,9 +47,9 @@ def test_a_file_that_predicts_imagenet1k_says_how_well():
 
 
 def top1_cells() -> list[tuple[str, list[str], str]]:
-    """Family, archs and top-1 of each row of the README's table of backbones."""
+    """Family, archs and top-1 of each row of the table in docs/backbones.md."""
     rows, family = [], ""
-    for line in (ROOT / "README.md").read_text().splitlines():
+    for line in (ROOT / "docs/backbones.md").read_text().splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         if len(cells) == 8 and re.match(r"`[a-z]+\d?\w*`", cells[1]) and "(" in cells[3]:
             family = cells[0].strip("`").removeprefix("mm_vitbackbones.") or family
@@ -57,7 +57,7 @@ def top1_cells() -> list[tuple[str, list[str], str]]:
     return rows
 
 
-def test_the_readmes_top1_is_the_records():
+def test_the_pages_top1_is_the_records():
     rows = top1_cells()
     assert len(rows) >= 34
     for family, archs, cell in rows:
@@ -70,15 +70,15 @@ def test_the_readmes_top1_is_the_records():
         assert cell == ", ".join(expected)
 
 
-def test_the_readme_names_the_licences_of_the_weights():
-    readme = " ".join((ROOT / "README.md").read_text().split())
+def test_the_page_of_backbones_names_the_licences_of_the_weights():
+    page = " ".join((ROOT / "docs/backbones.md").read_text().split())
     for family in {file.family for file in FILES}:
         licence = licence_of(family)
         assert {file.licence for file in FILES if file.family == family} == {licence}
         if licence.commercial:
-            assert re.search(rf"\b{family}\b[^.]* under (\w\S* and those of \w+ under )?{licence.name}", readme), family
+            assert re.search(rf"\b{family}\b[^.]* under (\w\S* and those of \w+ under )?{licence.name}", page), family
         else:
-            assert re.search(rf"\*\*Those of {family}[^.]*NVIDIA's own non-commercial terms", readme), family
+            assert re.search(rf"\*\*Those of {family}[^.]*NVIDIA's own non-commercial terms", page), family
 
 
 # ---- what a name stands for

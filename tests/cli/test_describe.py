@@ -99,10 +99,10 @@ def test_published_figures_at_224(family, arch):
     assert (found.multiply_adds + head) / 1e9 == pytest.approx(CLASSIFIERS[family, arch], abs=0.0055)
 
 
-def readme_rows() -> list[tuple[str, str, list[str]]]:
-    """Family, arch and cells of each row of the table of backbones in README.md."""
+def page_rows() -> list[tuple[str, str, list[str]]]:
+    """Family, arch and cells of each row of the table in docs/backbones.md."""
     rows, family = [], ""
-    for line in (CONFIGS.parent / "README.md").read_text().splitlines():
+    for line in (CONFIGS.parent / "docs/backbones.md").read_text().splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         if len(cells) == 8 and re.match(r"`[a-z]+\d?\w*`", cells[1]) and "(" in cells[3]:
             family = cells[0].strip("`").removeprefix("mm_vitbackbones.") or family
@@ -110,13 +110,13 @@ def readme_rows() -> list[tuple[str, str, list[str]]]:
     return rows
 
 
-def test_the_readme_lists_every_arch():
-    listed = {(family, arch) for family, _, cells in readme_rows() for arch in re.findall(r"`(\w+)`", cells[1])}
+def test_the_page_lists_every_arch():
+    listed = {(family, arch) for family, _, cells in page_rows() for arch in re.findall(r"`(\w+)`", cells[1])}
     assert listed == {(name, arch) for name, cls in families().items() for arch in cls.archs}
 
 
-@pytest.mark.parametrize(("family", "arch", "cells"), readme_rows(), ids=lambda v: v if isinstance(v, str) else "")
-def test_readme_figures_are_the_counted_ones(family, arch, cells):
+@pytest.mark.parametrize(("family", "arch", "cells"), page_rows(), ids=lambda v: v if isinstance(v, str) else "")
+def test_figures_of_the_page_are_the_counted_ones(family, arch, cells):
     side = 384 if " at 384" in cells[4] else 224
     dense, small = described(family, arch), described(family, arch, side, side, published=True)
     assert cells[2] == ", ".join(str(level.channels) for level in dense.levels)

@@ -6,9 +6,11 @@ import functools
 import json
 import logging
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +22,28 @@ from helpers.paths import CONFIGS, ROOT, TEST_CONFIGS, TOOLS
 
 def run_tool(name: str, *arguments: Any) -> subprocess.CompletedProcess[str]:
     """tools/NAME.py with these arguments, in a process of its own."""
-    command = [str(TOOLS / f"{name}.py"), *map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    with tempfile.TemporaryDirectory() as folder:
-        out, err = Path(folder, "out"), Path(folder, "err")
+    return _run([str(TOOLS / f"{name}.py"), *map(str, arguments)], os.getcwd())
+
+
+def run_line(line: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A line that a reader types in a folder: ``python -m mm_vitbackbones ...`` or ``python tools/...``."""
+    words = shlex.split(line, comments=True)
+    if words[:3] == ["python", "-m", "mm_vitbackbones"]:
+        return _run([str(ROOT / "mm_vitbackbones/__main__.py"), *words[3:]], str(folder), environment)
+    assert words[0] == "python"
+    assert words[1].startswith("tools/")
+    return _run([str(ROOT / words[1]), *words[2:]], str(folder), environment)
+
+
+def _run(
+    command: list[str], folder: str, variables: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **(variables or {})}
+    with tempfile.TemporaryDirectory() as streams:
+        out, err = Path(streams, "out"), Path(streams, "err")
         out.touch()
         err.touch()
-        request = {"command": command, "environment": environment, "folder": os.getcwd()}
+        request = {"command": command, "environment": environment, "folder": folder}
         code = _answer(json.dumps({**request, "out": str(out), "err": str(err)}))
         return subprocess.CompletedProcess(command, code, out.read_text("utf-8"), err.read_text("utf-8"))
 

@@ -41,6 +41,8 @@ def run(command: list[str], environment: dict[str, str], folder: str, out: str, 
     os.environ.update(environment)
     os.chdir(folder)
     sys.argv = command
+    if os.path.basename(command[0]) == "__main__.py":  # as `python -m` has it
+        sys.path.insert(0, folder)
     try:
         runpy.run_path(command[0], run_name="__main__")
     except SystemExit as end:
