@@ -1,0 +1,149 @@
+"""What a reader of the documentation has: small data in the folders that the pages name, and downloaded weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.registry import DefaultScope
+from PIL import Image, ImageDraw
+
+from mm_vitbackbones import build_backbone
+from mm_vitbackbones.checkpoints import published
+
+WIDTH, HEIGHT = 96, 64
+CLASSES = ("cat", "dog")
+
+
+def write_data(root: Path) -> None:
+    """The data that the pages speak of, a few images each."""
+    write_yolo(root / "exported")
+    write_labelme(root / "outlines")
+    write_colours(root / "masked")
+    for i in range(2):
+        _scene(i, root / f"photos/{i}.jpg")
+    write_mine(root / "data/mine")
+    write_coco(root / "data/coco")
+    write_ade(root / "data/ade/ADEChallengeData2016")
+
+
+def write_weights(hub: Path, here: Path) -> None:
+    """Random weights of PVTv2-B0 as if they were downloaded: in PyTorch's cache (``TORCH_HOME``), and by hand."""
+    url = published.resolve("imagenet1k", "PVTv2", "b0")
+    name = published.file_name_of(url)
+    with DefaultScope.overwrite_default_scope(None):
+        backbone = build_backbone("pvt_v2_b0")
+    torch.save(backbone.state_dict(), here / name)
+    cache = hub / "hub/checkpoints"
+    cache.mkdir(parents=True)
+    (cache / f"{hashlib.sha256(url.encode()).hexdigest()[:8]}-{name}").symlink_to(here / name)
+
+
+def _box(seed: int) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of the object of an image."""
+    rng = np.random.default_rng(seed)
+    left, top = int(rng.integers(2, 30)), int(rng.integers(2, 15))
+    return left, top, left + int(rng.integers(30, 60)), top + int(rng.integers(25, 45))
+
+
+def _scene(seed: int, path: Path) -> Path:
+    """An image with one object, whose colour is its class."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(60, 120, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    ImageDraw.Draw(image).rectangle(_box(seed), fill=[(220, 40, 40), (40, 200, 60)][seed % 2])
+    image.save(path)
+    return path
+
+
+def _labels(seed: int) -> np.ndarray:
+    left, top, right, bottom = _box(seed)
+    labels = np.zeros((HEIGHT, WIDTH), np.uint8)
+    labels[top : bottom + 1, left : right + 1] = 1
+    return labels
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def write_yolo(root: Path, count: int = 6) -> None:
+    for i in range(count):
+        _scene(i, root / f"images/{i}.jpg")
+        left, top, right, bottom = _box(i)
+        box = ((left + right) / 2 / WIDTH, (top + bottom) / 2 / HEIGHT, (right - left) / WIDTH, (bottom - top) / HEIGHT)
+        _write(root / f"labels/{i}.txt", f"{i % 2} {' '.join(f'{x:.4f}' for x in box)}\n")
+    _write(root / "data.yaml", f"names: [{', '.join(CLASSES)}]\n")
+
+
+def write_labelme(root: Path, count: int = 6) -> None:
+    for i in range(count):
+        _scene(i, root / f"{i}.jpg")
+        left, top, right, bottom = _box(i)
+        points = [[left, top], [right, top], [right, bottom], [left, bottom]]
+        shape = dict(label=CLASSES[i % 2], points=points, shape_type="polygon", group_id=None, flags={})
+        content = dict(version="5.4.1", flags={}, shapes=[shape], imagePath=f"{i}.jpg", imageData=None)
+        _write(root / f"{i}.json", json.dumps(dict(content, imageHeight=HEIGHT, imageWidth=WIDTH)))
+
+
+def write_colours(root: Path, count: int = 6) -> None:
+    """CVAT's "Segmentation mask 1.1"."""
+    colours = np.array([(0, 0, 0), (128, 0, 0)], np.uint8)
+    for i in range(count):
+        _scene(i, root / f"JPEGImages/{i}.jpg")
+        path = root / f"SegmentationClass/{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(colours[_labels(i)]).save(path)
+    _write(root / "labelmap.txt", "# label:color_rgb:parts:actions\nbackground:0,0,0::\nthing:128,0,0::\n")
+    _write(root / "ImageSets/Segmentation/default.txt", "".join(f"{i}\n" for i in range(count)))
+
+
+def _objects(names: list[str], classes: tuple[str, ...]) -> str:
+    tables: dict[str, list[dict[str, Any]]] = {"images": [], "annotations": []}
+    for i, name in enumerate(names):
+        left, top, right, bottom = _box(i)
+        box = dict(bbox=[left, top, right - left, bottom - top], area=(right - left) * (bottom - top), iscrowd=0)
+        tables["images"].append(dict(id=i, file_name=name, width=WIDTH, height=HEIGHT))
+        tables["annotations"].append(dict(box, id=i + 1, image_id=i, category_id=1 + i % 2))
+    return json.dumps(dict(tables, categories=[dict(id=i + 1, name=name) for i, name in enumerate(classes)]))
+
+
+def write_mine(root: Path) -> None:
+    """Objects in COCO's format, and masks of two classes; of each image three channels and six."""
+    for i in range(2):
+        six = np.random.default_rng(i).normal(1000, 300, (HEIGHT, WIDTH, 6)).astype(np.float32)
+        for folder in ("images", "images/train", "images/val"):
+            _scene(i, root / f"{folder}/{i}.jpg")
+            np.save(root / f"{folder}/{i}.npy", six)
+        for split in ("train", "val"):
+            path = root / f"masks/{split}/{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(_labels(i)).save(path)
+    for name, suffix in (("train", "jpg"), ("val", "jpg"), ("bands", "npy")):
+        _write(root / f"{name}.json", _objects([f"{i}.{suffix}" for i in range(2)], CLASSES))
+
+
+def write_coco(root: Path) -> None:
+    """In COCO 2017's folders, under its 80 names."""
+    from mmdet.datasets import CocoDataset
+
+    for split in ("train2017", "val2017"):
+        names = [f"{i:012}.jpg" for i in range(2)]
+        for i, name in enumerate(names):
+            _scene(i, root / split / name)
+        _write(root / f"annotations/instances_{split}.json", _objects(names, CocoDataset.METAINFO["classes"]))
+
+
+def write_ade(root: Path) -> None:
+    """In ADE20K's folders: 0 is ignored, and 1 is the first class."""
+    for split in ("training", "validation"):
+        for i in range(2):
+            _scene(i, root / f"images/{split}/{i}.jpg")
+            path = root / f"annotations/{split}/{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(_labels(i) + 1).save(path)
