@@ -135,7 +135,7 @@ def is_list(value: Any) -> bool:
 
 
 def check_spec(spec: Any, stages: int = 4) -> None:
-    """Checks each field of a spec by its type, and that the heads divide the channels.
+    """Checks each field of a spec by its type, and that the heads, if there are any, divide the channels.
 
     Integers are at least 1, if their type does not say otherwise. A tuple has one entry per stage; a list becomes a
     tuple, as specs are compared and hashed.
@@ -154,7 +154,7 @@ def check_spec(spec: Any, stages: int = 4) -> None:
         hint = Count if hint is int else hint
         if not fits(value, hint):
             raise ArgumentError(f"{field.name}={value!r}: give {takes(hint)}")
-    for dim, heads in zip(spec.dims, spec.num_heads, strict=True):
+    for dim, heads in zip(spec.dims, spec.num_heads, strict=True) if "num_heads" in hints else ():
         if dim % heads:
             raise ArgumentError(f"dims={spec.dims} and num_heads={spec.num_heads}: {dim} is not divisible by {heads}")
 

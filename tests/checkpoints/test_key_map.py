@@ -11,7 +11,8 @@ from mm_vitbackbones.checkpoints import CheckpointError
 from mm_vitbackbones.checkpoints.key_map import KeyMap, under
 from mm_vitbackbones.checkpoints.recognise import FAMILIES, find_archs, find_layout, looks_like, outline_of
 
-PUBLISHED = [(family, *case) for family in ("mit",) for case in published_names(family)]
+LISTED = sorted(path.name.removesuffix("_names.txt") for path in DATA.glob("*_names.txt"))
+PUBLISHED = [(family, *case) for family in LISTED for case in published_names(family)]
 CASES = [(name, layout.name) for name, toy in RECORDED.items() for layout in FAMILIES[toy.family.__name__].layouts]
 
 

@@ -34,6 +34,7 @@ NOT_RUN = {
     r"source \.venv/": "is of the environment that make has set up",
     r"\.venv/bin/pre-commit install": "changes the repository",
     r"CFLAGS=.* MMCV_WITH_OPS=1 pip install ": "compiles mmcv",
+    r"python (tools/make_model_zoo.py|-m pytest )": "is run by tests/docs/test_contributing.py, in a copy",
     r"torchrun --nproc_per_node 8 ": "needs eight GPUs; tests/test_main.py starts two processes",
 }
 """How lines begin that are not run here, and why."""
