@@ -132,7 +132,7 @@ def warn_of_low_rate(runner: Runner) -> None:
         schedulers = [*_schedulers(runner, name)]
         if (reached := highest_rate(runner.train_loop, wrapper, schedulers)) is None:
             continue
-        share, rate = reached
+        share, rate = reached[0], wrapper.optimizer.defaults.get("lr", reached[1])  # a part may have another one
         if share < ENOUGH:
             key, where = (f"{part}.{name}" if name else part for part in ("param_scheduler", "optim_wrapper"))
             runner.logger.warning(

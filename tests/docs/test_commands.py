@@ -112,10 +112,12 @@ class Reader:
     def keep_checkpoints(self) -> None:
         """Give the only checkpoint of a shortened training the names of what the whole one would end with, too."""
         for note in self.folder.glob("work_dirs/*/last_checkpoint"):
+            last = Path(note.read_text())
             for name in ("epoch_12.pth", "iter_40000.pth"):
-                last = Path(note.read_text())
-                if last.stem.partition("_")[0] == name.partition("_")[0] and not (note.parent / name).exists():
-                    (note.parent / name).symlink_to(last)
+                named = note.parent / name
+                if last.stem.partition("_")[0] == name.partition("_")[0] and not named.exists():
+                    named.unlink(missing_ok=True)  # a link to a checkpoint that was removed
+                    named.symlink_to(last)
 
 
 @pytest.fixture

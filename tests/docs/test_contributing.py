@@ -19,7 +19,7 @@ FILES = Path(__file__).parent / "family"
 NAMES = {"<family>": "pool", "<Family>": "Pool", "<method>": "retinanet", "<size>": "t", "<dataset>": "coco"}
 """What the guide's words in angle brackets are here."""
 
-CONFIG = '''# RetinaNet with Pool-Tiny on COCO 2017, 1x schedule: 12 epochs, 8 GPUs with 2 images each.
+CONFIG = """# RetinaNet with Pool-Tiny on COCO 2017, 1x schedule: 12 epochs, 8 GPUs with 2 images each.
 #   tools/dist_train.sh configs/retinanet_pool_t_coco.py 8
 # No published result: by PVT's recipe, untested.
 _base_ = [
@@ -34,7 +34,7 @@ model = dict(
     backbone=dict(type="mm_vitbackbones.Pool", arch="tiny"),
     neck=dict(in_channels=[32, 48, 64]),
 )
-'''
+"""
 
 
 class Copy:
@@ -74,7 +74,9 @@ class Copy:
     def run(self, *command: str) -> str:
         environment = {**os.environ, "PYTHONPATH": f"{self.root}{os.pathsep}{self.root / 'tests'}"}
         environment.pop("PYTEST_ADDOPTS", None)
-        done = subprocess.run([sys.executable, *command], cwd=self.root, env=environment, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, *command], cwd=self.root, env=environment, capture_output=True, text=True
+        )
         assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout[-6000:]}\n{done.stderr[-3000:]}"
         return done.stdout
 

@@ -17,6 +17,7 @@ def warm_up(**arguments: Any) -> list[dict[str, Any]]:
 
 
 COSINE = [dict(type="CosineAnnealingLR", by_epoch=True)]
+HEAD_TEN_TIMES = dict(optim_wrapper__paramwise_cfg=dict(custom_keys=dict(head=dict(lr_mult=10.0))))
 ITERATIONS = dict(train_cfg=dict(_delete_=True, by_epoch=False, max_iters=16))
 
 
@@ -45,6 +46,7 @@ def warnings_of(tmp_path: Path, **changes: Any) -> list[str]:
         (warm_up(end=2, by_epoch=True), ITERATIONS, "counts epochs and the run counts iterations"),
         ([dict(type="ConstantLR", factor=0.05, by_epoch=False, end=500)], {}, "ConstantLR (param_scheduler.0) ends"),
         (warm_up(end=8, end_factor=0.05), {}, "lr=0.01: see param_scheduler"),
+        (warm_up(end=500), HEAD_TEN_TIMES, "ends at iteration 500"),
     ],
 )
 def test_a_rate_that_never_reaches_a_tenth_gets_one_line(

@@ -322,7 +322,7 @@ class LabelMaker:
         if zero_is_ignored:
             labels[0] = IGNORE
         elif len(names) == 2 and len(values) == 2 and values[0] == 0 and values[1] > 1:
-            self.notes.changed("values", f"({values[1]}) stand for the second class", numbers[values[1]].name)
+            self.notes.changed("values", f"({values[1]}) of the second class, now 1", numbers[values[1]].name)
             labels[values[1]] = 1
         first = int(zero_is_ignored)
         for value in values:
@@ -365,6 +365,11 @@ def _unnamed(numbers: Mapping[int, Path], colours: Mapping[Colour, Path]) -> str
         return (
             f"the masks hold the colours {_some(sorted(colours))}: name each in a file of lines `name r g b`, in the "
             "order of the classes, and give it by --classes FILE"
+        )
+    if {*numbers} == {0, 255}:
+        return (
+            "the masks are black and white: write the names of the two classes into a file, a line each, that of black "
+            "first, and give it by --classes FILE, or name it classes.txt and put it next to the masks' folder"
         )
     return (
         f"the masks hold the values {_some(sorted(numbers))}: name the classes 0, 1, 2, ... in a file, a line each "

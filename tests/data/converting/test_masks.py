@@ -163,7 +163,7 @@ def test_black_and_white_are_two_classes(tmp_path: Path, white: int, capsys: pyt
     out = convert(root)
     np.testing.assert_array_equal(written(out)[0], LABELS == 1)
     check_segmentation(out)
-    assert f"({white}) stand" in capsys.readouterr().out
+    assert f"({white}) of the second class, now 1" in capsys.readouterr().out
 
 
 def test_one_and_zero_of_one_bit_are_two_classes(tmp_path: Path) -> None:
@@ -259,6 +259,7 @@ def transparent(root: Path) -> None:
     ("values", "table", "spoil", "message"),
     [
         (LABELS, "", None, "the masks hold the values 0, 1, 2, 255: name the classes"),
+        (np.where(LABELS == 1, 255, 0), "", None, "the masks are black and white: write the names of the two classes"),
         (coloured(LABELS), "", None, r"the masks hold the colours \(0, 0, 0\), .* `name r g b`"),
         (
             coloured(LABELS),
