@@ -387,6 +387,9 @@ def test_every_documented_wish_is_tried_here() -> None:
         ("number of classes in all heads", "any", {"model.bbox_head.num_classes": 2}),
         ("another image scale", "any", {"train_dataloader.dataset.pipeline[2].scale": (640, 400)}),
         ("another batch", "any", {"train_dataloader.batch_size": 4}),
+        ("another learning rate", "any", {"optim_wrapper.optimizer.lr": 5e-5}),
+        ("another number of epochs", "detection", {"train_cfg.max_epochs": 24}),
+        ("another number of iterations", "segmentation", {"train_cfg.max_iters": 8000}),
         ("weights of classes", "instance", {"model.roi_head.mask_head.num_classes": 2}),
         ("TensorBoard", "any", {"visualizer.vis_backends[1].type": "TensorboardVisBackend"}),
         ("Weights & Biases", "any", {"visualizer.vis_backends[1].type": "WandbVisBackend"}),
@@ -406,6 +409,8 @@ def test_a_documented_line_sets_its_entry(tmp_path: Path, wish: str, task: str, 
 
 
 def test_documented_lines_change_what_is_built(tmp_path: Path) -> None:
+    _, args = documented(tmp_path, "going on with a run that stopped")
+    assert args.resume
     cfg, _ = documented(tmp_path, "gradient accumulation over 4 iterations")
     wrapper = build_optim_wrapper(torch.nn.Linear(1, 1), cfg.optim_wrapper)
     assert wrapper._accumulative_counts == 4

@@ -116,7 +116,7 @@ def test_the_page_lists_every_arch():
 
 
 @pytest.mark.parametrize(("family", "arch", "cells"), page_rows(), ids=lambda v: v if isinstance(v, str) else "")
-def test_figures_of_the_page_are_the_counted_ones(family, arch, cells):
+def test_listed_figures_are_the_counted_ones(family, arch, cells):
     side = 384 if " at 384" in cells[4] else 224
     dense, small = described(family, arch), described(family, arch, side, side, published=True)
     assert cells[2] == ", ".join(str(level.channels) for level in dense.levels)

@@ -33,11 +33,11 @@ class Embed(nn.Module):
 class Mixer(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.strength = nn.Parameter(torch.ones(dim))
+        self.mix = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.permute(0, 3, 1, 2)
-        return (F.avg_pool2d(x, 3, 1, 1, count_include_pad=False) - x).permute(0, 2, 3, 1) * self.strength
+        return self.mix((F.avg_pool2d(x, 3, 1, 1, count_include_pad=False) - x).permute(0, 2, 3, 1))
 
 
 class Layer(nn.Module):

@@ -14,7 +14,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -39,16 +38,16 @@ ARCHS = {"tiny": Arch(depths=(1, 1, 2, 1), dims=(16, 32, 48, 64))}
 
 
 class Pooling(nn.Module):
-    """strength * (mean of 3x3 neighbours - x) over grids (B, H, W, C) (equation 1)."""
+    """mix(mean of 3x3 neighbours - x) over grids (B, H, W, C) (equation 1)."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.strength = nn.Parameter(torch.ones(dim))
+        self.mix = nn.Linear(dim, dim)
 
     def forward(self, grid: Tensor) -> Tensor:
         x = grid.permute(0, 3, 1, 2)
         mean = F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
-        return self.strength * (mean - x).permute(0, 2, 3, 1)
+        return self.mix((mean - x).permute(0, 2, 3, 1))
 
 
 class Stage(Recomputable):

@@ -8,7 +8,7 @@ from mm_vitbackbones.checkpoints.surgery import STEM
 
 OFFICIAL = Layout(
     "official",
-    marks=("layer1.0.mixer.strength",),
+    marks=("layer1.0.mixer.mix.weight",),
     keys=KeyMap(
         [
             ("embed{stage+1}.", "stages.{stage}.patch_embed."),
@@ -25,7 +25,7 @@ OFFICIAL = Layout(
 
 OURS = Layout(
     "ours",
-    marks=("stages.0.blocks.0.attn.strength",),
+    marks=("stages.0.blocks.0.attn.mix.weight",),
     keys=KeyMap([("stages.{stage}.", "stages.{stage}."), ("classifier.", "classifier.")]),
 )
 

@@ -1,0 +1,35 @@
+"""What several commands take on their command lines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("mmdet")
+
+from mm_vitbackbones.cli.predict import predict_arguments
+from mm_vitbackbones.cli.test import test_arguments as evaluation_arguments
+
+pytestmark = pytest.mark.mmdet
+
+
+def given(checkpoint: Path) -> set[Path]:
+    """What ``test`` and ``predict`` take."""
+    tested = evaluation_arguments(["retinanet_pvt_s_coco", str(checkpoint)])
+    predicted = predict_arguments(["retinanet_pvt_s_coco", str(checkpoint), "image.png"])
+    return {tested.checkpoint, predicted.checkpoint}
+
+
+def test_work_dir_stands_for_its_last_checkpoint(tmp_path: Path) -> None:
+    for name in ("epoch_1.pth", "epoch_2.pth", "best_coco_bbox_mAP_epoch_1.pth"):
+        (tmp_path / name).touch()
+    assert given(tmp_path) == {tmp_path / "epoch_2.pth"}
+    (tmp_path / "last_checkpoint").write_text("/moved/from/epoch_1.pth")
+    assert given(tmp_path) == {tmp_path / "epoch_1.pth"}
+
+
+def test_file_and_other_folder_stay_what_they_are(tmp_path: Path) -> None:
+    (tmp_path / "file.pth").touch()
+    assert given(tmp_path) == {tmp_path}
+    assert given(tmp_path / "file.pth") == {tmp_path / "file.pth"}
