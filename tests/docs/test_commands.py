@@ -136,6 +136,7 @@ def test_commands_and_programs_of_a_page_run_as_written(page: str, reader: Reade
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # trainings of several recipes at their own size
 @pytest.mark.parametrize("page", WITH_CODE)
 def test_a_whole_page_runs_as_written(page: str, reader: Reader) -> None:
     for block in blocks(page):

@@ -132,8 +132,8 @@ def write_coco(root: Path) -> None:
     """In COCO 2017's folders, under its 80 names."""
     from mmdet.datasets import CocoDataset
 
-    for split in ("train2017", "val2017"):
-        names = [f"{i:012}.jpg" for i in range(2)]
+    for split, count in (("train2017", 2), ("val2017", 1)):
+        names = [f"{i:012}.jpg" for i in range(count)]
         for i, name in enumerate(names):
             _scene(i, root / split / name)
         _write(root / f"annotations/instances_{split}.json", _objects(names, CocoDataset.METAINFO["classes"]))
@@ -141,8 +141,8 @@ def write_coco(root: Path) -> None:
 
 def write_ade(root: Path) -> None:
     """In ADE20K's folders: 0 is ignored, and 1 is the first class."""
-    for split in ("training", "validation"):
-        for i in range(2):
+    for split, count in (("training", 2), ("validation", 1)):
+        for i in range(count):
             _scene(i, root / f"images/{split}/{i}.jpg")
             path = root / f"annotations/{split}/{i}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
