@@ -189,6 +189,7 @@ def guide_blocks() -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # the model zoo is made, too
 @pytest.mark.mmdet
 @pytest.mark.mmseg
 def test_a_family_is_added_by_the_steps_of_the_guide(tmp_path: Path) -> None:

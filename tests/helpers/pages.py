@@ -84,19 +84,16 @@ def anchors(page: str) -> set[str]:
 def tables(page: str) -> list[list[list[str]]]:
     """The cells of each row of each table, the head first."""
     found: list[list[list[str]]] = []
+    before = ""
     for token in tokens(page):
         if token.type == "table_open":
             found.append([])
         elif token.type == "tr_open":
             found[-1].append([])
-        elif token.type == "inline" and found and token.level and _in_table(page, token):
+        elif before in ("td_open", "th_open"):
             found[-1][-1].append(token.content)
+        before = token.type
     return found
-
-
-def _in_table(page: str, token: Token) -> bool:
-    content = tokens(page)
-    return content[content.index(token) - 1].type in ("td_open", "th_open")
 
 
 def path_of(page: str) -> Path:
