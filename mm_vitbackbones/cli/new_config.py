@@ -24,72 +24,102 @@ from mm_vitbackbones.errors import UserError, did_you_mean
 SEGMENTATION = "segmentation"
 
 
+OWN, RANDOM = {False: "own", True: "own_segmentation"}, {False: "small", True: "small_segmentation"}
+"""Optimizers from pretrained and from random weights, by whether the task is segmentation."""
+
+
 @dataclass(frozen=True)
 class Head:
     """What a config needs to know of a detector or a segmentor."""
 
     title: str
     task: str
-    data: str
-    """The part of recipes for its data."""
     model: tuple[str, ...]
     """The lines of ``model`` that follow from the backbone and the classes. ``CHANNELS`` stands for those of all
-    levels that the model takes, ``THIRD`` for those of the third of four."""
+    levels that the model takes, ``THIRD`` for those of the third of four, ``QUERIES`` for the most that all images
+    have places for."""
     levels: tuple[int, ...] = (0, 1, 2, 3)
     """The levels of the backbone that it takes."""
+    norms: tuple[str, ...] = ()
+    """The lines of ``model`` that get norms for a training from random weights."""
+    optimizers: tuple[str, str] | None = None
+    """The parts of recipes from pretrained and from random weights, if they are not those of the task."""
+
+    @property
+    def data(self) -> str:
+        """The part of recipes for its data."""
+        return "own_segmentation" if self.task == SEGMENTATION else f"coco_{self.task}"
+
+    def optimizer(self, scratch: bool) -> str:
+        """The part of recipes for its optimizer."""
+        segmentation = self.task == SEGMENTATION
+        return (self.optimizers or (OWN[segmentation], RANDOM[segmentation]))[scratch]
 
 
 NORM = 'norm_cfg=dict(type="GN", num_groups=32)'
+QUERIES, FOUND = 900, 300
+"""The most queries of DINO, and the most objects that it finds in an image."""
 
 _NECK = "neck=dict(in_channels=CHANNELS)"
 _DENSE = "bbox_head=dict(num_classes=len(classes))"
-NORMALISED = (_NECK, _DENSE)
-"""The parts of a detector that get norms for a training from random weights."""
+_CROPS = "data_preprocessor=dict(size=crop_size)"
+_MASKS = "loss_cls=dict(class_weight=[1.0] * len(classes) + [0.1])"
 
 HEADS = {
-    "retinanet": Head("RetinaNet", "detection", "coco_detection", (_NECK, _DENSE), (1, 2, 3)),
+    "retinanet": Head("RetinaNet", "detection", (_NECK, _DENSE), (1, 2, 3), norms=(_NECK, _DENSE)),
     "faster_rcnn": Head(
-        "Faster R-CNN",
-        "detection",
-        "coco_detection",
-        (_NECK, "roi_head=dict(bbox_head=dict(num_classes=len(classes)))"),
+        "Faster R-CNN", "detection", (_NECK, "roi_head=dict(bbox_head=dict(num_classes=len(classes)))"), norms=(_NECK,)
     ),
-    "fcos": Head("FCOS", "detection", "coco_detection", (_NECK, _DENSE), (1, 2, 3)),
+    "fcos": Head("FCOS", "detection", (_NECK, _DENSE), (1, 2, 3), norms=(_NECK, _DENSE)),
+    "dino": Head(
+        "DINO",
+        "detection",
+        (_NECK, f"{_DENSE}, num_queries=QUERIES, test_cfg=dict(max_per_img=FOUND)"),
+        (1, 2, 3),
+        optimizers=("dino", "small_dino"),
+    ),
     "mask_rcnn": Head(
         "Mask R-CNN",
         "instance",
-        "coco_instance",
         (
             _NECK,
             "roi_head=dict(bbox_head=dict(num_classes=len(classes)), mask_head=dict(num_classes=len(classes)))",
         ),
+        norms=(_NECK,),
+    ),
+    "mask2former": Head(
+        "Mask2Former",
+        "instance",
+        (
+            f"panoptic_head=dict(in_channels=CHANNELS, num_things_classes=len(classes), {_MASKS})",
+            "panoptic_fusion_head=dict(num_things_classes=len(classes))",
+        ),
+        optimizers=("mask2former", "small_mask2former"),
     ),
     "segformer": Head(
         "SegFormer",
         SEGMENTATION,
-        "own_segmentation",
-        (
-            "data_preprocessor=dict(size=crop_size)",
-            "decode_head=dict(in_channels=CHANNELS, channels=256, num_classes=len(classes))",
-        ),
+        (_CROPS, "decode_head=dict(in_channels=CHANNELS, channels=256, num_classes=len(classes))"),
     ),
     "upernet": Head(
         "UPerNet",
         SEGMENTATION,
-        "own_segmentation",
         (
-            "data_preprocessor=dict(size=crop_size)",
+            _CROPS,
             "decode_head=dict(in_channels=CHANNELS, num_classes=len(classes))",
             "auxiliary_head=dict(in_channels=THIRD, num_classes=len(classes))",
         ),
     ),
+    "mask2former_segmentation": Head(
+        "Mask2Former",
+        SEGMENTATION,
+        (_CROPS, f"decode_head=dict(in_channels=CHANNELS, num_classes=len(classes), {_MASKS})"),
+        optimizers=("mask2former", "small_mask2former"),
+    ),
 }
-"""The heads by name. The first of a task is its default."""
+"""The heads by the parts of recipes for their models. The first of a task is its default."""
 
 TASKS = tuple(dict.fromkeys(head.task for head in HEADS.values()))
-
-OPTIMIZERS = {False: ("own", "own_segmentation"), True: ("small", "small_segmentation")}
-"""Of detection and of segmentation, by whether the weights are random."""
 
 LARGEST = {False: (1333, 800), True: (2048, 1024)}
 """The longer and the shorter side that images are reduced to, of detection and of segmentation."""
@@ -121,8 +151,8 @@ def main(argv: list[str]) -> None:
         UserError: the data, the backbone or the weights are not there or do not fit, or the file is there already.
     """
     args = arguments(argv)
-    head = chosen_head(args.task, args.head)
-    name = args.head or next(each for each, of in HEADS.items() if of is head)
+    part = chosen_head(args.task, args.head)
+    head = HEADS[part]
     family, arch = chosen_backbone(args.backbone)
     if head.task == SEGMENTATION:
         if given := [option for option in ("train", "val", "images") if getattr(args, option)]:
@@ -131,13 +161,13 @@ def main(argv: list[str]) -> None:
     else:
         files = {"train": args.train, "val": args.val}
         data = objects_in(args.data, files, args.images, masks=head.task == "instance")
-    out = args.out or Path(f"{re.sub(r'[^0-9A-Za-z_]+', '_', data.name)}_{name}_{args.backbone}.py")
+    out = args.out or Path(f"{re.sub(r'[^0-9A-Za-z_]+', '_', data.name)}_{option_of(part)}_{args.backbone}.py")
     if out.suffix != ".py":
         raise UserError(f"--out {out}: a config ends in .py")
     if out.exists():
         raise UserError(f"{out} is there already, and nothing is overwritten: name another file with --out")
     plan = plan_of(data, head, args.init == "none", args.batch, device_memory())
-    text = config_text(name, data, plan, (family, arch), args.init, out)
+    text = config_text(part, data, plan, (family, arch), args.init, out)
     if not args.skip_checks:
         check(text, out.name)
     try:
@@ -154,7 +184,11 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="the folder of the data set")
     parser.add_argument("--task", choices=TASKS, required=True, help="boxes, boxes and masks, or labels of pixels")
     parser.add_argument("--backbone", required=True, metavar="NAME", help="such as pvt_v2_b2, swin_tiny or mit_b0")
-    parser.add_argument("--head", metavar="NAME", help=f"one of {', '.join(HEADS)}; the first of the task by default")
+    parser.add_argument(
+        "--head",
+        metavar="NAME",
+        help=f"one of {', '.join(dict.fromkeys(map(option_of, HEADS)))}; the first of the task by default",
+    )
     parser.add_argument(
         "--init",
         default="imagenet1k",
@@ -173,18 +207,23 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     return args
 
 
-def chosen_head(task: str, name: str | None) -> Head:
-    """The head of this name, or the default of a task.
+def option_of(part: str) -> str:
+    """The name that ``--head`` takes. A part for the second of two tasks has that of the task at its end."""
+    return part.removesuffix(f"_{HEADS[part].task}")
+
+
+def chosen_head(task: str, name: str | None) -> str:
+    """The part of recipes of the head of this name, or of the default of a task.
 
     Raises:
         UserError: if there is none of this name for the task.
     """
-    known = [each for each, head in HEADS.items() if head.task == task]
+    known = {option_of(part): part for part, head in HEADS.items() if head.task == task}
     if name is None:
-        return HEADS[known[0]]
+        return next(iter(known.values()))
     if name not in known:
         raise UserError(f"--head {name}: for --task {task} there are {', '.join(known)}{did_you_mean(name, known)}")
-    return HEADS[name]
+    return known[name]
 
 
 def chosen_backbone(name: str) -> tuple[type[Backbone], str]:
@@ -257,14 +296,28 @@ def _multiple(side: float) -> int:
     return max(64, round(side / 32) * 32)
 
 
+def places_in(data: OwnData, scale: tuple[int, int]) -> int:
+    """The places in the four levels of DINO (strides 8 to 64) of the smallest image after it is resized to a scale.
+
+    Images are padded to a multiple of 32. A query of DINO begins at a place of its own.
+    """
+
+    def places(size: tuple[int, int]) -> int:
+        factor = min(most / side for most, side in zip(scale, size, strict=True))
+        width, height = (max(1, math.ceil(round(side * factor) / 32)) * 32 for side in size)
+        return sum(math.ceil(width / stride) * math.ceil(height / stride) for stride in (8, 16, 32, 64))
+
+    return min(map(places, data.sizes or {data.size}))
+
+
 def config_text(
-    name: str, data: OwnData, plan: Plan, backbone: tuple[type[Backbone], str], init: str, out: Path
+    part: str, data: OwnData, plan: Plan, backbone: tuple[type[Backbone], str], init: str, out: Path
 ) -> str:
     """The text of the config."""
-    head, scratch = HEADS[name], init == "none"
+    head, scratch = HEADS[part], init == "none"
     segmentation = head.task == SEGMENTATION
     scale, crop = sizes_of(data, segmentation)
-    quoted, names = (", ".join(map(_text, each)) for each in (parts_of(name, scratch), data.classes))
+    quoted, names = (", ".join(map(_text, each)) for each in (parts_of(part, scratch), data.classes))
     train, val = data.splits["train"], data.splits["val"]
     lines = [
         f"# {head.title} with {backbone[0].__name__} {backbone[1]} on {data.name}: {train.count} images to learn from, "
@@ -311,7 +364,10 @@ def config_text(
     channels = channels_of(*backbone, head.levels)
     for line in head.model:
         filled = line.replace("CHANNELS", str([*channels])).replace("THIRD", str(channels[-2]))
-        if scratch and line in NORMALISED:  # random weights need norms to bear the rate
+        if "QUERIES" in line:
+            queries = min(QUERIES, places_in(data, scale))
+            filled = filled.replace("QUERIES", str(queries)).replace("FOUND", str(min(FOUND, queries)))
+        if scratch and line in head.norms:  # random weights need norms to bear the rate
             filled = f"{filled[:-1]}, {NORM})"
         lines.append(f"    {filled},")
     lines += [")", f"optim_wrapper = dict(optimizer=dict(lr={plan.rate:g}))  # for {plan.batch} images in a step"]
@@ -328,14 +384,14 @@ def config_text(
     return "\n".join(lines) + "\n"
 
 
-def parts_of(name: str, scratch: bool) -> list[str]:
+def parts_of(part: str, scratch: bool) -> list[str]:
     """The parts of recipes that a config with this head inherits from."""
-    head = HEADS[name]
+    head = HEADS[part]
     segmentation = head.task == SEGMENTATION
     return [
-        f"models/{name}",
+        f"models/{part}",
         f"datasets/{head.data}",
-        f"optimizers/{OPTIMIZERS[scratch][segmentation]}",
+        f"optimizers/{head.optimizer(scratch)}",
         "schedules/own_iterations" if segmentation else "schedules/own_epochs",
         "segmentation_runtime_small" if segmentation else "default_runtime_small",
     ]

@@ -20,6 +20,7 @@ from mm_vitbackbones import libraries
 from mm_vitbackbones.backbones.base import Backbone
 from mm_vitbackbones.checkpoints.loading import arch_name, family_of
 from mm_vitbackbones.checkpoints.published import check_is_address, resolve
+from mm_vitbackbones.cli.classes import check_num_classes
 from mm_vitbackbones.cli.datasets import (
     annotation_file,
     check_annotations,
@@ -37,7 +38,7 @@ from mm_vitbackbones.data.values import check_values
 from mm_vitbackbones.engine.layer_decay import warn_of_rules
 from mm_vitbackbones.errors import CheckpointError, UserError, did_you_mean
 from mm_vitbackbones.libraries import look_up
-from mm_vitbackbones.nodes import heads, is_pretrained, nodes, type_name
+from mm_vitbackbones.nodes import heads, is_pretrained, module_of, nodes, type_name
 
 OURS = "mm_vitbackbones"
 """The scope of this package's registries."""
@@ -79,6 +80,8 @@ def check(cfg: Config, splits: Sequence[str], every: bool = False) -> None:
         UserError: for the first error that is found.
     """
     libraries.use(libraries.scope_of(cfg))
+    for library in _libraries_of(cfg.model):
+        libraries.load(library)
     named: dict[str, Sequence[str]] = {}
     backbone = check_backbone(cfg.model)
     channels = getattr(backbone, "in_channels", None)
@@ -114,14 +117,9 @@ def check(cfg: Config, splits: Sequence[str], every: bool = False) -> None:
             check_local_file(cfg.load_from, "load_from")
 
 
-def check_num_classes(model: Any, count: int, where: str) -> None:
-    """Check that every head predicts as many classes as the dataset has."""
-    for path, head in heads(model):
-        if head["num_classes"] != count:
-            raise UserError(
-                f"{path}.num_classes={head['num_classes']}, but the data set of {where} has {count} classes; "
-                f"set {path}.num_classes={count}, or metainfo=dict(classes=(...)) of the dataset"
-            )
+def _libraries_of(model: Any) -> set[str]:
+    """The libraries that types of a model's config name, such as mmdet in ``mmdet.DiceLoss``."""
+    return {module_of(node).partition(".")[0] for _, node in nodes(model, "model")} & {*libraries.LIBRARIES}
 
 
 def check_types(dataset: Mapping[str, Any], where: str, scope: str | None) -> None:

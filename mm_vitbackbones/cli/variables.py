@@ -16,6 +16,7 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 
 from mm_vitbackbones import recipes
+from mm_vitbackbones.cli.classes import THINGS, set_num_classes
 from mm_vitbackbones.cli.keys import READ, is_used, same
 from mm_vitbackbones.errors import UserError, did_you_mean, shorten
 from mm_vitbackbones.nodes import heads, nodes, type_name
@@ -145,9 +146,9 @@ def same_classes(cfg: Config, path: Path, options: Mapping[str, Any]) -> None:
     given = [option for option in options if option.endswith(".num_classes")]
     found = {where: head["num_classes"] for where, head in heads(cfg.model)}
     if "num_classes" in options:
-        for where, head in heads(cfg.model):
-            if f"{where}.num_classes" not in given:
-                head["num_classes"] = top
+        set_num_classes(cfg.model, top)
+        counted = (".num_classes", ".class_weight", f".{THINGS}")
+        cfg.merge_from_dict({option: value for option, value in options.items() if option.endswith(counted)})
         found = {where: head["num_classes"] for where, head in heads(cfg.model)}
     other = next((where for where, count in found.items() if count != top), None)
     if other is None:

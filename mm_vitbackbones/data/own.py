@@ -53,6 +53,8 @@ class OwnData:
     splits: Mapping[str, Split]
     size: tuple[int, int]
     """The longer and the shorter side of a typical image of the training, in pixels."""
+    sizes: frozenset[tuple[int, int]] = frozenset()
+    """Those of all images with objects to find, as their files of annotations say."""
 
     @property
     def name(self) -> str:
@@ -76,6 +78,7 @@ def objects_in(root: Path, files: Mapping[str, Path | None], images: Path | None
     splits: dict[str, Split] = {}
     classes: tuple[str, ...] = ()
     size = (0, 0)
+    known: list[Any] = []
     for split in ("train", "val"):
         path = files.get(split) or annotation_file(root, split)
         if not path.is_file():
@@ -83,16 +86,17 @@ def objects_in(root: Path, files: Mapping[str, Path | None], images: Path | None
         content = read_coco(path, split)
         folder = images or _images_of(root, split, path, content["images"])
         _check_images(folder, path, content["images"])
+        known += [(each.get("width"), each.get("height")) for each in content["images"]]
         labelled = {annotation.get("image_id") for annotation in content["annotations"]}
         splits[split] = Split(_within(root, path), _within(root, folder), len(labelled))
         if split == "train":
             classes = tuple(str(category.get("name")) for category in content["categories"])
             if not classes:
                 raise UserError(f"train: {path} has no categories, so there are no classes to learn")
-            size = _typical([(each.get("width"), each.get("height")) for each in content["images"]], path)
+            size = _typical(known, path)
             if masks and not any(annotation.get("segmentation") for annotation in content["annotations"]):
                 raise UserError(f"train: {path} has boxes and no masks (`segmentation`): take --task detection")
-    return OwnData(root, classes, splits, size)
+    return OwnData(root, classes, splits, size, frozenset((max(each), min(each)) for each in _known(known)))
 
 
 def segments_in(root: Path) -> OwnData:
@@ -201,9 +205,13 @@ def _width_and_height(path: Path) -> tuple[int, int] | None:
     return size[1], size[0]
 
 
+def _known(sizes: Sequence[Any]) -> list[tuple[int, int]]:
+    return [size for size in sizes if size and all(isinstance(side, int) and side > 0 for side in size)]
+
+
 def _typical(sizes: Sequence[Any], where: Path) -> tuple[int, int]:
     """The medians of the longer and of the shorter sides."""
-    known = [size for size in sizes if size and all(isinstance(side, int) and side > 0 for side in size)]
+    known = _known(sizes)
     if not known:
         raise UserError(f"{where}: the size of no image is known")
     return int(statistics.median(map(max, known))), int(statistics.median(map(min, known)))

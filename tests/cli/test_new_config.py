@@ -16,7 +16,7 @@ from PIL import Image
 
 from mm_vitbackbones.cli.config import load_config, use_local_norms
 from mm_vitbackbones.cli.model import build_model
-from mm_vitbackbones.cli.new_config import HEADS, main, plan_of, sizes_of
+from mm_vitbackbones.cli.new_config import HEADS, main, option_of, plan_of, sizes_of
 from mm_vitbackbones.data.own import OwnData, Split
 from mm_vitbackbones.errors import UserError
 
@@ -86,7 +86,7 @@ def here(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def given(head: str, /, **options: str) -> list[str]:
     task = HEADS[head].task
     data = "land" if task == "segmentation" else "shop"
-    every = {"data": data, "task": task, "backbone": BACKBONES[task], "head": head} | options
+    every = {"data": data, "task": task, "backbone": BACKBONES[task], "head": option_of(head)} | options
     return [word for key, value in every.items() for word in (f"--{key}", value)]
 
 
@@ -109,7 +109,7 @@ def test_written_config_passes_the_checks_of_training(head: str, init: str, here
 
 @pytest.mark.parametrize(
     "head",
-    [head if head in ("retinanet", "segformer") else pytest.param(head, marks=pytest.mark.slow) for head in HEADS],
+    [head if head in QUICK else pytest.param(head, marks=pytest.mark.slow) for head in HEADS],
 )
 def test_random_weights_learn_in_a_few_steps(head: str, here: Path) -> None:
     out = here / "own.py"
@@ -142,7 +142,7 @@ def test_an_existing_file_is_not_overwritten(here: Path) -> None:
     [
         ({"data": "nowhere"}, "--data nowhere: there is no such folder"),
         ({"data": "land"}, r"there is no land/annotations/train.json: name it with --train FILE"),
-        ({"head": "segformer"}, "for --task detection there are retinanet, faster_rcnn, fcos"),
+        ({"head": "segformer"}, "for --task detection there are retinanet, faster_rcnn, fcos, dino"),
         ({"backbone": "pvt_v2_b9"}, "there is no backbone 'pvt_v2_b9'; did you mean 'pvt_v2_b5'"),
         ({"init": "imagenet22k"}, "'imagenet22k' names no weights: of PVTv2 b0 there are 'imagenet1k'"),
         ({"init": "weights.pth"}, "model.backbone.init_cfg.checkpoint: no file weights.pth"),
