@@ -576,13 +576,13 @@ def prepare(root: str | Path, splits: Sequence[str] = tuple(SPLITS)) -> bool:
                 f"the scenes of {split!r} came out other than they should (version {VERSION}, NumPy {np.__version__}): "
                 "please report this, and use another version of NumPy meanwhile"
             )
-        named = [(picture_name(split, index), scene) for index, scene in enumerate(scenes)]
+        named = [(image_name(split, index), scene) for index, scene in enumerate(scenes)]
         folder.write(annotation_file(split), to_json(to_coco(named)))
     folder.finish()
     return True
 
 
-def picture_name(split: str, index: int) -> str:
+def image_name(split: str, index: int) -> str:
     """The file that COCO's annotations name."""
     return f"{split}_{index:04}.{'jpg' if index % 50 in GRAY else 'png'}"
 
@@ -594,10 +594,10 @@ def annotation_file(split: str) -> str:
 def files_of(split: str) -> list[str]:
     """Every file of a split, relative to the data set's folder."""
     stems = [f"{split}_{index:04}" for index in range(SPLITS[split])]
-    pictures = {f"{stem}.png" for stem in stems} | {picture_name(split, index) for index in range(SPLITS[split])}
+    images = {f"{stem}.png" for stem in stems} | {image_name(split, index) for index in range(SPLITS[split])}
     return [
         annotation_file(split),
-        *(f"images/{split}/{name}" for name in sorted(pictures)),
+        *(f"images/{split}/{name}" for name in sorted(images)),
         *(f"annotations/{split}/{stem}.png" for stem in stems),
     ]
 

@@ -157,6 +157,21 @@ class ImageReader:
         return step
 
 
+@contextlib.contextmanager
+def naming(info: Mapping[str, Any], where: str) -> Iterator[None]:
+    """Name the image of a data set's entry in the error of one that cannot be loaded.
+
+    Raises:
+        UserError: in place of ``UnreadableImage``. A ``LeftOutImage`` stays: it is no error.
+    """
+    try:
+        yield
+    except LeftOutImage:
+        raise
+    except UnreadableImage as error:
+        raise UserError(f"{where}: {info.get('img_path')} cannot be loaded: {error}") from None
+
+
 def list_dataset(dataset: Mapping[str, Any], where: str) -> Any:
     """A data set of a config without its pipeline: it lists its files by its own rules, and reads no image.
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from mm_vitbackbones.data.reading import ImageReader, LeftOutImage, UnreadableImage
+from mm_vitbackbones.data.reading import ImageReader, LeftOutImage, naming
 from mm_vitbackbones.errors import UserError
 
 
@@ -59,12 +60,10 @@ def add_images(statistics: Statistics, pipeline: Any, infos: Iterable[Mapping[st
     """
     read = ImageReader(pipeline or ())
     for info in infos:
-        try:
-            statistics.add(read(info, as_used=True))
-        except LeftOutImage:
-            pass
-        except UnreadableImage as error:
-            raise UserError(f"{where}: {info.get('img_path')} cannot be loaded: {error}") from None
-        except UserError as error:
-            raise UserError(f"{where}: {info.get('img_path')}: {error}") from None
+        with contextlib.suppress(LeftOutImage), naming(info, where):
+            image = read(info, as_used=True)
+            try:
+                statistics.add(image)
+            except UserError as error:
+                raise UserError(f"{where}: {info.get('img_path')}: {error}") from None
         yield

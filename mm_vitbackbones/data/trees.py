@@ -92,7 +92,7 @@ def read_voc(xml: bytes) -> list[Box]:
     return sorted(boxes)
 
 
-def cut(picture: str, image: np.ndarray, boxes: Sequence[Box]) -> list[Tile]:
+def cut(name: str, image: np.ndarray, boxes: Sequence[Box]) -> list[Tile]:
     """The tiles of an image (H, W, 3) that hold boxes, row by row."""
     tiles: list[Tile] = []
     for top in starts(image.shape[0]):
@@ -100,7 +100,7 @@ def cut(picture: str, image: np.ndarray, boxes: Sequence[Box]) -> list[Tile]:
             inside = boxes_in_tile(boxes, left, top)
             if inside:
                 pixels = image[top : top + TILE, left : left + TILE]
-                tiles.append((f"{picture}_x{left:04}_y{top:04}.png", pixels, inside))
+                tiles.append((f"{name}_x{left:04}_y{top:04}.png", pixels, inside))
     return tiles
 
 
@@ -144,9 +144,9 @@ def prepare(root: str | Path) -> bool:
         return False
     with tempfile.TemporaryDirectory() as scratch, zipfile.ZipFile(fetch(Path(scratch))) as wheel:
         files = {"LICENSE": wheel.read(LICENSE)}
-        for split, pictures in SPLITS.items():
-            print(f"cutting {', '.join(pictures)} into tiles for {split}", flush=True)
-            files |= make_split(split, [tile for picture in pictures for tile in read_tiles(wheel, picture)])
+        for split, names in SPLITS.items():
+            print(f"cutting {', '.join(names)} into tiles for {split}", flush=True)
+            files |= make_split(split, [tile for name in names for tile in read_tiles(wheel, name)])
     folder.claim(files)
     for name, content in files.items():
         folder.write(name, content)
@@ -179,12 +179,12 @@ def fetch(scratch: Path) -> Path:
     return wheel
 
 
-def read_tiles(wheel: zipfile.ZipFile, picture: str) -> list[Tile]:
+def read_tiles(wheel: zipfile.ZipFile, name: str) -> list[Tile]:
     """The tiles of one of the wheel's images."""
-    stem = f"deepforest/data/{picture}"
+    stem = f"deepforest/data/{name}"
     image = cv2.imdecode(np.frombuffer(wheel.read(f"{stem}.png"), np.uint8), cv2.IMREAD_COLOR)
     assert image is not None
-    return cut(picture, image, read_voc(wheel.read(f"{stem}.xml")))
+    return cut(name, image, read_voc(wheel.read(f"{stem}.xml")))
 
 
 def make_split(split: str, tiles: Sequence[Tile]) -> dict[str, bytes]:

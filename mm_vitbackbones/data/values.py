@@ -14,7 +14,7 @@ from mmengine.model import ImgDataPreprocessor
 from mmengine.registry import DATASETS, MODELS
 
 from mm_vitbackbones.data.bands import check_steps, warn_of_pages
-from mm_vitbackbones.data.reading import ImageReader, LeftOutImage, UnreadableImage, is_local, list_dataset, of_library
+from mm_vitbackbones.data.reading import ImageReader, LeftOutImage, is_local, list_dataset, naming, of_library
 from mm_vitbackbones.errors import UserError
 from mm_vitbackbones.libraries import look_up
 
@@ -61,19 +61,18 @@ def check_values(
     images = []
     for info in entries(dataset, LARGE_SAMPLE if every else SAMPLE, where):
         try:
-            images.append(read(info, as_used=True))
-            if len(images) == 1:
-                warn_of_pages(pipeline, str(info.get("img_path")), where)
-                loaded = read(info)
-                check_steps([*pipeline, *outer], loaded.shape[2] if loaded.ndim == 3 else 1)
-                _, results = read.whole(info)
-                check_channels(results, config, in_channels)
+            with naming(info, where):
+                images.append(read(info, as_used=True))
+                if len(images) == 1:
+                    warn_of_pages(pipeline, str(info.get("img_path")), where)
+                    loaded = read(info)
+                    check_steps([*pipeline, *outer], loaded.shape[2] if loaded.ndim == 3 else 1)
+                    _, results = read.whole(info)
+                    check_channels(results, config, in_channels)
         except LeftOutImage:
             continue
         except WrongChannels as error:
             raise UserError(f"{where}: {error}") from None
-        except UnreadableImage as error:
-            raise UserError(f"{where}: {info.get('img_path')} cannot be loaded: {error}") from None
     if images and (wrong := strange_values(images, config.get("mean"), config.get("std"))):
         print_log(f"{where}: {wrong}", logger="current", level=logging.WARNING)
 

@@ -222,9 +222,9 @@ def test_smoke_split_holds_the_hard_cases_of_loaders(smoke: Path, scenes: list[m
 
 
 def test_every_scene_has_a_png_for_readers_of_one_suffix(smoke: Path) -> None:
-    pictures = {path.stem for path in (smoke / "images/smoke").glob("*.png")}
+    images = {path.stem for path in (smoke / "images/smoke").glob("*.png")}
     masks = {path.stem for path in (smoke / "annotations/smoke").glob("*.png")}
-    assert pictures == masks
+    assert images == masks
     assert len(masks) == 16
 
 
@@ -280,8 +280,8 @@ def test_object_sizes_are_spread(validation: list[mini.Scene]) -> None:
 def test_colour_does_not_give_the_class_away(validation: list[mini.Scene]) -> None:
     # A classifier by the nearest mean colour of a class, each object judged by all the others, does little better than
     # to guess one in five.
-    pictures = [scene for scene in validation if scene.image.ndim == 3]
-    objects = [(scene.image[..., :3][i.mask].mean(axis=0), i.thing) for scene in pictures for i in scene.instances]
+    coloured = [scene for scene in validation if scene.image.ndim == 3]
+    objects = [(scene.image[..., :3][i.mask].mean(axis=0), i.thing) for scene in coloured for i in scene.instances]
     colours, things = (np.array(column) for column in zip(*objects, strict=True))
     right = 0
     for index in range(len(things)):
@@ -374,17 +374,17 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     image = np.random.RandomState(0).randint(0, 256, (400, 500, 3), dtype=np.uint8)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(trees.LICENSE, "a licence")
-        for picture in ("first", "second"):
-            archive.writestr(f"deepforest/data/{picture}.png", files.to_png(image))
+        for name in ("first", "second"):
+            archive.writestr(f"deepforest/data/{name}.png", files.to_png(image))
             archive.writestr(
-                f"deepforest/data/{picture}.xml", voc(("Tree", 10, 20, 40, 60), ("Tree", 450, 20, 490, 60))
+                f"deepforest/data/{name}.xml", voc(("Tree", 10, 20, 40, 60), ("Tree", 450, 20, 490, 60))
             )
     monkeypatch.setattr(trees, "SPLITS", {"training": ("first",), "validation": ("second",)})
     monkeypatch.setattr(trees, "WHEEL_SHA256", files.sha256(path))
     with zipfile.ZipFile(path) as archive:
         sums = {
-            split: hashlib.sha256(folder.to_json(trees.to_coco(trees.read_tiles(archive, *pictures)))).hexdigest()
-            for split, pictures in trees.SPLITS.items()
+            split: hashlib.sha256(folder.to_json(trees.to_coco(trees.read_tiles(archive, *names)))).hexdigest()
+            for split, names in trees.SPLITS.items()
         }
     monkeypatch.setattr(trees, "ANNOTATIONS_SHA256", sums)
     return path

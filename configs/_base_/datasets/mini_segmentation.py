@@ -1,4 +1,6 @@
 # Labels of the drawn scenes of `mini` (`python tools/prepare_data.py mini`), in ADE20K's layout. No benchmark.
+_base_ = "own_segmentation.py"
+
 data_root = "data/mini/"
 classes = ("grass", "sand", "water", "paving", "ball", "beetle", "crate", "starfish", "ring")
 metainfo = dict(
@@ -33,18 +35,14 @@ test_pipeline = [
     dict(type="PackSegInputs"),
 ]
 tta_pipeline = [
-    dict(type="LoadImageFromFile"),
+    _base_.tta_pipeline[0],
     dict(
         type="TestTimeAug",
         transforms=[
-            [
-                dict(type="Resize", scale=(168, 168), keep_ratio=True),
-                dict(type="Resize", scale=(224, 224), keep_ratio=True),
-                dict(type="Resize", scale=(280, 280), keep_ratio=True),
-            ],
-            [dict(type="RandomFlip", prob=0.0), dict(type="RandomFlip", prob=1.0, direction="horizontal")],
+            [dict(type="Resize", scale=(side, side), keep_ratio=True) for side in (168, 224, 280)],
+            _base_.tta_pipeline[1].transforms[1],  # with and without a flip
             [dict(type="LoadAnnotations", reduce_zero_label=True)],
-            [dict(type="PackSegInputs")],
+            _base_.tta_pipeline[1].transforms[3],
         ],
     ),
 ]
@@ -52,10 +50,7 @@ tta_pipeline = [
 train_dataloader = dict(
     batch_size=4,
     num_workers=1,
-    persistent_workers=True,
-    sampler=dict(type="InfiniteSampler", shuffle=True),
     dataset=dict(
-        type="BaseSegDataset",
         data_root=data_root,
         data_prefix=dict(img_path="images/training", seg_map_path="annotations/training"),
         img_suffix=".png",
@@ -66,22 +61,11 @@ train_dataloader = dict(
     ),
 )
 val_dataloader = dict(
-    batch_size=1,
     num_workers=1,
-    persistent_workers=True,
-    sampler=dict(type="DefaultSampler", shuffle=False),
     dataset=dict(
-        type="BaseSegDataset",
-        data_root=data_root,
+        train_dataloader["dataset"],
         data_prefix=dict(img_path="images/validation", seg_map_path="annotations/validation"),
-        img_suffix=".png",
-        seg_map_suffix=".png",
-        metainfo=metainfo,
-        reduce_zero_label=True,
         pipeline=test_pipeline,
     ),
 )
 test_dataloader = val_dataloader
-
-val_evaluator = dict(type="IoUMetric", iou_metrics=["mIoU"])
-test_evaluator = val_evaluator
