@@ -1,15 +1,28 @@
 """What pyproject.toml cannot say: the wheel holds the configs where OpenMMLab's packages have theirs.
 
 ``configs/`` becomes ``mm_vitbackbones/.mim/configs/``, and ``model-index.yml``, whose paths are relative to its own
-folder, goes next to it. An editable installation reads them from the source tree.
+folder, goes next to it. An editable installation reads them from the source tree. A file of a user's own in
+``configs/`` stays out of the wheel, where git tells it from the project's.
 """
 
+import importlib.util
 from pathlib import Path
+from types import ModuleType
 
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
+
+
+def load_files() -> ModuleType:
+    """``mm_vitbackbones/files.py``, without the package, which may not be on the path."""
+    spec = importlib.util.spec_from_file_location("files", ROOT / "mm_vitbackbones" / "files.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 class BuildWithConfigs(build_py):
@@ -22,7 +35,8 @@ class BuildWithConfigs(build_py):
 
     def configs(self) -> dict[str, str]:
         """The files of the source tree, and where each goes."""
-        files = [*ROOT.glob("configs/**/*.py"), *ROOT.glob("configs/**/*.yml"), ROOT / "model-index.yml"]
+        configs = [file for file in load_files().tracked(ROOT / "configs") if file.suffix in (".py", ".yml")]
+        files = [*configs, ROOT / "model-index.yml"]
         mim = Path(self.build_lib, "mm_vitbackbones", ".mim")
         return {str(file): str(mim / file.relative_to(ROOT)) for file in sorted(files)}
 

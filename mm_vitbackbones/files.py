@@ -36,10 +36,13 @@ def sha256(path: Path) -> str:
 
 
 def tracked(folder: Path) -> list[Path]:
-    """The files in a folder that git knows, in order; all of them where there is no git. What a user puts among them
-    is left out."""
+    """The files in a folder that git knows, in order; all of them where there is no git, or where it knows none, as in
+    a copy within another repository. What a user puts among them is left out."""
     try:
         listed = subprocess.run(["git", "ls-files", "-z"], cwd=folder, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
-        return sorted(path for path in folder.rglob("*") if path.is_file())
-    return sorted(path for name in listed.stdout.split("\0") if name and (path := folder / name).is_file())
+        names = []
+    else:
+        names = [name for name in listed.stdout.split("\0") if name]
+    files = [folder / name for name in names] or folder.rglob("*")
+    return sorted(path for path in files if path.is_file())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shutil
@@ -15,7 +16,8 @@ from pathlib import Path
 import pytest
 
 import mm_vitbackbones
-from helpers.paths import ROOT
+from helpers.paths import ROOT, recipe_files
+from mm_vitbackbones.files import tracked
 
 pytestmark = pytest.mark.xdist_group("wheel")
 BLOCK = """
@@ -28,6 +30,18 @@ class Blocked:
 
 sys.meta_path.insert(0, Blocked())
 """
+
+
+USERS = "configs/users_own.py"
+"""A config that git does not know."""
+GIT = shutil.which("git")
+
+
+@functools.cache
+def project_configs() -> tuple[str, ...]:
+    """The recipes, their parts and their metafiles, without what a user has put among them."""
+    paths = (path for path in tracked(ROOT / "configs") if path.suffix in (".py", ".yml"))
+    return tuple(str(path.relative_to(ROOT)) for path in paths)
 
 
 def run(program: str, *blocked: str) -> subprocess.CompletedProcess[str]:
@@ -77,9 +91,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     project = tmp_path_factory.mktemp("build") / "project"
     skipped = shutil.ignore_patterns("__pycache__", "*.egg-info")
     shutil.copytree(ROOT / "mm_vitbackbones", project / "mm_vitbackbones", ignore=skipped)
-    shutil.copytree(ROOT / "configs", project / "configs", ignore=skipped)
-    for name in ("pyproject.toml", "setup.py", "model-index.yml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, project)
+    for name in ("pyproject.toml", "setup.py", "model-index.yml", "README.md", "LICENSE", *project_configs()):
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, project / name)
+    if GIT:
+        for command in (["init", "-q"], ["add", "-A"]):
+            subprocess.run(["git", *command], cwd=project, check=True)
+        (project / USERS).write_text('_base_ = "retinanet_pvt_s_coco.py"\n')
     program = (
         "import os, warnings; warnings.simplefilter('ignore')\n"
         "from setuptools import build_meta\n"
@@ -105,10 +123,16 @@ def test_wheel_holds_the_package_its_configs_and_its_licence_alone(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = [name for name in archive.namelist() if not name.endswith("/")]
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "mm_vitbackbones").rglob("*.py")}
-    configs = [*(ROOT / "configs").rglob("*.py"), *(ROOT / "configs").rglob("*.yml"), ROOT / "model-index.yml"]
-    shipped = {f"mm_vitbackbones/.mim/{path.relative_to(ROOT)}" for path in configs}
+    shipped = {f"mm_vitbackbones/.mim/{name}" for name in (*project_configs(), "model-index.yml")}
     assert {name for name in names if ".dist-info/" not in name} == modules | shipped
     assert any(name.endswith("LICENSE") for name in names)
+
+
+@pytest.mark.skipif(not GIT, reason="needs git, which tells the project's files from a user's")
+def test_wheel_leaves_out_a_users_config(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        assert f"mm_vitbackbones/.mim/{USERS}" not in archive.namelist()
+        assert f"mm_vitbackbones/.mim/{project_configs()[-1]}" in archive.namelist()
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +152,7 @@ def run_installed(installed: Path, folder: Path, *command: str) -> subprocess.Co
 
 def test_recipes_of_the_wheel_are_used_by_name_from_any_folder(installed, tmp_path):
     listed = run_installed(installed, tmp_path, "-m", "mm_vitbackbones", "configs")
-    assert len(listed.stdout.splitlines()) == len([*(ROOT / "configs").glob("*.py")])
+    assert len(listed.stdout.splitlines()) == len(recipe_files())
     described = run_installed(installed, tmp_path, "-m", "mm_vitbackbones", "describe", "retinanet_pvt_s_coco")
     assert "PVT small" in described.stdout, described.stderr
 

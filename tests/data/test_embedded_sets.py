@@ -376,9 +376,7 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         archive.writestr(trees.LICENSE, "a licence")
         for name in ("first", "second"):
             archive.writestr(f"deepforest/data/{name}.png", files.to_png(image))
-            archive.writestr(
-                f"deepforest/data/{name}.xml", voc(("Tree", 10, 20, 40, 60), ("Tree", 450, 20, 490, 60))
-            )
+            archive.writestr(f"deepforest/data/{name}.xml", voc(("Tree", 10, 20, 40, 60), ("Tree", 450, 20, 490, 60)))
     monkeypatch.setattr(trees, "SPLITS", {"training": ("first",), "validation": ("second",)})
     monkeypatch.setattr(trees, "WHEEL_SHA256", files.sha256(path))
     with zipfile.ZipFile(path) as archive:
