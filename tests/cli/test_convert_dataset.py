@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 from helpers.sources import annotations, convert, objects, write_image, write_json, write_mask, write_text
 from mm_vitbackbones import __main__ as door
 from mm_vitbackbones import libraries
-from mm_vitbackbones.cli.datasets import check_data_exists
+from mm_vitbackbones.cli.datasets import check_annotations, check_data_exists
 from mm_vitbackbones.cli.evaluators import check_evaluators
 from mm_vitbackbones.errors import UserError
 
@@ -197,25 +198,45 @@ def test_wrong_argument_is_one_line(
 # ---- the checks before a run
 
 
+LABELME = dict(
+    version="5.4.1",
+    shapes=[dict(label="cat", points=[[5, 5], [20, 25]], shape_type="rectangle")],
+    imagePath="a.png",
+    imageHeight=30,
+    imageWidth=40,
+)
+OTHER_FORMATS = {
+    "train.txt": "images/a.png\n",
+    "a.xml": "<annotation/>",
+    "data.yaml": "names: [cat, dog]\n",
+    "_annotations.csv": "filename,width,height,class,xmin,ymin,xmax,ymax\na.png,40,30,cat,5,5,20,25\n",
+    "labels/a.txt": "0 0.5 0.5 0.5 0.4\n",
+    "a.json": json.dumps(LABELME),
+    "labelme/a.json": json.dumps(LABELME),
+}
+
+
 @pytest.mark.mmdet
-@pytest.mark.parametrize("name", ["train.txt", "a.xml", "labels", "data.yaml"])
+@pytest.mark.parametrize("name", [*OTHER_FORMATS, "labels", "labelme"])
 @pytest.mark.parametrize("where", ["dataset", "metric"])
 def test_annotation_file_of_another_format_names_the_converter(tmp_path: Path, name: str, where: str) -> None:
     pytest.importorskip("mmdet")
     from mmengine.config import Config
 
     libraries.use("mmdet")
-    write_text(tmp_path / "labels/a.txt", "0 0.5 0.5 0.5 0.4\n")
-    for file in ("train.txt", "a.xml", "data.yaml"):
-        write_text(tmp_path / file, "<annotation/>")
+    for file, text in OTHER_FORMATS.items():
+        write_text(tmp_path / file, text)
     dataset = dict(type="CocoDataset", data_root=str(tmp_path), ann_file=name, data_prefix=dict(img="labels"))
+    dataset["metainfo"] = dict(classes=("cat", "dog"))
     metric = dict(type="CocoMetric", ann_file=str(tmp_path / name), metric="bbox")
     cfg = Config(dict(val_dataloader=dict(dataset=dataset), val_evaluator=metric))
-    check: Any = check_data_exists if where == "dataset" else check_evaluators
-    subject = (dataset, "train_dataloader") if where == "dataset" else (cfg, ["val"])
     message = "no COCO JSON: `python -m mm_vitbackbones convert_dataset SOURCE OUT`"
     with pytest.raises(UserError, match=message) as found:
-        check(*subject)
+        if where == "dataset":
+            check_data_exists(dataset, "train_dataloader")
+            check_annotations(dataset, ("cat", "dog"), "train_dataloader")
+        else:
+            check_evaluators(cfg, ["val"])
     assert "\n" not in str(found.value)
 
 

@@ -9,11 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mmengine.hooks import RuntimeInfoHook
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from PIL import Image
 
+from mm_vitbackbones.backbones import PVTv2
+from mm_vitbackbones.checkpoints.recognise import FAMILIES
+from mm_vitbackbones.cli import train
 from mm_vitbackbones.cli.config import load_config, use_local_norms
 from mm_vitbackbones.cli.model import build_model
 from mm_vitbackbones.cli.new_config import HEADS, main, option_of, plan_of, sizes_of
@@ -127,6 +131,43 @@ def test_random_weights_learn_in_a_few_steps(head: str, here: Path) -> None:
         for batch in itertools.islice(itertools.chain.from_iterable(itertools.repeat(loader)), 12):
             losses.append(model.train_step(batch, wrapper)["loss"].item())
     assert sum(losses[-4:]) < 0.8 * sum(losses[:4])
+
+
+def official_file(path: Path) -> dict[str, torch.Tensor]:
+    """A file as PVTv2's authors publish them, with random weights of b0. Returns these by our names."""
+    backbone = PVTv2("b0")
+    for parameter in backbone.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    weights = backbone.state_dict()
+    official = FAMILIES["PVTv2"].layout("official").to_theirs(weights)[0]
+    assert not official.keys() & weights.keys()
+    torch.save({**official, "head.weight": torch.zeros(1000, 256), "head.bias": torch.zeros(1000)}, path)
+    return weights
+
+
+def test_weights_of_a_file_are_trained(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = official_file(here / "official.pth")
+    out, work = here / "own.py", here / "work"
+    main(given("retinanet", init=str(here / "official.pth"), out=str(out)))
+    taken: dict[str, torch.Tensor] = {}
+    before_train = RuntimeInfoHook.before_train
+
+    def watch(self: RuntimeInfoHook, runner: Runner) -> None:
+        taken.update({key: value.clone() for key, value in runner.model.backbone.state_dict().items()})
+        before_train(self, runner)
+
+    monkeypatch.setattr(RuntimeInfoHook, "before_train", watch)
+    one = ["train_cfg.max_epochs=1", "train_dataloader.batch_size=8", "val_dataloader=None", "val_evaluator=None"]
+    one += ["val_cfg=None", "train_dataloader.num_workers=0", "default_hooks.curves=None"]
+    train.main([str(out), "--work-dir", str(work), "--cfg-options", *one])
+    assert {key for key, value in taken.items() if not torch.equal(value, weights[key])} == set()
+    assert taken.keys() <= weights.keys()
+    trained = torch.load(work / "epoch_1.pth", weights_only=False)
+    assert trained["meta"]["iter"] == 1
+    changed = [key for key in taken if not torch.equal(trained["state_dict"][f"backbone.{key}"], weights[key])]
+    assert len(changed) > len(taken) / 2
+    close = [(trained["state_dict"][f"backbone.{key}"] - weights[key]).abs().max() < 1e-3 for key in taken]
+    assert all(close)  # a step of the rate away from the file
 
 
 def test_an_existing_file_is_not_overwritten(here: Path) -> None:
