@@ -231,12 +231,15 @@ def test_annotation_file_of_another_format_names_the_converter(tmp_path: Path, n
     metric = dict(type="CocoMetric", ann_file=str(tmp_path / name), metric="bbox")
     cfg = Config(dict(val_dataloader=dict(dataset=dataset), val_evaluator=metric))
     message = "no COCO JSON: `python -m mm_vitbackbones convert_dataset SOURCE OUT`"
+
+    def check() -> None:
+        if where == "metric":
+            return check_evaluators(cfg, ["val"])
+        check_data_exists(dataset, "train_dataloader")
+        check_annotations(dataset, ("cat", "dog"), "train_dataloader")
+
     with pytest.raises(UserError, match=message) as found:
-        if where == "dataset":
-            check_data_exists(dataset, "train_dataloader")
-            check_annotations(dataset, ("cat", "dog"), "train_dataloader")
-        else:
-            check_evaluators(cfg, ["val"])
+        check()
     assert "\n" not in str(found.value)
 
 
