@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import io
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,9 @@ from mm_vitbackbones.errors import UserError
 HEADLINES = ("mAP", "mAP_50", "mAP_75", "mIoU", "mAcc", "aAcc")
 """The metrics worth a curve where there are many, by the end of their names (coco/bbox_mAP_50)."""
 
+EARLIER_LAYER = re.compile(r"d\d+\.")
+"""The beginning of the names of losses after a layer of a decoder that is not the last (d0.loss_cls), as mmdet has it."""
+
 SHORT_SIDE = 600
 """Images smaller than this are enlarged before drawing, so that the labels can be read."""
 
@@ -24,6 +28,8 @@ CAPTION = 26
 
 def draw_curves(losses: Sequence[dict[str, float]], metrics: Sequence[dict[str, float]], title: str) -> bytes:
     """A PNG with losses on the left and metrics on the right. A point is a dict of ``iter`` and named values.
+
+    Of a decoder with a loss after each layer, the last layer is drawn.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -39,6 +45,8 @@ def draw_curves(losses: Sequence[dict[str, float]], metrics: Sequence[dict[str, 
         names = list(dict.fromkeys(name for point in points for name in point if name != "iter"))
         if points is metrics:
             names = [name for name in names if name.endswith(HEADLINES)] or names
+        else:
+            names = [name for name in names if not EARLIER_LAYER.match(name)] or names
         for name in names:
             drawn = [(point["iter"], point[name]) for point in points if name in point]
             bold = name == "loss" or name == names[0]
@@ -50,7 +58,7 @@ def draw_curves(losses: Sequence[dict[str, float]], metrics: Sequence[dict[str, 
                 markersize=3,
             )
         if names:
-            axes.legend()
+            axes.legend(ncols=1 + len(names) // 14).set_in_layout(False)  # a long one takes no room from the curves
         axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)
     buffer = io.BytesIO()

@@ -14,7 +14,7 @@ from mmengine.structures import PixelData
 from PIL import Image
 
 from helpers.drawing import Images, Sample
-from mm_vitbackbones.engine.drawing import CAPTION, SHORT_SIDE, displayable
+from mm_vitbackbones.engine.drawing import CAPTION, SHORT_SIDE, displayable, draw_curves
 from mm_vitbackbones.engine.hooks import ImagesHook
 from mm_vitbackbones.errors import UserError
 
@@ -78,6 +78,14 @@ def test_labels_are_drawn_on_the_turned_image(tmp_path: Path) -> None:
     assert drawn.shape[1] == 30 * scale
     assert blue[46 * scale :].mean() > 0.9
     assert not blue[: 44 * scale].any()
+
+
+def test_of_a_decoders_layers_the_last_has_curves() -> None:
+    pytest.importorskip("matplotlib")
+    last = {"iter": 1, "loss": 9.0} | {f"{kind}loss_{part}": 1.0 for kind in ("", "enc_", "dn_") for part in "abc"}
+    layers = {f"d{layer}.{name}": 0.5 for layer in range(9) for name in last if name.startswith(("loss_", "dn_"))}
+    assert draw_curves([last | layers], [], "DINO") == draw_curves([last], [], "DINO")
+    assert draw_curves([layers | {"iter": 1}], [{"iter": 1}], "no last layer")
 
 
 def test_images_of_wrapped_data_sets_are_loaded_by_their_own_pipelines(tmp_path: Path) -> None:
