@@ -17,7 +17,7 @@ HEADLINES = ("mAP", "mAP_50", "mAP_75", "mIoU", "mAcc", "aAcc")
 """The metrics worth a curve where there are many, by the end of their names (coco/bbox_mAP_50)."""
 
 EARLIER_LAYER = re.compile(r"d\d+\.")
-"""The beginning of the names of losses after a layer of a decoder that is not the last (d0.loss_cls), as mmdet has it."""
+"""How mmdet begins the names of losses after a layer of a decoder that is not the last: d0.loss_cls."""
 
 SHORT_SIDE = 600
 """Images smaller than this are enlarged before drawing, so that the labels can be read."""
