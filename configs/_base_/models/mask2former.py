@@ -71,5 +71,12 @@ model = dict(
         type="MaskFormerFusionHead", num_things_classes=80, num_stuff_classes=0, loss_panoptic=None
     ),
     train_cfg=matching,
-    test_cfg=dict(panoptic_on=False, semantic_on=False, instance_on=True, max_per_image=100, iou_thr=0.8),
+    test_cfg=dict(
+        panoptic_on=False,
+        semantic_on=False,
+        instance_on=True,
+        max_per_image=100,
+        iou_thr=0.8,
+        filter_low_score=True,
+    ),
 )
