@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Mapping, Sequence
 from functools import partial
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +146,8 @@ class CurvesHook(Hook):
     def after_val_epoch(self, runner: Runner, metrics: Mapping[str, Any] | None = None) -> None:
         if not hasattr(self, "_path"):
             return  # validation alone, outside of training
-        numbers = {key: float(value) for key, value in (metrics or {}).items() if isinstance(value, (int, float))}
+        # mmseg's metrics are numbers of NumPy, 32 bits wide, which are no ``float``.
+        numbers = {key: float(value) for key, value in (metrics or {}).items() if isinstance(value, Real)}
         self.record["metrics"].append({"iter": runner.iter, **numbers})
         self._update(runner)
 

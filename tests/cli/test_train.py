@@ -564,6 +564,14 @@ def test_curves_continue_after_a_crash(tmp_path: Path) -> None:
     assert record["metrics"] == past["metrics"]
 
 
+@pytest.mark.parametrize("kind", [float, np.float64, np.float32])
+def test_curves_have_metrics_of_any_kind_of_number(tmp_path: Path, kind: type) -> None:
+    hook, runner = CurvesHook(), _runner(tmp_path, 2, [])
+    hook.before_train(runner)
+    hook.after_val_epoch(runner, {"mIoU": kind(0.5), "classes": "a table"})
+    assert json.loads((tmp_path / "curves.json").read_text())["metrics"] == [{"iter": 2, "mIoU": 0.5}]
+
+
 def test_curves_are_recorded_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     warnings: list[str] = []
