@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from pathlib import Path
@@ -20,8 +21,8 @@ from mm_vitbackbones.checkpoints.recognise import FAMILIES
 from mm_vitbackbones.cli import predict, train
 from mm_vitbackbones.cli.config import load_config, use_local_norms
 from mm_vitbackbones.cli.model import build_model
-from mm_vitbackbones.cli.new_config import HEADS, main, option_of, plan_of, sizes_of
-from mm_vitbackbones.data.own import OwnData, Split
+from mm_vitbackbones.cli.new_config import HEADS, main, option_of, places_in, plan_of, sizes_of
+from mm_vitbackbones.data.own import OwnData, Split, objects_in
 from mm_vitbackbones.errors import UserError
 
 pytest.importorskip("mmdet")
@@ -252,3 +253,26 @@ def test_batch_and_rate_follow_the_memory() -> None:
 )
 def test_sizes_follow_the_images(size: tuple, segmentation: bool, scale: tuple, crop: int) -> None:
     assert sizes_of(own(8, size), segmentation) == (scale, crop)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "places"),
+    [
+        (set(), 80 * 60 + 40 * 30 + 20 * 15 + 10 * 8),
+        ({(640, 480), (1280, 960)}, 80 * 60 + 40 * 30 + 20 * 15 + 10 * 8),
+        ({(640, 480), (2000, 100)}, 80 * 4 + 40 * 2 + 20 + 10),  # 640x32
+        ({(320, 10)}, 80 * 4 + 40 * 2 + 20 + 10),  # 640x20, padded to 32
+    ],
+)
+def test_the_narrowest_image_has_a_place_for_each_query(sizes: set, places: int) -> None:
+    assert places_in(dataclasses.replace(own(8), sizes=frozenset(sizes)), (640, 480)) == places
+
+
+def test_sizes_are_those_of_all_images(here: Path) -> None:
+    folder = write_objects(here / "wide", count=2)
+    path = folder / "annotations/val.json"
+    content = json.loads(path.read_text())
+    content["images"][0]["width"], content["images"][0]["height"] = 30, 300
+    path.write_text(json.dumps(content))
+    data = objects_in(folder, {}, None, masks=False)
+    assert data.sizes == {(WIDTH, HEIGHT), (300, 30)}
