@@ -17,3 +17,11 @@ def test_files_of_a_user_are_not_among_those_that_git_knows(tmp_path: Path) -> N
     for command in (["init", "-q"], ["add", "configs/ours.py", "configs/parts"]):
         subprocess.run(["git", *command], cwd=tmp_path, check=True)
     assert tracked(folder) == [folder / "ours.py", folder / "parts/part.py"]
+
+
+def test_in_another_projects_repository_no_file_is_left_out(tmp_path: Path) -> None:
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    copy = tmp_path / "vendor" / "configs"
+    copy.mkdir(parents=True)
+    (copy / "ours.py").touch()
+    assert tracked(copy) == [copy / "ours.py"]

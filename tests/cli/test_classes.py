@@ -86,10 +86,11 @@ def test_the_option_sets_things_and_their_weights(tmp_path: Path) -> None:
     check_num_classes(model, 4, "t")
 
 
-def test_weights_that_are_given_with_the_option_stay(tmp_path: Path) -> None:
+@pytest.mark.parametrize("weights", [[3.0, 1.0, 0.1], [2.0] * 80 + [0.5]])
+def test_weights_that_are_given_with_the_option_stay(tmp_path: Path, weights: list[float]) -> None:
     key = "model.panoptic_head.loss_cls.class_weight"
-    given = load_config(own(tmp_path, "mask2former"), {"num_classes": 2, key: [3.0, 1.0, 0.1]})
-    assert given.model.panoptic_head.loss_cls.class_weight == [3.0, 1.0, 0.1]
+    given = load_config(own(tmp_path, "mask2former"), {"num_classes": 2, key: weights})
+    assert given.model.panoptic_head.loss_cls.class_weight == weights
 
 
 def test_a_segmentor_with_parts_of_mmdet_needs_mmdet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
