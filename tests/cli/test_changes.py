@@ -247,7 +247,8 @@ def test_the_libraries_own_configs_pass(library: str) -> None:
     files = [file for file in sorted(folder.glob("*/*.py")) if file.parent.name != "_base_"]
     for file in random.Random(0).sample(files, 150):
         with suppress(UserError):
-            read_config(file)  # some need a package that is not here
+            if "model" not in read_config(file):  # some need a package that is not here
+                continue  # a part of configs in a folder of its own, as mmdet's common/ has them
             try:
                 load_config(file, {})
             except UserError as error:
