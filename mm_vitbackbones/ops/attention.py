@@ -70,8 +70,8 @@ def attend_with_bias(qkv: Tensor, bias: Tensor, num_heads: int, sizes: Sequence[
     if bias.requires_grad and torch.is_grad_enabled() and not cuda:
         return _BiasedAttention.apply(qkv, bias, sizes, num_heads)
     if cuda and len(sizes) > 2:
-        sizes, bias = _in_two_groups(sizes, bias)
-        return torch.cat([attend_with_bias(*group, num_heads) for group in zip(qkv.split(sizes), bias, strict=True)])
+        sizes, masks = _in_two_groups(sizes, bias)
+        return torch.cat([attend_with_bias(*group, num_heads) for group in zip(qkv.split(sizes), masks, strict=True)])
     groups = zip(qkv.split(list(sizes)), bias.split(1), strict=True)
     parts = [attend_with_bias(group, mask, num_heads) for group, mask in groups if len(group)]
     return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -252,7 +252,7 @@ def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
     if a.dtype == dtype:
         return a @ b
     if a.is_cuda and _HAS_WIDE_PRODUCTS and dtype == torch.float32:
-        return torch.mm(a, b, out_dtype=dtype)  # type: ignore[call-overload]
+        return torch.mm(a, b, out_dtype=dtype)
     return (a @ b).to(dtype)
 
 

@@ -230,12 +230,14 @@ def shift_masks(side: int, shift: int, device: torch.device) -> Tensor:
 def bias_of(table: Tensor, side: int, shift: int) -> Tensor:
     """The bias of relative positions, and of the mask, by group of windows: (1 or 4, h, n, n).
 
-    Without gradients it is kept until the values of the table change.
+    Without gradients on a CPU it is kept until the values of the table change. On CUDA comparing them would wait for
+    the card, which takes longer than making it again and cannot be part of a CUDA graph.
 
     Args:
         table: ((2w - 1)^2, h).
     """
-    if torch.is_grad_enabled() or not context.is_eager() or table.is_meta or type(table) not in (Tensor, nn.Parameter):
+    on_cpu = context.device_type(table) == "cpu" and type(table) in (Tensor, nn.Parameter)
+    if torch.is_grad_enabled() or not context.is_eager() or not on_cpu:
         return _bias(table, side, shift)
     kept = _kept_biases.get(table)
     # The values are compared, as some changes leave no trace: those through `.data` or a shared buffer.

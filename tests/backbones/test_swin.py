@@ -179,6 +179,15 @@ def test_the_bias_is_kept_until_the_values_of_the_table_change():
     assert not [key for key in attention.state_dict() if "index" in key or "mask" in key or "kept" in key]
 
 
+def test_on_cuda_no_bias_is_compared_or_kept_which_a_cuda_graph_could_not_hold(monkeypatch):
+    monkeypatch.setattr(torch, "equal", lambda *_: pytest.fail("this waits for the card"))
+    table = make_attention(4, 0).relative_position_bias_table
+    with torch.no_grad(), context.pretend_device("cuda"):
+        first, again = (windows.bias_of(table, 4, 2) for _ in range(2))
+    assert first is not again
+    assert table not in windows._kept_biases
+
+
 def test_a_kept_bias_does_not_keep_its_table_alive():
     attention = make_attention(4, 0).eval()
     with torch.no_grad():

@@ -252,7 +252,8 @@ def _correlate(
         start += weight.numel() + len(weight)
         of_result, values, result = parts = _parts((grad, grid, d), channels, weights)
         if gelu:
-            tensors = of_result, values, weight, biases[i] if biases else weight, result, partials
+            bias = biases[i] if biases else weight
+            tensors: tuple[Tensor, ...] = (of_result, values, weight, bias, result, partials)
             _start(_START_CORRELATE_GELU, shape, bands, tensors, parts, weight, places, (bool(biases),))
         else:
             tensors = of_result, values, partials

@@ -20,11 +20,14 @@ MAX_DIM, MAX_UNALIGNED_DIM = 64, 57
 """The widest heads that the kernels serve: of a multiple of 8 channels, and others."""
 
 
-def _without_autocast(function: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
+Triple = tuple[Tensor, Tensor, Tensor]
+
+
+def _without_autocast(function: Callable[..., Triple]) -> Callable[..., Triple]:
     """The types of the operators are those of their arguments, as for a kernel."""
 
     @functools.wraps(function)
-    def run(*args: Any) -> tuple[Tensor, ...]:
+    def run(*args: Any) -> Triple:
         with context.autocast_to(args[0].device, None):
             return function(*args)
 
