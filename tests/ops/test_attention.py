@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from helpers.official import relative_error
-from mm_vitbackbones.ops import attention, factorized
+from mm_vitbackbones.ops import attention, context, factorized
 
 
 def naive_attention(query, key, value, heads):
@@ -45,15 +45,18 @@ def test_projected_attention_is_that_of_projections(heads, hooked):
     assert seen == [1] * hooked
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("sizes", [[2, 0, 3], [0, 1, 4], [3, 1, 1], [5, 0, 0]], ids=str)
 @pytest.mark.parametrize("grad", [True, False])
-def test_groups_of_windows_have_a_bias_each(grad):
+def test_groups_of_windows_have_a_bias_each(grad, sizes, device):
     torch.manual_seed(2)
-    qkv, bias, sizes = torch.randn(5, 4, 24), torch.randn(3, 2, 4, 4), [2, 0, 3]
+    qkv, bias = torch.randn(5, 4, 24), torch.randn(3, 2, 4, 4)
     each = torch.cat([bias[i : i + 1].expand(size, -1, -1, -1) for i, size in enumerate(sizes)])
     query, key, value = qkv.unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4)
     weights = (query @ key.mT / 2 + each).softmax(-1)
     expected = (weights @ value).transpose(1, 2).flatten(2)
-    found = attention.attend_with_bias(qkv, bias.requires_grad_(grad), 2, sizes)
+    with context.pretend_device(device):
+        found = attention.attend_with_bias(qkv, bias.requires_grad_(grad), 2, sizes)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(attention.attend_with_bias(qkv, each, 2), expected, rtol=1e-5, atol=1e-6)
 
@@ -63,6 +66,18 @@ def test_gradients_of_biased_attention():
     qkv = torch.randn(5, 4, 24, dtype=torch.float64, requires_grad=True)
     bias = torch.randn(2, 2, 4, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda qkv, bias: attention.attend_with_bias(qkv, bias, 2, [2, 3]), (qkv, bias))
+
+
+def test_gradients_of_groups_that_attend_in_one_call_on_cuda():
+    torch.manual_seed(3)
+    qkv, bias, of_out = torch.randn(7, 4, 24), torch.randn(4, 2, 4, 4), torch.randn(7, 4, 8)
+    found = []
+    for device in ("cpu", "cuda"):
+        inputs = qkv.clone().requires_grad_(), bias.clone().requires_grad_()
+        with context.pretend_device(device):
+            out = attention.attend_with_bias(*inputs, 2, [3, 1, 2, 1])
+        found.append(torch.autograd.grad((out * of_out).sum(), inputs))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mm_vitbackbones.layers import ChannelsLastConv2d, MixFeedForward
 from mm_vitbackbones.ops import context, linear, narrow
 
 SHAPE = (2, 3, 5, 16)
@@ -111,3 +112,40 @@ def test_the_next_call_sees_changed_weights_and_parameters_that_came_later() -> 
         with narrow.copies(network, x):
             assert not narrow.of(network.fc1.weight, torch.bfloat16).any()
             assert narrow.of(network.fc2.weight, torch.bfloat16).all()
+
+
+@pytest.mark.parametrize("frozen", ["", "dwconv", "fc1", "fc2.bias"])
+def test_mix_feed_forward_has_the_values_and_gradients_of_its_modules(frozen: str) -> None:
+    network, x = MixFeedForward(16, 40), torch.randn(SHAPE, requires_grad=True)
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(not (frozen and name.startswith(frozen)))
+    wanted = [x, *(p for p in network.parameters() if p.requires_grad)]
+
+    def reference() -> Tensor:
+        maps = F.conv2d(network.fc1(x).permute(0, 3, 1, 2), network.dwconv.weight, network.dwconv.bias, 1, 1, groups=40)
+        return network.fc2(F.gelu(maps.permute(0, 2, 3, 1)))
+
+    y, expected = network(x), reference()
+    assert type(y.grad_fn).__name__ == "_MixFeedForwardBackward"
+    torch.testing.assert_close(y, expected)
+    ours, theirs = (torch.autograd.grad(out.square().sum(), wanted) for out in (y, expected))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(8, 12), (9, 15)], ids=str)
+def test_a_convolution_of_tiles_has_the_value_and_gradients_of_the_module(size: tuple[int, int]) -> None:
+    conv, grid = ChannelsLastConv2d(6, 10, 4, 4), torch.randn(2, *size, 6, requires_grad=True)
+    y, expected = conv(grid), F.conv2d(grid.permute(0, 3, 1, 2), conv.weight, conv.bias, 4).permute(0, 2, 3, 1)
+    assert type(y.grad_fn).__name__ == "_LinearOfTilesBackward"
+    torch.testing.assert_close(y, expected)
+    ours, theirs = (torch.autograd.grad(out.square().sum(), [grid, *conv.parameters()]) for out in (y, expected))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_a_convolution_of_a_channel_to_several_has_the_value_and_gradients_of_the_module() -> None:
+    conv, grid = ChannelsLastConv2d(6, 12, 3, 2, 1, groups=6), torch.randn(2, 7, 9, 6, requires_grad=True)
+    y = conv(grid)
+    expected = F.conv2d(grid.permute(0, 3, 1, 2), conv.weight, conv.bias, 2, 1, groups=6).permute(0, 2, 3, 1)
+    torch.testing.assert_close(y, expected)
+    ours, theirs = (torch.autograd.grad(out.square().sum(), [grid, *conv.parameters()]) for out in (y, expected))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)

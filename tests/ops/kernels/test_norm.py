@@ -1,0 +1,75 @@
+"""The kernels of norms and of GELU's gradient equal their references; without a card, in Triton's interpreter."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from mm_vitbackbones.ops.kernels import gelu, norm
+
+pytest.importorskip("triton", reason="the kernels are written in Triton")
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+FP32, BF16 = torch.float32, torch.bfloat16
+
+
+def close(actual: Tensor, expected: Tensor, computed_in: torch.dtype = FP32) -> None:
+    # The interpreter cuts bf16 off where a card rounds: one unit in the last of 8 bits.
+    tolerance = 8e-3 if BF16 in (actual.dtype, computed_in) else 1e-5
+    assert (actual.double() - expected.double()).norm() <= tolerance * expected.double().norm()
+
+
+@pytest.mark.parametrize(
+    ("shape", "of_x", "of_branch", "factor"),
+    [
+        ((2, 3, 5, 24), FP32, BF16, True),
+        ((3, 7, 64), FP32, FP32, True),
+        ((1, 70, 40), BF16, BF16, False),
+        ((2, 3, 320), FP32, BF16, False),
+        ((1, 3, 1536), FP32, BF16, True),
+    ],
+    ids=str,
+)
+def test_sum_and_norm_equal_their_reference(shape, of_x, of_branch, factor):
+    from mm_vitbackbones.ops.kernels.triton import norm as kernels
+
+    torch.manual_seed(0)
+    x, branch = torch.randn(shape, device=DEVICE).to(of_x), torch.randn(shape, device=DEVICE).to(of_branch)
+    weight, bias = torch.randn(2, shape[-1], device=DEVICE)
+    factors = torch.rand(shape[0], device=DEVICE) if factor else None
+    arguments = x, branch, factors, weight, bias, 1e-6, of_branch
+    expected = norm._reference_of_sum(*arguments)
+    for actual, wanted in zip(kernels.add_layer_norm(*arguments), expected, strict=True):
+        close(actual, wanted, of_x)
+    total, _, statistics = expected
+    grad, grad_total = torch.randn(shape, device=DEVICE).to(of_branch), torch.randn_like(total)
+    for more in (grad_total, None):
+        gradients = grad, more, total, statistics, weight, factors, of_branch
+        wanted = norm._reference_backward_of_sum(*gradients)
+        for actual, one in zip(kernels.add_layer_norm_backward(*gradients), wanted, strict=True):
+            close(actual, one)
+
+
+def test_a_norm_alone_equals_its_reference():
+    from mm_vitbackbones.ops.kernels.triton import norm as kernels
+
+    torch.manual_seed(0)
+    x, (weight, bias) = torch.randn(2, 9, 40, device=DEVICE), torch.randn(2, 40, device=DEVICE)
+    expected = norm._reference(x, weight, bias, 1e-5, FP32)
+    for actual, wanted in zip(kernels.layer_norm(x, weight, bias, 1e-5, FP32), expected, strict=True):
+        close(actual, wanted)
+    gradients = torch.randn_like(x), torch.randn_like(x), x, expected[1], weight
+    wanted = norm._reference_backward(*gradients)
+    for actual, one in zip(kernels.layer_norm_backward(*gradients), wanted, strict=True):
+        close(actual, one)
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (70, 64), (33, 100)], ids=str)
+def test_gelu_and_its_gradient_equal_their_reference(shape):
+    from mm_vitbackbones.ops.kernels.triton import gelu as kernels
+
+    torch.manual_seed(0)
+    grad, hidden = torch.randn(2, *shape, device=DEVICE)
+    for actual, wanted in zip(kernels.backward(grad, hidden), gelu._reference(grad, hidden), strict=True):
+        close(actual, wanted)
