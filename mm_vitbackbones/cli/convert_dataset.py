@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mm_vitbackbones.cli.arguments import Parser
+from mm_vitbackbones.cli.new_config import write_next_to
 from mm_vitbackbones.data.converting import coco_export, labelme, masks, voc, yolo
 from mm_vitbackbones.data.converting.collection import SPLITS, Collection, Notes, split_samples
 from mm_vitbackbones.data.converting.recognise import FORMATS, recognise
@@ -73,8 +74,14 @@ def main(argv: list[str]) -> None:
         raise UserError(f"{wrong[0]} does nothing for {kind}: leave it out")
     print(f"{args.source}: {kind}" + ("" if args.format else " (found by its files; --format takes another)"))
     task = _convert_masks(args) if kind == "masks" else _convert_objects(args, kind)
+    try:
+        print(f"next: {write_next_to(args.out, task)}")
+        with_another = "for another head, backbone or weights: "
+    except (UserError, OSError) as error:
+        print(f"note: no config was written: {error}")
+        with_another = "next: "
     out = shlex.quote(str(args.out))
-    print(f"next: python -m mm_vitbackbones new_config --data {out} --task {task} --backbone pvt_v2_b2")
+    print(f"{with_another}python -m mm_vitbackbones new_config --data {out} --task {task} --backbone pvt_v2_b2")
 
 
 def _convert_objects(args: argparse.Namespace, kind: str) -> str:

@@ -154,13 +154,11 @@ def main(argv: list[str]) -> None:
     part = chosen_head(args.task, args.head)
     head = HEADS[part]
     family, arch = chosen_backbone(args.backbone)
-    if head.task == SEGMENTATION:
-        if given := [option for option in ("train", "val", "images") if getattr(args, option)]:
-            raise UserError(f"--{given[0]} is for detection: segmentation takes images/ and masks/ of --data")
-        data = segments_in(args.data)
-    else:
-        files = {"train": args.train, "val": args.val}
-        data = objects_in(args.data, files, args.images, masks=head.task == "instance")
+    files = {"train": args.train, "val": args.val}
+    given = [option for option in ("train", "val", "images") if getattr(args, option)]
+    if given and head.task == SEGMENTATION:
+        raise UserError(f"--{given[0]} is for detection: segmentation takes images/ and masks/ of --data")
+    data = _data_in(args.data, head, files, args.images)
     out = args.out or Path(f"{re.sub(r'[^0-9A-Za-z_]+', '_', data.name)}_{option_of(part)}_{args.backbone}.py")
     if out.suffix != ".py":
         raise UserError(f"--out {out}: a config ends in .py")
@@ -171,12 +169,42 @@ def main(argv: list[str]) -> None:
     if not args.skip_checks:
         check(text, out.name)
     try:
-        with out.open("x", encoding="utf-8") as file:
-            file.write(text)
+        _write(out, text)
     except OSError as error:
         raise UserError(f"--out {out} cannot be written: {error.strerror}") from None
     print(f"{head.title} for {len(data.classes)} classes: {describe(plan, head)}")
     print(f"wrote {out}; train with: {_command(out)}")
+
+
+DEFAULT_BACKBONE = "pvt_v2_b2"
+"""Of the config that is written next to converted data."""
+
+
+def write_next_to(folder: Path, task: str) -> str:
+    """A config with the task's first head, written into a folder of data; returns how to train with it.
+
+    Raises:
+        UserError: the data do not fit, for example without images to measure on.
+        OSError: it cannot be written.
+    """
+    part = chosen_head(task, None)
+    head = HEADS[part]
+    data = _data_in(folder, head, {"train": None, "val": None}, None)
+    out = folder / f"{option_of(part)}_{DEFAULT_BACKBONE}.py"
+    plan = plan_of(data, head, scratch=False, memory=device_memory())
+    _write(out, config_text(part, data, plan, chosen_backbone(DEFAULT_BACKBONE), "imagenet1k", out))
+    return _command(out)
+
+
+def _data_in(folder: Path, head: Head, files: dict[str, Path | None], images: Path | None) -> OwnData:
+    if head.task == SEGMENTATION:
+        return segments_in(folder)
+    return objects_in(folder, files, images, masks=head.task == "instance")
+
+
+def _write(out: Path, text: str) -> None:
+    with out.open("x", encoding="utf-8") as file:
+        file.write(text)
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:

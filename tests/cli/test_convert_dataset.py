@@ -12,6 +12,7 @@ import pytest
 from helpers.sources import annotations, convert, objects, write_image, write_json, write_mask, write_text
 from mm_vitbackbones import __main__ as door
 from mm_vitbackbones import libraries
+from mm_vitbackbones.cli import new_config
 from mm_vitbackbones.cli.datasets import check_annotations, check_data_exists
 from mm_vitbackbones.cli.evaluators import check_evaluators
 from mm_vitbackbones.errors import UserError
@@ -81,7 +82,26 @@ def test_report_counts_each_class_and_names_the_next_step(folder: Path, capsys: 
     lacking = next(split for split, labels in zip(("train", "val"), found, strict=True) if "cat" not in labels)
     assert f"note: {lacking} has nothing of cat" in said
     command = f"python -m mm_vitbackbones new_config --data {out} --task detection --backbone pvt_v2_b2"
-    assert said.endswith(f"next: {command}\n")
+    assert said.endswith(f"for another head, backbone or weights: {command}\n")
+
+
+def test_a_config_that_fits_the_data_is_written_next_to_them(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = convert(folder)
+    config = out / "retinanet_pvt_v2_b2.py"
+    assert f"next: python -m mm_vitbackbones train {config}\n" in capsys.readouterr().out
+    text = config.read_text()
+    assert len(text.splitlines()) <= 25
+    new_config.check(text, config.name)  # as `train` does before it begins
+
+
+def test_data_without_images_to_measure_on_get_no_config_and_a_line(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = convert(folder, "--val", "0")
+    said = capsys.readouterr().out
+    assert not [*out.glob("*.py")]
+    assert "note: no config was written: " in said
+    assert said.endswith("--task detection --backbone pvt_v2_b2\n")
 
 
 def test_images_of_one_name_in_two_folders_stay_two(folder: Path) -> None:
