@@ -52,7 +52,8 @@ def mix_feed_forward(grid: Tensor, fc1: nn.Module, conv: nn.Module, fc2: nn.Modu
         return _MixFeedForward.apply(grid, *parameters, _dtype(grid))
     hidden = onednn.linear_relu(grid, fc1) if relu else linear(grid, fc1)
     context.release(grid)
-    return linear(onednn.conv_gelu(hidden, conv), fc2)
+    hidden = onednn.conv_gelu(hidden, conv)  # the name frees the map before
+    return linear(hidden, fc2)
 
 
 def over_tiles(grid: Tensor, conv: nn.Module) -> Tensor:
