@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from mm_vitbackbones.ops import context, memory
 from mm_vitbackbones.ops.kernels import norm as kernels
+from mm_vitbackbones.ops.kernels import registration
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -55,7 +56,10 @@ def is_fast(x: Tensor, norm: nn.Module) -> bool:
 
 
 def _fits(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
-    return weight.dim() == 1 and x.dtype != torch.float64 and context.is_eager_on_cuda(x) and x.numel() > 0
+    """Whether there is a kernel for this norm; its reference would be slower than PyTorch's own norm."""
+    if not context.is_eager_on_cuda(x) or weight.dim() != 1 or x.dtype == torch.float64 or x.numel() == 0:
+        return False
+    return registration.usable(x) or not x.is_cuda  # not on CUDA: a test pretends
 
 
 def fork(x: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor]:

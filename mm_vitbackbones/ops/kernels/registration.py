@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._C import _len_torch_dispatch_stack
 
 from mm_vitbackbones.ops import context
 
@@ -23,6 +22,7 @@ OLDEST_TRITON = (3, 3)
 """The oldest version that compiles the kernels: they keep tensors in tuples. It is that of PyTorch 2.7."""
 
 _TENSORS = {Tensor, nn.Parameter}
+_len_torch_dispatch_stack: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
 _library = torch.library.Library(NAMESPACE, "DEF")
 _enabled = True
 
