@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --quiet
+PINNED := $(PY) tools/setup/pinned.py
 DONE := $(VENV)/done
 hash = $(shell printf '%s' '$(1)' | cksum | cut -d' ' -f1)
 pin = $(shell sed -n 's/^\($(1)==[^; ]*\).*/\1/p' constraints.txt)
@@ -37,26 +38,29 @@ $(DONE)/venv:
 
 $(TORCH_DONE): | $(DONE)/venv
 	@! ls $(DONE)/torch-* >/dev/null 2>&1 || $(PIP) uninstall --yes torch # otherwise another build of the same version stays
+ifeq ($(TORCH),$(TORCH_PIN))
+	@echo 'Installing $(TORCH)'
+	@$(PINNED) torch --as-found
+	@$(PINNED) needs
+	@$(PINNED) cuda --wanted-by torch
+	@rm -f $(VENV)/torch-requirement
+else
 	$(PY) -m pip --disable-pip-version-check install $(TORCH)
-	@if [ '$(TORCH)' = '$(TORCH_PIN)' ]; then rm -f $(VENV)/torch-requirement; \
-	 else echo '$(TORCH)' > $(VENV)/torch-requirement; fi
+	@echo '$(TORCH)' > $(VENV)/torch-requirement
+endif
 	@rm -f $(DONE)/torch-* $(DONE)/mmcv-* && touch $@
-
-# What mmcv's build imports, at the pinned versions.
-BUILD_NEEDS := numpy setuptools ninja wheel
 
 $(MMCV_DONE): | $(TORCH_DONE)
 	@$(PY) tools/setup/check_host.py
-	@grep -E '^($(subst $() ,|,$(BUILD_NEEDS)))==' constraints.txt > $(VENV)/build-needs.txt
-	$(PIP) install --no-deps -r $(VENV)/build-needs.txt
+	@$(PINNED) build
 	@$(PY) tools/setup/build_mmcv.py '$(MMCV)' $(VENV)/mmcv-build.log $(if $(filter-out $(TORCH_PIN),$(TORCH)),--no-cache)
 	@rm -f $(DONE)/mmcv-* && touch $@
 
 # The rest of constraints.txt, up to the peers. The file is complete, so pip resolves no dependencies.
 $(DONE)/requirements: constraints.txt $(TORCH_DONE) $(MMCV_DONE)
 	@echo 'Installing the rest of constraints.txt'
-	@sed -e '/^# peers/,$$d' -e '/^torch==/d' -e '/^mmcv==/d' constraints.txt > $(VENV)/requirements.txt
-	$(PIP) install --no-deps -r $(VENV)/requirements.txt
+	@$(PINNED) needs build rest
+	@$(PINNED) kernels --unless-wanted-by torch
 	@touch $@
 
 $(DONE)/package: pyproject.toml $(DONE)/requirements
@@ -69,8 +73,7 @@ $(DONE)/checked: $(DONE)/package
 
 $(DONE)/peers: constraints.txt $(DONE)/package
 	@echo 'Installing timm, transformers and peft, to compare with, into $(VENV)/peers'
-	@sed -n '/^# peers/,$$p' constraints.txt > $(VENV)/peers.txt
-	$(PIP) install --no-deps --upgrade --target $(VENV)/peers -r $(VENV)/peers.txt
+	@$(PINNED) peers --target $(VENV)/peers
 	@touch $@
 
 demo: setup ## detection on photographs of trees, then segmentation of drawn scenes: train, evaluate, draw

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before anything else is imported: the current folder may have a file of that name
+    from mm_vitbackbones.search_path import leave_current_folder
+
+    leave_current_folder()
+
 import argparse
 import sys
 from collections.abc import Sequence

@@ -7,6 +7,7 @@ of mmengine, mmcv, mmdet and mmseg keep the names of the modules, but not those 
 from __future__ import annotations
 
 import importlib
+import io
 import re
 import sys
 import warnings
@@ -24,6 +25,9 @@ FIX_OPENCV = (
     "pip uninstall -y opencv-python && pip install --no-deps --force-reinstall opencv-python-headless "
     "(or, on Debian: apt-get install libgl1 libglib2.0-0)"
 )
+
+SAFE_TORCH = (2, 6)
+"""The first release of torch whose ``weights_only=True`` is not known to run code from a file."""
 
 IMPORTS = {
     "torch": ("torch",),
@@ -242,6 +246,18 @@ def check_numpy_bridge(installation: Installation) -> Iterator[Finding]:
         yield Finding("blocker", what, "pip install 'numpy<2'")
 
 
+def check_unpickler(installation: Installation) -> Iterator[Finding]:
+    """Before torch 2.6 a file could run code through ``weights_only=True`` (CVE-2025-32434)."""
+    torch = installation["torch"]
+    if torch.module is not None and _release(torch.version) < SAFE_TORCH:
+        yield Finding(
+            "note",
+            f"torch {torch.version} can be made to run code by a checkpoint, even with weights_only=True: use .pth "
+            "files that you made yourself, or .safetensors",
+            "pip install 'torch>=2.6', and mmcv's ops again: " + FIX_MMCV,
+        )
+
+
 def check_cuda_ops(installation: Installation) -> Iterator[Finding]:
     torch, ops = installation["torch"].module, installation["mmcv.ops"].module
     if torch is None or ops is None or not torch.cuda.is_available():
@@ -273,6 +289,7 @@ CHECKS: tuple[Callable[[Installation], Iterator[Finding]], ...] = (
     check_undeclared,
     check_setuptools,
     check_numpy_bridge,
+    check_unpickler,
     check_cuda_ops,
     check_resume,
     check_extras,
@@ -320,6 +337,8 @@ def report(installation: Installation, findings: Iterable[Finding]) -> Iterator[
 
 def main() -> int:
     """Print the report; 1 if something keeps the installation from working, else 0."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # an error may name a file in letters that the terminal has not
+        sys.stdout.reconfigure(errors="backslashreplace")
     installation = Installation()
     findings = examine(installation)
     print(*report(installation, findings), sep="\n")

@@ -18,7 +18,7 @@ from mm_vitbackbones import doctor
 from mm_vitbackbones.doctor import Finding, Installation
 
 HEALTHY = {
-    "torch": "2.5.1",
+    "torch": "2.6.0",
     "numpy": "2.4.6",
     "mmengine": "0.10.7",
     "cv2": "4.11.0",
@@ -29,7 +29,10 @@ HEALTHY = {
 }
 
 
-def fake_torch(version: str = "2.5.1", cuda: bool = False, safe: tuple[type, ...] = ()) -> Any:
+HISTORY = type("HistoryBuffer", (), {})
+
+
+def fake_torch(version: str = "2.6.0", cuda: bool = False, safe: tuple[type, ...] = (HISTORY,)) -> Any:
     array = SimpleNamespace(numpy=lambda: None)
     return SimpleNamespace(
         __version__=version,
@@ -161,7 +164,7 @@ def test_torch_that_cannot_talk_to_numpy_blocks():
 
     torch.zeros = lambda size: SimpleNamespace(numpy=fail)
     (blocker,) = findings("blocker", torch=torch)
-    assert "torch 2.5.1 does not work with numpy 2.4.6" in blocker.what
+    assert "torch 2.6.0 does not work with numpy 2.4.6" in blocker.what
     assert blocker.fix == "pip install 'numpy<2'"
 
 
@@ -187,15 +190,24 @@ def test_setuptools_note_gives_way_to_the_blocker_of_the_same_cause():
 
 @pytest.mark.parametrize(("version", "noted"), [("2.5.1", False), ("2.6.0", True), ("2.13.0+cpu", True)])
 def test_resume_is_noted_since_torch_2_6(version, noted):
-    notes = findings("note", torch=fake_torch(version))
-    assert [("cannot resume" in note.what, "handled by this package" in note.what) for note in notes] == (
+    notes = [note.what for note in findings("note", torch=fake_torch(version, safe=())) if "resume" in note.what]
+    assert [("cannot resume" in what, "handled by this package" in what) for what in notes] == (
         [(True, True)] if noted else []
     )
 
 
 def test_mmengine_that_registers_its_classes_can_resume():
-    history_buffer = type("HistoryBuffer", (), {})
-    assert doctor.examine(installation(torch=fake_torch("2.6.0", safe=(history_buffer,)))) == []
+    assert doctor.examine(installation(torch=fake_torch("2.6.0", safe=(HISTORY,)))) == []
+
+
+@pytest.mark.parametrize(
+    ("version", "unsafe"), [("2.1.2", True), ("2.5.1+cu124", True), ("2.6.0", False), ("2.13.0+cpu", False)]
+)
+def test_unsafe_unpickler_is_noted_before_torch_2_6(version, unsafe):
+    notes = findings("note", torch=fake_torch(version))
+    said = [(note.what, note.fix) for note in notes if "run code" in note.what]
+    assert [what.startswith(f"torch {version} ") for what, _ in said] == ([True] if unsafe else [])
+    assert all("torch>=2.6" in fix for _, fix in said)
 
 
 @pytest.mark.parametrize(
@@ -211,7 +223,7 @@ def test_report_lists_versions_then_blockers_then_notes():
     broken = installation(mmdet=None, mmseg=AssertionError(GATE))
     lines = list(doctor.report(broken, doctor.examine(broken)))
     versions = dict(line.split(maxsplit=1) for line in lines[: lines.index("")])
-    assert versions["torch"] == "2.5.1"
+    assert versions["torch"] == "2.6.0"
     assert versions["mmcv.ops"] == "compiled, CUDA not available"
     assert versions["mmdet"] == "not installed"
     assert versions["mmseg"] == "cannot be imported"
@@ -284,3 +296,19 @@ def test_doctor_of_this_environment_finds_no_blocker(run_doctor):
     outcome = run_doctor({})
     assert outcome.returncode == 0, outcome.stdout + outcome.stderr
     assert "Ready: no blockers." in outcome.stdout
+
+
+@pytest.mark.parametrize("utf8", ["0", "1"])
+def test_doctor_works_without_a_locale(utf8):
+    """An error may have letters that the terminal does not have."""
+    program = (
+        "from mm_vitbackbones import doctor\n"
+        "def load(name): raise ImportError('\\u00fc\\u6f22 is broken')\n"
+        "doctor.Installation = lambda kind=doctor.Installation: kind(load)\n"
+        "raise SystemExit(doctor.main())"
+    )
+    locale = {"LC_ALL": "C", "PYTHONUTF8": utf8, "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(ROOT)}
+    outcome = subprocess.run([sys.executable, "-c", program], env={**os.environ, **locale}, capture_output=True)
+    assert outcome.returncode == 1, outcome.stderr
+    assert b"is broken" in outcome.stdout
+    assert outcome.stdout.endswith(b" blockers.\n")

@@ -11,5 +11,6 @@ if [ "${NNODES:-1}" -gt 1 ]; then
 else
     where=(--standalone)
 fi
-exec "${PYTHON:-python}" -m torch.distributed.run "${where[@]}" --nproc_per_node "$gpus" \
+export PYTHONSAFEPATH=1 # no module of the current folder is run; PYTHONPATH names folders that have some
+exec "${PYTHON:-python}" "$(dirname "$0")/torchrun.py" "${where[@]}" --nproc_per_node "$gpus" \
     "$(dirname "$0")/test.py" "${arguments[@]}" --launcher pytorch

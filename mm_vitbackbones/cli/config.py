@@ -17,6 +17,7 @@ from mm_vitbackbones.cli import variables
 from mm_vitbackbones.cli.keys import check_keys
 from mm_vitbackbones.errors import UserError, did_you_mean
 from mm_vitbackbones.nodes import nodes, type_name
+from mm_vitbackbones.search_path import left_out
 
 SYNCHRONISED = ("SyncBN", "SyncBatchNorm")
 """The registered name and the class of the batch norm that needs several processes."""
@@ -91,7 +92,7 @@ def read_config(path: Path) -> Config:
         for name in cfg.keys() - getattr(cfg, "_imported_names", set()):
             deque(nodes(cfg.get(name), name), maxlen=0)
     except Exception as error:  # a config is code: it can raise anything
-        reason = _reason(error)
+        reason = left_out(error, (Path.cwd(), path.parent)) or _reason(error)
         if "mm_vitbackbones::" in path.read_text(encoding="utf-8", errors="replace"):
             reason += '; MMEngine knows no recipe of ours by "::", so write ' + RECIPE
         raise UserError(f"{path} cannot be read: {reason}") from None

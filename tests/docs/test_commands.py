@@ -35,6 +35,7 @@ NOT_RUN = {
     r"\.venv/bin/pre-commit install": "changes the repository",
     r"CFLAGS=.* MMCV_WITH_OPS=1 pip install ": "compiles mmcv",
     r"python (tools/make_model_zoo.py|-m pytest )": "is run by tests/docs/test_contributing.py, in a copy",
+    r"python tools/setup/make_hashes\.py": "asks the package index",
     r"torchrun --nproc_per_node 8 ": "needs eight GPUs; tests/test_main.py starts two processes",
 }
 """How lines begin that are not run here, and why."""
@@ -51,7 +52,7 @@ def reason(line: str) -> str | None:
 
 
 def command_of(line: str) -> str:
-    found = re.match(r"python (?:-m mm_vitbackbones|tools/(?=\w+\.py)) ?(\w+)", line)
+    found = re.match(r"(?:PYTHONPATH=\S+ )?python (?:-m mm_vitbackbones|tools/(?=\w+\.py)) ?(\w+)", line)
     return found[1] if found else ""
 
 

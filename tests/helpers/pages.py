@@ -17,6 +17,8 @@ PAGES = (
     "README.md",
     "CONTRIBUTING.md",
     "CHANGELOG.md",
+    "SECURITY.md",
+    "NOTICE.md",
     *sorted(f"docs/{x.name}" for x in (ROOT / "docs").glob("*.md")),
 )
 

@@ -26,8 +26,11 @@ def run_tool(name: str, *arguments: Any) -> subprocess.CompletedProcess[str]:
 
 
 def run_line(line: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A line that a reader types in a folder: ``python -m mm_vitbackbones ...`` or ``python tools/...``."""
+    """A line that a reader types in a folder: ``python -m mm_vitbackbones ...`` or ``python tools/...``. A
+    ``PYTHONPATH=...`` may stand before it."""
     words = shlex.split(line, comments=True)
+    if words[0].startswith("PYTHONPATH="):
+        environment["PYTHONPATH"] = words.pop(0).partition("=")[2]
     if words[:3] == ["python", "-m", "mm_vitbackbones"]:
         return _run([str(ROOT / "mm_vitbackbones/__main__.py"), *words[3:]], str(folder), environment)
     assert words[0] == "python"

@@ -48,6 +48,7 @@ def run(command: list[str], environment: dict[str, str], folder: str, out: str, 
     os.environ.update(environment)
     os.chdir(folder)
     sys.argv = command
+    sys.path[:0] = map(os.path.abspath, filter(None, environment.get("PYTHONPATH", "").split(os.pathsep)))
     if os.path.basename(command[0]) == "__main__.py":  # as `python -m` has it
         sys.path.insert(0, folder)
     try:

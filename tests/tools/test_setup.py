@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import itertools
 import os
+import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from types import ModuleType
 
@@ -25,7 +28,8 @@ def load(name: str) -> ModuleType:
     return module
 
 
-check_host, build_mmcv = load("check_host"), load("build_mmcv")
+check_host, build_mmcv, make_hashes = load("check_host"), load("build_mmcv"), load("make_hashes")
+pinned = build_mmcv.pinned
 
 
 @pytest.fixture
@@ -104,7 +108,7 @@ def test_new_pyproject_reinstalls_the_package_alone(finished):
     os.utime(finished / "pyproject.toml", (4e9, 4e9))
     todo = steps_to_do(finished)
     assert "--editable" in todo
-    assert "requirements.txt" not in todo
+    assert "pinned.py" not in todo
     assert "build_mmcv" not in todo
 
 
@@ -113,9 +117,9 @@ def test_new_constraints_do_not_rebuild_mmcv(finished):
     constraints.write_text(constraints.read_text().replace("tqdm==", "tqdm==4.0."))
     os.utime(constraints, (4e9, 4e9))
     todo = steps_to_do(finished)
-    assert "requirements.txt" in todo
+    assert "pinned.py needs build rest" in todo
     assert "build_mmcv" not in todo
-    assert "install torch" not in todo
+    assert "pinned.py torch" not in todo
 
 
 def test_other_torch_rebuilds_mmcv_without_the_cached_wheel(finished):
@@ -128,7 +132,9 @@ def test_torch_requirement_is_remembered(project):
     (project / ".venv").mkdir()
     (project / ".venv" / "torch-requirement").write_text("torch==2.9.0\n")
     assert "install torch==2.9.0\n" in steps_to_do(project)
-    assert "install torch==2.13.0\n" in steps_to_do(project, "TORCH=torch==2.13.0")
+    pinned_again = steps_to_do(project, "TORCH=torch==2.13.0")
+    assert "pinned.py torch --as-found\n" in pinned_again
+    assert "install torch" not in pinned_again
 
 
 def test_steps_of_the_build_are_counted():
@@ -191,3 +197,156 @@ def test_ops_that_do_not_load_are_found(monkeypatch, tmp_path):
     (tmp_path / "mmcv" / "_ext.cpython-0.so").write_text("no library")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     assert not build_mmcv.ops_work()
+
+
+# ---- hashes
+
+
+def test_every_package_that_is_downloaded_is_checked_by_a_hash():
+    """The package itself is installed from here, and TORCH=... is the user's own."""
+    steps = (ROOT / "Makefile").read_text("utf-8").splitlines()
+    installs = [line.strip() for line in steps if " install " in line and not line.strip().startswith(("@echo", "#"))]
+    assert installs[1:] == [
+        "$(PY) -m pip --disable-pip-version-check install $(TORCH)",
+        "$(PIP) install --no-deps --no-build-isolation --editable .",
+    ]
+    assert "apt-get" in installs[0]
+
+
+def test_every_version_has_the_hashes_of_its_files():
+    for name, section in pinned.sections(pinned.CONSTRAINTS.read_text("utf-8")).items():
+        assert section, name
+        for requirement in "\n".join(section.values()).splitlines():
+            assert re.fullmatch(r"[a-z0-9-]+==[\w.]+(; [^-]+?)?( +--hash=sha256:[0-9a-f]{64})+", requirement), (
+                requirement
+            )
+
+
+def test_sections_are_the_whole_file():
+    text = pinned.CONSTRAINTS.read_text("utf-8")
+    there = [line for section in pinned.sections(text).values() for pin in section.values() for line in pin.split("\n")]
+    assert len(there) == len(re.findall(r"^[a-z0-9-]+==", text, re.MULTILINE)) > 100
+    of_makefile = re.findall(r"\$\(PINNED\) ([a-z ]+)", (ROOT / "Makefile").read_text("utf-8"))
+    assert {name for names in of_makefile for name in names.split()} | {"mmcv"} == pinned.sections(text).keys()
+
+
+def wheel(folder: Path, name: str, content: str = "") -> Path:
+    """A wheel of one module, version 1.0."""
+    path = folder / f"{name}-1.0-py3-none-any.whl"
+    info = f"{name}-1.0.dist-info"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(f"{name}.py", content)
+        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", f"{name}.py,,\n{info}/METADATA,,\n{info}/WHEEL,,\n{info}/RECORD,,\n")
+    return path
+
+
+@pytest.fixture
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A constraints.txt with one wheel of ours; pip has no other, and writes into a folder of this test."""
+    digest = hashlib.sha256(wheel(tmp_path, "ours").read_bytes()).hexdigest()
+    text = f"# rest: one package.\nours==1.0 \\\n    --hash=sha256:{'0' * 64} \\\n    --hash=sha256:{digest}\n"
+    (tmp_path / "constraints.txt").write_text(text)
+    monkeypatch.setattr(pinned, "CONSTRAINTS", tmp_path / "constraints.txt")
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    for name, value in {"NO_INDEX": "1", "FIND_LINKS": str(tmp_path), "CONFIG_FILE": os.devnull}.items():
+        monkeypatch.setenv(f"PIP_{name}", value)
+    return tmp_path
+
+
+@pytest.mark.parametrize("how", [[], ["--as-found"]])
+def test_package_with_its_hash_is_installed(how, offline, capfd):
+    assert pinned.main(["rest", "--target", str(offline / "there"), *how]) == 0, capfd.readouterr().err
+    assert (offline / "there" / "ours.py").is_file()
+
+
+@pytest.mark.parametrize("how", [[], ["--as-found"]])
+def test_changed_package_is_refused_in_one_line(how, offline, capfd):
+    got = hashlib.sha256(wheel(offline, "ours", "print('changed')").read_bytes()).hexdigest()
+    assert pinned.main(["rest", "--target", str(offline / "there"), *how]) == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("error: ours==1.0 is not the file that constraints.txt knows, and was not installed: file:")
+    assert f"ours-1.0-py3-none-any.whl has the SHA-256 {got}; if you changed its version, make its hashes" in line
+    assert not (offline / "there").exists()
+
+
+def test_package_without_a_hash_is_refused(offline, capfd):
+    (offline / "constraints.txt").write_text("# rest: one package.\nours==1.0\n")
+    assert pinned.main(["rest", "--target", str(offline / "there")]) == 1
+    said = capfd.readouterr().err
+    assert "Hashes are required" in said
+    assert said.splitlines()[-1] == "error: pip could not install what constraints.txt lists: see above"
+
+
+def test_changed_source_of_mmcv_is_refused_in_one_line(offline, monkeypatch, capsys):
+    """pip gets a wheel here, whose hash it compares in the same way."""
+    monkeypatch.setattr(build_mmcv, "cuda_problem", lambda: None)
+    wheel(offline, "ours", "changed")
+    monkeypatch.setattr(sys, "argv", ["build_mmcv.py", "ours==1.0", str(offline / "log")])
+    assert build_mmcv.main() == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ours==1.0 is not the file that constraints.txt knows")
+
+
+def test_another_build_of_torch_is_refused_with_what_to_type():
+    said = (
+        "ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE. x\n    torch==2.13.0 from http://a/b"
+    )
+    line = pinned.wrong_hash(f"{said} (from -r c):\n        Expected sha256 12\n             Got        34\n")
+    assert "http://a/b has the SHA-256 34" in line
+    assert line.endswith('make setup TORCH="torch==... --index-url ..."')
+
+
+@pytest.mark.parametrize(("option", "installed"), [("--wanted-by", {"cuda"}), ("--unless-wanted-by", {"cpu"})])
+def test_packages_of_a_build_of_torch_come_with_it_alone(option, installed, monkeypatch, capsys):
+    asked = {"cuda": ["filelock", 'triton==3.7.1; python_version >= "3"'], "cpu": ['triton; extra == "x"']}
+    done = set()
+    for build, requirements in asked.items():
+        monkeypatch.setattr(pinned.importlib.metadata, "requires", lambda name, found=requirements: found)
+        monkeypatch.setattr(pinned, "install", lambda requirements, options, build=build: done.add(build) or "")
+        assert pinned.main(["cuda", option, "torch"]) == 0
+    assert done == installed
+
+
+def test_new_hashes_take_the_place_of_the_old_ones(monkeypatch, tmp_path):
+    text = (
+        '# Head.\n\n# rest: a.\nours==1.0; python_version < "3" \\\n    --hash=sha256:12\n'
+        "b==2 \\\n    --hash=sha256:34\n\n# peers: c.\nb==3\n"
+    )
+    looked_up = []
+    digest = {one: f"sha256:{number:064}" for number, one in enumerate(["ours==1.0", "b==2", "b==3"])}
+
+    def look_up(pins):
+        looked_up.append(pins)
+        return {pin.split(";")[0]: {digest[pin.split(";")[0]]} for pin in pins}
+
+    monkeypatch.setattr(make_hashes, "look_up", look_up)
+    other = wheel(tmp_path, "ours").rename(tmp_path / "ours-1.0+cpu-py3-none-any.whl")
+    also = f"sha256:{hashlib.sha256(other.read_bytes()).hexdigest()}"
+    written = make_hashes.with_hashes(text, [other])
+    assert looked_up == [['ours==1.0; python_version < "3"', "b==2"], ["b==3"]]
+    ours = "".join(f" \\\n    --hash={one}" for one in sorted([digest["ours==1.0"], also]))
+    assert written == (
+        f'# Head.\n\n# rest: a.\nours==1.0; python_version < "3"{ours}\nb==2 \\\n    --hash={digest["b==2"]}\n'
+        f"\n# peers: c.\nb==3 \\\n    --hash={digest['b==3']}\n"
+    )
+    assert make_hashes.with_hashes(written, [other]) == written
+
+
+@pytest.mark.parametrize("variables", [{"LC_ALL": "C"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}])
+def test_set_up_works_without_a_locale(variables, project):
+    """A log of a compiler may have any letters, and so may a path."""
+    program = (
+        "import sys; from pathlib import Path; sys.path.insert(0, 'tools/setup'); import build_mmcv\n"
+        "build_mmcv.pinned.find = lambda name: name\n"
+        "raise SystemExit(build_mmcv.pip_install('none==1 # \\u00e9\\u2018', Path('log'), True))"
+    )
+    (project / "mm_vitbackbones").symlink_to(ROOT / "mm_vitbackbones")
+    environment = {**os.environ, **variables, "PIP_NO_INDEX": "1", "PIP_CONFIG_FILE": os.devnull}
+    environment.pop("PYTHONPATH", None)
+    outcome = subprocess.run([sys.executable, "-c", program], cwd=project, env=environment, capture_output=True)
+    assert outcome.returncode == 0, outcome.stderr
+    assert "requirement" in (project / "log").read_text("utf-8")
+    assert make(project, "help", **variables).returncode == 0
+    assert make(project, "setup", "--dry-run", **variables).returncode == 0

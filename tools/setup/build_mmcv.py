@@ -2,8 +2,8 @@
 
     python tools/setup/build_mmcv.py mmcv==2.1.0 LOG [--no-cache]
 
-pip keeps the wheel that it built, so the next environment gets it in seconds. --no-cache builds it again: pip does not
-know for which torch a wheel was built.
+The source is checked by its hash in constraints.txt. pip keeps the wheel that it built, so the next environment gets it
+in seconds. --no-cache builds it again: pip does not know for which torch a wheel was built.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # the package is not installed yet
+sys.path.insert(0, str(Path(__file__).parent))
+import pinned
+
 from mm_vitbackbones.progress import Progress
 
 FLAGS = {"MMCV_WITH_OPS": "1", "CFLAGS": "-g0 -w", "NO_COLOR": "1"}  # without debug information: half the time
@@ -41,12 +44,20 @@ def show_progress(steps: Iterator[tuple[int, int]], clock: Callable[[], float] =
 def pip_install(requirement: str, log: Path, use_cache: bool) -> bool:
     """Run pip, its output in the log file. Whether it succeeded."""
     command = [sys.executable, "-m", "pip", "install", "--verbose", "--disable-pip-version-check"]
-    command += ["--no-build-isolation", "--no-deps", requirement]
+    listed = log.with_name("mmcv.txt")
+    listed.write_text(pinned.find(requirement) + "\n", encoding="utf-8")
+    command += ["--no-build-isolation", "--no-deps", "--require-hashes", "--requirement", str(listed)]
     command += [] if use_cache else ["--no-cache-dir", "--force-reinstall"]
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, **FLAGS}
-        )
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        env={**os.environ, **FLAGS},
+    )
+    with log.open("w", encoding="utf-8") as file, process:
         assert process.stdout is not None
 
         def logged(lines: Iterator[str]) -> Iterator[str]:
@@ -110,7 +121,11 @@ def main() -> int:
         installed = pip_install(arguments.requirement, arguments.log, use_cache=False)
     if installed and ops_work():
         return 0
-    print(*arguments.log.read_text(errors="replace").splitlines()[-20:], sep="\n", file=sys.stderr)
+    said = arguments.log.read_text(encoding="utf-8", errors="replace")
+    if wrong := pinned.wrong_hash(said):
+        print(wrong, file=sys.stderr)
+        return 1
+    print(*said.splitlines()[-20:], sep="\n", file=sys.stderr)
     print(f"error: mmcv's ops could not be built; the whole log is {arguments.log}", file=sys.stderr)
     return 1
 
