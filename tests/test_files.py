@@ -82,7 +82,7 @@ def test_a_folder_without_room_is_named_before_anything_is_written(
     with pytest.raises(OutputError, match=r"--out a: .* are free in .*, and at least 1048576.0 GiB are needed"):
         check_room(tmp_path / "a/b", "--out a", 2**50)
     (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match="--out f: .*file is no folder"):
+    with pytest.raises(OutputError, match=r"--out f: .*file is no folder"):
         check_room(tmp_path / "file/deeper", "--out f")
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(OutputError, match="read-only disk"):

@@ -232,7 +232,12 @@ def test_faults_of_fields_are_counted_by_kind_in_one_line(folder):
             [1, 2, float("nan"), 4],
             "1 annotation whose bbox is a list that holds NaN or infinite",
         ),
-        ("annotations", "bbox", [1, 2, None, 1e39], "1 annotation whose bbox is a list that holds null and too large"),
+        (
+            "annotations",
+            "bbox",
+            [1, 2, None, 1e39],
+            "1 annotation whose bbox is a list that holds a number that is too large and null",
+        ),
         ("annotations", "area", "180", "1 annotation whose area is text"),
         ("annotations", "area", float("inf"), "1 annotation whose area is NaN or infinite"),
         ("annotations", "iscrowd", "0", "1 annotation whose iscrowd is text (id 0; mmdet's CocoDataset reads 0 or 1)"),

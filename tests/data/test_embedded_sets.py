@@ -144,9 +144,9 @@ def test_links_in_a_folder_are_not_followed(tmp_path: Path) -> None:
     make(root, {"in/a": b"1", "b": b"1"})
     (root / "in").rename(outside)
     (root / "in").symlink_to(outside)
-    for files, version in (({"c": b"1"}, 2), ({"in/a": b"2"}, 1), ({"in/new": b"2"}, 1)):
+    for new, version in (({"c": b"1"}, 2), ({"in/a": b"2"}, 1), ({"in/new": b"2"}, 1)):
         with pytest.raises(UserError, match="left as it is"):
-            make(root, files, version)
+            make(root, new, version)
     (root / "in").unlink()
     (root / "b").unlink()
     (root / "b").symlink_to(outside / "a")

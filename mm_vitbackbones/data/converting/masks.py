@@ -21,6 +21,7 @@ from mm_vitbackbones.data.converting.sources import (
     read_lines,
 )
 from mm_vitbackbones.data.converting.writing import put
+from mm_vitbackbones.data.image_files import why_unreadable
 from mm_vitbackbones.data.sizes import SIDEWAYS
 from mm_vitbackbones.errors import UserError
 from mm_vitbackbones.files import to_png
@@ -225,11 +226,16 @@ class Raw:
 
     def packed(self) -> np.ndarray:
         """A number for each pixel's colour."""
-        red, green, blue = (self.values[..., channel].astype(np.int64) for channel in range(3))
-        return red * 65536 + green * 256 + blue
+        packed = self.values[..., 0].astype(np.int32)
+        for channel in (1, 2):
+            packed *= 256
+            packed += self.values[..., channel]
+        return packed
 
 
 def _load(path: Path) -> Raw:
+    if why := why_unreadable(path):
+        raise UserError(f"{path} cannot be read as a mask: {why}")
     try:
         with Image.open(path) as image:
             image.load()
@@ -415,6 +421,8 @@ def usable(collection: MaskCollection) -> None:
             collection.notes.left_out("images", "that cannot be read", pair.image.name)
             continue
         pair.size = size
+        if why := why_unreadable(pair.mask):
+            raise UserError(f"{pair.mask} cannot be read as a mask: {why}")
         try:
             with Image.open(pair.mask) as mask:
                 found = mask.size
