@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import io
 import os
 import secrets
 import shutil
@@ -13,7 +14,7 @@ import subprocess
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from mm_vitbackbones.errors import OutputError
 
@@ -57,9 +58,11 @@ def whole_file(path: Path, replace: bool = True) -> Iterator[BinaryIO]:
     link of this name is not followed.
     """
     partial = path.parent / f"{PARTIAL}{secrets.token_hex(8)}.partial"
+    raw = None
     try:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-        with open(os.open(partial, flags, 0o666), "wb") as file:
+        raw = _Recording(os.open(partial, flags, 0o666), "wb")
+        with io.BufferedWriter(raw) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -69,11 +72,27 @@ def whole_file(path: Path, replace: bool = True) -> Iterator[BinaryIO]:
             _rename_new(partial, path)
     except FileExistsError:
         raise
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written: {why_not(error, path.parent)}") from None
+    except Exception as error:
+        cause = error if isinstance(error, OSError) else raw.error if raw else None
+        if cause is None:
+            raise
+        raise OutputError(f"{path} cannot be written: {why_not(cause, path.parent)}") from None
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+class _Recording(io.FileIO):
+    """A file that keeps why it could not be written: torch.save raises another error."""
+
+    error: OSError | None = None
+
+    def write(self, content: Any) -> int:
+        try:
+            return super().write(content)
+        except OSError as error:
+            self.error = error
+            raise
 
 
 def make_folder(path: Path) -> None:

@@ -291,7 +291,7 @@ def find_images(
         else:
             empty.append(f"there is no image or folder {path}")
             broken[path] = "there is no such file or folder"
-    once = {}
+    once: dict[Path, str] = {}
     for path, name in found:
         once.setdefault(path, name)
     found = [*once.items()]
@@ -314,7 +314,9 @@ def _apart(name: str) -> str:
 
 def _files_in(folder: Path, any_file: bool, suffixes: Sequence[str]) -> tuple[list[Path], dict[Path, str]]:
     """The images in a folder and those inside it, in order, and what has the name of an image and is none."""
-    files, none, denied = [], {}, []
+    files: list[Path] = []
+    none: dict[Path, str] = {}
+    denied: list[OSError] = []
     for inside, folders, names in os.walk(folder, onerror=denied.append):
         for name in (*folders, *names):
             path = Path(inside, name)

@@ -206,7 +206,7 @@ def _fault(polygon: Any, text: bool = True) -> str:
     return "" if is_good else NO_NUMBERS
 
 
-def outline_length(polygon: Sequence[Any]) -> float:
+def outline_length(polygon: Any) -> float:
     """The length of an outline in pixels, as pycocotools draws it: the longer side of each step."""
     points = np.array(polygon[: len(polygon) // 2 * 2], dtype=float).reshape(-1, 2)
     return float(np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum())
