@@ -31,7 +31,7 @@ def data(tmp_path: Path) -> Path:
     root = tmp_path / "d\u00e4ta"
     root.mkdir()
     coco.write_images(root)
-    text = json.dumps(coco.content(), ensure_ascii=False).replace("cat", "k\u00e4tzchen")
+    text = json.dumps(coco.content(), ensure_ascii=False).replace('"cat"', '"k\u00e4tzchen"')
     for path in (root / "images").iterdir():
         path.rename(path.with_name(f"\u00e4{path.name}"))
     (root / "boxes.json").write_text(text.replace('"file_name": "', '"file_name": "\u00e4'), encoding="utf-8")
