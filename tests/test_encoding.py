@@ -38,6 +38,27 @@ def data(tmp_path: Path) -> Path:
     return root
 
 
+def test_names_and_text_are_read_and_written_in_utf8(tmp_path: Path) -> None:
+    program = (
+        "from mm_vitbackbones.encoding import use_utf8; use_utf8(); import pathlib, sys; "
+        "print(sys.argv[1], open(sys.argv[1], 'w').encoding, pathlib.Path(chr(0xF6)).write_text(chr(0x20AC)))"
+    )
+    for streams, shown in (("ascii", rb"\xe4 utf-8 1"), ("utf-8", "\u00e4 utf-8 1".encode())):
+        environment = {**os.environ, **NO_ENCODING, "PYTHONIOENCODING": streams}
+        command = [sys.executable, "-W", "ignore", "-c", program, "\u00e4"]
+        found = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=False)
+        assert (found.returncode, found.stdout.strip(), found.stderr) == (0, shown, b"")
+        assert {name.encode() for name in os.listdir(tmp_path)} == {"\u00e4".encode(), "\u00f6".encode()}
+        assert (tmp_path / "\u00f6").read_bytes() == "\u20ac".encode()
+
+
+def test_commands_take_names_in_utf8(tmp_path: Path) -> None:
+    found = run(tmp_path, "tr\u00e4in")
+    assert found.returncode == 2
+    assert found.stderr.startswith(rb"error: there is no command 'tr\xe4in'; did you mean 'train'")
+
+
+@pytest.mark.slow
 def test_data_are_converted_without_an_encoding(data: Path, tmp_path: Path) -> None:
     found = run(tmp_path, "convert_dataset", data, tmp_path / "\u00f6ut", "--val", "0.4")
     assert (found.returncode, found.stderr) == (0, b"")
@@ -59,13 +80,12 @@ def test_data_are_checked_and_trained_on_without_an_encoding(data: Path, tmp_pat
     loader = dict(batch_size=1, num_workers=0, sampler=dict(type="DefaultSampler", shuffle=False))
     classes = ("k\u00e4tzchen", "dog")
     dataset = coco.dataset(data, metainfo=dict(classes=classes))
-    test = dict(
-        dataset,
-        pipeline=[
-            dataset["pipeline"][0],
-            dict(type="PackDetInputs", meta_keys=("img_id", "img_path", "ori_shape", "img_shape")),
-        ],
-    )
+    steps = [
+        dict(type="LoadImageFromFile"),
+        dict(type="Resize", scale=(64, 48), keep_ratio=True),
+        dict(type="PackDetInputs", meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")),
+    ]
+    test = dict(dataset, pipeline=steps)
     metric = dict(type="CocoMetric", ann_file=str(data / "boxes.json"), metric="bbox")
     lines = [
         '_base_ = __import__("mm_vitbackbones").recipe("retinanet_pvt_v2_b0_coco")',

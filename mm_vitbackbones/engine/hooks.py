@@ -226,7 +226,7 @@ class ImagesHook(Hook):
                 self._can_write = False
                 runner.logger.error(f"{error}; no more is drawn, and the test goes on")
                 return
-            self._drawn.add(target.name if target.parent == self.out_dir else str(target))
+            self._drawn.add(str(target))
 
     def after_test_epoch(self, runner: Runner, metrics: Mapping[str, Any] | None = None) -> None:
         drawn = {name for names in all_gather_object(self._drawn) for name in names}
