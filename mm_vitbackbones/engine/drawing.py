@@ -103,7 +103,7 @@ def _side(
         labels = _array(getattr(sample, f"{kind}_sem_seg").data)[0]
         draw_labels(side, labels, classes, palette)
         present = {int(label) for label in np.unique(labels) if label != 255}
-    if f"{kind}_instances" in sample:
+    if f"{kind}_instances" in sample and "bboxes" in getattr(sample, f"{kind}_instances"):
         instances = getattr(sample, f"{kind}_instances")
         boxes = _array(getattr(instances.bboxes, "tensor", instances.bboxes)).reshape(-1, 4)
         labels = _array(instances.labels)

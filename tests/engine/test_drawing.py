@@ -10,12 +10,20 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from mmengine.structures import PixelData
+from mmengine.structures import InstanceData, PixelData
 from PIL import Image
 
 from helpers.drawing import Images, Sample
 from mm_vitbackbones.engine import hooks
-from mm_vitbackbones.engine.drawing import CAPTION, SHORT_SIDE, displayable, draw_curves, draw_prediction, enlarged
+from mm_vitbackbones.engine.drawing import (
+    CAPTION,
+    SHORT_SIDE,
+    displayable,
+    draw_curves,
+    draw_pair,
+    draw_prediction,
+    enlarged,
+)
 from mm_vitbackbones.engine.hooks import ImagesHook, drawing_names
 from mm_vitbackbones.errors import OutputError, UserError
 
@@ -143,3 +151,9 @@ def test_a_full_disk_ends_drawing_and_not_the_test(tmp_path: Path, monkeypatch: 
         "goes on",
         f"drawings: {tmp_path}/out (1 files)",
     ]
+
+
+def test_objects_that_no_step_has_loaded_are_not_drawn() -> None:
+    image = np.zeros((30, 40, 3), np.uint8)
+    expected = draw_pair(image, Sample(), None, None, 0.3)
+    assert np.array_equal(draw_pair(image, Sample(gt_instances=InstanceData()), None, None, 0.3), expected)
