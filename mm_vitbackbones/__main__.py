@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from mm_vitbackbones import __version__
+from mm_vitbackbones.encoding import use_utf8
 from mm_vitbackbones.errors import did_you_mean
 
 COMMANDS = {
@@ -79,4 +80,5 @@ def _run(module: str, arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    use_utf8()
     raise SystemExit(main())

@@ -14,6 +14,10 @@ class DataError(UserError):
     """A file of a data set that cannot be read, met by one process of a run, perhaps not by the first."""
 
 
+class OutputError(UserError):
+    """A file or folder that cannot be written, as on a full disk; what was written before is kept."""
+
+
 class ArgumentError(UserError, ValueError):
     """What a network, or another part of a config, is given and does not take; the message says what it takes."""
 

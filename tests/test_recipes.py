@@ -104,7 +104,7 @@ def test_config_is_never_written_over_a_file(tmp_path: Path, capsys: pytest.Capt
         (["retinanet_pvt_s_coco", "--out", "own.txt"], "a config ends in .py"),
         (
             ["retinanet_pvt_s_coco", "--out", "no/own.py"],
-            "--out no/own.py cannot be written: No such file or directory",
+            "no/own.py cannot be written: No such file or directory",
         ),
         (["_base_/models/retinanet.py", "--out", "own.py"], "is a part of recipes"),
     ],

@@ -17,7 +17,9 @@ NETWORKS = [*(PACKAGE / "backbones").glob("*.py"), *(PACKAGE / "layers").glob("*
 
 MAY_IMPORT = {
     "errors": set(),
-    "files": set(),
+    "encoding": set(),
+    "files": {"errors"},
+    "limits": {"errors"},
     "nodes": set(),
     "progress": set(),
     "registry": {"nodes"},
@@ -28,7 +30,7 @@ MAY_IMPORT = {
     "checkpoints": {"errors", "files", "ops", "registry"},
     "heads": {"errors", "nodes", "ops", "registry"},
     "segmentors": {"registry"},
-    "data": {"errors", "files", "libraries", "nodes", "progress"},
+    "data": {"errors", "files", "libraries", "limits", "nodes", "progress"},
     "engine": {"backbones", "checkpoints", "data", "errors", "files", "nodes", "registry"},
 }
 """The parts of this package that a part may import, besides itself. The rest may import all; nothing imports cli."""

@@ -23,7 +23,7 @@ from mm_vitbackbones.cli.arguments import Parser, run
 from mm_vitbackbones.cli.describe import Description, Level, describe
 from mm_vitbackbones.cli.model import build_model
 from mm_vitbackbones.errors import UserError
-from mm_vitbackbones.files import tracked
+from mm_vitbackbones.files import tracked, write_whole
 from mm_vitbackbones.measuring import multiply_adds
 
 SIZES = {"detection": (800, 1280), "segmentation": (512, 512)}
@@ -352,7 +352,7 @@ def main(argv: list[str]) -> None:
         if args.check:
             raise UserError(f"{path.relative_to(root)} is stale: run tools/make_model_zoo.py")
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        write_whole(path, text.encode())
         print(f"wrote {path.relative_to(root)}")
 
 

@@ -21,7 +21,8 @@ from mm_vitbackbones.checkpoints.recognise import (
     twin_of,
 )
 from mm_vitbackbones.checkpoints.unwrapping import unwrap
-from mm_vitbackbones.errors import CheckpointError, CheckpointMismatch, shorten
+from mm_vitbackbones.errors import CheckpointError, CheckpointMismatch, OutputError, shorten
+from mm_vitbackbones.files import whole_file
 
 TARGETS = ("official", "ours", "openmmlab", "timm")
 ASIDE = CLASSIFIER.removesuffix(".")
@@ -186,22 +187,20 @@ def _wrap(theirs: State, aside: State, found: Found, arch: str, to: str, flat: b
 
 
 def _write(content: dict[str, Any], path: Path, force: bool) -> None:
-    """Writes a file next to it first and renames that: an interrupted run leaves the destination unchanged."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    """Writes a file whole, or leaves the destination unchanged."""
     try:
-        if path.suffix == ".safetensors":
-            try:
-                from safetensors.torch import save_file
-            except ImportError:
-                raise CheckpointError(f"{path} needs the safetensors library: pip install safetensors") from None
-            save_file(content, partial, metadata={"format": "pt"})
-        else:
-            torch.save(content, partial)
+        with whole_file(path, replace=force) as file:
+            if path.suffix == ".safetensors":
+                try:
+                    from safetensors.torch import save
+                except ImportError:
+                    raise CheckpointError(f"{path} needs the safetensors library: pip install safetensors") from None
+                file.write(save(content, metadata={"format": "pt"}))
+            else:
+                torch.save(content, file)
+            _check_destination(path, force)
+    except FileExistsError:
         _check_destination(path, force)
-        partial.replace(path)
-    except OSError as error:
-        if isinstance(error, FileExistsError):
-            raise
-        raise CheckpointError(f"cannot write {path}: {error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
+        raise
+    except OutputError as error:
+        raise CheckpointError(str(error)) from None

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from mmengine.config import DictAction
 
 from mm_vitbackbones import recipes
+from mm_vitbackbones.encoding import use_utf8
 from mm_vitbackbones.errors import CheckpointError, DataError, UserError
 
 
@@ -37,6 +38,8 @@ def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> int
     A ``CheckpointError`` is handled in the same way; it may be raised as late as when weights are initialised. Any
     other exception passes through. In a distributed run only the first process prints, except for a ``DataError``.
     """
+    if argv is None:
+        use_utf8()
     try:
         main(sys.argv[1:] if argv is None else argv)
     except (UserError, CheckpointError) as error:

@@ -13,7 +13,7 @@ from mm_vitbackbones.cli.new_config import write_next_to
 from mm_vitbackbones.data.converting import coco_export, labelme, masks, voc, yolo
 from mm_vitbackbones.data.converting.collection import SPLITS, Collection, Notes, split_samples
 from mm_vitbackbones.data.converting.recognise import FORMATS, recognise
-from mm_vitbackbones.data.converting.writing import check_out, file_names, whole_folder, write_coco
+from mm_vitbackbones.data.converting.writing import check_copies, check_out, file_names, whole_folder, write_coco
 from mm_vitbackbones.errors import UserError
 
 
@@ -77,7 +77,7 @@ def main(argv: list[str]) -> None:
     try:
         print(f"next: {write_next_to(args.out, task)}")
         with_another = "for another head, backbone or weights: "
-    except (UserError, OSError) as error:
+    except UserError as error:
         print(f"note: no config was written: {error}")
         with_another = "next: "
     out = shlex.quote(str(args.out))
@@ -102,6 +102,7 @@ def _convert_objects(args: argparse.Namespace, kind: str) -> str:
         raise UserError(f"{args.source}: no object is left: {why}")
     collection.samples.sort(key=lambda sample: sample.image.as_posix())
     splits = _splits([sample.split for sample in collection.samples], args)
+    check_copies([sample.image for sample in collection.samples] if args.copy else [], args.out)
     with whole_folder(args.out) as out:
         write_coco(collection, splits, folder, out, args.copy)
     outlined = sum(thing.has_outline for thing in things)
@@ -129,6 +130,7 @@ def _convert_masks(args: argparse.Namespace) -> str:
     collection.pairs.sort(key=lambda pair: pair.image.as_posix())
     splits = _splits([pair.split for pair in collection.pairs], args)
     names = file_names([pair.image for pair in collection.pairs], splits, args.source)
+    check_copies([pair.image for pair in collection.pairs] if args.copy else [], args.out)
     with whole_folder(args.out) as out:
         masks.write_masks(collection, names, splits, make, out, args.copy)
     counts = {

@@ -20,6 +20,7 @@ from mm_vitbackbones.cli.arguments import Parser, add_checks
 from mm_vitbackbones.cli.config import load_config
 from mm_vitbackbones.data.own import OwnData, objects_in, segments_in
 from mm_vitbackbones.errors import UserError, did_you_mean
+from mm_vitbackbones.files import write_whole
 
 SEGMENTATION = "segmentation"
 
@@ -168,10 +169,7 @@ def main(argv: list[str]) -> None:
     text = config_text(part, data, plan, (family, arch), args.init, out)
     if not args.skip_checks:
         check(text, out.name)
-    try:
-        _write(out, text)
-    except OSError as error:
-        raise UserError(f"--out {out} cannot be written: {error.strerror}") from None
+    _write(out, text)
     print(f"{head.title} for {len(data.classes)} classes: {describe(plan, head)}")
     print(f"wrote {out}; train with: {_command(out)}")
 
@@ -185,7 +183,7 @@ def write_next_to(folder: Path, task: str) -> str:
 
     Raises:
         UserError: the data do not fit, for example without images to measure on.
-        OSError: it cannot be written.
+        OutputError: it cannot be written.
     """
     part = chosen_head(task, None)
     head = HEADS[part]
@@ -203,8 +201,10 @@ def _data_in(folder: Path, head: Head, files: dict[str, Path | None], images: Pa
 
 
 def _write(out: Path, text: str) -> None:
-    with out.open("x", encoding="utf-8") as file:
-        file.write(text)
+    try:
+        write_whole(out, text.encode(), replace=False)
+    except FileExistsError:
+        raise UserError(f"{out} is there already, and nothing is overwritten: name another file with --out") from None
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from mmengine.config import Config
@@ -9,7 +12,27 @@ from mmengine.config import Config
 from mm_vitbackbones import libraries
 from mm_vitbackbones.engine.metrics import DumpLabelMaps
 from mm_vitbackbones.errors import UserError
+from mm_vitbackbones.files import PARTIAL, check_room, make_folder, move_new
 from mm_vitbackbones.nodes import type_name
+
+SMALLEST = 2**20
+"""Bytes that have to be free for results."""
+
+
+@contextlib.contextmanager
+def scratch_next_to(out: Path | None) -> Iterator[Path]:
+    """A folder for the files of a test, on the disk of ``out``, to which they are moved. It is removed at the end.
+
+    Raises:
+        OutputError: nothing can be written next to ``out``.
+    """
+    if out is None:
+        yield Path()
+        return
+    check_room(out.parent, f"--out {out}", SMALLEST)
+    make_folder(out.parent)
+    with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=out.parent) as folder:
+        yield Path(folder)
 
 
 def dump_predictions(cfg: Config, out: Path, scratch: Path) -> None:
@@ -29,7 +52,6 @@ def dump_predictions(cfg: Config, out: Path, scratch: Path) -> None:
         coco[0]["outfile_prefix"] = str(scratch / "predictions")
     else:
         raise UserError(f"--out {out}: the name has to end in .json (COCO's results format) or .pkl")
-    out.parent.mkdir(parents=True, exist_ok=True)
 
 
 def keep_predictions(out: Path, scratch: Path) -> None:
@@ -41,5 +63,9 @@ def keep_predictions(out: Path, scratch: Path) -> None:
     }
     for name, target in made.items():
         if (source := scratch / name).is_file():
-            with target.open("xb") as file:  # never overwrite a file that was created meanwhile
-                file.write(source.read_bytes())
+            try:
+                move_new(source, target)  # never in place of a file that was made meanwhile
+            except FileExistsError:
+                raise UserError(
+                    f"--out {target} was made meanwhile, and is not overwritten: name another file"
+                ) from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import tempfile
 from pathlib import Path
 
 from mmengine.config import Config
@@ -14,11 +13,12 @@ from mm_vitbackbones.cli.batches import without_workers
 from mm_vitbackbones.cli.config import load_config
 from mm_vitbackbones.cli.evaluators import check_results_prefix
 from mm_vitbackbones.cli.launch import registry_errors, set_launcher
-from mm_vitbackbones.cli.predictions import dump_predictions, keep_predictions
+from mm_vitbackbones.cli.predictions import SMALLEST, dump_predictions, keep_predictions, scratch_next_to
 from mm_vitbackbones.cli.weights import EvaluationRunner
 from mm_vitbackbones.engine.console import Console
 from mm_vitbackbones.engine.resume import read
 from mm_vitbackbones.errors import UserError
+from mm_vitbackbones.files import check_room
 
 
 def test_arguments(argv: list[str]) -> argparse.Namespace:
@@ -75,10 +75,11 @@ def _test(args: argparse.Namespace, console: Console) -> None:
             "score_thr": args.show_score,
             "bands": args.bands,
         }
+        check_room(args.show_dir, f"--show-dir {args.show_dir}", SMALLEST)
         cfg.custom_hooks = [*(cfg.get("custom_hooks") or []), drawings]
-    with tempfile.TemporaryDirectory() as scratch:
+    with scratch_next_to(args.out) as scratch:
         if args.out:
-            dump_predictions(cfg, args.out, Path(scratch))
+            dump_predictions(cfg, args.out, scratch)
         check_results_prefix(cfg, "test")
         set_launcher(cfg, args.launcher)
         without_workers(cfg)
@@ -87,10 +88,9 @@ def _test(args: argparse.Namespace, console: Console) -> None:
             runner.use(checkpoint, args.checkpoint)
             runner.test()
         if args.out and runner.rank == 0:
-            keep_predictions(args.out, Path(scratch))
-    for what, where in (("predictions", args.out), ("drawings", args.show_dir)):
-        if where:
-            runner.logger.info(f"{what}: {where}")
+            keep_predictions(args.out, scratch)
+    if args.out:
+        runner.logger.info(f"predictions: {args.out}")
 
 
 def use_tta(cfg: Config) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from mm_vitbackbones import recipes
 from mm_vitbackbones.cli.arguments import Parser
 from mm_vitbackbones.errors import UserError
+from mm_vitbackbones.files import write_whole
 
 
 def main(argv: list[str]) -> None:
@@ -29,10 +30,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--out {args.out}: a config ends in .py")
     text = recipes.starting_point(args.name, shlex.quote(str(args.out)))
     try:
-        with args.out.open("x", encoding="utf-8") as file:
-            file.write(text)
+        write_whole(args.out, text.encode(), replace=False)
     except FileExistsError:
         raise UserError(f"{args.out} is there already, and nothing is overwritten: name another file") from None
-    except OSError as error:
-        raise UserError(f"--out {args.out} cannot be written: {error.strerror}") from None
     print(f"wrote {args.out}; train with: python -m mm_vitbackbones train {shlex.quote(str(args.out))}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from PIL import TiffImagePlugin
 
 from mm_vitbackbones.data.reading import OF_BANDS, is_own, of_library, transform_class
 from mm_vitbackbones.errors import UserError
+from mm_vitbackbones.limits import IMAGE_BYTES
 from mm_vitbackbones.nodes import nodes, type_name
 
 SAMPLES, SUBFILE, PLANAR = 277, 254, 284
@@ -98,8 +100,14 @@ def check_bands(bands: Any, what: str) -> None:
 
 def _read_npy(path: str | Path) -> np.ndarray:
     try:
-        image = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
+        # NumPy takes memory for all that a header says before it reads on. A link to the file's bytes takes none.
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", RuntimeWarning)  # of a size above 64 bits
+            mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+        if isinstance(mapped, np.ndarray) and (why := IMAGE_BYTES.exceeded(mapped.nbytes)):
+            raise UserError(why)
+        image = np.array(mapped) if isinstance(mapped, np.ndarray) else mapped
+    except (ValueError, EOFError, OverflowError, MemoryError, RuntimeWarning) as error:
         raise UserError(f"it is no .npy file of numbers ({error})") from None
     if not isinstance(image, np.ndarray):
         raise UserError("it holds several arrays (.npz): save one array by numpy.save")

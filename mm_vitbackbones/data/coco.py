@@ -6,7 +6,6 @@ trained on.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,9 +22,12 @@ from mm_vitbackbones.data.coco_fields import (
     check_unique,
 )
 from mm_vitbackbones.data.coco_images import check_images
-from mm_vitbackbones.data.coco_masks import Clauses, check_masks, judge_for_metric
+from mm_vitbackbones.data.coco_masks import Clauses, check_masks, judge_for_metric, warn_of_unused_masks
 from mm_vitbackbones.data.coco_summary import CocoSummary, Content, summarise
+from mm_vitbackbones.data.json_files import read_json, why_doubled
 from mm_vitbackbones.errors import UserError, did_you_mean
+from mm_vitbackbones.files import why_no_file
+from mm_vitbackbones.limits import IMAGE_PIXELS
 
 MOST = 0.5
 """If a larger share of the boxes look like two corners, the file is refused."""
@@ -59,12 +61,14 @@ def check_coco(
 
     check_fields(content, [DATASET], counts, path, where)
     check_unique(content, path, where)
+    check_sizes(content, path, where)
     check_classes(classes, content, path, where)
     check_boxes(content, counts, path, where)
     if not seen:
         check_images(content["images"], dataset, where, every, compare=bool(content["annotations"]))
     summary = summarise(content, path, classes, dataset)
     check_masks(content, summary, classes, dataset, where)
+    warn_of_unused_masks(content, dataset, path, where, every)
     if labelled and not (summary.left and summary.kept):
         raise UserError(f"{where}: no image of {path} has an annotation that can be trained on or measured; {summary}")
     return summary
@@ -107,6 +111,7 @@ def check_measured(
         content["categories"].sort(key=lambda category: category["id"])
     check_classes(classes, content, path, where)
     if "segm" in metrics:
+        check_sizes(content, path, where)
         sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
         faults = Clauses()
         for annotation in filter(counts, content["annotations"]):
@@ -130,8 +135,8 @@ def check_is_json(path: Path, where: str) -> None:
     Raises:
         UserError: it is none; the message names the converter.
     """
-    if path.is_dir():
-        raise UserError(f"{where}: ann_file {path} is a folder, and no COCO JSON: {CONVERT}")
+    if kind := why_no_file(path):
+        raise UserError(f"{where}: ann_file {path} is {kind}, and no COCO JSON: {CONVERT}")
     try:
         with path.open("rb") as file:
             start = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()
@@ -145,12 +150,14 @@ def read_coco(path: Path, where: str, labelled: bool = True) -> dict[str, list[d
     """The content of a file: images, annotations (there may be none if not ``labelled``) and categories."""
     check_is_json(path, where)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content, doubled = read_json(path)
     except (ValueError, RecursionError, OSError) as error:
         raise UserError(f"{where}: {path} cannot be read ({type(error).__name__}: {error})") from None
     if isinstance(content, dict) and "images" not in content and "shapes" in content:
         raise UserError(f"{where}: {path} is a file of labelme's for one image, and no COCO JSON: {CONVERT}")
     tables = check_tables(content, path, where)
+    if doubled:
+        raise UserError(f"{where}: {why_doubled(path, doubled)}")
     if not tables["images"]:
         raise UserError(f"{where}: {path} lists no images")
     if labelled and not tables["annotations"]:
@@ -203,6 +210,14 @@ def _same_name(name: str, in_order: Sequence[Mapping[str, Any]], content: Conten
         f"several categories named {name!r}, the ids {numbers}: mmdet makes a label of each id, and shifts those of "
         f"the classes after it, so that objects get wrong names; {advice}"
     )
+
+
+def check_sizes(content: Content, path: Path, where: str) -> None:
+    """Check that no image is said to have more pixels than are read: each mask takes as many bytes."""
+    for image in content["images"]:
+        if why := IMAGE_PIXELS.exceeded(image["width"] * image["height"]):
+            size = f"{image['width']}x{image['height']}"
+            raise UserError(f"{where}: {path} says that the image of id {image['id']!r} is {size}: {why}")
 
 
 def check_boxes(content: Content, counts: Callable[[Mapping[str, Any]], bool], path: Path, where: str) -> None:

@@ -21,6 +21,8 @@ MASK_METRIC = "CocoMetric of masks"
 
 KINDS = ("images", "annotations", "categories")
 SINGULAR = {"images": "image", "annotations": "annotation", "categories": "category"}
+FURTHEST = 1e6
+"""Pixels. Nothing of an image lies so far away, and no side is so long."""
 LARGEST = float(np.finfo(np.float32).max)
 """Boxes are trained on as float32."""
 CLAUSES = 4
@@ -73,7 +75,7 @@ def _number(value: Any) -> str:
 
 
 def _side(value: Any) -> str:
-    return _number(value) or ("0 or less" if value <= 0 else "")
+    return _number(value) or ("0 or less" if value <= 0 else f"above {FURTHEST:g}" if value > FURTHEST else "")
 
 
 def _flag(value: Any) -> str:
@@ -94,10 +96,14 @@ def _key(value: Any) -> str:
 def _box(value: Any) -> str:
     if not isinstance(value, list) or not value:
         return _found(value)
-    wrong = sorted({_number(number) for number in value} - {""})
+    wrong = sorted({_number(number).replace("too large", "a number that is too large") for number in value} - {""})
     if wrong:
         return f"a list that holds {' and '.join(wrong)}"
-    return "" if len(value) == 4 else f"a list of {len(value)} numbers"
+    if len(value) != 4:
+        return f"a list of {len(value)} numbers"
+    if max(map(abs, value)) > FURTHEST:
+        return f"further away or larger than {FURTHEST:g} pixels"
+    return "of a width or height below 0" if min(value[2:]) < 0 else ""
 
 
 FIELDS = (

@@ -6,25 +6,33 @@ and others as a mask of other pixels.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from mmengine.logging import print_log
 
+from mm_vitbackbones.data.coco_fields import FURTHEST
 from mm_vitbackbones.data.coco_summary import CROWD, UNUSABLE, CocoSummary, Content, each_annotation
 from mm_vitbackbones.errors import UserError
 from mm_vitbackbones.nodes import nodes, type_name
 
+SAMPLE = 1000
+"""How many annotations a sample has, spread evenly over the file."""
+
 MOST = 0.5
 """If a larger share of the masks lie elsewhere than their boxes, the file is refused."""
 
-FURTHEST = 1e6
-"""Pixels. pycocotools takes memory for each pixel of an outline, so that one infinite number ends the process."""
+LONGEST = 1e7
+"""Pixels of an object's outlines. pycocotools takes memory for each of them: 80 bytes."""
 
 NO_MASK = "without segmentation"
 POINTS = "whose polygons are lists of points, and not [x1, y1, x2, y2, ...]"
 FLAT = "whose segmentation is one flat list, and not a list of polygons"
 SHORT = "whose polygons have fewer than three points, or an odd number of coordinates"
+TOO_LONG = f"whose polygons are longer than {LONGEST:g} pixels"
 NO_NUMBERS = f"whose polygons hold something other than numbers below {FURTHEST:g}"
 NOT_LISTS = "whose segmentation is neither a list of polygons nor RLE"
 OTHER_SIZE = "whose RLE is of another size than the image"
@@ -69,6 +77,26 @@ def check_masks(
         raise UserError(
             f"{where}: {len(elsewhere)} of {used} masks of {summary.path} lie outside of their boxes, such as that of "
             f"id {elsewhere[0]!r}: polygons are [x1, y1, x2, y2, ...] in pixels of the image"
+        )
+
+
+def warn_of_unused_masks(content: Content, dataset: Mapping[str, Any], path: Path, where: str, every: bool) -> None:
+    """Log masks that cannot be right, where the pipeline loads none: boxes are trained on all the same. A sample of the
+    annotations is looked at, or all of them."""
+    if load_annotations(dataset.get("pipeline")) is not None:
+        return
+    sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
+    annotations = content["annotations"]
+    wrong = Clauses()
+    for annotation in annotations if every else annotations[:: max(1, len(annotations) // SAMPLE)]:
+        mask, size = annotation.get("segmentation"), sizes.get(annotation["image_id"])
+        if mask and size and (why := judge(mask, size)[0]) not in (SHORT, POINTS):
+            wrong.add(why, annotation["id"])
+    if wrong:
+        print_log(
+            f"{where}: {path} has {wrong}; boxes alone are loaded, so this does no harm here",
+            logger="current",
+            level=logging.WARNING,
         )
 
 
@@ -150,7 +178,7 @@ def _is_kept(polygon: Any) -> bool:
 
 def _polygons(segmentation: Sequence[Any], poly2mask: bool) -> tuple[str, int]:
     """What is wrong with the polygons that mmdet keeps, and their number."""
-    used = 0
+    used, length = 0, 0.0
     for polygon in segmentation:
         if not isinstance(polygon, (list, str, dict)):
             return FLAT, 0
@@ -158,7 +186,10 @@ def _polygons(segmentation: Sequence[Any], poly2mask: bool) -> tuple[str, int]:
             continue
         if why := _fault(polygon, text=poly2mask):
             return why, 0
+        length += outline_length(polygon)
         used += 1
+    if length > LONGEST:
+        return TOO_LONG, 0
     return "", used
 
 
@@ -173,6 +204,12 @@ def _fault(polygon: Any, text: bool = True) -> str:
         return POINTS if points.ndim > 1 else NO_NUMBERS
     is_good = (np.abs(numbers) <= FURTHEST).all() and (text or points.dtype.kind != "U")
     return "" if is_good else NO_NUMBERS
+
+
+def outline_length(polygon: Any) -> float:
+    """The length of an outline in pixels, as pycocotools draws it: the longer side of each step."""
+    points = np.array(polygon[: len(polygon) // 2 * 2], dtype=float).reshape(-1, 2)
+    return float(np.abs(points - np.roll(points, 1, axis=0)).max(axis=1).sum())
 
 
 def _why_short(segmentation: Sequence[Any]) -> str:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Collection
-from pathlib import Path
+from collections.abc import Collection, Mapping
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mm_vitbackbones.errors import UserError
-from mm_vitbackbones.files import sha256, write_whole
+from mm_vitbackbones.files import check_room, make_folder, sha256, write_whole
 
 MARKER = ".made_by_mm_vitbackbones.json"
 
@@ -20,7 +20,8 @@ class OwnedFolder:
 
     The marker is written first, before any other file, and names every file to come. The SHA-256 of each file is added
     when the folder is complete. A run that was interrupted can therefore be repeated, and a file that was changed since
-    is recognised as the user's.
+    is recognised as the user's. A marker is not believed: what it lists is only read or removed inside of the folder,
+    and only where no link leads out of it.
 
     Args:
         root: the folder. It may exist already, if it is empty or carries this marker.
@@ -53,10 +54,12 @@ class OwnedFolder:
         return self._same_version and bool(files) and all(self._is_ours(name) is True for name in files)
 
     def claim(self, files: Collection[str]) -> None:
-        """Write the marker for these files, which may then be written. Files of an older version are deleted.
+        """Write the marker for these files, which may then be written. Files of an older version are deleted, if they
+        are as they were written.
 
         Raises:
-            UserError: one of the files exists and is not ours, or was changed since; nothing has been written then.
+            UserError: one of the files exists and is not ours, or was changed since, or lies behind a link; nothing has
+                been written then.
         """
         kept = [name for name in {*self._known, *files} if self._is_ours(name) is False]
         if kept:
@@ -64,12 +67,14 @@ class OwnedFolder:
                 f"{self.root / min(kept)} is not as this tool wrote it, and is left as it is: "
                 "move it away, or choose another folder with --out"
             )
-        self.root.mkdir(parents=True, exist_ok=True)
+        check_room(self.root, f"--out {self.root}", sum(map(len, files.values())) if isinstance(files, Mapping) else 1)
+        make_folder(self.root)
         stale = [] if self._same_version else [name for name in self._known if name not in set(files)]
         self._known |= dict.fromkeys(files)
         self._write_marker()
         for name in stale:
-            (self.root / name).unlink(missing_ok=True)
+            if self._is_ours(name):
+                (self.root / name).unlink()
             del self._known[name]
 
     def write(self, name: str, content: bytes) -> None:
@@ -77,7 +82,9 @@ class OwnedFolder:
         if name not in self._known:
             raise ValueError(f"{name} was not claimed")
         path = self.root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if self._is_linked(name):
+            raise UserError(f"{path} would be written through a link: move it away, or choose another folder")
+        make_folder(path.parent)
         write_whole(path, content)
         self._known[name] = hashlib.sha256(content).hexdigest()
 
@@ -88,6 +95,8 @@ class OwnedFolder:
     def _is_ours(self, name: str) -> bool | None:
         """True: complete and unchanged. None: not there, or from an interrupted run. False: the user's."""
         path = self.root / name
+        if self._is_linked(name):
+            return False
         if not path.exists():
             return None
         if name not in self._known:
@@ -95,19 +104,38 @@ class OwnedFolder:
         digest = self._known[name]
         return None if digest is None else path.is_file() and sha256(path) == digest
 
+    def _is_linked(self, name: str) -> bool:
+        """Whether a file, or one of its folders below the root, is a link."""
+        path = Path(name)
+        return any((self.root / part).is_symlink() for part in (path, *path.parents) if part != Path())
+
     def _read_marker(self, dataset: str) -> None:
         try:
             marker = json.loads(self._marker.read_text(encoding="utf-8"))
             found, self._known = marker["dataset"], dict(marker["files"])
             self._same_version = marker["version"] == self._claim["version"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError, OSError) as error:
             raise UserError(f"{self._marker} cannot be read ({error!r}): move {self.root} away and run again") from None
+        for name, digest in self._known.items():
+            if not _is_inside(name) or not (digest is None or isinstance(digest, str)):
+                raise UserError(
+                    f"{self._marker} lists {name!r}, which this tool did not write, and nothing is removed: move "
+                    f"{self.root} away and run again"
+                )
         if found != dataset:
             raise UserError(f"{self.root} holds the data set {found!r}: choose another folder with --out")
 
     def _write_marker(self) -> None:
         marker = {**self._claim, "files": dict(sorted(self._known.items()))}
         write_whole(self._marker, json.dumps(marker, indent=0).encode())
+
+
+def _is_inside(name: Any) -> bool:
+    """Whether a name of a marker is that of a file in its folder, as this package writes it."""
+    if not isinstance(name, str) or not name or "\\" in name or "\0" in name:
+        return False
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts and str(path) == name and name not in (".", MARKER)
 
 
 def to_json(content: Any) -> bytes:

@@ -16,6 +16,7 @@ import numpy as np
 from mmengine.logging import print_log
 from PIL import Image
 
+from mm_vitbackbones.data.image_files import why_unreadable
 from mm_vitbackbones.data.reading import (
     IMAGES,
     ImageReader,
@@ -225,6 +226,8 @@ class Masks:
 
     def _values(self, path: str) -> np.ndarray:
         """The values of a mask's file, before the library's loader makes them 8 bits wide."""
+        if why := why_unreadable(path):
+            raise UserError(f"{self.where}: {path} cannot be read: {why}")
         try:
             with Image.open(path) as mask:
                 mask.load()

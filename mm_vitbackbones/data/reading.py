@@ -18,6 +18,7 @@ import numpy as np
 from mmengine.registry import DATASETS, TRANSFORMS
 from PIL import Image
 
+from mm_vitbackbones.data.image_files import why_unreadable
 from mm_vitbackbones.errors import UserError, shorten
 from mm_vitbackbones.libraries import look_up
 from mm_vitbackbones.nodes import type_name
@@ -131,6 +132,10 @@ class ImageReader:
         Args:
             optional: entries of ``info`` that a step may miss. It is left out then.
         """
+        for key, what in (("img_path", ""), ("seg_map_path", "its mask: ")):
+            path = info.get(key)
+            if isinstance(path, str) and (why := why_unreadable(path)):
+                raise UnreadableImage(f"{what}{why}")
         results: Any = copy.deepcopy(dict(info))
         for index in range(len(self._steps)):
             step = self._step(index)
@@ -225,6 +230,8 @@ def reason(error: Exception) -> str:
     words = textwrap.shorten(str(error), MOST, placeholder=" ...")
     if isinstance(error, cv2.error) and "IO_MAX_IMAGE" in words:
         return "it is larger than OpenCV reads; set the environment variable OPENCV_IO_MAX_IMAGE_PIXELS"
+    if isinstance(error, cv2.error) and "!buf.empty()" in words:
+        return "it is empty"
     if isinstance(error, Image.DecompressionBombError):
         return "it is larger than Pillow reads; cut it into tiles, or raise PIL.Image.MAX_IMAGE_PIXELS"
     return (

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from PIL import Image
-
-from mm_vitbackbones.data.reading import ImageReader, transform_class
+from mm_vitbackbones.data.image_files import opened
+from mm_vitbackbones.data.reading import ImageReader, UnreadableImage, transform_class
+from mm_vitbackbones.files import why_no_file
+from mm_vitbackbones.limits import IMAGE_PIXELS
 
 BY_HEADER = ("BMP", "JPEG", "MPO", "PNG")
 """Formats that OpenCV reads as Pillow does."""
@@ -37,6 +37,8 @@ class SizeReader:
             UnreadableImage: it cannot be loaded.
         """
         if not whole and self._color_type and (size := header_size(info["img_path"], self._color_type)):
+            if why := IMAGE_PIXELS.exceeded(size[0] * size[1]):
+                raise UnreadableImage(why)
             return size
         height, width = self._read(info).shape[:2]
         return height, width
@@ -44,14 +46,14 @@ class SizeReader:
 
 def header_size(path: str, color_type: str) -> tuple[int, int] | None:
     """Height and width of an image from its header, as OpenCV loads it; None if only loading it can tell."""
+    if why_no_file(path):
+        return None
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of many pixels
-            with Image.open(path) as image:
-                width, height = image.size
-                kind = image.format
-                # Of a PNG file without EXIF data, Pillow would read all to look for them.
-                orientation = image.getexif().get(ORIENTATION) if kind in TURNED or "exif" in image.info else None
+        with opened(path) as image:
+            width, height = image.size
+            kind = image.format
+            # Of a PNG file without EXIF data, Pillow would read all to look for them.
+            orientation = image.getexif().get(ORIENTATION) if kind in TURNED or "exif" in image.info else None
     except Exception:  # Pillow raises many kinds for a file that is broken, or none of an image
         return None
     if kind not in BY_HEADER:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import re
@@ -15,12 +16,14 @@ from typing import Any, TextIO
 
 import cv2
 from mmengine.config import Config
+from mmengine.dist import master_only
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 
 from mm_vitbackbones.engine.ground_truth import AnnotationIdsHook
 from mm_vitbackbones.engine.summary import SummaryHook, log_file
 from mm_vitbackbones.errors import CheckpointError, UserError
+from mm_vitbackbones.files import write_whole
 
 LIBRARIES = ("mmcv", "mmdet", "mmengine", "mmseg")
 """Packages that log much that nobody reads. Every message of other packages is shown."""
@@ -107,10 +110,19 @@ class Console:
         class Quiet(kind):
             def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
                 logger = super().build_logger(*args, **kwargs)
-                console._take(logger)
+                for handler in logger.handlers:
+                    if isinstance(handler, logging.FileHandler) and isinstance(handler.stream, io.TextIOWrapper):
+                        handler.stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+                if not console.verbose:
+                    console._take(logger)
                 return logger
 
-        runner = (kind if self.verbose else Quiet).from_cfg(cfg)
+            @master_only
+            def dump_config(self) -> None:
+                name = Path(self.cfg.filename or f"{self.timestamp}.py").name
+                write_whole(Path(self.work_dir, name), self.cfg.dump().encode())
+
+        runner = Quiet.from_cfg(cfg)
         runner.register_hook(SummaryHook())
         runner.register_hook(AnnotationIdsHook())
         return runner

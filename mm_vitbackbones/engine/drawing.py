@@ -22,6 +22,9 @@ EARLIER_LAYER = re.compile(r"d\d+\.")
 SHORT_SIDE = 600
 """Images smaller than this are enlarged before drawing, so that the labels can be read."""
 
+LONG_SIDE = 4000
+"""No image is enlarged beyond this: of one that is a pixel high, the drawing would take gigabytes."""
+
 CAPTION = 26
 """Height in pixels of the line above a drawing."""
 
@@ -92,7 +95,7 @@ def _side(
 ) -> tuple[np.ndarray, set[int]]:
     """The image under a caption with what a sample has of one kind (gt or pred), and the labels that need a legend."""
     caption = {"gt": "ground truth", "pred": f"predictions, score >= {score_thr:g}"}[kind]
-    scale = max(1, round(SHORT_SIDE / min(image.shape[:2])))
+    scale = enlarged(*image.shape[:2])
     side = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
     present: set[int] = set()
     if f"{kind}_sem_seg" in sample:
@@ -100,7 +103,7 @@ def _side(
         labels = _array(getattr(sample, f"{kind}_sem_seg").data)[0]
         draw_labels(side, labels, classes, palette)
         present = {int(label) for label in np.unique(labels) if label != 255}
-    if f"{kind}_instances" in sample:
+    if f"{kind}_instances" in sample and "bboxes" in getattr(sample, f"{kind}_instances"):
         instances = getattr(sample, f"{kind}_instances")
         boxes = _array(getattr(instances.bboxes, "tensor", instances.bboxes)).reshape(-1, 4)
         labels = _array(instances.labels)
@@ -114,6 +117,12 @@ def _side(
         draw_boxes(side, boxes * scale, labels, scores, classes, palette)
         caption = f"{caption}: {len(boxes)}"
     return _under_caption(side, caption), present
+
+
+def enlarged(height: int, width: int) -> int:
+    """How many times an image is enlarged: to ``SHORT_SIDE``, unless the long side of a thin one passes
+    ``LONG_SIDE``."""
+    return max(1, min(round(SHORT_SIDE / min(height, width)), LONG_SIDE // max(height, width)))
 
 
 def _over_legend(drawing: np.ndarray, present: set[int], classes: Sequence[str] | None, palette: Any) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.dist import master_only
+from mmengine.dist import all_gather_object, master_only
 from mmengine.hooks import EMAHook, Hook
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
@@ -21,8 +22,8 @@ from mm_vitbackbones.engine.drawing import displayable, draw_curves, draw_pair
 from mm_vitbackbones.engine.plain_data import make_plain, restore
 from mm_vitbackbones.engine.resume import take_trained_weights
 from mm_vitbackbones.engine.schedules import RECORD, run_record
-from mm_vitbackbones.errors import UserError, shorten
-from mm_vitbackbones.files import to_png, write_whole
+from mm_vitbackbones.errors import OutputError, UserError, shorten
+from mm_vitbackbones.files import make_folder, own_names, to_png, write_whole
 from mm_vitbackbones.nodes import heads
 from mm_vitbackbones.registry import HOOKS
 
@@ -125,10 +126,14 @@ class CurvesHook(Hook):
         self._path = Path(runner.work_dir, "curves.json")
         self._every = max(1, runner.max_iters // self.points)
         if runner.iter > 0 and self._path.is_file():
-            past = json.loads(self._path.read_text())
-            self.record = {
-                kind: [point for point in past.get(kind, []) if point["iter"] <= runner.iter] for kind in self.record
-            }
+            try:
+                past = json.loads(self._path.read_text(encoding="utf-8"))
+                self.record = {
+                    kind: [point for point in past.get(kind, []) if point["iter"] <= runner.iter]
+                    for kind in self.record
+                }
+            except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+                runner.logger.warning(f"{self._path} cannot be read ({error!r}): the curves begin here")
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         done = runner.iter + 1
@@ -153,6 +158,12 @@ class CurvesHook(Hook):
 
     @master_only
     def _update(self, runner: Runner) -> None:
+        try:
+            self._write(runner)
+        except OutputError as error:
+            runner.logger.error(f"{error}; the training goes on, and the curves are written again later")
+
+    def _write(self, runner: Runner) -> None:
         write_whole(self._path, json.dumps(self.record).encode())
         if not self._can_draw:
             return
@@ -169,7 +180,8 @@ class CurvesHook(Hook):
 class ImagesHook(Hook):
     """Draws ground truth (left) next to predictions (right) of every test image, as ``<image>_gt_pred.png``.
 
-    Images are loaded by the first steps of the data set's own pipeline, as for the network.
+    Images are loaded by the first steps of the data set's own pipeline, as for the network. Those in folders inside of
+    the images' common folder are drawn into such folders. On a full disk the test goes on without further drawings.
 
     Args:
         out_dir: the folder. Drawings of earlier tests in it are replaced, other files are kept.
@@ -183,7 +195,9 @@ class ImagesHook(Hook):
         self.out_dir = Path(out_dir)
         self.score_thr = score_thr
         self.bands = bands
-        self._names: set[str] = set()
+        self._names: dict[str, str] = {}
+        self._drawn: set[str] = set()
+        self._can_write = True
         self._entries: dict[str, tuple[ImageReader, Any, int]] = {}
 
     def after_test_iter(
@@ -196,25 +210,40 @@ class ImagesHook(Hook):
             palette = None  # a COCO-format set of other classes inherits the colours of COCO's
         if not self._entries:
             self._entries = entries_by_path(dataset)
-        for sample in outputs or ():
+            self._names = drawing_names([*self._entries])  # the same in every process of a run
+        for sample in (outputs or ()) if self._can_write else ():
             read, origin, index = self._entries[str(sample.img_path)]
             try:
                 image = displayable(read(origin.get_data_info(index)), self.bands)
             except UserError as error:
                 raise UserError(f"{sample.img_path}: {error}") from None
             drawing = draw_pair(image, sample, classes, palette, self.score_thr)
-            self.out_dir.mkdir(parents=True, exist_ok=True)
-            write_whole(self.out_dir / f"{self._name(Path(sample.img_path))}_gt_pred.png", to_png(drawing))
+            target = self.out_dir / f"{self._names[str(sample.img_path)]}{ENDING}"
+            try:
+                make_folder(target.parent)
+                write_whole(target, to_png(drawing))
+            except OutputError as error:
+                self._can_write = False
+                runner.logger.error(f"{error}; no more is drawn, and the test goes on")
+                return
+            self._drawn.add(str(target))
 
-    def _name(self, path: Path) -> str:
-        """The image's own name, after the names of as many of its folders as make it unique."""
-        parts = [path.stem]
-        for parent in path.parents:
-            if (name := "_".join(parts)) not in self._names:
-                break
-            parts.insert(0, parent.name)
-        self._names.add(name)
-        return name
+    def after_test_epoch(self, runner: Runner, metrics: Mapping[str, Any] | None = None) -> None:
+        drawn = {name for names in all_gather_object(self._drawn) for name in names}
+        runner.logger.info(f"drawings: {self.out_dir} ({len(drawn)} files)")
+
+
+ENDING = "_gt_pred.png"
+"""Of the name of a drawing."""
+
+
+def drawing_names(paths: Sequence[str]) -> dict[str, str]:
+    """The name of the drawing of each image, without its ending: the path within the folder that all have in common,
+    with a number after it where another one has the same."""
+    full = [os.path.abspath(path) for path in paths]
+    common = os.path.commonpath([os.path.dirname(path) for path in full]) if full else ""
+    names = [Path(os.path.relpath(path, common)).with_suffix("").as_posix() for path in full]
+    return dict(zip(paths, own_names(names, [ENDING]), strict=True))
 
 
 def entries_by_path(dataset: Any) -> dict[str, tuple[ImageReader, Any, int]]:

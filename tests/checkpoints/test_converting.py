@@ -2,7 +2,6 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -218,8 +217,8 @@ def test_unwritable_targets_are_refused(source, toy, tmp_path):
 def test_interrupted_write_leaves_the_old_file(source, toy, tmp_path, monkeypatch):
     (tmp_path / "out.pth").write_bytes(b"precious")
 
-    def fails(content, path):
-        Path(path).write_bytes(b"half")
+    def fails(content, file):
+        file.write(b"half")
         raise OSError("No space left on device")
 
     monkeypatch.setattr(torch, "save", fails)

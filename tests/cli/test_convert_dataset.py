@@ -15,7 +15,7 @@ from mm_vitbackbones import libraries
 from mm_vitbackbones.cli import new_config
 from mm_vitbackbones.cli.datasets import check_annotations, check_data_exists
 from mm_vitbackbones.cli.evaluators import check_evaluators
-from mm_vitbackbones.errors import UserError
+from mm_vitbackbones.errors import OutputError, UserError
 
 
 @pytest.fixture
@@ -143,7 +143,7 @@ def test_conversion_that_fails_leaves_nothing(folder: Path, tmp_path: Path, monk
         raise OSError("no space")
 
     monkeypatch.setattr("mm_vitbackbones.data.converting.writing.to_json", fail)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(OutputError, match="cannot be written: no space, and nothing is left of it"):
         convert(folder)
     assert os.listdir(tmp_path) == ["my data"]
 

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import unicodedata
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -20,13 +25,16 @@ pytest.importorskip("mmseg")
 
 from mmengine.structures import InstanceData, PixelData
 
+from mm_vitbackbones import files
 from mm_vitbackbones.cli import predict
 from mm_vitbackbones.cli.arguments import run
 from mm_vitbackbones.cli.config import load_config
+from mm_vitbackbones.cli.journal import NAME, Journal
 from mm_vitbackbones.cli.model import build_model
 from mm_vitbackbones.cli.predict import Results, find_images
 from mm_vitbackbones.data import mini
-from mm_vitbackbones.errors import UserError
+from mm_vitbackbones.data.reading import ImageReader
+from mm_vitbackbones.errors import OutputError, UserError
 
 pytestmark = [pytest.mark.mmdet, pytest.mark.mmseg, pytest.mark.xdist_group("predict")]
 
@@ -176,7 +184,7 @@ def test_bad_arguments_are_refused(segmentor, tmp_path, capsys, arguments, messa
 def test_names_of_results_are_unique(tmp_path):
     for folder in ("a", "b"):
         images(tmp_path / folder / "x", (8, 8))
-    names = [name for _, name in find_images([tmp_path / "a", tmp_path / "b"])]
+    names = [name for _, name in find_images([tmp_path / "a", tmp_path / "b"])[0]]
     assert names == ["x/image_0", "x/image_0_2"]
     (tmp_path / "c").mkdir()
     with pytest.raises(UserError, match="no image in"):
@@ -189,9 +197,9 @@ def test_files_of_any_kind_are_found_for_a_loader_of_the_users_own(tmp_path):
         (tmp_path / name).touch()
     with pytest.raises(UserError, match="no image in"):
         find_images([tmp_path / "in"])
-    assert [name for _, name in find_images([tmp_path / "in"], any_file=True)] == ["a", "b/c"]
-    assert [path.name for path, _ in find_images([tmp_path / "mixed"], any_file=True)] == ["a.tif"]
-    assert [name for _, name in find_images([tmp_path / "in/a.npy"])] == ["a"]  # a file by its name
+    assert [name for _, name in find_images([tmp_path / "in"], any_file=True)[0]] == ["a", "b/c"]
+    assert [path.name for path, _ in find_images([tmp_path / "mixed"], any_file=True)[0]] == ["a.tif"]
+    assert [name for _, name in find_images([tmp_path / "in/a.npy"])[0]] == ["a"]  # a file by its name
 
 
 def test_masks_are_run_lengths_and_their_area_is_counted():
@@ -206,7 +214,7 @@ def test_masks_are_run_lengths_and_their_area_is_counted():
         masks=masks,
     )
     results = Results(("cat", "dog"))
-    results.add(0, Path("a.png"), (6, 8), Sample(pred_instances=found), score_thr=0.3)
+    results.take(results.entry(0, Path("a.png"), (6, 8), Sample(pred_instances=found), score_thr=0.3))
     (annotation,) = results.coco()["annotations"]
     assert (annotation["bbox"], annotation["category_id"], annotation["area"]) == ([2.0, 1.0, 5.0, 3.0], 2, 15)
     assert np.array_equal(coco_mask.decode(annotation["segmentation"]), masks[0].numpy())
@@ -222,10 +230,236 @@ def test_what_all_images_hold_is_counted():
     for labels in ([1, 0, 1], [1]):
         count = len(labels)
         found = InstanceData(bboxes=torch.zeros(count, 4), labels=torch.tensor(labels), scores=torch.ones(count))
-        detections.add(0, Path("a.png"), (6, 8), Sample(pred_instances=found), score_thr=0.3)
+        detections.take(detections.entry(0, Path("a.png"), (6, 8), Sample(pred_instances=found), score_thr=0.3))
     assert detections.total() == "3 dog, 1 cat"
     segments = Results(("cat", "dog"))
     for labels in ([[[0, 1, 1]]], [[[1, 1, 1]]]):
         found = PixelData(data=torch.tensor(labels))
-        segments.add(0, Path("a.png"), (1, 3), Sample(pred_sem_seg=found), score_thr=0.3)
+        segments.take(segments.entry(0, Path("a.png"), (1, 3), Sample(pred_sem_seg=found), score_thr=0.3))
     assert segments.total() == "dog in 2, cat in 1"
+
+
+# ---- what comes in and goes out badly
+
+
+class Toy:
+    """A predictor without a model: of each image a box and a mask, by its first pixel."""
+
+    classes, palette = ("cat", "dog\u00e9"), None
+
+    def __init__(self, *_: Any) -> None:
+        self._read = ImageReader([{"type": "mmcv.LoadImageFromFile"}])
+
+    def load(self, path: Path, index: int) -> tuple[np.ndarray, Any]:
+        image = self._read({"img_path": str(path)})
+        return image, image
+
+    def __call__(self, image: np.ndarray) -> Any:
+        label = int(image[0, 0, 0]) % 2
+        masks = torch.zeros(1, *image.shape[:2], dtype=torch.bool)
+        masks[0, :2, :2] = True
+        boxes = torch.tensor([[0.0, 0.0, 2.0, 2.0]])
+        found = InstanceData(bboxes=boxes, labels=torch.tensor([label]), scores=torch.ones(1), masks=masks)
+        return Sample(pred_instances=found)
+
+
+@pytest.fixture
+def toy(monkeypatch: pytest.MonkeyPatch, detector: tuple[Path, Path]) -> list[str]:
+    """The first arguments of a command that predicts by ``Toy``."""
+    monkeypatch.setattr(predict, "Predictor", Toy)
+    monkeypatch.setattr(predict, "print_log", lambda message, **_: print(message))
+    return [*map(str, detector), "--device", "cpu"]
+
+
+def outcome(arguments: list[Any]) -> int:
+    """The exit code of the command."""
+    try:
+        return run(predict.main, [*map(str, arguments)])
+    except SystemExit as ended:
+        return int(ended.code or 0)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, path: Path, error: BaseException) -> None:
+    """Have the loading of an image end in an error."""
+    load = Toy.load
+
+    def stopping(self: Toy, at: Path, index: int) -> Any:
+        if at == path:
+            raise error
+        return load(self, at, index)
+
+    monkeypatch.setattr(Toy, "load", stopping)
+
+
+def test_what_is_no_image_is_skipped_and_all_others_are_done(toy, tmp_path, capsys):
+    given = images(tmp_path / "in", (60, 80), (64, 64), (1, 600), (600, 1))
+    os.mkfifo(tmp_path / "in/a_pipe.png")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "in/folder.png").mkdir()
+    (tmp_path / "in/link.png").symlink_to("nowhere")
+    (tmp_path / "in/image_00.png").touch()
+    (tmp_path / "in/image_01.jpg").write_bytes(given[0].read_bytes()[:100])
+    out = tmp_path / "out"
+    code = outcome([*toy, tmp_path / "in", tmp_path / "pipe", "/dev/zero", tmp_path / "missing.png", "--out", out])
+    captured = capsys.readouterr()
+    assert code == 1
+    assert f"4 of 12 images done: {out}" in captured.out
+    *skipped, last = captured.err.splitlines()
+    assert last == "8 of 12 images could not be read"
+    assert {Path(line.partition(": ")[0]).name: line.partition(": ")[2] for line in skipped} == {
+        "a_pipe.png": "it is a named pipe, and no file",
+        "pipe": "it is a named pipe, and no file",
+        "zero": "it is a device, and no file",
+        "folder.png": "it is a folder without images, or a link to one",
+        "link.png": "it is a link to nothing",
+        "missing.png": "there is no such file or folder",
+        "image_00.png": "it is empty",
+        "image_01.jpg": "failed to load image",
+    }
+    assert sorted(contents(out)) == [*(f"image_{i}.png" for i in range(4)), "predictions.json"]
+    assert len(json.loads((out / "predictions.json").read_text())["images"]) == 4
+
+
+def test_image_that_the_model_cannot_take_is_skipped(toy, tmp_path, monkeypatch, capsys):
+    given = images(tmp_path / "in", (60, 80), (64, 64), (30, 30))
+    stop_at(monkeypatch, given[1], RuntimeError("the kernel is larger than the input"))
+    assert outcome([*toy, tmp_path / "in", "--out", tmp_path / "out"]) == 1
+    assert f"skipped {given[1]}: RuntimeError: the kernel is larger than the input" in capsys.readouterr().err
+    assert sorted(contents(tmp_path / "out")) == ["image_0.png", "image_2.png", "predictions.json"]
+
+
+def test_too_large_an_image_is_skipped_before_it_is_loaded(toy, tmp_path, monkeypatch, capsys):
+    given = images(tmp_path / "in", (60, 80), (16, 16))
+    monkeypatch.setenv("MM_VITBACKBONES_MAX_PIXELS", "4_000")
+    monkeypatch.setattr(cv2, "imdecode", lambda content, flags: np.zeros((16, 16, 3), np.uint8))
+    assert outcome([*toy, tmp_path / "in", "--out", tmp_path / "out"]) == 1
+    message = "it has 4,800 pixels, and at most 4,000 are read: set the environment variable MM_VITBACKBONES_MAX_PIXELS"
+    assert f"skipped {given[0]}: {message} to raise this" in capsys.readouterr().err
+    monkeypatch.setenv("MM_VITBACKBONES_MAX_PIXELS", "4800")
+    assert outcome([*toy, tmp_path / "in", "--out", tmp_path / "out2"]) == 0
+
+
+@pytest.mark.parametrize("by", ["interrupt", "kill"])
+def test_interrupted_run_goes_on_and_gives_the_same(toy, tmp_path, monkeypatch, capsys, by):
+    given = images(tmp_path / "in", *[(20 + i, 30) for i in range(5)])
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    assert outcome([*toy, tmp_path / "in", "--out", whole]) == 0
+    command = [*toy, tmp_path / "in", "--out", out]
+    with monkeypatch.context() as patched:
+        stop_at(patched, given[3], KeyboardInterrupt() if by == "interrupt" else Killed())
+        if by == "interrupt":
+            assert outcome(command) == 130
+            said = f"stopped after 3 of 5 images, which are in {out}: the same command with --resume goes on"
+            assert said in capsys.readouterr().err
+            assert len(json.loads((out / "predictions.json").read_text())["images"]) == 3
+        else:
+            with pytest.raises(Killed):
+                outcome(command)
+            with (out / NAME).open("ab") as file:
+                file.write(b'{"image": {"id": 4, "fi')  # a line that was being written
+            (out / f"{files.PARTIAL}0.partial").write_bytes(b"half")
+    assert outcome(command) == 2
+    assert "holds a run that did not end: --resume goes on" in capsys.readouterr().err
+    assert outcome([*command, "--resume", "--score-thr", "0.5"]) == 2
+    assert "was begun with another --score-thr" in capsys.readouterr().err
+    (out / "image_1.png").unlink()  # lost since
+    read: list[Path] = []
+    with monkeypatch.context() as patched:
+        load = Toy.load
+        patched.setattr(Toy, "load", lambda self, path, index: read.append(path) or load(self, path, index))
+        assert outcome([*command, "--resume"]) == 0
+    assert read == [given[1], *given[3:]]
+    assert f"5 of 5 images done: {out}" in capsys.readouterr().out
+    found, expected = contents(out), contents(whole)
+    results = [json.loads(each.pop("predictions.json")) for each in (found, expected)]
+    assert found == expected
+    for each in results:
+        for kind in ("images", "annotations"):
+            each[kind] = sorted(
+                ({**entry, "id": 0} if kind == "annotations" else entry for entry in each[kind]), key=str
+            )
+    assert results[0] == results[1]
+    assert outcome([*command, "--resume"]) == 2
+    assert "holds no run that can go on" in capsys.readouterr().err
+
+
+class Killed(BaseException):
+    """In place of SIGKILL."""
+
+
+def test_sigterm_is_an_interrupt(toy, tmp_path, monkeypatch, capsys):
+    images(tmp_path / "in", (20, 30), (20, 30))
+    load = Toy.load
+
+    def terminated(self: Toy, path: Path, index: int) -> Any:
+        if index == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return load(self, path, index)
+
+    monkeypatch.setattr(Toy, "load", terminated)
+    before = signal.getsignal(signal.SIGTERM)
+    assert outcome([*toy, tmp_path / "in", "--out", tmp_path / "out"]) == 130
+    assert "stopped after 1 of 2 images" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_full_disk_is_one_line_and_what_is_done_stays(toy, tmp_path, monkeypatch, capsys):
+    images(tmp_path / "in", (20, 30), (20, 30), (20, 30))
+    out, written = tmp_path / "out", []
+    whole = predict.write_whole
+
+    def until_full(path: Path, content: bytes) -> None:
+        if path.name == "image_1.png" and not written:
+            written.append(path)
+            raise OutputError(f"{path} cannot be written: No space left on device (0 bytes are free)")
+        whole(path, content)
+
+    monkeypatch.setattr(predict, "write_whole", until_full)
+    assert outcome([*toy, tmp_path / "in", "--out", out]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert "No space left on device (0 bytes are free); stopped after 1 of 3 images" in line
+    assert len(json.loads((out / "predictions.json").read_text())["images"]) == 1
+    assert outcome([*toy, tmp_path / "in", "--out", out, "--resume"]) == 0
+    assert len(json.loads((out / "predictions.json").read_text())["images"]) == 3
+
+
+def test_disk_without_room_is_one_line_before_the_model_is_built(toy, tmp_path, monkeypatch, capsys):
+    images(tmp_path / "in", (20, 30))
+    monkeypatch.setattr(predict, "Predictor", None)
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
+    assert outcome([*toy, tmp_path / "in", "--out", tmp_path / "out"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: --out {tmp_path / 'out'}: 100 bytes are free in {tmp_path}")
+    assert not (tmp_path / "out").exists()
+
+
+def test_second_run_into_a_folder_is_refused(toy, tmp_path, capsys):
+    images(tmp_path / "in", (20, 30))
+    out = tmp_path / "out"
+    out.mkdir()
+    first = Journal(out, {})
+    assert outcome([*toy, tmp_path / "in", "--out", out, "--resume"]) == 2
+    assert "is being written by another run" in capsys.readouterr().err
+    first.close(finished=True)
+
+
+def test_every_image_has_files_of_its_own_and_the_summary_counts_them(segmentor, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(predict, "print_log", lambda message, **_: print(message))
+    (one,) = images(tmp_path, (32, 40))
+    long = "x" * 245
+    names = ["in/a.jpg", "in/a.png", "in/A.png", "in/a_labels.png", "in/b/a.png", "other/b/a.png", f"in/{long}.png"]
+    names += ["in/a.png.d/c.png", "in/predictions.json/c.png", "in/\u00e9.png", "in/e\u0301.png"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(one.read_bytes())
+    out = tmp_path / "out"
+    arguments = [*segmentor, tmp_path / "in", tmp_path / "other", tmp_path / "in", "--out", out, "--device", "cpu"]
+    assert outcome(arguments) == 0
+    assert f"{len(names)} of {len(names)} images done" in capsys.readouterr().out
+    written = contents(out)
+    assert len(written) == 2 * len(names)
+    assert len({unicodedata.normalize("NFC", name).casefold() for name in written}) == len(written)
+    assert {"A.png", "a_2.png", "a_3.png", "b/a.png", "b/a_2.png", "b/a_labels.png"} <= {*written}

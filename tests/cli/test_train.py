@@ -622,19 +622,21 @@ def test_drawings_show_boxes_labels_and_maps(tmp_path: Path) -> None:
     runner = SimpleNamespace(test_dataloader=SimpleNamespace(dataset=dataset))
     ImagesHook(str(tmp_path / "out"), score_thr=0.3).after_test_iter(runner, 0, outputs=[found, segmented])
 
-    drawings = {path.name: cv2.imread(str(path)) for path in (tmp_path / "out").iterdir()}
-    assert sorted(drawings) == ["b_scene_gt_pred.png", "scene_gt_pred.png"]
+    drawings = {
+        str(path.relative_to(tmp_path / "out")): cv2.imread(str(path)) for path in (tmp_path / "out").rglob("*.png")
+    }
+    assert sorted(drawings) == ["a/scene_gt_pred.png", "b/scene_gt_pred.png"]
     original = cv2.resize(noise, None, fx=9, fy=9)  # 64 pixels are enlarged to about 600
-    for name, drawn, left_alone in (("scene_gt_pred.png", 0, 1), ("b_scene_gt_pred.png", 1, 0)):
+    for name, drawn, left_alone in (("a/scene_gt_pred.png", 0, 1), ("b/scene_gt_pred.png", 1, 0)):
         rows = drawings[name][CAPTION : CAPTION + original.shape[0]]
         halves = (rows[:, : original.shape[1]], rows[:, -original.shape[1] :])
         assert np.array_equal(halves[left_alone], original)
         assert not np.array_equal(halves[drawn], original)
     # The legend of the labels: a patch of the class's colour (RGB in the data set, BGR in the file).
-    legend = drawings["b_scene_gt_pred.png"][CAPTION + original.shape[0] :]
+    legend = drawings["b/scene_gt_pred.png"][CAPTION + original.shape[0] :]
     assert legend.shape[0] == CAPTION
     assert (legend == (60, 20, 220)).all(axis=2).any()
-    assert drawings["scene_gt_pred.png"].shape[0] == CAPTION + original.shape[0]
+    assert drawings["a/scene_gt_pred.png"].shape[0] == CAPTION + original.shape[0]
 
 
 # ---- weights to start from

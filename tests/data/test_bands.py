@@ -164,3 +164,19 @@ def test_statistics_leave_out_what_is_not_finite() -> None:
     np.testing.assert_allclose([statistics.mean[0], statistics.std[0]], [3, np.std([1, 3, 5])])
     with pytest.raises(UserError, match="2 channels"):
         statistics.add(np.zeros((2, 2, 2)))
+
+
+def test_an_array_that_its_file_does_not_hold_takes_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.npy"
+    for shape in ((10**6, 10**6, 4), (10**12, 10**12, 10**12), (8, 8, 2)):
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        with path.open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            file.write(bytes(100))
+        with pytest.raises(UserError, match=r"it is no \.npy file of numbers"):
+            read_bands(path)
+    np.save(path, np.zeros((8, 8, 2), np.uint8))
+    assert read_bands(path).shape == (8, 8, 2)
+    monkeypatch.setenv("MM_VITBACKBONES_MAX_IMAGE_BYTES", "127")
+    with pytest.raises(UserError, match="it has 128 bytes, and at most 127 are read"):
+        read_bands(path)

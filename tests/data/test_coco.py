@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -232,7 +233,21 @@ def test_faults_of_fields_are_counted_by_kind_in_one_line(folder):
             [1, 2, float("nan"), 4],
             "1 annotation whose bbox is a list that holds NaN or infinite",
         ),
-        ("annotations", "bbox", [1, 2, None, 1e39], "1 annotation whose bbox is a list that holds null and too large"),
+        (
+            "annotations",
+            "bbox",
+            [1, 2, None, 1e39],
+            "1 annotation whose bbox is a list that holds a number that is too large and null",
+        ),
+        (
+            "annotations",
+            "bbox",
+            [1, 10**400, 3, 4],
+            "1 annotation whose bbox is a list that holds a number that is too large",
+        ),
+        ("annotations", "bbox", [1, 2, -3, 4], "1 annotation whose bbox is of a width or height below 0"),
+        ("annotations", "bbox", [1, 2, 3, 2e6], "1 annotation whose bbox is further away or larger than 1e+06 pixels"),
+        ("images", "width", 10**9, "1 image whose width is above 1e+06"),
         ("annotations", "area", "180", "1 annotation whose area is text"),
         ("annotations", "area", float("inf"), "1 annotation whose area is NaN or infinite"),
         ("annotations", "iscrowd", "0", "1 annotation whose iscrowd is text (id 0; mmdet's CocoDataset reads 0 or 1)"),
@@ -669,3 +684,56 @@ def test_the_folder_of_images_has_its_name(folder):
     coco.write(folder.root, folder.content)
     with pytest.raises(UserError, match=r"needs data_prefix=dict\(img="):
         datasets.check_annotations(coco.dataset(folder.root, data_prefix={}), CLASSES, "train_dataloader")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [('"area": 1', '"bbox": [1, 2, 3, 4], "area": 1'), ('{"images"', '{"categories": [], "images"')]
+)
+def test_a_key_that_is_there_twice_is_refused(folder, old, new):
+    text = json.dumps(folder.content)
+    assert old in text
+    coco.write(folder.root, text.replace(old, new, 1))
+    for check in (
+        lambda: datasets.check_annotations(coco.dataset(folder.root), CLASSES, "train_dataloader"),
+        lambda: evaluators.check_measured(folder.root / "boxes.json", CLASSES, ["bbox"], "val_evaluator"),
+    ):
+        with pytest.raises(UserError, match=r"boxes.json has an entry with the key '\w+' twice.*remove one of them"):
+            check()
+
+
+def test_an_image_is_not_said_to_be_larger_than_what_is_read(folder, monkeypatch):
+    monkeypatch.setenv("MM_VITBACKBONES_MAX_PIXELS", "1199")
+    with pytest.raises(UserError, match=r"the image of id \d+ is 40x30: it has 1,200 pixels, and at most 1,199 are"):
+        folder.check()
+    monkeypatch.setenv("MM_VITBACKBONES_MAX_PIXELS", "1200")
+    folder.check()
+    monkeypatch.setenv("MM_VITBACKBONES_MAX_PIXELS", "many")
+    with pytest.raises(UserError, match="MM_VITBACKBONES_MAX_PIXELS=many has to be a whole number of pixels"):
+        folder.check()
+
+
+@pytest.mark.parametrize(
+    ("mask", "why"),
+    [
+        ({"size": [30, 40], "counts": [5, 7]}, "whose RLE cannot be decoded into an image's pixels"),
+        ({"size": [10**6, 10**6], "counts": [10**12]}, "whose RLE is of another size than the image"),
+        ([[1, 1, float("nan"), 2, 3, 4]], "whose polygons hold something other than numbers below 1e+06"),
+        ([[0, 0, 1e6, 1e6, 0, 1] * 8], "whose polygons are longer than 1e+07 pixels"),
+    ],
+)
+def test_a_mask_that_cannot_be_right_is_mentioned_where_boxes_alone_are_loaded(folder, monkeypatch, mask, why):
+    said: list[str] = []
+    monkeypatch.setattr("mm_vitbackbones.data.coco_masks.print_log", lambda message, **_: said.append(message))
+    folder.content["annotations"][0]["segmentation"] = mask
+    folder.check()
+    (line,) = said
+    assert f"has 1 annotation {why} (id 0); boxes alone are loaded" in line
+    coco.write(folder.root, folder.content)
+    with pytest.raises(UserError, match=why.replace("+", r"\+")):
+        datasets.check_annotations(coco.dataset(folder.root, masks=True), CLASSES, "train_dataloader")
+
+
+def test_a_named_pipe_is_no_annotation_file(tmp_path):
+    os.mkfifo(tmp_path / "boxes.json")
+    with pytest.raises(UserError, match=r"ann_file .*boxes.json is a named pipe, and no COCO JSON"):
+        datasets.check_data_exists(coco.dataset(tmp_path), "train_dataloader")

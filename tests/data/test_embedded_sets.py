@@ -119,6 +119,59 @@ def test_new_version_takes_the_place_of_the_old(tmp_path: Path) -> None:
     assert found == {"a": b"3", "new": b"4", "notes.txt": b"mine"}
 
 
+@pytest.mark.parametrize("name", ["../victim", "{outside}/victim", "a/../../victim", "a//b", "./a", "", MARKER, 7])
+@pytest.mark.parametrize("version", [1, 2])
+def test_marker_that_lists_what_this_tool_does_not_write_removes_nothing(
+    tmp_path: Path, name: Any, version: int
+) -> None:
+    victim, root = tmp_path / "victim", tmp_path / "things"
+    victim.write_bytes(b"1")
+    make(root, {"a": b"1"})
+    name = name.replace("{outside}", str(tmp_path)) if isinstance(name, str) else name
+    marker = json.loads((root / MARKER).read_text())
+    marker["files"] = {"a": marker["files"]["a"], name: marker["files"]["a"]}
+    (root / MARKER).write_text(
+        json.dumps(marker) if isinstance(name, str) else json.dumps({**marker, "files": [[7, 7]]})
+    )
+    before = contents(tmp_path)
+    with pytest.raises(UserError, match=r"did not write, and nothing is removed"):
+        make(root, {"b": b"2"}, version)
+    assert contents(tmp_path) == before
+
+
+def test_links_in_a_folder_are_not_followed(tmp_path: Path) -> None:
+    outside, root = tmp_path / "outside", tmp_path / "things"
+    make(root, {"in/a": b"1", "b": b"1"})
+    (root / "in").rename(outside)
+    (root / "in").symlink_to(outside)
+    for new, version in (({"c": b"1"}, 2), ({"in/a": b"2"}, 1), ({"in/new": b"2"}, 1)):
+        with pytest.raises(UserError, match="left as it is"):
+            make(root, new, version)
+    (root / "in").unlink()
+    (root / "b").unlink()
+    (root / "b").symlink_to(outside / "a")
+    with pytest.raises(UserError, match="left as it is"):
+        make(root, {"c": b"1"}, version=2)
+    assert contents(outside) == {"a": b"1"}
+
+
+def test_a_link_that_comes_after_the_check_is_not_followed(tmp_path: Path) -> None:
+    owned = OwnedFolder(tmp_path / "things", "things", 1)
+    owned.claim(["in/a"])
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "things/in").symlink_to(tmp_path / "outside")
+    with pytest.raises(UserError, match="through a link"):
+        owned.write("in/a", b"1")
+    assert contents(tmp_path / "outside") == {}
+
+
+def test_file_without_a_recorded_digest_is_not_removed(tmp_path: Path) -> None:
+    OwnedFolder(tmp_path, "things", 1).claim(["a"])
+    (tmp_path / "a").write_bytes(b"somebody's")
+    make(tmp_path, {"b": b"2"}, version=2)
+    assert (tmp_path / "a").read_bytes() == b"somebody's"
+
+
 def test_writing_an_unclaimed_file_is_refused(tmp_path: Path) -> None:
     owned = OwnedFolder(tmp_path, "things", 1)
     with pytest.raises(ValueError, match="not claimed"):

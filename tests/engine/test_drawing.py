@@ -10,13 +10,22 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from mmengine.structures import PixelData
+from mmengine.structures import InstanceData, PixelData
 from PIL import Image
 
 from helpers.drawing import Images, Sample
-from mm_vitbackbones.engine.drawing import CAPTION, SHORT_SIDE, displayable, draw_curves
-from mm_vitbackbones.engine.hooks import ImagesHook
-from mm_vitbackbones.errors import UserError
+from mm_vitbackbones.engine import hooks
+from mm_vitbackbones.engine.drawing import (
+    CAPTION,
+    SHORT_SIDE,
+    displayable,
+    draw_curves,
+    draw_pair,
+    draw_prediction,
+    enlarged,
+)
+from mm_vitbackbones.engine.hooks import ImagesHook, drawing_names
+from mm_vitbackbones.errors import OutputError, UserError
 
 pytest.importorskip("mmcv")
 
@@ -97,3 +106,54 @@ def test_images_of_wrapped_data_sets_are_loaded_by_their_own_pipelines(tmp_path:
     for path, value in (("a.npy", 30), ("b.npy", 200)):
         drawn = show(both, path, torch.full((1, 40, 40), 255), tmp_path / "out")
         assert (drawn == value).all()
+
+
+def test_a_thin_image_is_not_enlarged_beyond_bounds() -> None:
+    assert [enlarged(*shape) for shape in ((1, 2600), (2600, 1), (1, 1), (300, 400), (5000, 6000))] == [1, 1, 600, 2, 1]
+    drawing = draw_prediction(np.zeros((1, 2600, 3), np.uint8), Sample(), None, None, 0.3)
+    assert drawing.shape == (CAPTION + 1, 2600, 3)
+
+
+def test_drawings_have_the_same_names_in_every_process_and_no_two_the_same() -> None:
+    paths = ["/d/x/a.png", "/d/x/a.jpg", "/d/y/a.png", "/d/y/A.png", "/d/z.png"]
+    names = drawing_names(paths)
+    assert [names[path] for path in paths] == ["x/a", "x/a_2", "y/a", "y/A_2", "z"]
+    assert drawing_names(["d/a.png"]) == {"d/a.png": "a"}
+    assert drawing_names([]) == {}
+
+
+def test_a_full_disk_ends_drawing_and_not_the_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [str(tmp_path / f"{i}.png") for i in range(3)]
+    for path in paths:
+        Image.new("RGB", (20, 20)).save(path)
+    written: list[Path] = []
+
+    def until_full(path: Path, content: bytes) -> None:
+        if written:
+            raise OutputError(f"{path} cannot be written: No space left on device")
+        written.append(path)
+
+    monkeypatch.setattr(hooks, "write_whole", until_full)
+    said: list[str] = []
+    logger = SimpleNamespace(error=said.append, info=said.append)
+    entries = {
+        path: (lambda info: np.zeros((20, 20, 3), np.uint8), SimpleNamespace(get_data_info=int), 0) for path in paths
+    }
+    monkeypatch.setattr(hooks, "entries_by_path", lambda dataset: entries)
+    dataset = SimpleNamespace(metainfo={})
+    runner = SimpleNamespace(test_dataloader=SimpleNamespace(dataset=dataset), logger=logger)
+    hook = ImagesHook(str(tmp_path / "out"))
+    for path in paths:
+        hook.after_test_iter(runner, 0, outputs=[Sample(img_path=path)])
+    hook.after_test_epoch(runner)
+    assert said == [
+        f"{tmp_path}/out/1_gt_pred.png cannot be written: No space left on device; no more is drawn, and the test "
+        "goes on",
+        f"drawings: {tmp_path}/out (1 files)",
+    ]
+
+
+def test_objects_that_no_step_has_loaded_are_not_drawn() -> None:
+    image = np.zeros((30, 40, 3), np.uint8)
+    expected = draw_pair(image, Sample(), None, None, 0.3)
+    assert np.array_equal(draw_pair(image, Sample(gt_instances=InstanceData()), None, None, 0.3), expected)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mm_vitbackbones.data.converting.collection import Collection, Notes, Thing
 from mm_vitbackbones.data.converting.sources import ImageIndex, files_in, folder_split, images_in, split_of
+from mm_vitbackbones.data.json_files import read_json, why_doubled
 from mm_vitbackbones.data.reading import IMAGES
 from mm_vitbackbones.errors import UserError
+
+LARGEST = 1e300
+"""Larger whole numbers are no numbers in 64 bits."""
 
 KINDS = ("images", "annotations", "categories")
 
@@ -20,11 +23,18 @@ def is_coco(content: Any) -> bool:
 
 
 def load(path: Path) -> Any:
-    """The content of a JSON file; None if it is none."""
+    """The content of a JSON file; None if it is none.
+
+    Raises:
+        UserError: it holds annotations, and a key is there twice in one entry.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, OSError, RecursionError):
+        content, doubled = read_json(path, encoding="utf-8-sig")
+    except (ValueError, OSError, RecursionError, UserError):
         return None
+    if doubled and isinstance(content, dict) and ("shapes" in content or "annotations" in content):
+        raise UserError(why_doubled(path, doubled))
+    return content
 
 
 def read(folder: Path, file: Path | None = None, keep_crowds: bool = False) -> Collection:
@@ -198,5 +208,5 @@ def _is_key(value: Any) -> bool:
 
 def _numbers(values: Any) -> bool:
     return isinstance(values, Sequence) and all(
-        isinstance(value, (int, float)) and not isinstance(value, bool) for value in values
+        isinstance(value, (int, float)) and not isinstance(value, bool) and not abs(value) > LARGEST for value in values
     )

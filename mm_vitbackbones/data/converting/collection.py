@@ -14,8 +14,13 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as rle_tools
 
+from mm_vitbackbones.data.coco_fields import FURTHEST
+from mm_vitbackbones.data.coco_masks import LONGEST, decode_counts, outline_length
+from mm_vitbackbones.data.image_files import too_many_pixels
 from mm_vitbackbones.data.sizes import ORIENTATION, SIDEWAYS, header_size
 from mm_vitbackbones.errors import UserError
+from mm_vitbackbones.files import why_no_file
+from mm_vitbackbones.limits import IMAGE_BYTES
 
 SPLITS = ("train", "val", "test")
 
@@ -141,8 +146,18 @@ class Collection:
         polygons = [outline for outline in thing.polygons if len(outline) >= 6 and len(outline) % 2 == 0]
         if short := len(thing.polygons) - len(polygons):
             self.notes.left_out("polygons", "of fewer than three points", where, short)
-        if not all(map(math.isfinite, [*(thing.box or ()), *(number for each in polygons for number in each)])):
+        coordinates = [*(thing.box or ()), *(number for each in polygons for number in each)]
+        if not all(map(math.isfinite, coordinates)):
             self.notes.left_out("objects", "with a coordinate that is no number", where)
+            return False
+        if max(map(abs, coordinates), default=0) > FURTHEST:
+            self.notes.left_out("objects", f"with a coordinate above {FURTHEST:g} pixels", where)
+            return False
+        if thing.box and min(thing.box[2:]) < 0:
+            self.notes.left_out("objects", "of a width or height below 0", where)
+            return False
+        if sum(map(outline_length, polygons)) > LONGEST:
+            self.notes.left_out("objects", f"with outlines of more than {LONGEST:g} pixels", where)
             return False
         if thing.polygons and not polygons and thing.box is None:
             self.notes.left_out("objects", "without a usable polygon", where)
@@ -178,7 +193,15 @@ class Collection:
 
 
 def loaded_size(image: Path) -> Size | None:
-    """Width and height as the libraries' loader gives the image; None if it cannot be read."""
+    """Width and height as the libraries' loader gives the image; None if it cannot be read.
+
+    Raises:
+        UserError: it is too large to be loaded.
+    """
+    if why_no_file(image):
+        return None
+    if why := IMAGE_BYTES.exceeded(image.stat().st_size if image.exists() else 0) or too_many_pixels(image):
+        raise UserError(f"{image}: {why}")
     if size := header_size(str(image), "color"):
         return size[1], size[0]
     try:
@@ -226,10 +249,13 @@ def _decoded(mask: dict[str, Any], size: Size) -> np.ndarray | None:
         if (width, height) != size:
             return None
         rle = rle_tools.frPyObjects(mask, height, width) if isinstance(mask["counts"], list) else mask
-        if isinstance(mask["counts"], list) and sum(mask["counts"]) != width * height:
+        counts = mask["counts"]
+        text = counts.decode() if isinstance(counts, bytes) else counts
+        runs = np.array(counts) if isinstance(counts, list) else decode_counts(text)
+        if not len(runs) or runs.min() < 0 or runs.sum() != width * height:  # pycocotools writes past its memory
             return None
         return np.asarray(rle_tools.decode(rle))
-    except (KeyError, TypeError, ValueError, OverflowError):
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
         return None
 
 

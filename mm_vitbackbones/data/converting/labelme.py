@@ -15,9 +15,11 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as rle_tools
 
+from mm_vitbackbones.data.coco_fields import FURTHEST
 from mm_vitbackbones.data.converting.coco_export import load
 from mm_vitbackbones.data.converting.collection import Collection, Size, Thing
 from mm_vitbackbones.data.converting.sources import ImageIndex, files_in, folder_split, images_in, read_lines
+from mm_vitbackbones.data.image_files import too_many_pixels
 from mm_vitbackbones.errors import UserError
 
 NAME_FILES = ("labels.txt", "classes.txt", "class_names.txt")
@@ -98,6 +100,8 @@ def _inside(data: Any) -> tuple[bytes | None, Size | None]:
     """The image that a JSON holds: its bytes and its size."""
     try:
         content = base64.b64decode(data)
+        if too_many_pixels(io.BytesIO(content)):
+            return None, None
         pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
     except (TypeError, binascii.Error, ValueError, cv2.error):
         return None, None
@@ -136,7 +140,7 @@ def _thing(shape: Any, size: Size, where: str, collection: Collection) -> Thing 
     kind = shape.get("shape_type") or "polygon"
     try:
         points = [(float(x), float(y)) for x, y in shape.get("points") or ()]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         notes.left_out("shapes", "whose points are no pairs of numbers", where)
         return None
     if kind == "polygon":
@@ -166,14 +170,17 @@ def _circle(x: float, y: float, radius: float) -> Iterator[float]:
 def _mask(data: Any, corner: tuple[float, float], size: Size) -> dict[str, Any] | None:
     """RLE of a mask that covers a part of the image, from ``corner`` on."""
     try:
-        with Image.open(io.BytesIO(base64.b64decode(data))) as image:
+        stored = base64.b64decode(data)
+        if too_many_pixels(io.BytesIO(stored)):
+            return None
+        with Image.open(io.BytesIO(stored)) as image:
             part = np.asarray(image.convert("L")) > 0
     except Exception:  # Pillow raises errors of many kinds
         return None
     whole = np.zeros((size[1], size[0]), np.uint8)
-    x, y = (round(value) for value in corner)
-    if x < 0 or y < 0:
+    if not all(0 <= value <= FURTHEST for value in corner):
         return None
+    x, y = (round(value) for value in corner)
     place = whole[y : y + part.shape[0], x : x + part.shape[1]]
     place[...] = part[: place.shape[0], : place.shape[1]]
     rle: dict[str, Any] = rle_tools.encode(np.asfortranarray(whole))

@@ -21,9 +21,10 @@ from mm_vitbackbones.data.converting.sources import (
     read_lines,
 )
 from mm_vitbackbones.data.converting.writing import put
+from mm_vitbackbones.data.image_files import why_unreadable
 from mm_vitbackbones.data.sizes import SIDEWAYS
 from mm_vitbackbones.errors import UserError
-from mm_vitbackbones.files import to_png
+from mm_vitbackbones.files import to_png, write_whole
 
 ENDINGS = ("_mask", "_masks", "_label", "_labels", "_seg", "_gt", "_l")
 """What the name of a mask may have after that of its image."""
@@ -225,11 +226,16 @@ class Raw:
 
     def packed(self) -> np.ndarray:
         """A number for each pixel's colour."""
-        red, green, blue = (self.values[..., channel].astype(np.int64) for channel in range(3))
-        return red * 65536 + green * 256 + blue
+        packed = self.values[..., 0].astype(np.int32)
+        for channel in (1, 2):
+            packed *= 256
+            packed += self.values[..., channel]
+        return packed
 
 
 def _load(path: Path) -> Raw:
+    if why := why_unreadable(path):
+        raise UserError(f"{path} cannot be read as a mask: {why}")
     try:
         with Image.open(path) as image:
             image.load()
@@ -415,6 +421,8 @@ def usable(collection: MaskCollection) -> None:
             collection.notes.left_out("images", "that cannot be read", pair.image.name)
             continue
         pair.size = size
+        if why := why_unreadable(pair.mask):
+            raise UserError(f"{pair.mask} cannot be read as a mask: {why}")
         try:
             with Image.open(pair.mask) as mask:
                 found = mask.size
@@ -449,7 +457,7 @@ def write_masks(
             image.parent.mkdir(parents=True, exist_ok=True)
             pixels = cv2.imdecode(np.fromfile(pair.image, np.uint8), cv2.IMREAD_COLOR)
             assert pixels is not None  # its size was read
-            image.write_bytes(to_png(pixels))
+            write_whole(image, to_png(pixels))
             collection.notes.changed("images", "are written as PNG, as the library takes one suffix for all", name)
         labels = make(pair.mask)
         if labels.shape != pair.size[::-1]:
@@ -459,7 +467,7 @@ def write_masks(
             labels = labels[::-1] if orientation in (7, 8) else labels
         mask = out / "masks" / Path(name).parent / f"{place.name}.png"
         mask.parent.mkdir(parents=True, exist_ok=True)
-        mask.write_bytes(to_png(np.ascontiguousarray(labels)))
+        write_whole(mask, to_png(np.ascontiguousarray(labels)))
         found, count = np.unique(labels, return_counts=True)
         collection.pixels.update({int(label): int(number) for label, number in zip(found, count, strict=True)})
         collection.images_with.setdefault(split, Counter()).update(int(label) for label in found)
@@ -468,4 +476,4 @@ def write_masks(
     if len(collection.classes) == 2 and len({*collection.pixels} - {IGNORE}) == 1:
         lacking = next(name for label, name in enumerate(collection.classes) if label not in collection.pixels)
         raise UserError(f"no pixel of all masks is of the class {lacking!r}, so there is nothing to learn")
-    (out / "classes.txt").write_text("".join(f"{name}\n" for name in collection.classes), encoding="utf-8")
+    write_whole(out / "classes.txt", "".join(f"{name}\n" for name in collection.classes).encode())

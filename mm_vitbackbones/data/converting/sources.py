@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from mm_vitbackbones.data.reading import IMAGES
 from mm_vitbackbones.errors import UserError
+from mm_vitbackbones.files import why_no_file
 
 WORDS = {
     "train": ("train", "training", "trainval"),
@@ -112,6 +113,8 @@ def read_text(path: Path) -> str:
     Raises:
         UserError: it cannot be read as UTF-8.
     """
+    if kind := why_no_file(path):
+        raise UserError(f"{path} is {kind}, and no file")
     try:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 from mm_vitbackbones.data.converting.collection import Collection, Size, Thing
 from mm_vitbackbones.data.converting.sources import ImageIndex, files_in, folder_split, images_in, read_lines
 from mm_vitbackbones.errors import UserError
+from mm_vitbackbones.files import why_no_file
 
 NAME_FILES = ("labels.txt", "classes.txt", "class_names.txt", "predefined_classes.txt")
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -28,6 +29,9 @@ def read(folder: Path) -> Collection:
     collection = Collection()
     used = set()
     for file in files_in(folder, (".xml",)):
+        if kind := why_no_file(file):
+            collection.notes.left_out("XML files", "that cannot be read", f"{file.name} is {kind}")
+            continue
         try:
             root = ElementTree.parse(file).getroot()
         except (ElementTree.ParseError, OSError, ValueError) as error:

@@ -12,7 +12,8 @@ from typing import Any
 
 from mm_vitbackbones.data.converting.collection import SPLITS, Collection
 from mm_vitbackbones.data.folder import to_json
-from mm_vitbackbones.errors import UserError
+from mm_vitbackbones.errors import OutputError, UserError
+from mm_vitbackbones.files import PARTIAL, check_room, make_folder, own_names, why_not, write_whole
 
 
 def check_out(source: Path, out: Path) -> None:
@@ -32,19 +33,39 @@ def check_out(source: Path, out: Path) -> None:
 
 @contextlib.contextmanager
 def whole_folder(out: Path) -> Iterator[Path]:
-    """A new folder to write in, which becomes ``out`` at the end. After an error nothing is left of it."""
+    """A new folder to write in, which becomes ``out`` at the end. After an error nothing is left of it.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
     out = out.absolute()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    make_folder(out.parent)
+    try:
+        partial = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=out.parent))
+    except OSError as error:
+        raise OutputError(f"{out} cannot be written: {why_not(error, out.parent)}") from None
     try:
         partial.chmod(0o755)
         yield partial
         if out.is_dir():
             out.rmdir()  # empty, or this fails
         partial.rename(out)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise OutputError(
+                f"{out} cannot be written: {why_not(error, out.parent)}, and nothing is left of it"
+            ) from None
         raise
+
+
+def check_copies(images: Sequence[Path], out: Path) -> None:
+    """Check that the disk has room for copies of images.
+
+    Raises:
+        OutputError: it has not.
+    """
+    check_room(out, f"OUT {out}", sum(image.stat().st_size for image in images if image.is_file()))
 
 
 def put(image: Path, place: Path, copy: bool) -> None:
@@ -59,21 +80,23 @@ def put(image: Path, place: Path, copy: bool) -> None:
     shutil.copyfile(image, place)
 
 
+ENDING = ".suffix"
+"""As long as the suffix of an image can be."""
+
+
 def file_names(images: Sequence[Path], splits: Sequence[str], root: Path) -> list[str]:
     """A name for each image, ``train/NAME.jpg``. Images of the same name get that of their folders before it."""
     count = Counter((split, image.stem.lower()) for image, split in zip(images, splits, strict=True))
-    names, used = [], set()
+    names = []
     for image, split in zip(images, splits, strict=True):
         stem = image.stem
         if count[split, stem.lower()] > 1:
             inside = image.relative_to(root).parts if image.is_relative_to(root) else image.parts[-2:]
             stem = "_".join([*inside[:-1], stem])
-        plain, number = stem, 2
-        while (split, stem.lower()) in used:
-            stem, number = f"{plain}_{number}", number + 1
-        used.add((split, stem.lower()))
-        names.append(f"{split}/{stem}{image.suffix}")
-    return names
+        names.append(f"{split}/{stem}")
+    # As masks are written as NAME.png, no two images may differ by their suffix alone.
+    own = own_names(names, [ENDING])
+    return [f"{name}{image.suffix[: len(ENDING)]}" for name, image in zip(own, images, strict=True)]
 
 
 def write_coco(collection: Collection, splits: Sequence[str], root: Path, out: Path, copy: bool) -> None:
@@ -88,7 +111,7 @@ def write_coco(collection: Collection, splits: Sequence[str], root: Path, out: P
             put(sample.image, out / "images" / name, copy)
         else:
             (out / "images" / name).parent.mkdir(parents=True, exist_ok=True)
-            (out / "images" / name).write_bytes(sample.content)
+            write_whole(out / "images" / name, sample.content)
         key = len(table["images"]) + 1
         width, height = sample.size
         table["images"].append({"id": key, "file_name": name, "width": width, "height": height})
@@ -109,4 +132,4 @@ def write_coco(collection: Collection, splits: Sequence[str], root: Path, out: P
     (out / "annotations").mkdir()
     for split in SPLITS:
         if split in tables:
-            (out / "annotations" / f"{split}.json").write_bytes(to_json(tables[split]))
+            write_whole(out / "annotations" / f"{split}.json", to_json(tables[split]))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -236,3 +238,59 @@ def test_splits_with_other_ids_of_the_classes_agree(tmp_path: Path) -> None:
     out = convert(root)
     assert annotations(out, "val")["categories"] == annotations(out)["categories"]
     assert {label for found in objects(out, "val").values() for label, _ in found} == {"dog"}
+
+
+def test_long_names_and_names_that_differ_by_case_have_files_of_their_own(tmp_path: Path) -> None:
+    long = "x" * 245
+    files = ["a.jpg", "A.png", f"b/{long}.jpg", f"c/{long}.jpg", "a.jpeg", "b/\u00e9.jpg", "c/e\u0301.jpg"]
+    root = tmp_path / "source"
+    for name in files:
+        write_image(root / name)
+    write_json(root / "a.json", content(files))
+    out = convert(root, "--val", "0", "--copy")
+    names = [image["file_name"] for image in annotations(out)["images"]]
+    assert len(names) == len(files)
+    assert len({unicodedata.normalize("NFC", Path(name).stem).casefold() for name in names}) == len(names)
+    assert sorted(names) == sorted(f"train/{path.name}" for path in (out / "images/train").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"bbox": [5, 4, -20, 12]}, "of a width or height below 0"),
+        ({"bbox": [5, 4, 1e9, 12]}, "with a coordinate above 1e+06 pixels"),
+        ({"segmentation": [[0, 0, 1e6, 1e6, 0, 1] * 8]}, "with outlines of more than 1e+07 pixels"),
+        ({"segmentation": {"size": [30, 40], "counts": [5, 7]}}, "whose mask is not of the size of their image"),
+        ({"segmentation": {"size": [30, 40], "counts": "abc"}}, "whose mask is not of the size of their image"),
+        ({"segmentation": {"size": [10**9, 10**9], "counts": "abc"}}, "whose mask is not of the size of their image"),
+        ({"segmentation": [[1, 10**400, 2, 3, 4, 5]]}, "whose segmentation is no list of numbers"),
+    ],
+)
+def test_an_absurd_object_is_left_out(
+    tmp_path: Path, change: Any, why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "source"
+    for name in ("a.jpg", "b.jpg"):
+        write_image(root / name)
+    made = content(["a.jpg", "b.jpg"])
+    made["annotations"][0].update(change)
+    write_json(root / "a.json", made)
+    out = convert(root, "--val", "0")
+    assert len(annotations(out)["annotations"]) == 1
+    assert f"left out: 1 object {why} (" in capsys.readouterr().out
+
+
+def test_a_key_that_is_there_twice_and_a_large_image_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "source"
+    write_image(root / "a.jpg")
+    text = json.dumps(content(["a.jpg"]))
+    (root / "a.json").write_text(text.replace('"area"', '"bbox": [1, 1, 2, 2], "area"'))
+    with pytest.raises(UserError, match=r"a.json has an entry with the key 'bbox' twice"):
+        convert(root)
+    (root / "a.json").write_text(text)
+    monkeypatch.setenv("MM_VITBACKBONES_MAX_PIXELS", "1000")
+    with pytest.raises(UserError, match=r"a.jpg: it has 1,200 pixels, and at most 1,000 are read"):
+        convert(root)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
