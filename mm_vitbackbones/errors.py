@@ -34,6 +34,24 @@ class DownloadError(CheckpointError):
     """A checkpoint that cannot be downloaded; the message names the file to put in its place."""
 
 
+_SPACES = "\u00a0\u200c\u200d\u3000"
+"""Not printable by Python's rule, harmless, and parts of words in some scripts."""
+
+
+def printable(text: object, keep: str = "") -> str:
+    """A text in which nothing steers a terminal: control characters, line ends and what changes the direction of
+    writing are shown escaped, such as ``\\x1b``.
+
+    Args:
+        keep: characters that stay, such as line ends.
+    """
+    text = str(text)
+    if text.isprintable():
+        return text
+    shown = _SPACES + keep
+    return "".join(c if c.isprintable() or c in shown else c.encode("unicode_escape").decode() for c in text)
+
+
 def did_you_mean(word: str, known: Iterable[str], count: int = 3) -> str:
     """A clause such as ``; did you mean 'a' or 'b'?``, empty if nothing known is near."""
     by_fold = {name.lower(): name for name in known}

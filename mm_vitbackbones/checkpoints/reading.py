@@ -30,7 +30,7 @@ import torch
 from mm_vitbackbones import limits
 from mm_vitbackbones.checkpoints import published, scanning
 from mm_vitbackbones.checkpoints.scanning import Scan
-from mm_vitbackbones.errors import CheckpointError, DownloadError, UnsafeCheckpointError, UserError, shorten
+from mm_vitbackbones.errors import CheckpointError, DownloadError, UnsafeCheckpointError, UserError, printable, shorten
 from mm_vitbackbones.files import sha256
 
 SAFE_TORCH = (2, 6)
@@ -99,20 +99,20 @@ def _named(path: Path) -> Iterator[None]:
     try:
         yield
     except UnsafeCheckpointError as error:
-        raise UnsafeCheckpointError(f"{path} is refused: {error}. {_CONVERT}") from None
+        raise UnsafeCheckpointError(f"{path} is refused: {printable(error)}. {_CONVERT}") from None
     except CheckpointError as error:
-        text = str(error)
+        text = printable(error)
         raise CheckpointError(text if text.startswith(str(path)) else f"{path} {text}") from None
     except UserError:
         raise
     except pickle.UnpicklingError as error:
         # PyTorch's own message recommends an unsafe load; the error that it wraps has only the reason.
-        reason = str(error.__context__ or error).splitlines()[0]
+        reason = printable(" ".join(str(error.__context__ or error).split("\n", 1)[0].split())[:300])
         raise UnsafeCheckpointError(
             f"{path} is refused, as it holds more than tensors and data: {reason}. {_CONVERT}"
         ) from None
     except Exception as error:  # a damaged pickle can fail in any way
-        reason = " ".join(str(error).split())[:300]
+        reason = printable(" ".join(str(error).split())[:300])
         raise CheckpointError(
             f"{path} is damaged or truncated ({type(error).__name__}: {reason}): download or copy it again"
         ) from error

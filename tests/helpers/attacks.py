@@ -37,14 +37,23 @@ def tensor(numel: int, offset: int, size: bytes, stride: bytes, legacy: bool = F
     return b"ctorch._utils\n_rebuild_tensor_v2\n(" + arguments + b"\x89ccollections\nOrderedDict\n)RtR"
 
 
-def zipped(path: Path, program: bytes, storages: Mapping[str, bytes] | None = None, **options: int) -> Path:
-    """A zip archive as ``torch.save`` makes it, with another pickle."""
-    buffer = io.BytesIO()
-    torch.save({"a": torch.zeros(4)}, buffer)
-    with zipfile.ZipFile(buffer) as source, zipfile.ZipFile(path, "w", **options) as target:
+def zipped(
+    path: Path, program: bytes, parts: Mapping[str, bytes] | None = None, whole: bytes = b"", **options: int
+) -> Path:
+    """A zip archive as ``torch.save`` makes it, with another pickle.
+
+    Args:
+        parts: other content of parts, by the last part of their names.
+        whole: the archive; by default one with a storage of 16 bytes, "0".
+    """
+    if not whole:
+        buffer = io.BytesIO()
+        torch.save({"a": torch.zeros(4)}, buffer)
+        whole = buffer.getvalue()
+    with zipfile.ZipFile(io.BytesIO(whole)) as source, zipfile.ZipFile(path, "w", **options) as target:
         for name in source.namelist():
             part = program if name.endswith("data.pkl") else source.read(name)
-            target.writestr(name, (storages or {}).get(name.rpartition("/")[2], part))
+            target.writestr(name, (parts or {}).get(name.rpartition("/")[2], part))
     return path
 
 
