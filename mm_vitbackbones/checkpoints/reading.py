@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import hashlib
-import http.client
+import logging
 import mmap
 import os
 import pickle
@@ -26,9 +26,10 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
+from mmengine.logging import print_log
 
 from mm_vitbackbones import limits
-from mm_vitbackbones.checkpoints import published, scanning
+from mm_vitbackbones.checkpoints import downloading, published, scanning
 from mm_vitbackbones.checkpoints.scanning import Scan
 from mm_vitbackbones.errors import CheckpointError, DownloadError, UnsafeCheckpointError, UserError, printable, shorten
 from mm_vitbackbones.files import sha256
@@ -81,7 +82,6 @@ def _read_file(path: Path, name: str = "") -> Any:
     _check_digest(path, name or path.name)
     with _opened(path) as file:
         kind = _kind(path, file)
-        file.seek(0)
         with _named(path):
             if kind == "safetensors":
                 return _read_safetensors(path)
@@ -333,7 +333,6 @@ def check_pickle(path: str | os.PathLike[str]) -> None:
     _check_is_file(path)
     with _opened(path) as file, _named(path):
         kind = _kind(path, file)
-        file.seek(0)
         if kind == "safetensors":
             raise CheckpointError("is a safetensors file, which holds weights alone")
         _check_torch()
@@ -353,6 +352,7 @@ def _check_torch() -> None:
 def _scanned(file: IO[bytes], zipped: bool, strict: bool = True) -> Scan:
     """The pickles of a checkpoint, followed without doing anything; see ``Scan``."""
     size = os.fstat(file.fileno()).st_size
+    file.seek(0)
     if zipped:
         reader = torch._C.PyTorchFileReader(file)
         with zipfile.ZipFile(file) as archive:
@@ -488,9 +488,10 @@ def _fetch(url: str) -> Path:
     path = Path(torch.hub.get_dir(), "checkpoints", f"{digest}-{published.file_name_of(url) or 'checkpoint'}")
     rank, world_size = get_dist_info()
     failure: list[CheckpointError | None] = [None]
-    if rank == 0 and not path.exists():
+    if rank == 0:
         try:
-            _download(url, path)
+            if not _is_good(path, url):
+                _download(url, path)
         except CheckpointError as error:
             failure = [error]
     if world_size > 1:
@@ -501,20 +502,42 @@ def _fetch(url: str) -> Path:
     return path
 
 
+def _is_good(path: Path, url: str) -> bool:
+    """Whether a file is in the cache. One that is there and damaged is reported, and fetched again."""
+    if not path.exists():
+        return False
+    try:
+        _check_digest(path, published.file_name_of(url))
+        with _opened(path) as file, _named(path):
+            kind = _kind(path, file)
+            if kind == "safetensors":
+                _read_safetensors(path)  # a memory map
+            else:
+                _scanned(file, zipped=kind == "zip")
+    except UnsafeCheckpointError:
+        return True  # it is what the address holds; it is refused when it is read
+    except CheckpointError as error:
+        print_log(f"{error}; the file is fetched again from {printable(url)}", "current", logging.WARNING)
+        return False
+    return True
+
+
 def _download(url: str, path: Path) -> None:
     """Downloads to a file next to ``path`` and renames it once it can be read: no incomplete download is left."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     by_hand = f"download {url} by hand and give the path of the file, or put it at {path}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(partial), progress=True)
+        downloading.download(url, partial)
         _read_file(partial, published.file_name_of(url))
         partial.replace(path)
+    except DownloadError as error:
+        raise DownloadError(f"{error}: {by_hand}") from error.__cause__
     except UnsafeCheckpointError as error:
         raise UnsafeCheckpointError(str(error).replace(str(partial), url)) from None
     except CheckpointError as error:
         raise CheckpointError(f"{str(error).replace(str(partial), url)}; or {by_hand}") from None
-    except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
+    except OSError as error:
         raise DownloadError(f"cannot download {url} ({error}): {by_hand}") from error
     finally:
         partial.unlink(missing_ok=True)

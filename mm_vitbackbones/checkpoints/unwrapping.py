@@ -59,7 +59,8 @@ def unwrap(content: Any) -> Weights:
             holds = f"it holds {shorten([str(key) for key in entries])}"
         raise CheckpointError(f"holds no state dict ({holds}): save model.state_dict(), bare or under 'state_dict'")
     for key, tensor in state.items():
-        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+        fake = tensor.is_meta or hasattr(tensor, "fake_mode")
+        if tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized or fake:
             raise CheckpointError(f"{key} is quantized, sparse or without data: save the plain model's state_dict()")
     besides += [str(key) for key in entries if key not in state]
     return Weights(_without(COMPILED, state), tuple(besides), tuple(notes))
