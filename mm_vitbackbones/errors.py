@@ -6,7 +6,14 @@ import difflib
 from collections.abc import Iterable
 
 
-class UserError(Exception):
+class _Printable(Exception):
+    """Its message quotes files of others, and steers no terminal."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__(), "\n\t")
+
+
+class UserError(_Printable):
     """Something that the user can fix. The message is one line: what is wrong and what to do."""
 
 
@@ -18,7 +25,7 @@ class ArgumentError(UserError, ValueError):
     """What a network, or another part of a config, is given and does not take; the message says what it takes."""
 
 
-class CheckpointError(ValueError):
+class CheckpointError(_Printable, ValueError):
     """A checkpoint that cannot be read or used; the message says what it is and what to do."""
 
 
@@ -62,4 +69,4 @@ def did_you_mean(word: str, known: Iterable[str], count: int = 3) -> str:
 def shorten(names: list[str] | tuple[str, ...], most: int = 8) -> str:
     """The first ``most`` of the names, and how many more there are."""
     rest = f", ... ({len(names) - most} more)" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest
+    return ", ".join(map(printable, names[:most])) + rest

@@ -13,7 +13,8 @@ import urllib.request
 from pathlib import Path
 from typing import IO, Any
 
-from mm_vitbackbones import __version__, limits
+from mm_vitbackbones import __version__
+from mm_vitbackbones.checkpoints import limits
 from mm_vitbackbones.errors import CheckpointError, DownloadError, printable
 from mm_vitbackbones.progress import Progress
 

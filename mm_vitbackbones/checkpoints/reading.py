@@ -28,8 +28,7 @@ from typing import IO, Any
 import torch
 from mmengine.logging import print_log
 
-from mm_vitbackbones import limits
-from mm_vitbackbones.checkpoints import downloading, published, scanning
+from mm_vitbackbones.checkpoints import downloading, limits, published, scanning
 from mm_vitbackbones.checkpoints.scanning import Scan
 from mm_vitbackbones.errors import CheckpointError, DownloadError, UnsafeCheckpointError, UserError, printable, shorten
 from mm_vitbackbones.files import sha256

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from mm_vitbackbones import limits
+from mm_vitbackbones.checkpoints import limits
 from mm_vitbackbones.errors import CheckpointError, UnsafeCheckpointError
 
 Buffer = Any
@@ -174,7 +174,7 @@ class Scan:
             step(self)
         self._opcodes += count
         found = self.stack.pop()
-        self._check_depth(found)
+        self._check_shape(found)
         if self._viewed > (most_viewed := limits.raised(limits.VALUES) + 8 * self._stored):
             self._over("bytes of tensors, views included", self._viewed, most_viewed)
         return found, self.at
@@ -216,22 +216,32 @@ class Scan:
         if kind is _Node and key.kind == "tuple":
             self._copy(key.weight * _ELEMENT)
 
-    def _check_depth(self, root: Any) -> None:
-        """A container that holds itself is visited once."""
+    def _check_shape(self, root: Any) -> None:
+        """Check how deep an object is, and how large if it is walked through without a memory of what was seen. Where a
+        container holds itself, the walk stops."""
         if not isinstance(root, _Node):
             return
-        seen = {id(root)}
-        path = [iter(root.items)]
+        sizes: dict[int, int] = {}
+        path, sums, ahead = [(root, iter(root.items))], [1], {id(root)}
         while path:
-            for item in path[-1]:
-                if isinstance(item, _Node) and item.items and id(item) not in seen:
-                    seen.add(id(item))
-                    path.append(iter(item.items))
+            node, items = path[-1]
+            for item in items:
+                size = sizes.get(id(item)) if isinstance(item, _Node) else 1
+                if size is None and item.items and id(item) not in ahead:
+                    ahead.add(id(item))
+                    path.append((item, iter(item.items)))
+                    sums.append(1)
                     if len(path) > self._most_depth:
                         self._over("containers within each other", len(path), self._most_depth)
                     break
+                sums[-1] += size or 1
             else:
                 path.pop()
+                sizes[id(node)] = min(sums.pop(), 2**62)
+                if sums:
+                    sums[-1] += sizes[id(node)]
+        if sizes[id(root)] > (most := limits.raised(limits.WALK)):
+            self._over("objects, each as often as it is referred to", sizes[id(root)], most)
 
     # ---- what opcodes do
 

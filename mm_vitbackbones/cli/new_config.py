@@ -20,6 +20,7 @@ from mm_vitbackbones.cli.arguments import Parser, add_checks
 from mm_vitbackbones.cli.config import load_config
 from mm_vitbackbones.data.own import OwnData, objects_in, segments_in
 from mm_vitbackbones.errors import UserError, did_you_mean
+from mm_vitbackbones.printing import print
 
 SEGMENTATION = "segmentation"
 

@@ -32,6 +32,7 @@ from mm_vitbackbones.engine.resume import read
 from mm_vitbackbones.errors import UserError, shorten
 from mm_vitbackbones.files import to_png, write_whole
 from mm_vitbackbones.nodes import type_name
+from mm_vitbackbones.printing import print
 from mm_vitbackbones.progress import track
 
 

@@ -77,7 +77,7 @@ class Trainer(Runner):
     def resume(self, filename: str, *args: Any, **kwargs: Any) -> None:
         try:
             super().resume(filename, *args, **kwargs)
-        except (AssertionError, AttributeError, IndexError, KeyError, TypeError) as error:
+        except (AssertionError, AttributeError, IndexError, KeyError, RecursionError, TypeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(
                 f"{filename} cannot be resumed, as its state is not that of a training ({type(error).__name__}: "

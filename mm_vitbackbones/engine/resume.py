@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import re
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -88,8 +89,8 @@ def check_state(checkpoint: Mapping[str, Any], path: str | os.PathLike[str] | No
 
     def refuse(what: str, value: Any) -> None:
         raise UserError(
-            f"{path} cannot be resumed: its {what} is {value!r:.40}, of type {type(value).__name__}, which is not what "
-            "a training writes: start from its weights with load_from"
+            f"{path} cannot be resumed: its {what} is {reprlib.repr(value):.40}, of type {type(value).__name__}, which "
+            "is not what a training writes: start from its weights with load_from"
         )
 
     for name, form in _FORMS.items():

@@ -11,8 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import torch
 
-from mm_vitbackbones import limits
-from mm_vitbackbones.checkpoints import CheckpointError, UnsafeCheckpointError, downloading, read_checkpoint
+from mm_vitbackbones.checkpoints import CheckpointError, UnsafeCheckpointError, downloading, limits, read_checkpoint
 from mm_vitbackbones.errors import DownloadError
 
 Answer = namedtuple("Answer", ["data", "status", "headers", "pause"], defaults=[b"", 200, {}, 0])

@@ -22,8 +22,7 @@ import pytest
 import torch
 
 from helpers.attacks import legacy, number, numbers, storage, tensor, text, zipped
-from mm_vitbackbones import limits
-from mm_vitbackbones.checkpoints import CheckpointError, read_checkpoint
+from mm_vitbackbones.checkpoints import CheckpointError, limits, read_checkpoint
 from mm_vitbackbones.checkpoints.unwrapping import unwrap_model
 from mm_vitbackbones.errors import UserError
 
@@ -262,9 +261,9 @@ def campaign(folder, seconds, begin=0, inputs=10**9):
 
 
 def test_changed_checkpoints_are_read_or_refused(tmp_path):
-    counts, wrong = campaign(tmp_path, seconds=20, inputs=600)
+    counts, wrong = campaign(tmp_path, seconds=20, inputs=300)
     assert not wrong
-    assert sum(counts.values()) > 100
+    assert sum(counts.values()) > 50
     assert {result for _, result in counts} == {"read", "refused"}
 
 

@@ -16,8 +16,7 @@ import pytest
 import torch
 
 from helpers.attacks import legacy, number, numbers, storage, tensor, text, zipped
-from mm_vitbackbones import limits
-from mm_vitbackbones.checkpoints import CheckpointError, UnsafeCheckpointError, read_checkpoint, reading
+from mm_vitbackbones.checkpoints import CheckpointError, UnsafeCheckpointError, limits, read_checkpoint, reading
 from mm_vitbackbones.errors import UserError
 
 ROOM = 600 * limits.MIB
@@ -81,6 +80,7 @@ ATTACKS = {
         b"\x80\x02(]q\x00" + b"]q\x01ah\x01" * 20_000 + b"th\x00.",
         "containers within each other",
     ),
+    "a doubled list": (b"\x80\x02]" + b"q\x00](h\x00h\x00e" * 40 + b".", "objects, each as often as it is referred to"),
     "a doubled tuple as a key": (doubled_key(), "bytes of copies"),
     "thousands of classes": (many_names(), "different classes"),
     "equal hashes": (hang(), "keys that are neither text nor numbers"),

@@ -117,6 +117,15 @@ def test_whole_weights_are_taken(way: Callable[[Path, Path], None], trained: dic
     way(tmp_path / "file.pth", tmp_path / "run")
 
 
+def test_a_state_that_holds_itself_ends_in_one_line(trained: dict[str, Any], tmp_path: Path) -> None:
+    content = copy.deepcopy(trained)
+    content["message_hub"]["log_scalars"]["loss"] = content["message_hub"]
+    check_refused(resume, content, tmp_path, "cannot be resumed, as its state is not that of a training")
+    content["model"] = content
+    torch.save(content, tmp_path / "file.pth")
+    predict(tmp_path / "file.pth", tmp_path)  # the weights are right
+
+
 class WithBuffers(nn.Module):
     def __init__(self) -> None:
         super().__init__()

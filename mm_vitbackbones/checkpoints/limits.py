@@ -30,6 +30,10 @@ LOOKUPS = 5_000_000
 DEPTH = 200
 """Containers within containers. Configs and optimizers have less than 20."""
 
+WALK = 10_000_000
+"""Objects in a checkpoint, each counted as often as it is referred to. A list that holds one twice, forty times over,
+has a few bytes and no end."""
+
 ODD_KEYS = 1_000
 """Keys of dicts, and items of sets, that are neither text nor numbers of 32 bits: their hashes can be made equal."""
 
