@@ -13,7 +13,6 @@ import urllib.request
 from pathlib import Path
 from typing import IO, Any
 
-from mm_vitbackbones import __version__
 from mm_vitbackbones.checkpoints import limits
 from mm_vitbackbones.errors import CheckpointError, DownloadError, printable
 from mm_vitbackbones.progress import Progress
@@ -40,7 +39,7 @@ def download(url: str, partial: Path) -> None:
     """
     check_scheme(url)
     try:
-        request = urllib.request.Request(url, headers={"User-Agent": f"mm_vitbackbones/{__version__}"})
+        request = urllib.request.Request(url, headers={"User-Agent": "mm_vitbackbones"})
         with _opener().open(request, timeout=TIMEOUT) as answer, partial.open("xb") as file:
             _copy(answer, file, url)
     except urllib.error.HTTPError as error:

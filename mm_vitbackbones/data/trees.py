@@ -29,7 +29,6 @@ import numpy as np
 from mm_vitbackbones.data.folder import OwnedFolder, to_json
 from mm_vitbackbones.errors import UserError
 from mm_vitbackbones.files import sha256, to_png
-from mm_vitbackbones.printing import print
 
 VERSION = 1
 REQUIREMENT = "deepforest==2.1.0"
