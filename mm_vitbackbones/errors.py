@@ -6,7 +6,14 @@ import difflib
 from collections.abc import Iterable
 
 
-class UserError(Exception):
+class _Printable(Exception):
+    """Its message quotes files of others, and steers no terminal."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__(), "\n\t")
+
+
+class UserError(_Printable):
     """Something that the user can fix. The message is one line: what is wrong and what to do."""
 
 
@@ -22,7 +29,7 @@ class ArgumentError(UserError, ValueError):
     """What a network, or another part of a config, is given and does not take; the message says what it takes."""
 
 
-class CheckpointError(ValueError):
+class CheckpointError(_Printable, ValueError):
     """A checkpoint that cannot be read or used; the message says what it is and what to do."""
 
 
@@ -38,6 +45,24 @@ class DownloadError(CheckpointError):
     """A checkpoint that cannot be downloaded; the message names the file to put in its place."""
 
 
+_SPACES = "\u00a0\u200c\u200d\u3000"
+"""Not printable by Python's rule, harmless, and parts of words in some scripts."""
+
+
+def printable(text: object, keep: str = "") -> str:
+    """A text in which nothing steers a terminal: control characters, line ends and what changes the direction of
+    writing are shown escaped, such as ``\\x1b``.
+
+    Args:
+        keep: characters that stay, such as line ends.
+    """
+    text = str(text)
+    if text.isprintable():
+        return text
+    shown = _SPACES + keep
+    return "".join(c if c.isprintable() or c in shown else c.encode("unicode_escape").decode() for c in text)
+
+
 def did_you_mean(word: str, known: Iterable[str], count: int = 3) -> str:
     """A clause such as ``; did you mean 'a' or 'b'?``, empty if nothing known is near."""
     by_fold = {name.lower(): name for name in known}
@@ -48,4 +73,4 @@ def did_you_mean(word: str, known: Iterable[str], count: int = 3) -> str:
 def shorten(names: list[str] | tuple[str, ...], most: int = 8) -> str:
     """The first ``most`` of the names, and how many more there are."""
     rest = f", ... ({len(names) - most} more)" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest
+    return ", ".join(map(printable, names[:most])) + rest

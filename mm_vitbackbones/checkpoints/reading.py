@@ -12,27 +12,32 @@ from __future__ import annotations
 import contextlib
 import difflib
 import hashlib
-import http.client
-import io
+import logging
+import mmap
 import os
 import pickle
-import pickletools
 import re
+import tarfile
 import warnings
 import zipfile
-from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import torch
+from mmengine.logging import print_log
 
-from mm_vitbackbones.checkpoints import published
-from mm_vitbackbones.errors import CheckpointError, DownloadError, UnsafeCheckpointError, shorten
+from mm_vitbackbones.checkpoints import downloading, limits, published, scanning
+from mm_vitbackbones.checkpoints.scanning import Scan
+from mm_vitbackbones.errors import CheckpointError, DownloadError, UnsafeCheckpointError, UserError, printable, shorten
 from mm_vitbackbones.files import sha256
 
+SAFE_TORCH = (2, 6)
+"""The first release whose restricted unpickler runs no code of a file."""
+
 _MAGIC_NUMBER = 0x1950A86A20F9469CFC6C  # what torch.save wrote first before PyTorch 1.6
+_LOCAL_HEADER = 30  # bytes before each part of a zip archive, at least
 _CONVERT = "If you trust its source, load it once where it was made and save model.state_dict() alone."
 _JOIN = (
     "make one file of all shards, for example by transformers' "
@@ -76,29 +81,40 @@ def _read_file(path: Path, name: str = "") -> Any:
     _check_digest(path, name or path.name)
     with _opened(path) as file:
         kind = _kind(path, file)
-        file.seek(0)
-        if kind == "safetensors":
-            return _read_safetensors(path)
-        try:
-            stand_ins = [_stand_in(*name) for name in sorted(_globals_of(file, zipped=kind == "zip"))]
+        with _named(path):
+            if kind == "safetensors":
+                return _read_safetensors(path)
+            _check_torch()
+            stand_ins = [_stand_in(*name) for name in sorted(_scanned(file, zipped=kind == "zip").names)]
             file.seek(0)
             with _only_safe_globals(stand_ins), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # on the pickle protocol; a file that needs more than it has fails
                 return torch.load(file, map_location="cpu", weights_only=True)
-        except UnsafeCheckpointError as error:
-            raise UnsafeCheckpointError(f"{path} is refused: {error}. {_CONVERT}") from None
-        except CheckpointError as error:
-            raise CheckpointError(f"{path} {error}") from None
-        except pickle.UnpicklingError as error:
-            # PyTorch's own message recommends an unsafe load; the error that it wraps has only the reason.
-            reason = str(error.__context__ or error).splitlines()[0]
-            raise UnsafeCheckpointError(
-                f"{path} is refused, as it holds more than tensors and data: {reason}. {_CONVERT}"
-            ) from None
-        except Exception as error:  # a damaged pickle can fail in any way
-            raise CheckpointError(
-                f"{path} is damaged or truncated ({type(error).__name__}: {error}): download or copy it again"
-            ) from error
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Put the file's name before what is wrong with its content, whatever the library raised."""
+    try:
+        yield
+    except UnsafeCheckpointError as error:
+        raise UnsafeCheckpointError(f"{path} is refused: {printable(error)}. {_CONVERT}") from None
+    except CheckpointError as error:
+        text = printable(error)
+        raise CheckpointError(text if text.startswith(str(path)) else f"{path} {text}") from None
+    except UserError:
+        raise
+    except pickle.UnpicklingError as error:
+        # PyTorch's own message recommends an unsafe load; the error that it wraps has only the reason.
+        reason = printable(" ".join(str(error.__context__ or error).split("\n", 1)[0].split())[:300])
+        raise UnsafeCheckpointError(
+            f"{path} is refused, as it holds more than tensors and data: {reason}. {_CONVERT}"
+        ) from None
+    except Exception as error:  # a damaged pickle can fail in any way
+        reason = printable(" ".join(str(error).split())[:300])
+        raise CheckpointError(
+            f"{path} is damaged or truncated ({type(error).__name__}: {reason}): download or copy it again"
+        ) from error
 
 
 def _check_is_file(path: Path) -> None:
@@ -188,6 +204,8 @@ def _kind(path: Path, file: IO[bytes]) -> str:
         return _zip_kind(path)
     elif head[8:10] == b'{"' and int.from_bytes(head[:8], "little") < path.stat().st_size:
         return "safetensors"
+    elif _is_tar(head):
+        reason = "is a tar archive: unpack it and give the checkpoint in it"
     elif head.startswith(b"\x80"):
         return "pickle"
     elif path.suffix == ".safetensors":
@@ -200,8 +218,6 @@ def _kind(path: Path, file: IO[bytes]) -> str:
         reason = f"is the JSON index of weights in several shards, and holds none itself: {_JOIN}"
     elif text.startswith((b"{", b"[")):
         reason = "is a JSON file (an index or a config?): give the file with the weights"
-    elif head[257:262] == b"ustar":
-        reason = "is a tar archive: unpack it and give the checkpoint in it"
     elif text and all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in head):
         words = " ".join(head.decode("ascii").split())
         reason = f"is a text file and no checkpoint ({words[:60]!r}): download or copy it again"
@@ -210,19 +226,57 @@ def _kind(path: Path, file: IO[bytes]) -> str:
     raise CheckpointError(f"{path} {reason}")
 
 
+def _is_tar(head: bytes) -> bool:
+    """PyTorch reads what it takes for a tar archive in another way."""
+    try:
+        tarfile.TarInfo.frombuf(head[: tarfile.BLOCKSIZE], "utf-8", "surrogateescape")
+    except Exception:  # whatever is wrong with it, it is none
+        return head[257:262] == b"ustar"
+    return True
+
+
 def _zip_kind(path: Path) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except zipfile.BadZipFile as error:
+            parts = archive.infolist()
+    except Exception as error:  # a damaged archive can fail in any way
         raise CheckpointError(f"{path} is truncated ({error}): download or copy it again") from None
+    names = [part.filename for part in parts]
     if any(name.endswith("/constants.pkl") for name in names):
         raise CheckpointError(f"{path} is a TorchScript archive, which holds code: save model.state_dict() instead")
     if not any(name.endswith("/data.pkl") for name in names):
         what = "NumPy arrays" if any(name.endswith(".npy") for name in names) else f"{shorten(names, 3)}"
         raise CheckpointError(f"{path} is a zip archive but no PyTorch checkpoint: it holds {what or 'nothing'}")
+    _check_parts(path, parts)
     _check_sums(path)
     return "zip"
+
+
+def _check_parts(path: Path, parts: list[zipfile.ZipInfo]) -> None:
+    """Check, before anything is inflated, that the parts of an archive are apart, and not larger than the limits."""
+    size = path.stat().st_size
+    if len(parts) > (most := limits.raised(limits.ENTRIES)):
+        raise CheckpointError(f"{path} has {len(parts):,} parts, and the limit is {most:,}; {limits.how_to_raise()}")
+    twice = [name for name, count in Counter(part.filename for part in parts).items() if count > 1]
+    if twice:
+        raise CheckpointError(f"{path} is damaged: it has the part {twice[0]} twice; download or copy it again")
+    end, before = 0, ""
+    for part in sorted(parts, key=lambda part: part.header_offset):
+        if part.header_offset < end:
+            raise CheckpointError(
+                f"{path} is damaged: its parts {before} and {part.filename} overlap; download or copy it again"
+            )
+        end, before = part.header_offset + _LOCAL_HEADER + part.compress_size, part.filename
+        if part.compress_type == zipfile.ZIP_STORED and part.compress_size != part.file_size:
+            raise CheckpointError(f"{path} is damaged: its part {before} has two sizes; download or copy it again")
+    inflated = sum(part.file_size for part in parts)
+    if inflated > (most := 4 * size + limits.raised(limits.INFLATED)):
+        raise CheckpointError(
+            f"{path} has {size:,} bytes and asks for {inflated:,} when its parts are inflated, and the limit is "
+            f"{most:,}; {limits.how_to_raise()}"
+        )
+    if end > size:
+        raise CheckpointError(f"{path} is truncated: its part {before} ends after the file; download or copy it again")
 
 
 def _check_sums(path: Path) -> None:
@@ -247,38 +301,83 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
     except ImportError:
-        raise CheckpointError(f"{path} needs the safetensors library: pip install safetensors") from None
+        raise CheckpointError("needs the safetensors library: pip install safetensors") from None
+    with path.open("rb") as file:
+        header = int.from_bytes(file.read(8), "little")
+    if header > (most := limits.raised(limits.HEADER)):
+        raise CheckpointError(
+            f"has a header of {header:,} bytes, and the limit is {most:,} (a tensor takes about 100); "
+            f"{limits.how_to_raise()}"
+        )
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged or truncated ({error}): download or copy it again") from error
+        raise CheckpointError(f"is damaged or truncated ({error}): download or copy it again") from error
+    except Exception as error:
+        if type(error).__name__ == "KeyError":
+            raise CheckpointError(f"has a tensor of type {error}, which is not read: save it as float32") from error
+        raise
 
 
-# ---- the names in a pickle, and their stand-ins
+# ---- what a pickle would do, and stand-ins for the names in it
 
 
-def _globals_of(file: IO[bytes], zipped: bool) -> set[tuple[str, str]]:
-    """(module, name) of all that the pickles in a checkpoint refer to, with the Python 2 names as Python 3 has them."""
+def check_pickle(path: str | os.PathLike[str]) -> None:
+    """Check that a file can be given to PyTorch's restricted unpickler, with the classes that the process allows.
+
+    Raises:
+        CheckpointError: it is no checkpoint, damaged, or asks for more than the limits allow.
+    """
+    path = Path(path).expanduser()
+    _check_is_file(path)
+    with _opened(path) as file, _named(path):
+        kind = _kind(path, file)
+        if kind == "safetensors":
+            raise CheckpointError("is a safetensors file, which holds weights alone")
+        _check_torch()
+        _scanned(file, zipped=kind == "zip", strict=False)
+
+
+def _check_torch() -> None:
+    """Before PyTorch 2.6 a pickle could run code also with ``weights_only=True`` (CVE-2025-32434)."""
+    release = tuple(int(digits) for digits in re.findall(r"\d+", torch.__version__)[:2])
+    if release < SAFE_TORCH:
+        raise CheckpointError(
+            f"is a pickle, which torch {torch.__version__} cannot read safely (CVE-2025-32434): install torch "
+            f"{'.'.join(map(str, SAFE_TORCH))} or newer, or give a .safetensors file"
+        )
+
+
+def _scanned(file: IO[bytes], zipped: bool, strict: bool = True) -> Scan:
+    """The pickles of a checkpoint, followed without doing anything; see ``Scan``."""
+    size = os.fstat(file.fileno()).st_size
+    file.seek(0)
     if zipped:
+        reader = torch._C.PyTorchFileReader(file)
         with zipfile.ZipFile(file) as archive:
-            inner = next(part for part in archive.infolist() if part.filename.endswith("/data.pkl"))
-            if not inner.CRC:
-                del inner.CRC  # none was written; without the attribute it is not compared
-            return _globals_in(io.BytesIO(archive.read(inner)))
+            parts = {part.filename: part.file_size for part in archive.infolist()}
+        prefix = next(name for name in parts if name.endswith("/data.pkl")).removesuffix("data.pkl")
+        names = {name.removeprefix(prefix) for name in parts}
+        if {*reader.get_all_records()} != names:
+            raise CheckpointError("is damaged: it has two tables of contents; download or copy it again")
+        storages = f"{prefix}data/"
+        records = {n.removeprefix(storages): size for n, size in parts.items() if n.startswith(storages)}
+        scan = Scan(size, _KINDS, strict, records)
+        scan.pickle(reader.get_record("data.pkl"))
+        return scan
     # The form before PyTorch 1.6: a magic number, a version, the machine, the object and the storages' keys, one
     # pickle each, and then the raw storages.
-    if all(argument != _MAGIC_NUMBER for _, argument, _ in pickletools.genops(file)):
-        raise CheckpointError("is a pickle that torch.save did not write: save model.state_dict() with torch.save")
-    return set().union(*(_globals_in(file) for _ in range(4)))
-
-
-def _globals_in(pickled: IO[bytes]) -> set[tuple[str, str]]:
-    names = set()
-    for opcode, argument, _ in pickletools.genops(pickled):
-        if opcode.name == "GLOBAL":
-            module, _, name = str(argument).partition(" ")
-            names.add(NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name)))
-    return names
+    scan = Scan(size, _KINDS, strict)
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        try:
+            magic, end = scan.pickle(data)
+        except UnsafeCheckpointError:
+            magic, end = None, 0
+        if magic != _MAGIC_NUMBER:
+            raise CheckpointError("is a pickle that torch.save did not write: save model.state_dict() with torch.save")
+        for _ in range(4):
+            _, end = scan.pickle(data, end)
+    return scan
 
 
 def _as_dict() -> Any:
@@ -331,6 +430,13 @@ _VALUES: dict[str, Callable[[], Any]] = {
 """Common values that a pickle makes by a call, and what replaces them; none of their code is called."""
 
 
+_KINDS = {
+    name: {_as_dict: scanning.DICT, _as_list: scanning.LIST}.get(make, scanning.OPAQUE)
+    for name, make in _VALUES.items()
+}
+"""The same, as the scan knows them."""
+
+
 class _StandInType(type):
     """The type of all stand-ins: calling one is what a pickle's REDUCE does."""
 
@@ -358,9 +464,6 @@ def _only_safe_globals(stand_ins: list[type]) -> Iterator[None]:
     What the process has allowed before, for files that it trusts, is removed meanwhile: otherwise a real function of
     that name would be called for this file too.
     """
-    if not hasattr(torch.serialization, "get_safe_globals"):  # before PyTorch 2.4, which reads tensors and data alone
-        yield
-        return
     allowed = torch.serialization.get_safe_globals()
     torch.serialization.clear_safe_globals()
     try:
@@ -384,9 +487,10 @@ def _fetch(url: str) -> Path:
     path = Path(torch.hub.get_dir(), "checkpoints", f"{digest}-{published.file_name_of(url) or 'checkpoint'}")
     rank, world_size = get_dist_info()
     failure: list[CheckpointError | None] = [None]
-    if rank == 0 and not path.exists():
+    if rank == 0:
         try:
-            _download(url, path)
+            if not _is_good(path, url):
+                _download(url, path)
         except CheckpointError as error:
             failure = [error]
     if world_size > 1:
@@ -397,20 +501,42 @@ def _fetch(url: str) -> Path:
     return path
 
 
+def _is_good(path: Path, url: str) -> bool:
+    """Whether a file is in the cache. One that is there and damaged is reported, and fetched again."""
+    if not path.exists():
+        return False
+    try:
+        _check_digest(path, published.file_name_of(url))
+        with _opened(path) as file, _named(path):
+            kind = _kind(path, file)
+            if kind == "safetensors":
+                _read_safetensors(path)  # a memory map
+            else:
+                _scanned(file, zipped=kind == "zip")
+    except UnsafeCheckpointError:
+        return True  # it is what the address holds; it is refused when it is read
+    except CheckpointError as error:
+        print_log(f"{error}; the file is fetched again from {printable(url)}", "current", logging.WARNING)
+        return False
+    return True
+
+
 def _download(url: str, path: Path) -> None:
     """Downloads to a file next to ``path`` and renames it once it can be read: no incomplete download is left."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     by_hand = f"download {url} by hand and give the path of the file, or put it at {path}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(partial), progress=True)
+        downloading.download(url, partial)
         _read_file(partial, published.file_name_of(url))
         partial.replace(path)
+    except DownloadError as error:
+        raise DownloadError(f"{error}: {by_hand}") from error.__cause__
     except UnsafeCheckpointError as error:
         raise UnsafeCheckpointError(str(error).replace(str(partial), url)) from None
     except CheckpointError as error:
         raise CheckpointError(f"{str(error).replace(str(partial), url)}; or {by_hand}") from None
-    except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
+    except OSError as error:
         raise DownloadError(f"cannot download {url} ({error}): {by_hand}") from error
     finally:
         partial.unlink(missing_ok=True)

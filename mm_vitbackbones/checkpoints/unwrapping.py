@@ -48,7 +48,7 @@ def unwrap(content: Any) -> Weights:
             break
         if len(holding) > 1:
             notes.append(f"the file holds weights under {', '.join(holding)}: those under {holding[0]} were taken")
-        besides += [str(key) for key in entries if key != holding[0]]
+        besides += [_name(key) for key in entries if key != holding[0]]
         content = entries[holding[0]]
     entries = _entries(content)
     state = {k: Tensor.detach(v) for k, v in entries.items() if isinstance(k, str) and isinstance(v, Tensor)}
@@ -56,12 +56,13 @@ def unwrap(content: Any) -> Weights:
         size = f" of {len(content)}" if isinstance(content, (list, tuple, dict)) else ""
         holds = f"its content is of type {kind_of(content)}{size}"
         if entries:
-            holds = f"it holds {shorten([str(key) for key in entries])}"
+            holds = f"it holds {shorten([_name(key) for key in entries])}"
         raise CheckpointError(f"holds no state dict ({holds}): save model.state_dict(), bare or under 'state_dict'")
     for key, tensor in state.items():
-        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+        fake = tensor.is_meta or hasattr(tensor, "fake_mode")
+        if tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized or fake:
             raise CheckpointError(f"{key} is quantized, sparse or without data: save the plain model's state_dict()")
-    besides += [str(key) for key in entries if key not in state]
+    besides += [_name(key) for key in entries if not (isinstance(key, str) and key in state)]
     return Weights(_without(COMPILED, state), tuple(besides), tuple(notes))
 
 
@@ -74,6 +75,11 @@ def unwrap_model(content: Any) -> Weights:
     """The same for the file of a whole model, whose names begin with its parts': without ``module.`` before them."""
     weights = unwrap(content)
     return Weights(_without(PARALLEL, weights.state), weights.besides, weights.notes)
+
+
+def _name(key: Any) -> str:
+    """A key as text. What is neither text nor a number is named by its type: its own text may have no end."""
+    return str(key)[:200] if isinstance(key, (str, int, float, bytes)) else f"a {kind_of(key)}"
 
 
 def _entries(content: Any) -> dict[Any, Any]:

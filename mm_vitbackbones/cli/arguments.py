@@ -15,6 +15,7 @@ from mmengine.config import DictAction
 from mm_vitbackbones import recipes
 from mm_vitbackbones.encoding import use_utf8
 from mm_vitbackbones.errors import CheckpointError, DataError, UserError
+from mm_vitbackbones.printing import print, printable_logs
 
 
 class Parser(argparse.ArgumentParser):
@@ -41,7 +42,8 @@ def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> int
     if argv is None:
         use_utf8()
     try:
-        main(sys.argv[1:] if argv is None else argv)
+        with printable_logs():
+            main(sys.argv[1:] if argv is None else argv)
     except (UserError, CheckpointError) as error:
         if os.environ.get("RANK", "0") == "0" or isinstance(error, DataError):
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

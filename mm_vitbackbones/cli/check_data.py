@@ -18,6 +18,7 @@ from mm_vitbackbones.data.statistics import Statistics, add_images
 from mm_vitbackbones.data.values import DETECTION
 from mm_vitbackbones.engine.console import Console
 from mm_vitbackbones.errors import UserError
+from mm_vitbackbones.printing import print
 from mm_vitbackbones.progress import track
 
 

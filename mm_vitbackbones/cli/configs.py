@@ -5,6 +5,7 @@ from __future__ import annotations
 from mm_vitbackbones import recipes
 from mm_vitbackbones.cli.arguments import Parser
 from mm_vitbackbones.errors import UserError
+from mm_vitbackbones.printing import print
 
 
 def main(argv: list[str]) -> None:

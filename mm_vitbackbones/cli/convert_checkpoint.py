@@ -9,6 +9,7 @@ from mm_vitbackbones.checkpoints import convert_checkpoint
 from mm_vitbackbones.checkpoints.converting import TARGETS
 from mm_vitbackbones.cli.arguments import Parser
 from mm_vitbackbones.errors import UserError
+from mm_vitbackbones.printing import print
 
 
 def arch(text: str) -> str | dict:

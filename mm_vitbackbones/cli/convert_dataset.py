@@ -15,6 +15,7 @@ from mm_vitbackbones.data.converting.collection import SPLITS, Collection, Notes
 from mm_vitbackbones.data.converting.recognise import FORMATS, recognise
 from mm_vitbackbones.data.converting.writing import check_copies, check_out, file_names, whole_folder, write_coco
 from mm_vitbackbones.errors import UserError
+from mm_vitbackbones.printing import print
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:

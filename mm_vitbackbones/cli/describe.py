@@ -18,6 +18,7 @@ from mm_vitbackbones.cli.config import read_config
 from mm_vitbackbones.errors import UserError, did_you_mean
 from mm_vitbackbones.measuring import multiply_adds
 from mm_vitbackbones.nodes import module_of, type_name
+from mm_vitbackbones.printing import print
 from mm_vitbackbones.registry import BACKBONES
 
 

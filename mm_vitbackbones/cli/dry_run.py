@@ -30,6 +30,7 @@ from mm_vitbackbones.cli.preflight import check_backbone, check_optimizer
 from mm_vitbackbones.errors import CheckpointError, UserError
 from mm_vitbackbones.measuring import peak_bytes
 from mm_vitbackbones.nodes import heads, type_name
+from mm_vitbackbones.printing import print
 
 OBJECTS = 7
 """Objects in each image for a detector. An image of COCO has as many on average."""

@@ -21,6 +21,7 @@ from mm_vitbackbones.cli.config import load_config
 from mm_vitbackbones.data.own import OwnData, objects_in, segments_in
 from mm_vitbackbones.errors import UserError, did_you_mean
 from mm_vitbackbones.files import write_whole
+from mm_vitbackbones.printing import print
 
 SEGMENTATION = "segmentation"
 

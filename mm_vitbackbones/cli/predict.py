@@ -50,6 +50,7 @@ from mm_vitbackbones.files import (
     write_whole,
 )
 from mm_vitbackbones.nodes import type_name
+from mm_vitbackbones.printing import print
 from mm_vitbackbones.progress import track
 
 

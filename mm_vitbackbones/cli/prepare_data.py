@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mm_vitbackbones.cli.arguments import Parser
 from mm_vitbackbones.data import mini, trees
+from mm_vitbackbones.printing import print
 
 MAKERS = {"trees": trees.prepare, "mini": mini.prepare}
 

@@ -18,7 +18,13 @@ from mm_vitbackbones.cli.weights import Trainer, check_fits, model_weights, unwr
 from mm_vitbackbones.engine.amp import use_amp
 from mm_vitbackbones.engine.console import Console
 from mm_vitbackbones.engine.hooks import PlainCheckpointHook
-from mm_vitbackbones.engine.resume import allow_mmengine_checkpoints, checkpoints_in, latest_checkpoint, read
+from mm_vitbackbones.engine.resume import (
+    allow_mmengine_checkpoints,
+    check_state,
+    checkpoints_in,
+    latest_checkpoint,
+    read,
+)
 from mm_vitbackbones.engine.schedules import trained_by_epoch
 from mm_vitbackbones.errors import UserError
 
@@ -119,6 +125,7 @@ def check_resumable(checkpoint: dict[str, Any], path: Path, train_cfg: dict[str,
             f"{path} holds weights alone, not the state of a training run: "
             "to start from its weights give --cfg-options load_from=FILE instead of --resume"
         )
+    check_state(checkpoint, path)
     meta, units = checkpoint["meta"], {unit for unit in ("epoch", "iter") if train_cfg.get(f"max_{unit}s")}
     by_epoch = trained_by_epoch(meta)
     if by_epoch is not None and units == {"iter" if by_epoch else "epoch"}:

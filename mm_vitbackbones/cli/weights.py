@@ -7,7 +7,7 @@ import os
 import pickle
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,10 +20,12 @@ from torch import nn
 from mm_vitbackbones.checkpoints import layout_of, load_pretrained
 from mm_vitbackbones.checkpoints.layout import State
 from mm_vitbackbones.checkpoints.loading import part_under_our_names
+from mm_vitbackbones.checkpoints.reading import check_pickle
 from mm_vitbackbones.checkpoints.unwrapping import COMPILED, CONTAINERS, PARALLEL, Weights, unwrap_model
+from mm_vitbackbones.checkpoints.values import check_values
 from mm_vitbackbones.engine import summary
 from mm_vitbackbones.engine.plain_data import equal
-from mm_vitbackbones.engine.resume import allow_mmengine_checkpoints, read
+from mm_vitbackbones.engine.resume import allow_mmengine_checkpoints, check_state, read
 from mm_vitbackbones.engine.schedules import accumulation, batch_size, follow_config
 from mm_vitbackbones.errors import CheckpointError, CheckpointMismatch, UserError, shorten
 
@@ -43,6 +45,8 @@ class Trainer(Runner):
         if not (self._resume or of_mmengine):
             return start_from(self, filename)
         allow_mmengine_checkpoints()
+        if "://" not in filename:
+            check_pickle(filename)
         kwargs.setdefault("revise_keys", [(prefix, "") for prefix in (COMPILED, PARALLEL)])
         try:
             checkpoint = super().load_checkpoint(filename, *args, **kwargs)
@@ -58,6 +62,27 @@ class Trainer(Runner):
             if equal(checkpoint["meta"].get("dataset_meta"), now):  # MMEngine compares bytes, which lists change
                 checkpoint["meta"]["dataset_meta"] = now
         return checkpoint
+
+    def call_hook(self, fn_name: str, **kwargs: Any) -> None:
+        if fn_name == "after_load_checkpoint":  # before any hook reads it, and before MMEngine loads it
+            checkpoint, path = kwargs["checkpoint"], self._load_from or "the checkpoint"
+            if self._resume:
+                check_state(checkpoint, path)
+            with file_named(path):
+                check_values(unwrapped(self), unwrap_model(checkpoint).state)
+                if isinstance(trained := checkpoint.get("ema_state_dict"), Mapping):
+                    check_values(unwrapped(self), dict(trained), "module.")
+        super().call_hook(fn_name, **kwargs)
+
+    def resume(self, filename: str, *args: Any, **kwargs: Any) -> None:
+        try:
+            super().resume(filename, *args, **kwargs)
+        except (AssertionError, AttributeError, IndexError, KeyError, RecursionError, TypeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"{filename} cannot be resumed, as its state is not that of a training ({type(error).__name__}: "
+                f"{reason}): start from its weights with load_from"
+            ) from error
 
     def scale_lr(self, optim_wrapper: Any, auto_scale_lr: dict[str, Any] | None = None) -> None:
         if not (auto_scale_lr and auto_scale_lr.get("enable")):
@@ -132,6 +157,8 @@ def start_from(runner: Runner, path: Path) -> dict[str, Any]:
             f"load_from: no weight of {path} fits this model's backbone ({shorten(theirs, 2)}), only {len(fits)} of "
             "other parts: give a file of the same backbone, or leave load_from out"
         )
+    with file_named(path):
+        check_values(model, fits)
     _report_start(needed, given, fits, path)
     checkpoint = _in_mmengines_form(content, weights.besides, fits)
     runner.call_hook("after_load_checkpoint", checkpoint=checkpoint)
@@ -249,6 +276,8 @@ def fitting_weights(model: nn.Module, checkpoint: dict[str, Any], path: Path) ->
         loaded |= {f"{name}.{key}": tensor for key, tensor in part.state_dict().items()}
     given = {key: given[key] for key in given if key in rest} | loaded
     check_fits(model, given, path)
+    with file_named(path):
+        check_values(model, given)
     return given
 
 

@@ -9,6 +9,7 @@ from mm_vitbackbones import recipes
 from mm_vitbackbones.cli.arguments import Parser
 from mm_vitbackbones.errors import UserError
 from mm_vitbackbones.files import write_whole
+from mm_vitbackbones.printing import print
 
 
 def main(argv: list[str]) -> None:

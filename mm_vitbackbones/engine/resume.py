@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import pickle
 import re
+import reprlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +68,45 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(checkpoint, dict):
         raise UserError(f"{path} is no checkpoint of a model: it holds a {type(checkpoint).__name__}")
     return checkpoint
+
+
+_FORMS: dict[str, Any] = {
+    "state_dict": Mapping,
+    "ema_state_dict": Mapping,
+    "meta": Mapping,
+    "message_hub": Mapping,
+    "optimizer": Mapping,
+    "param_schedulers": (Mapping, list, tuple),
+}
+
+
+def check_state(checkpoint: Mapping[str, Any], path: str | os.PathLike[str] | None) -> None:
+    """Check the forms of what a resumed run reads.
+
+    Raises:
+        UserError: an entry is of another type than MMEngine writes.
+    """
+
+    def refuse(what: str, value: Any) -> None:
+        raise UserError(
+            f"{path} cannot be resumed: its {what} is {reprlib.repr(value):.40}, of type {type(value).__name__}, which "
+            "is not what a training writes: start from its weights with load_from"
+        )
+
+    for name, form in _FORMS.items():
+        if name in checkpoint and not isinstance(checkpoint[name], form):
+            refuse(name, checkpoint[name])
+    for name, value in checkpoint.get("state_dict", {}).items():
+        if not isinstance(name, str):
+            refuse("weights' name", name)
+        if not isinstance(value, torch.Tensor) and not name.endswith("_extra_state"):
+            refuse(f"weight {name}", value)
+    meta = checkpoint.get("meta", {})
+    for unit in ("epoch", "iter"):
+        if unit in meta and (type(meta[unit]) is not int or meta[unit] < 0):
+            refuse(unit, meta[unit])
+    if not isinstance(meta.get("seed"), (int, type(None))):
+        refuse("seed", meta["seed"])
 
 
 def take_trained_weights(checkpoint: dict[str, Any]) -> bool:

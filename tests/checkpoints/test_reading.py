@@ -22,11 +22,13 @@ from helpers.toys import SPEC, TOYS
 from mm_vitbackbones.checkpoints import (
     CheckpointError,
     UnsafeCheckpointError,
+    downloading,
     load_pretrained,
     read_checkpoint,
     reading,
 )
 from mm_vitbackbones.checkpoints.unwrapping import unwrap
+from mm_vitbackbones.errors import DownloadError
 
 WEIGHTS = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.ones(2, dtype=torch.float16)}
 
@@ -560,14 +562,14 @@ def served(tmp_path, monkeypatch):
     folder.mkdir()
     calls = []
 
-    def download(url, destination, progress=True):
+    def download(url, destination):
         calls.append(url)
         source = folder / url.rsplit("/", 1)[1]
         if not source.exists():
-            raise OSError("HTTP Error 404: Not Found")
-        pathlib.Path(destination).write_bytes(source.read_bytes())
+            raise DownloadError(f"cannot download {url} (HTTP Error 404: Not Found)")
+        destination.write_bytes(source.read_bytes())
 
-    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    monkeypatch.setattr(downloading, "download", download)
     return folder, calls
 
 

@@ -75,3 +75,8 @@ def test_two_keys_of_one_name_are_refused():
         unwrap({"w": torch.ones(1), "_orig_mod.w": torch.ones(1)})
     with pytest.raises(CheckpointError, match=r"two keys of the file stand for w, the second is module\.w"):
         unwrap_model({"w": torch.ones(1), "module.w": torch.ones(1)})
+
+
+def test_keys_that_are_no_text_are_named_by_their_type():
+    content = {torch.zeros(2000).untyped_storage(): 1, (1, 2): 2, 3: torch.ones(1), "a": torch.ones(1), None: 0}
+    assert unwrap(content).besides == ("a UntypedStorage", "a tuple", "3", "a NoneType")
