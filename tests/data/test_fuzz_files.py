@@ -62,7 +62,10 @@ CASES = [pytest.param(0, 24, id="short"), pytest.param(1000, 4000, id="campaign"
 def bounded(case: str) -> Iterator[None]:
     """Fail after so many seconds, and where so much more memory is asked for at once. A ``UserError`` is an answer."""
 
+    overdue = []
+
     def late(*_: Any) -> None:
+        overdue.append(case)  # a reader may take the error for one of a file
         raise AssertionError(f"{case}: no answer within {SECONDS} s")
 
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -84,6 +87,7 @@ def bounded(case: str) -> Iterator[None]:
         signal.alarm(0)
         resource.setrlimit(resource.RLIMIT_AS, limits)
         signal.signal(signal.SIGALRM, before)
+    assert not overdue, f"{case}: no answer within {SECONDS} s"
 
 
 def broken(content: bytes, rng: np.random.Generator) -> bytes:
