@@ -147,8 +147,8 @@ def _plain_functions() -> dict[str, Callable[..., Any]]:
 def _missing(operator: str, name: str) -> Callable[..., NoReturn]:
     def call(*args: object, **kwargs: object) -> NoReturn:
         raise UserError(
-            f"mmcv.ops.{operator} ({name}) has no form in plain PyTorch: it needs mmcv with its compiled operators in "
-            "place of mmcv-lite: pip uninstall mmcv-lite, then pip install mmcv==2.1.0, built with MMCV_WITH_OPS=1"
+            f"{name} (mmcv.ops.{operator}) has no form in plain PyTorch. The package mmcv, with compiled operators, "
+            "has it: pip uninstall mmcv-lite, and build mmcv==2.1.0 with MMCV_WITH_OPS=1"
         )
 
     call.__name__ = call.__qualname__ = name
