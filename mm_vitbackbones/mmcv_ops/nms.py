@@ -35,12 +35,13 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
     if not len(boxes):
         return boxes.new_empty(0, dtype=torch.long)
     threshold = float(np.float32(iou_threshold))
+    order = scores.sort(0, descending=True)[1]  # among equal scores in mmcv's order, which torchvision's is not
+    boxes = boxes[order]
     compiled = torchvision_operators()
-    if compiled is not None and offset == 0 and boxes.dtype == scores.dtype == torch.float32:
-        kept: Tensor = compiled.nms(boxes, scores, threshold)
-        return kept
-    order = scores.sort(0, descending=True)[1]
-    return order[_remaining(_single(boxes)[order], threshold, offset)]
+    if compiled is not None and offset == 0 and boxes.dtype == torch.float32:
+        ranks = torch.arange(len(boxes), 0, -1, dtype=torch.float32, device=boxes.device)
+        return order[compiled.nms(boxes, ranks, threshold)]
+    return order[_remaining(_single(boxes), threshold, offset)]
 
 
 def _single(boxes: Tensor) -> Tensor:

@@ -145,16 +145,17 @@ def test_nms_match_lists_the_boxes_that_each_remaining_box_took(mmcv_nms):
 
 
 def test_torchvision_takes_what_it_does_alike_and_nothing_else(monkeypatch):
-    calls: list[float] = []
+    calls: list[tuple[list[float], float]] = []
 
     def compiled(boxes: torch.Tensor, scores: torch.Tensor, threshold: float) -> torch.Tensor:
-        calls.append(threshold)
+        calls.append((scores.tolist(), threshold))
         return torch.tensor([0])
 
     monkeypatch.setattr(plain, "torchvision_operators", lambda: SimpleNamespace(nms=compiled))
-    boxes, scores = torch.tensor([[0.0, 0, 4, 4]]), torch.ones(1)
-    plain.nms(boxes, scores, 0.7, 1)
-    plain.nms(boxes.half(), scores.half(), 0.7, 0)
+    boxes, scores = torch.tensor([[0.0, 0, 4, 4], [0, 0, 4, 4]]), torch.tensor([0.25, 0.75])
+    assert plain.nms(boxes, scores, 0.7, 1).tolist() == [1]
+    assert plain.nms(boxes.half(), scores.half(), 0.7, 0).tolist() == [1]
     assert not calls
-    plain.nms(boxes, scores, 0.7, 0)
-    assert calls == [float(np.float32(0.7))]  # mmcv compares in single precision
+    assert plain.nms(boxes, scores, 0.7, 0).tolist() == [1]
+    # In mmcv's order, whatever torchvision's is among equal scores; and mmcv compares in single precision.
+    assert calls == [([2.0, 1.0], float(np.float32(0.7)))]
