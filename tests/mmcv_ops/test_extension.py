@@ -16,7 +16,7 @@ import torch
 
 from helpers.lite import copy_of_lite
 from helpers.paths import ROOT
-from mm_vitbackbones import libraries
+from mm_vitbackbones import libraries, mmcv_ops
 from mm_vitbackbones.errors import UserError
 from mm_vitbackbones.mmcv_ops import compiled, extension, lite
 
@@ -86,7 +86,8 @@ def test_extension_that_is_imported_is_left_alone(mmcv, monkeypatch):
 
 def test_without_mmcv_no_operators_are_imported(monkeypatch):
     monkeypatch.setattr(lite, "find", lambda: lite.Found(lite.State.ABSENT))
-    monkeypatch.setitem(sys.modules, "mm_vitbackbones.mmcv_ops.extension", None)
+    monkeypatch.setitem(sys.modules, "mm_vitbackbones.mmcv_ops.extension", None)  # it cannot be imported
+    monkeypatch.delattr(mmcv_ops, "extension")
     libraries.load("mmengine")
 
 

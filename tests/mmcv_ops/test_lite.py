@@ -35,9 +35,11 @@ def test_install_writes_three_lines_and_remove_takes_them_away(mmcv, capsys):
 def test_programs_that_know_nothing_of_this_package_import_the_operators(mmcv):
     lite.install()
     program = "import mmcv._ext\nprint(mmcv._ext.__name__, mmcv._ext.nms.__module__)\n"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (mmcv.parent, ROOT)))}
+    path = os.pathsep.join(map(str, (mmcv.parent, ROOT)))
+    environment = {**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": ""}
     result = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     assert result.stdout == "mmcv._ext mm_vitbackbones.mmcv_ops.nms\n", result.stderr
+    assert list(mmcv.rglob("_ext*.pyc"))
     lite.remove()
     assert not list(mmcv.rglob("_ext*"))  # nor what Python has compiled of it
 

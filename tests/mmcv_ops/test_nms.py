@@ -126,6 +126,15 @@ def test_no_boxes_give_no_indices():
         assert indices.dtype == torch.long
 
 
+def test_soft_nms_fills_gaps_from_the_end_as_the_compiled_operator_does():
+    x = torch.tensor([0.0, 0, 0, 10, 20, 30])[:, None]
+    boxes = torch.cat((x, torch.zeros_like(x), x + 5, torch.full_like(x, 5)), 1)
+    scores = torch.tensor([0.9, 0.5, 0.5, 0.5, 0.5, 0.5])
+    # The first takes the next two away. Of the equal ones, the last fills the first gap, the last but one the next.
+    kept = plain.softnms(boxes, scores, torch.empty(6, 5), 0.3, 0.5, 0.1, 0, 0)
+    assert kept.tolist() == [0, 5, 4, 3]
+
+
 def test_soft_nms_leaves_the_inputs_as_they_are():
     generator = torch.Generator().manual_seed(3)
     boxes, scores = random_boxes(30, generator), torch.rand(30, generator=generator)
