@@ -16,10 +16,15 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Literal
 
+from mm_vitbackbones.mmcv_ops import lite
+from mm_vitbackbones.mmcv_ops.lite import State
+
 FIX_MMCV = (
     "pip install 'setuptools<81' ninja && CFLAGS='-g0 -w' MMCV_WITH_OPS=1 "
     "pip install --no-build-isolation --no-cache-dir --no-deps --force-reinstall mmcv==2.1.0"
 )
+FIX_OPERATORS = "python -m mm_vitbackbones ops --install"
+FIX_LITE = f"pip install mmcv-lite==2.1.0 && {FIX_OPERATORS}"
 FIX_SETUPTOOLS = "pip install 'setuptools<81'"
 FIX_OPENCV = (
     "pip uninstall -y opencv-python && pip install --no-deps --force-reinstall opencv-python-headless "
@@ -87,9 +92,11 @@ class Package:
 
 @dataclass
 class Installation:
-    """The packages that Python finds, each imported at the first look at it. ``load`` does the importing."""
+    """The packages that Python finds, each imported at the first look at it. ``load`` does the importing; ``operators``
+    says which of mmcv's are there."""
 
     load: Callable[[str], ModuleType] = importlib.import_module
+    operators: State = field(default_factory=lambda: lite.find().state)
     _packages: dict[str, Package] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Package:
@@ -114,8 +121,12 @@ class Installation:
 
 
 def explain_missing_ops(error: str, package: Package, installation: Installation) -> Finding | None:
-    if re.search(r"No module named 'mmcv\.(_ext|ops)", error):
-        return Finding("blocker", "mmcv has no compiled ops: it is mmcv-lite, or was built without them", FIX_MMCV)
+    if re.search(r"No module named 'mmcv\._ext", error):
+        fix = f"{FIX_OPERATORS} (in plain PyTorch); compiled: {FIX_MMCV}"
+        return Finding("blocker", "mmcv has no operators: it is mmcv-lite, or was built without them", fix)
+    if re.search(r"No module named 'mmcv\.ops", error):
+        fix = f"{FIX_LITE} (in plain PyTorch); compiled: {FIX_MMCV}"
+        return Finding("blocker", "mmcv has no folder ops: it is too old, or incomplete", fix)
     if re.search(r"mmcv/_ext\S*\.so|lib(cudart|torch|c10)\S*: cannot open shared object file", error):
         return Finding("blocker", "mmcv's compiled ops were built for another torch", FIX_MMCV)
     return None
@@ -169,7 +180,7 @@ def explain_missing_module(error: str, package: Package, installation: Installat
         return Finding("blocker", f"{package.name} does not find {missing}", f"reinstall {root}: it is incomplete")
     if root == package.name:
         return Finding("blocker", f"{root} is not installed", f"pip install {DISTRIBUTIONS.get(root, root)}")
-    fix = FIX_MMCV if root == "mmcv" else f"pip install {DISTRIBUTIONS.get(root, root)}"
+    fix = FIX_LITE if root == "mmcv" else f"pip install {DISTRIBUTIONS.get(root, root)}"
     return Finding("blocker", f"{root} is missing; {package.name} needs it", fix)
 
 
@@ -258,9 +269,19 @@ def check_unpickler(installation: Installation) -> Iterator[Finding]:
         )
 
 
+def check_operators(installation: Installation) -> Iterator[Finding]:
+    if installation.operators is State.MISSING and installation["mmcv.ops"].works:
+        yield Finding(
+            "note",
+            "mmcv is mmcv-lite: the commands of this package bring its operators, in plain PyTorch; other programs "
+            "stop at \"No module named 'mmcv._ext'\"",
+            FIX_OPERATORS,
+        )
+
+
 def check_cuda_ops(installation: Installation) -> Iterator[Finding]:
     torch, ops = installation["torch"].module, installation["mmcv.ops"].module
-    if torch is None or ops is None or not torch.cuda.is_available():
+    if installation.operators is not State.COMPILED or torch is None or ops is None or not torch.cuda.is_available():
         return
     if _compiled_for_cuda(ops) == "not available":
         yield Finding(
@@ -290,6 +311,7 @@ CHECKS: tuple[Callable[[Installation], Iterator[Finding]], ...] = (
     check_setuptools,
     check_numpy_bridge,
     check_unpickler,
+    check_operators,
     check_cuda_ops,
     check_resume,
     check_extras,
@@ -304,13 +326,21 @@ def examine(installation: Installation) -> list[Finding]:
     return sorted(shown, key=lambda finding: finding.level)
 
 
+PLAIN = {
+    State.PLAIN: "plain PyTorch, in every program",
+    State.MISSING: "plain PyTorch, in the commands of this package",
+    State.FOREIGN: "neither compiled nor of this package",
+}
+"""What there is of mmcv's operators where they are not compiled."""
+
+
 def versions(installation: Installation) -> Iterator[tuple[str, str]]:
     """Pairs of a name and a version, or a text in place of the version."""
     yield "Python", sys.version.split()[0]
     for name in IMPORTS:
         package = installation[name]
         if name == "mmcv.ops" and package.module is not None:
-            yield name, f"compiled, CUDA {_compiled_for_cuda(package.module)}"
+            yield name, PLAIN.get(installation.operators) or f"compiled, CUDA {_compiled_for_cuda(package.module)}"
         elif package.absent:
             yield name, "not installed"
         elif package.works:
@@ -340,6 +370,10 @@ def main() -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):  # an error may name a file in letters that the terminal has not
         sys.stdout.reconfigure(errors="backslashreplace")
     installation = Installation()
+    if installation.operators is State.MISSING and installation["torch"].works:
+        from mm_vitbackbones.mmcv_ops import extension  # as all commands do
+
+        extension.install()
     findings = examine(installation)
     print(*report(installation, findings), sep="\n")
     return int(any(finding.level == "blocker" for finding in findings))

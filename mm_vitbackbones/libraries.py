@@ -9,6 +9,7 @@ from typing import Any
 from mmengine.registry import Registry, init_default_scope
 
 from mm_vitbackbones.errors import UserError
+from mm_vitbackbones.mmcv_ops import lite
 from mm_vitbackbones.nodes import module_of, nodes
 
 LIBRARIES = ("mmdet", "mmseg")
@@ -17,9 +18,15 @@ LIBRARIES = ("mmdet", "mmseg")
 def load(scope: str) -> None:
     """Import the library of a scope: ``mmdet``, ``mmseg``, or ``mmengine`` itself.
 
+    Where mmcv is mmcv-lite, its operators in plain PyTorch are installed first, in this process.
+
     Raises:
         UserError: if it cannot be imported.
     """
+    if lite.find().state is lite.State.MISSING:
+        from mm_vitbackbones.mmcv_ops import extension  # with all operators; others do not need them
+
+        extension.install()
     try:
         importlib.import_module(scope)
     except (ImportError, AssertionError) as error:  # mmdet and mmseg assert the version of mmcv

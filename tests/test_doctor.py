@@ -16,6 +16,7 @@ from helpers.paths import ROOT
 from mm_vitbackbones import __main__ as command
 from mm_vitbackbones import doctor
 from mm_vitbackbones.doctor import Finding, Installation
+from mm_vitbackbones.mmcv_ops.lite import State
 
 HEALTHY = {
     "torch": "2.6.0",
@@ -46,7 +47,7 @@ def fake_ops(cuda: str = "not available") -> Any:
     return SimpleNamespace(get_compiling_cuda_version=lambda: cuda)
 
 
-def installation(**changes: Any) -> Installation:
+def installation(operators: State = State.COMPILED, **changes: Any) -> Installation:
     """A healthy installation in which some modules (``mmdet__models`` for mmdet.models) are others, raise, or, where
     None is given, are not there."""
     changed = {name.replace("__", "."): value for name, value in changes.items()}
@@ -69,7 +70,7 @@ def installation(**changes: Any) -> Installation:
         module.__version__ = HEALTHY.get(root, "1.0")  # type: ignore[attr-defined]
         return module
 
-    return Installation(load)
+    return Installation(load, operators)
 
 
 def findings(level: str, **changes: Any) -> list[Finding]:
@@ -89,9 +90,14 @@ GATE = "MMCV==2.2.0 is used but incompatible. Please install mmcv>=2.0.0rc4."
 BROKEN: dict[str, tuple[dict[str, Any], str, str]] = {
     "torch absent": ({"torch": None}, "torch is not installed", "pip install torch"),
     "mmengine absent": ({"mmengine": None}, "mmengine is not installed", "pip install mmengine"),
-    "mmcv absent, mmdet there": ({"mmcv": None, "mmdet": missing("mmcv")}, "mmcv is missing; mmdet", "mmcv==2.1.0"),
-    "mmcv-lite": ({"mmcv__ops": missing("mmcv._ext")}, "no compiled ops", "MMCV_WITH_OPS=1"),
-    "mmcv without ops folder": ({"mmcv__ops": missing("mmcv.ops")}, "no compiled ops", "MMCV_WITH_OPS=1"),
+    "mmcv absent, mmdet there": (
+        {"mmcv": None, "mmdet": missing("mmcv")},
+        "mmcv is missing; mmdet",
+        "mmcv-lite==2.1.0",
+    ),
+    "mmcv-lite": ({"mmcv__ops": missing("mmcv._ext")}, "no operators", "mm_vitbackbones ops --install"),
+    "mmcv-lite, compiled": ({"mmcv__ops": missing("mmcv._ext")}, "no operators", "MMCV_WITH_OPS=1"),
+    "mmcv without ops folder": ({"mmcv__ops": missing("mmcv.ops")}, "no folder ops", "pip install mmcv-lite==2.1.0"),
     "ops of another torch": (
         {"mmcv__ops": ImportError("/env/mmcv/_ext.cpython-311-x86_64-linux-gnu.so: undefined symbol: _ZN3c10")},
         "built for another torch",
@@ -145,15 +151,13 @@ def test_all_undeclared_modules_are_named_together():
 def test_one_cause_is_reported_once():
     cause = missing("mmcv._ext")
     found = findings("blocker", mmcv__ops=cause, mmdet__models=cause, mmseg__models=cause)
-    assert [finding.what for finding in found] == [
-        "mmcv has no compiled ops: it is mmcv-lite, or was built without them"
-    ]
+    assert [finding.what for finding in found] == ["mmcv has no operators: it is mmcv-lite, or was built without them"]
 
 
 def test_cause_is_found_under_the_error_that_hides_it():
     hidden = ImportError("mmdet.models failed")
     hidden.__cause__ = missing("mmcv._ext")
-    assert "no compiled ops" in findings("blocker", mmdet__models=hidden)[0].what
+    assert "no operators" in findings("blocker", mmdet__models=hidden)[0].what
 
 
 def test_torch_that_cannot_talk_to_numpy_blocks():
@@ -217,6 +221,31 @@ def test_unsafe_unpickler_is_noted_before_torch_2_6(version, unsafe):
 def test_ops_without_cuda_are_noted_where_there_is_a_gpu(gpu, compiled, noted):
     notes = findings("note", torch=fake_torch(cuda=gpu), mmcv__ops=fake_ops(compiled))
     assert [note.fix.startswith("FORCE_CUDA=1 CFLAGS=") for note in notes] == ([True] if noted else [])
+
+
+@pytest.mark.parametrize("state", [State.MISSING, State.PLAIN])
+def test_plain_operators_need_no_build_for_cuda(state):
+    notes = findings("note", operators=state, torch=fake_torch(cuda=True), mmcv__ops=fake_ops())
+    assert not any("CUDA" in note.what for note in notes)
+
+
+def test_mmcv_lite_is_a_note_whose_fix_writes_the_operators():
+    (note,) = doctor.examine(installation(State.MISSING))
+    assert note.level == "note"
+    assert note.fix == "python -m mm_vitbackbones ops --install"
+    assert doctor.examine(installation(State.PLAIN)) == []
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        (State.COMPILED, "compiled, CUDA not available"),
+        (State.PLAIN, "plain PyTorch, in every program"),
+        (State.MISSING, "plain PyTorch, in the commands of this package"),
+    ],
+)
+def test_versions_say_which_operators_there_are(state, words):
+    assert dict(doctor.versions(installation(state)))["mmcv.ops"] == words
 
 
 def test_report_lists_versions_then_blockers_then_notes():
