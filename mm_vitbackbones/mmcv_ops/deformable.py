@@ -47,6 +47,8 @@ def deformable_convolution(
     """
     compiled = _torchvision()
     if compiled is not None and _compiled_takes(input):
+        if offset.requires_grad:
+            offset = _inner(input, offset, weight, shape)
         return compiled(input, offset, weight, bias, shape.stride, shape.padding, shape.dilation, mask)
     masks = [None] * len(input) if mask is None else mask.unbind()
     # One image at a time: what the taps have read is K times as large as the image.
@@ -58,17 +60,11 @@ def deformable_convolution(
 def _of_one(image: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor, shape: Shape) -> Tensor:
     """The output (O, H', W') of one image (C, H, W)."""
     channels, height, width = image.shape
-    outputs, _, kernel_height, kernel_width = weight.shape
-    taps, split = kernel_height * kernel_width, shape.offset_groups
+    outputs, taps, split = len(weight), weight[0, 0].numel(), shape.offset_groups
     rows, columns = offset.shape[1:]
-    # Positions: (H' * W', K, G)
-    moved = widened(offset).reshape(split, taps, 2, rows, columns).permute(3, 4, 1, 0, 2)
-    y = _regular(rows, kernel_height, shape, 0, offset.device).view(rows, 1, kernel_height, 1, 1)
-    x = _regular(columns, kernel_width, shape, 1, offset.device).view(1, columns, 1, kernel_width, 1)
-    y = y.expand(-1, columns, -1, kernel_width, -1).reshape(rows, columns, taps, 1) + moved[..., 0]
-    x = x.expand(rows, -1, kernel_height, -1, -1).reshape(rows, columns, taps, 1) + moved[..., 1]
+    y, x = _positions(offset[None], weight, shape)  # (1, H', W', K, G)
     table = widened(image).permute(1, 2, 0).reshape(height, width, split, channels // split)
-    read = bilinear(table, y.flatten(0, 1), x.flatten(0, 1))  # (H' * W', K, G, C / G)
+    read = bilinear(table, y[0].flatten(0, 1), x[0].flatten(0, 1))  # (H' * W', K, G, C / G)
     if mask is not None:
         read = read * widened(mask).reshape(split, taps, rows * columns).permute(2, 1, 0)[..., None]
     # The convolution's groups: (groups, H' * W', K * C / groups) times (groups, K * C / groups, O / groups)
@@ -77,10 +73,32 @@ def _of_one(image: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor, 
     return (per_group @ kernel).transpose(1, 2).reshape(outputs, rows, columns)
 
 
+def _positions(offset: Tensor, weight: Tensor, shape: Shape) -> tuple[Tensor, Tensor]:
+    """Where all taps are, y and x in pixels: (B, H', W', K, G)."""
+    kernel_height, kernel_width = weight.shape[2:]
+    rows, columns = offset.shape[2:]
+    taps = kernel_height * kernel_width
+    moved = widened(offset).reshape(-1, shape.offset_groups, taps, 2, rows, columns).permute(0, 4, 5, 2, 1, 3)
+    y = _regular(rows, kernel_height, shape, 0, offset.device).repeat_interleave(kernel_width, 1)
+    x = _regular(columns, kernel_width, shape, 1, offset.device).repeat(1, kernel_height)
+    return y[:, None, :, None] + moved[..., 0], x[:, :, None] + moved[..., 1]
+
+
 def _regular(length: int, size: int, shape: Shape, axis: int, device: torch.device) -> Tensor:
-    """Where the taps are without an offset: (length, size)."""
+    """Where the taps are along one axis without an offset: (length, size)."""
     start = torch.arange(length, device=device) * shape.stride[axis] - shape.padding[axis]
     return start[:, None] + torch.arange(size, device=device) * shape.dilation[axis]
+
+
+def _inner(input: Tensor, offset: Tensor, weight: Tensor, shape: Shape) -> Tensor:
+    """The offsets, without a gradient where they lead out of the map.
+
+    torchvision gives one to a tap that is exactly one pixel outside, as many are while all offsets are zero.
+    """
+    y, x = _positions(offset.detach(), weight, shape)
+    inside = (y > -1) & (y < input.shape[2]) & (x > -1) & (x < input.shape[3])
+    inside = inside.permute(0, 4, 3, 1, 2).flatten(1, 2).repeat_interleave(2, 1)
+    return torch.where(inside, offset, offset.detach())
 
 
 def _torchvision() -> Callable[..., Tensor] | None:
