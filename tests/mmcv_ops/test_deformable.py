@@ -148,3 +148,13 @@ def test_random_cases_are_those_of_compiled_mmcv(monkeypatch):
                 found = with_gradients(make(ours(module.__name__.rpartition(".")[2], context), form), *of)
             torch.testing.assert_close(found[0], expected[0], rtol=1e-5, atol=1e-5)
             torch.testing.assert_close(found[1:], expected[1:], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.usefixtures("plain")
+def test_an_offset_has_no_gradient_exactly_one_pixel_outside(monkeypatch):
+    convolve = unmodulated(ours("deform_conv", monkeypatch), FORMS[0])
+    _, _, of_offset, _ = with_gradients(
+        convolve, torch.ones(1, 1, 2, 2), torch.zeros(1, 18, 2, 2), torch.ones(1, 1, 3, 3)
+    )
+    assert (of_offset[0, :2, 0, 0] == 0).all()  # the first tap of the first pixel is at (-1, -1)
+    assert (of_offset[0, 16:, 1, 1] == 0).all()  # the last tap of the last pixel is at (2, 2)
