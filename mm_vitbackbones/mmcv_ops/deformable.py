@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mm_vitbackbones.errors import UserError
 from mm_vitbackbones.mmcv_ops.compiled import torchvision_operators
 from mm_vitbackbones.mmcv_ops.precision import widened
 from mm_vitbackbones.mmcv_ops.sampling import bilinear
@@ -193,6 +194,7 @@ def modulated_deform_conv_forward(
 ) -> None:
     """``output`` receives ``deformable_convolution``; ``columns`` and ``ones`` are not used."""
     shape = _long(**numbers)
+    offset, mask = _as_read(offset, output), _as_read(mask, output)
     output.copy_(deformable_convolution(input, offset, mask, weight, bias if with_bias else None, shape))
 
 
@@ -215,12 +217,36 @@ def modulated_deform_conv_backward(
 ) -> None:
     """Adds to the gradients of all inputs."""
     shape = _long(**numbers)
-    inputs = (input, offset, mask, weight)
-    grads = _gradients(lambda *of: deformable_convolution(of[0], of[1], of[2], of[3], None, shape), inputs, grad_output)
+
+    def convolve(input: Tensor, offset: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
+        offset, mask = _as_read(offset, grad_output), _as_read(mask, grad_output)
+        return deformable_convolution(input, offset, mask, weight, None, shape)
+
+    grads = _gradients(convolve, (input, offset, mask, weight), grad_output)
     for total, grad in zip((grad_input, grad_offset, grad_mask, grad_weight), grads, strict=True):
         total += grad
     if with_bias:
         grad_bias += grad_output.sum((0, 2, 3))
+
+
+def _as_read(tensor: Tensor, output: Tensor) -> Tensor:
+    """Offsets or a mask (B, C, H', W') as mmcv reads them: their memory, as if they were as large as the output.
+
+    MMDetection's DyHead gives those of a larger map, and its published weights are trained so.
+
+    Raises:
+        UserError: they are smaller than the output.
+    """
+    size = output.shape[2:]
+    if tensor.shape[2:] == size:
+        return tensor
+    memory, count = tensor.flatten(1), tensor.shape[1] * size.numel()
+    if memory.shape[1] < count:
+        raise UserError(
+            f"modulated_deform_conv2d has an output of {size[0]} x {size[1]} pixels, but offsets or a mask of "
+            f"{tensor.shape[2]} x {tensor.shape[3]}: give each pixel of the output its own"
+        )
+    return memory[:, :count].unflatten(1, (-1, *size))
 
 
 def _long(

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from helpers.operators import ours, recorded, with_gradients
+from mm_vitbackbones.errors import UserError
 from mm_vitbackbones.mmcv_ops import deformable
 
 pytestmark = pytest.mark.mmdet
@@ -158,3 +159,24 @@ def test_an_offset_has_no_gradient_exactly_one_pixel_outside(monkeypatch):
     )
     assert (of_offset[0, :2, 0, 0] == 0).all()  # the first tap of the first pixel is at (-1, -1)
     assert (of_offset[0, 16:, 1, 1] == 0).all()  # the last tap of the last pixel is at (2, 2)
+
+
+@pytest.mark.usefixtures("plain")
+def test_offsets_of_a_larger_map_are_read_as_if_they_were_of_the_output(monkeypatch):
+    input, offset, mask, weight, bias = case(FORMS[0])
+    convolve = modulated(ours("modulated_deform_conv", monkeypatch), FORMS[0])
+    expected = with_gradients(convolve, input, offset, mask, weight, bias)
+    larger = [F.pad(tensor.flatten(1), (0, tensor[0].numel())).view(2, -1, 10, 7) for tensor in (offset, mask)]
+    found = with_gradients(convolve, input, *larger, weight, bias)
+    for index, like in ((2, offset), (3, mask)):
+        gradient = found[index].flatten(1)
+        assert (gradient[:, like[0].numel() :] == 0).all()
+        found[index] = gradient[:, : like[0].numel()].view(like.shape)
+    torch.testing.assert_close(found, expected)
+
+
+def test_offsets_of_a_smaller_map_are_refused(monkeypatch):
+    input, offset, mask, weight, bias = case(FORMS[0])
+    convolve = modulated(ours("modulated_deform_conv", monkeypatch), FORMS[0])
+    with pytest.raises(UserError, match="output of 5 x 7 pixels, but offsets or a mask of 3 x 7"):
+        convolve(input, offset[:, :, :3], mask, weight, bias)
