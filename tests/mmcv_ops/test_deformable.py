@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from helpers.operators import ours, recorded, with_gradients
+from helpers.operators import over_plain, recorded, with_gradients
 from mm_vitbackbones.errors import UserError
 from mm_vitbackbones.mmcv_ops import deformable
 
@@ -54,10 +54,10 @@ def unmodulated(module, form: dict) -> Callable[..., Tensor]:
 
 @pytest.mark.usefixtures("plain")
 def test_recorded_values_and_gradients(monkeypatch):
-    of = recorded("modulated_deform_conv2d/plain")
+    of = recorded("mmcv_ops_learnt_positions.npz")["modulated_deform_conv2d/plain"]
     names = ("input", "offset", "mask", "weight", "bias")
-    leaves = [of[f"in_{name}"].requires_grad_() for name in names]
-    output = modulated(ours("modulated_deform_conv", monkeypatch), FORMS[0])(*leaves)
+    leaves = [of[f"in_{name}"].clone().requires_grad_() for name in names]
+    output = modulated(over_plain("modulated_deform_conv", monkeypatch), FORMS[0])(*leaves)
     torch.testing.assert_close(output, of["out0"], rtol=0, atol=1e-5)
     (output * of["in_w"]).sum().backward()
     for leaf, name in zip(leaves, names, strict=True):
@@ -70,7 +70,7 @@ def test_without_offsets_it_is_the_plain_convolution(form, monkeypatch):
     input, offset, mask, weight, bias = case(form)
     convolution = {name: form[name] for name in ("stride", "padding", "dilation", "groups")}
     expected = with_gradients(lambda x, w, b: F.conv2d(x, w, b, **convolution), input, weight, bias)
-    function = modulated(ours("modulated_deform_conv", monkeypatch), form)
+    function = modulated(over_plain("modulated_deform_conv", monkeypatch), form)
     found = with_gradients(function, input, torch.zeros_like(offset), torch.ones_like(mask), weight, bias)
     torch.testing.assert_close([found[0], found[1], found[4], found[5]], expected)
 
@@ -79,16 +79,18 @@ def test_without_offsets_it_is_the_plain_convolution(form, monkeypatch):
 @pytest.mark.parametrize("form", FORMS)
 def test_gradients_are_those_of_differences(form, monkeypatch):
     inputs = [tensor.requires_grad_() for tensor in case(form, (2, 1), size=(3, 4))]
-    assert torch.autograd.gradcheck(modulated(ours("modulated_deform_conv", monkeypatch), form), inputs, fast_mode=True)
+    assert torch.autograd.gradcheck(
+        modulated(over_plain("modulated_deform_conv", monkeypatch), form), inputs, fast_mode=True
+    )
     input, offset, _, weight, _ = inputs
     assert torch.autograd.gradcheck(
-        unmodulated(ours("deform_conv", monkeypatch), form), (input, offset, weight), fast_mode=True
+        unmodulated(over_plain("deform_conv", monkeypatch), form), (input, offset, weight), fast_mode=True
     )
 
 
 @pytest.mark.usefixtures("plain")
 def test_channels_last_inputs_give_the_same(monkeypatch):
-    function = modulated(ours("modulated_deform_conv", monkeypatch), FORMS[2])
+    function = modulated(over_plain("modulated_deform_conv", monkeypatch), FORMS[2])
     inputs = case(FORMS[2])
     last = [tensor.to(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor for tensor in inputs]
     torch.testing.assert_close(with_gradients(function, *last), with_gradients(function, *inputs))
@@ -97,7 +99,7 @@ def test_channels_last_inputs_give_the_same(monkeypatch):
 @pytest.mark.usefixtures("plain")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_near_single_precision(dtype, monkeypatch):
-    function = modulated(ours("modulated_deform_conv", monkeypatch), FORMS[3])
+    function = modulated(over_plain("modulated_deform_conv", monkeypatch), FORMS[3])
     inputs = case(FORMS[3], dtype=dtype)
     found = with_gradients(function, *inputs)
     expected = with_gradients(function, *(tensor.float() for tensor in inputs))
@@ -111,7 +113,7 @@ def test_torchvision_gives_the_same(monkeypatch):
     if deformable._torchvision() is None:
         pytest.skip("torchvision is not installed, or not compiled for this PyTorch")
     for form in FORMS:
-        function, inputs = modulated(ours("modulated_deform_conv", monkeypatch), form), case(form)
+        function, inputs = modulated(over_plain("modulated_deform_conv", monkeypatch), form), case(form)
         still = [inputs[0], torch.zeros_like(inputs[1]), *inputs[2:]]  # many taps are exactly one pixel outside
         compiled = [with_gradients(function, *inputs), with_gradients(function, *still)]
         with monkeypatch.context() as context:
@@ -146,14 +148,14 @@ def test_random_cases_are_those_of_compiled_mmcv(monkeypatch):
         for module, (make, of) in zip(modules, forms, strict=True):
             expected = with_gradients(make(module, form), *of)
             with monkeypatch.context() as context:
-                found = with_gradients(make(ours(module.__name__.rpartition(".")[2], context), form), *of)
+                found = with_gradients(make(over_plain(module.__name__.rpartition(".")[2], context), form), *of)
             torch.testing.assert_close(found[0], expected[0], rtol=1e-5, atol=1e-5)
             torch.testing.assert_close(found[1:], expected[1:], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.usefixtures("plain")
 def test_an_offset_has_no_gradient_exactly_one_pixel_outside(monkeypatch):
-    convolve = unmodulated(ours("deform_conv", monkeypatch), FORMS[0])
+    convolve = unmodulated(over_plain("deform_conv", monkeypatch), FORMS[0])
     _, _, of_offset, _ = with_gradients(
         convolve, torch.ones(1, 1, 2, 2), torch.zeros(1, 18, 2, 2), torch.ones(1, 1, 3, 3)
     )
@@ -164,7 +166,7 @@ def test_an_offset_has_no_gradient_exactly_one_pixel_outside(monkeypatch):
 @pytest.mark.usefixtures("plain")
 def test_offsets_of_a_larger_map_are_read_as_if_they_were_of_the_output(monkeypatch):
     input, offset, mask, weight, bias = case(FORMS[0])
-    convolve = modulated(ours("modulated_deform_conv", monkeypatch), FORMS[0])
+    convolve = modulated(over_plain("modulated_deform_conv", monkeypatch), FORMS[0])
     expected = with_gradients(convolve, input, offset, mask, weight, bias)
     larger = [F.pad(tensor.flatten(1), (0, tensor[0].numel())).view(2, -1, 10, 7) for tensor in (offset, mask)]
     found = with_gradients(convolve, input, *larger, weight, bias)
@@ -177,6 +179,6 @@ def test_offsets_of_a_larger_map_are_read_as_if_they_were_of_the_output(monkeypa
 
 def test_offsets_of_a_smaller_map_are_refused(monkeypatch):
     input, offset, mask, weight, bias = case(FORMS[0])
-    convolve = modulated(ours("modulated_deform_conv", monkeypatch), FORMS[0])
+    convolve = modulated(over_plain("modulated_deform_conv", monkeypatch), FORMS[0])
     with pytest.raises(UserError, match="output of 5 x 7 pixels, but offsets or a mask of 3 x 7"):
         convolve(input, offset[:, :, :3], mask, weight, bias)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from helpers.operators import ours, with_gradients
+from helpers.operators import over_plain, with_gradients
 
 pytestmark = pytest.mark.mmdet
 CLASSES = 5
@@ -33,7 +33,7 @@ def sigmoid_formula(logits: Tensor, target: Tensor, gamma: float, alpha: float, 
 @pytest.mark.parametrize("weight", [None, WEIGHTS])
 @pytest.mark.parametrize(("gamma", "alpha"), [(2.0, 0.25), (0.0, 0.5), (1.5, 0.9)])
 def test_sigmoid_focal_loss_is_its_formula(gamma, alpha, weight, monkeypatch):
-    loss = ours("focal_loss", monkeypatch).sigmoid_focal_loss
+    loss = over_plain("focal_loss", monkeypatch).sigmoid_focal_loss
     logits, target = case()
     target[:3] = CLASSES  # background
     found = with_gradients(lambda x: loss(x, target, gamma, alpha, weight, "none"), logits)
@@ -44,7 +44,7 @@ def test_sigmoid_focal_loss_is_its_formula(gamma, alpha, weight, monkeypatch):
 @pytest.mark.parametrize("weight", [None, WEIGHTS])
 @pytest.mark.parametrize(("gamma", "alpha"), [(2.0, 0.25), (0.0, 0.5), (0.5, 0.9)])
 def test_softmax_focal_loss_is_its_formula(gamma, alpha, weight, monkeypatch):
-    loss = ours("focal_loss", monkeypatch).softmax_focal_loss
+    loss = over_plain("focal_loss", monkeypatch).softmax_focal_loss
     logits, target = case()
 
     def formula(x: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ def test_softmax_focal_loss_is_its_formula(gamma, alpha, weight, monkeypatch):
 
 
 def test_softmax_focal_loss_of_a_negative_class_is_zero(monkeypatch):
-    loss = ours("focal_loss", monkeypatch).softmax_focal_loss
+    loss = over_plain("focal_loss", monkeypatch).softmax_focal_loss
     logits, target = case()
     target[0] = -1
     losses = loss(logits, target, 2.0, 0.25, None, "none")
@@ -70,7 +70,7 @@ def test_softmax_focal_loss_of_a_negative_class_is_zero(monkeypatch):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_finite_and_near_the_exact_loss(dtype, monkeypatch):
-    module = ours("focal_loss", monkeypatch)
+    module = over_plain("focal_loss", monkeypatch)
     logits, target = case(rows=64, scale=12.0)
     logits[0], target[0] = torch.tensor([60.0, -60.0, 30.0, -30.0, 0.0]), 1  # sure, and wrong
     exact = logits.to(dtype).double()
@@ -86,7 +86,7 @@ def test_half_precision_is_finite_and_near_the_exact_loss(dtype, monkeypatch):
 
 @pytest.mark.parametrize("name", ["sigmoid_focal_loss", "softmax_focal_loss"])
 def test_a_batch_without_rows_has_no_loss(name, monkeypatch):
-    loss = getattr(ours("focal_loss", monkeypatch), name)
+    loss = getattr(over_plain("focal_loss", monkeypatch), name)
     output, gradient = with_gradients(
         lambda x: loss(x, torch.zeros(0, dtype=torch.long), 2.0, 0.25, None, "sum"), torch.zeros(0, CLASSES)
     )

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from helpers.operators import ours, with_gradients
+from helpers.operators import over_plain, with_gradients
 
 pytestmark = pytest.mark.mmdet
 
@@ -20,7 +20,7 @@ def numbers(*shape: int, seed: int = 0) -> torch.Tensor:
 @pytest.mark.filterwarnings("ignore:This overload of addmm is deprecated:UserWarning")  # mmcv's own call
 @pytest.mark.parametrize(("kernel", "padding"), [((3, 3), 1), ((3, 1), (1, 0)), ((2, 3), 0), ((3, 3), 3)])
 def test_masked_convolution_is_the_convolution_where_the_mask_is_positive(kernel, padding, monkeypatch):
-    convolve = ours("masked_conv", monkeypatch).masked_conv2d
+    convolve = over_plain("masked_conv", monkeypatch).masked_conv2d
     features, weight, bias = numbers(1, 3, 6, 7), numbers(4, 3, *kernel), numbers(4)
     expected = F.conv2d(features, weight, bias, padding=padding)
     mask = torch.zeros(1, 6, 7)
@@ -35,7 +35,7 @@ def test_masked_convolution_is_the_convolution_where_the_mask_is_positive(kernel
 @pytest.mark.parametrize("name", ["carafe", "carafe_naive"])
 @pytest.mark.parametrize(("kernel", "groups", "scale"), [(3, 1, 2), (5, 2, 1), (1, 2, 3)])
 def test_carafe_is_a_weighed_sum_of_neighbours(name, kernel, groups, scale, monkeypatch):
-    module = ours("carafe", monkeypatch)
+    module = over_plain("carafe", monkeypatch)
     monkeypatch.setattr(torch.Tensor, "is_cuda", True)  # mmcv's function of the naive form insists on it
     features, masks = numbers(2, 4, 3, 5), numbers(2, groups * kernel**2, 3 * scale, 5 * scale, seed=1)
 
@@ -52,7 +52,7 @@ def test_carafe_is_a_weighed_sum_of_neighbours(name, kernel, groups, scale, monk
 
 @pytest.mark.parametrize("kind", ["collect", "distribute"])
 def test_a_psa_mask_is_spread_around_its_pixel(kind, monkeypatch):
-    module = ours("psa_mask", monkeypatch)
+    module = over_plain("psa_mask", monkeypatch)
     masks = numbers(2, 15, 4, 2)  # 5 rows, 3 columns
     found = with_gradients(module.PSAMask(kind, (5, 3)), masks)
 
@@ -80,7 +80,7 @@ REGIONS = torch.tensor(
 @pytest.mark.parametrize("ratio", [0, 2])
 def test_deformable_pooling_without_offsets_is_roi_align(ratio, monkeypatch):
     align = importlib.import_module("mmcv.ops.roi_align").roi_align
-    pool = ours("deform_roi_pool", monkeypatch).deform_roi_pool
+    pool = over_plain("deform_roi_pool", monkeypatch).deform_roi_pool
     map = numbers(2, 3, 9, 8)
     found = with_gradients(lambda x: pool(x, REGIONS, None, (3, 2), 0.3, ratio, 0.1), map)
     expected = with_gradients(lambda x: align(x, REGIONS, (3, 2), 0.3, ratio, "avg", True), map)
@@ -89,7 +89,7 @@ def test_deformable_pooling_without_offsets_is_roi_align(ratio, monkeypatch):
 
 
 def test_an_offset_moves_a_bin_by_a_part_of_its_region(monkeypatch):
-    pool = ours("deform_roi_pool", monkeypatch).deform_roi_pool
+    pool = over_plain("deform_roi_pool", monkeypatch).deform_roi_pool
     map = numbers(1, 2, 12, 12)
     region = torch.tensor([[0, 2.0, 2.0, 6.0, 4.0]], dtype=torch.float64)  # 4 wide, 2 high
     offset = torch.tensor([5.0, 10.0], dtype=torch.float64).view(1, 2, 1, 1)
@@ -100,6 +100,6 @@ def test_an_offset_moves_a_bin_by_a_part_of_its_region(monkeypatch):
 
 @pytest.mark.parametrize("ratio", [0, 2])
 def test_gradients_of_deformable_pooling_are_those_of_differences(ratio, monkeypatch):
-    pool = ours("deform_roi_pool", monkeypatch).deform_roi_pool
+    pool = over_plain("deform_roi_pool", monkeypatch).deform_roi_pool
     map, offset = numbers(2, 1, 5, 4).requires_grad_(), numbers(4, 2, 2, 2, seed=1).requires_grad_()
     assert torch.autograd.gradcheck(lambda x, o: pool(x, REGIONS, o, (2, 2), 0.15, ratio, 0.1), (map, offset))
