@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import json
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -42,3 +43,12 @@ def random_boxes(count: int, generator: torch.Generator, span: float = 100.0, si
     """(count, 4), x1, y1, x2, y2."""
     corners = torch.rand(count, 2, generator=generator) * span
     return torch.cat((corners, corners + torch.rand(count, 2, generator=generator) * side), 1)
+
+
+def with_gradients(function: Callable[..., torch.Tensor], *inputs: torch.Tensor, seed: int = 0) -> list[torch.Tensor]:
+    """The output, and the gradients of the inputs with floating point numbers under random gradients of the output."""
+    leaves = [tensor.detach().clone().requires_grad_(tensor.is_floating_point()) for tensor in inputs]
+    output = function(*leaves)
+    generator = torch.Generator().manual_seed(seed)
+    output.backward(torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output.dtype))
+    return [output.detach(), *(leaf.grad for leaf in leaves if leaf.grad is not None)]
