@@ -15,8 +15,25 @@ if TYPE_CHECKING:
 def write_whole(path: Path, content: bytes) -> None:
     """Write next to the file and rename, so that a run that is stopped leaves no half of it."""
     partial = path.with_name(f"{path.name}.partial")
-    partial.write_bytes(content)
+    try:
+        partial.write_bytes(content)
+        settle(partial, path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def settle(partial: Path, path: Path) -> None:
+    """Give a file that is written whole its name, in the same folder, in place of any file of that name. What is on the
+    disk is one of the two, also after a crash of the machine."""
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
     os.replace(partial, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def to_png(image: np.ndarray) -> bytes:

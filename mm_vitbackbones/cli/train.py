@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import logging
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.hooks import CheckpointHook
+from mmengine.logging import print_log
+from mmengine.registry import HOOKS
 
 from mm_vitbackbones.cli import preflight
 from mm_vitbackbones.cli.arguments import Parser, add_checks, add_common
@@ -18,7 +24,16 @@ from mm_vitbackbones.cli.weights import Trainer, check_fits, model_weights, unwr
 from mm_vitbackbones.engine.amp import use_amp
 from mm_vitbackbones.engine.console import Console
 from mm_vitbackbones.engine.hooks import PlainCheckpointHook
-from mm_vitbackbones.engine.resume import allow_mmengine_checkpoints, checkpoints_in, latest_checkpoint, read
+from mm_vitbackbones.engine.lock import work_dir_lock
+from mm_vitbackbones.engine.logs import keep_going
+from mm_vitbackbones.engine.resume import (
+    allow_mmengine_checkpoints,
+    checkpoints_in,
+    holds_training,
+    newest_first,
+    newest_whole,
+    read,
+)
 from mm_vitbackbones.engine.schedules import trained_by_epoch
 from mm_vitbackbones.errors import UserError
 
@@ -84,10 +99,29 @@ def _train(args: argparse.Namespace, console: Console) -> None:
     preflight.check_or_skip(cfg, splits, args.check_all, args.skip_checks)
     if args.amp:
         use_amp(cfg, args.amp)
-    checkpoint = None
+    use_atomic_checkpoints(cfg)
+    with contextlib.ExitStack() as stack:
+        if work_dir.is_dir():  # before its files are looked at
+            stack.enter_context(work_dir_lock(work_dir, args.launcher))
+        path, checkpoint = _to_resume(cfg, args, work_dir)
+        if not work_dir.is_dir():
+            stack.enter_context(work_dir_lock(work_dir, args.launcher))
+        _run(cfg, args, console, path, checkpoint)
+
+
+def _to_resume(cfg: Config, args: argparse.Namespace, work_dir: Path) -> tuple[Path, dict[str, Any] | None]:
+    """The checkpoint to go on from, and its content; None for a new run."""
+    path, checkpoint = work_dir, None
     if args.resume:
-        path = latest_checkpoint(work_dir) if args.resume == LATEST else Path(args.resume)
-        checkpoint = read(path)
+        if args.resume == LATEST:
+            path, checkpoint, passed = newest_whole(newest_first(work_dir, checkpoint_folder(cfg, work_dir)))
+            for each in passed:
+                print_log(f"--resume passes over a file: {each}", logger="current", level=logging.WARNING)
+            if passed:
+                print_log(f"--resume takes {path}", logger="current")
+        else:
+            path = Path(args.resume)
+            checkpoint = read(path)
         check_resumable(checkpoint, path, cfg.train_cfg)
         # Before anything is built: MMEngine itself goes back to the first run's seed when the sampler has another.
         resume_seed(cfg, checkpoint["meta"].get("seed"), args.seed)
@@ -98,12 +132,19 @@ def _train(args: argparse.Namespace, console: Console) -> None:
             f"{work_dir} already holds {found[-1].name} of an earlier run: "
             "continue it with --resume, or start another with --work-dir"
         )
+    return path, checkpoint
+
+
+def _run(
+    cfg: Config, args: argparse.Namespace, console: Console, path: Path, checkpoint: dict[str, Any] | None
+) -> None:
     set_launcher(cfg, args.launcher)
     without_workers(cfg)
     with registry_errors(args.config), lone_values():
         runner = console.runner(cfg, Trainer)
         if not any(isinstance(hook, PlainCheckpointHook) for hook in runner.hooks):
             runner.register_hook(PlainCheckpointHook())
+        keep_going(runner)
         if not args.skip_checks:
             runner.register_hook(FeasibleHook())
         if checkpoint is not None:
@@ -112,9 +153,37 @@ def _train(args: argparse.Namespace, console: Console) -> None:
         runner.train()
 
 
+CHECKPOINT_HOOKS = (
+    "CheckpointHook",
+    "mmengine.CheckpointHook",
+    "mmengine.hooks.CheckpointHook",
+    "mmengine.hooks.checkpoint_hook.CheckpointHook",
+)
+"""How a config names MMEngine's own hook."""
+
+
+def use_atomic_checkpoints(cfg: Config) -> None:
+    """Put our hook in the place of MMEngine's own, with its options. A user's own class stays, and so does None."""
+    if cfg.get("default_hooks") is None:
+        cfg.default_hooks = {}
+    cfg.default_hooks.setdefault("checkpoint", {"type": "CheckpointHook", "interval": 1})  # as MMEngine has it
+    for hook in (cfg.default_hooks.checkpoint, *(cfg.get("custom_hooks") or ())):
+        kind = hook.get("type") if isinstance(hook, MutableMapping) else None
+        by_name = isinstance(kind, str) and kind in CHECKPOINT_HOOKS and HOOKS.get("CheckpointHook") is CheckpointHook
+        if by_name or kind is CheckpointHook:
+            hook["type"] = "mm_vitbackbones.AtomicCheckpointHook"
+
+
+def checkpoint_folder(cfg: Config, work_dir: Path) -> Path | None:
+    """Where a run's checkpoints go, if its hook has a local folder for them that is not the work dir."""
+    hook = cfg.default_hooks.get("checkpoint")
+    out_dir = hook.get("out_dir") if isinstance(hook, Mapping) else None
+    return None if not out_dir or "://" in str(out_dir) else Path(out_dir, work_dir.absolute().name)
+
+
 def check_resumable(checkpoint: dict[str, Any], path: Path, train_cfg: dict[str, Any]) -> None:
     """Check that a checkpoint holds the state of a training run that is not over."""
-    if not {"state_dict", "optimizer", "message_hub", "meta"} <= checkpoint.keys():
+    if not holds_training(checkpoint):
         raise UserError(
             f"{path} holds weights alone, not the state of a training run: "
             "to start from its weights give --cfg-options load_from=FILE instead of --resume"

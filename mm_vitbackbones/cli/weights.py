@@ -24,7 +24,9 @@ from mm_vitbackbones.checkpoints.unwrapping import COMPILED, CONTAINERS, PARALLE
 from mm_vitbackbones.engine import summary
 from mm_vitbackbones.engine.plain_data import equal
 from mm_vitbackbones.engine.resume import allow_mmengine_checkpoints, read
+from mm_vitbackbones.engine.saving import AtomicCheckpointHook
 from mm_vitbackbones.engine.schedules import accumulation, batch_size, follow_config
+from mm_vitbackbones.engine.stopping import KeepWorking
 from mm_vitbackbones.errors import CheckpointError, CheckpointMismatch, UserError, shorten
 
 Path = str | os.PathLike[str]
@@ -58,6 +60,20 @@ class Trainer(Runner):
             if equal(checkpoint["meta"].get("dataset_meta"), now):  # MMEngine compares bytes, which lists change
                 checkpoint["meta"]["dataset_meta"] = now
         return checkpoint
+
+    @staticmethod
+    def build_dataloader(*args: Any, **kwargs: Any) -> Any:
+        loader = Runner.build_dataloader(*args, **kwargs)
+        loader.worker_init_fn = KeepWorking(loader.worker_init_fn)
+        return loader
+
+    def train(self) -> nn.Module:
+        try:
+            return super().train()
+        finally:
+            for hook in self.hooks:
+                if isinstance(hook, AtomicCheckpointHook):
+                    hook.release()
 
     def scale_lr(self, optim_wrapper: Any, auto_scale_lr: dict[str, Any] | None = None) -> None:
         if not (auto_scale_lr and auto_scale_lr.get("enable")):

@@ -21,6 +21,7 @@ from mm_vitbackbones.engine.drawing import displayable, draw_curves, draw_pair
 from mm_vitbackbones.engine.plain_data import make_plain, restore
 from mm_vitbackbones.engine.resume import take_trained_weights
 from mm_vitbackbones.engine.schedules import RECORD, run_record
+from mm_vitbackbones.engine.stopping import leave_signals_to_the_parent
 from mm_vitbackbones.errors import UserError, shorten
 from mm_vitbackbones.files import to_png, write_whole
 from mm_vitbackbones.nodes import heads
@@ -125,10 +126,14 @@ class CurvesHook(Hook):
         self._path = Path(runner.work_dir, "curves.json")
         self._every = max(1, runner.max_iters // self.points)
         if runner.iter > 0 and self._path.is_file():
-            past = json.loads(self._path.read_text())
-            self.record = {
-                kind: [point for point in past.get(kind, []) if point["iter"] <= runner.iter] for kind in self.record
-            }
+            try:
+                past = json.loads(self._path.read_text())
+                self.record = {
+                    kind: [point for point in past.get(kind, []) if point["iter"] <= runner.iter]
+                    for kind in self.record
+                }
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                runner.logger.warning(f"{self._path} cannot be read ({error}): the curves begin here")
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         done = runner.iter + 1
@@ -151,9 +156,20 @@ class CurvesHook(Hook):
         self.record["metrics"].append({"iter": runner.iter, **numbers})
         self._update(runner)
 
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        if hasattr(self, "_path"):  # a run that is resumed from the checkpoint has the points before it
+            self._write(runner, self._path, json.dumps(self.record).encode())
+
+    @staticmethod
+    def _write(runner: Runner, path: Path, content: bytes) -> None:
+        try:
+            write_whole(path, content)
+        except OSError as error:
+            runner.logger.warning(f"{path} is not written: {error.strerror}; the run goes on")
+
     @master_only
     def _update(self, runner: Runner) -> None:
-        write_whole(self._path, json.dumps(self.record).encode())
+        self._write(runner, self._path, json.dumps(self.record).encode())
         if not self._can_draw:
             return
         try:
@@ -162,7 +178,7 @@ class CurvesHook(Hook):
             self._can_draw = False
             runner.logger.warning(f"no curves.png without matplotlib ({error}); the numbers are in {self._path}")
         else:
-            write_whole(self._path.with_suffix(".png"), drawing)
+            self._write(runner, self._path.with_suffix(".png"), drawing)
 
 
 @HOOKS.register_module()
@@ -241,4 +257,5 @@ def seed_all(*seeds: int) -> None:
 
 
 def _seed_worker(worker_id: int, seeds: tuple[int, ...]) -> None:
+    leave_signals_to_the_parent()
     seed_all(*seeds, 1 + worker_id)
