@@ -34,6 +34,7 @@ from mm_vitbackbones.engine.resume import (
     newest_whole,
     read,
 )
+from mm_vitbackbones.engine.saving import EVALUATION, evaluation_is_due
 from mm_vitbackbones.engine.schedules import trained_by_epoch
 from mm_vitbackbones.errors import UserError
 
@@ -122,7 +123,7 @@ def _to_resume(cfg: Config, args: argparse.Namespace, work_dir: Path) -> tuple[P
         else:
             path = Path(args.resume)
             checkpoint = read(path)
-        check_resumable(checkpoint, path, cfg.train_cfg)
+        check_resumable(checkpoint, path, cfg.train_cfg, work_dir)
         # Before anything is built: MMEngine itself goes back to the first run's seed when the sampler has another.
         resume_seed(cfg, checkpoint["meta"].get("seed"), args.seed)
         cfg.load_from, cfg.resume = str(path), True
@@ -181,8 +182,14 @@ def checkpoint_folder(cfg: Config, work_dir: Path) -> Path | None:
     return None if not out_dir or "://" in str(out_dir) else Path(out_dir, work_dir.absolute().name)
 
 
-def check_resumable(checkpoint: dict[str, Any], path: Path, train_cfg: dict[str, Any]) -> None:
-    """Check that a checkpoint holds the state of a training run that is not over."""
+def check_resumable(
+    checkpoint: dict[str, Any], path: Path, train_cfg: dict[str, Any], work_dir: Path | None = None
+) -> None:
+    """Check that a checkpoint holds the state of a training run that is not over.
+
+    Args:
+        work_dir: of the run; where its last evaluation is missing, the run is not over.
+    """
     if not holds_training(checkpoint):
         raise UserError(
             f"{path} holds weights alone, not the state of a training run: "
@@ -196,6 +203,8 @@ def check_resumable(checkpoint: dict[str, Any], path: Path, train_cfg: dict[str,
             f"{path} is of a training by {was} (epoch {meta.get('epoch')}, iteration {meta.get('iter')}), and the "
             f"config trains by {now}: resume with a config by {was}, or start from its weights with load_from"
         )
+    if work_dir is not None and meta.get(EVALUATION) and evaluation_is_due(work_dir, meta.get("iter", 0)):
+        return
     for unit in ("epoch", "iter"):
         last = train_cfg.get(f"max_{unit}s")
         if last and checkpoint["meta"].get(unit, 0) >= last:

@@ -30,6 +30,10 @@ PARTIAL = ".partial"
 WITHIN = "within_epoch"
 """Where a checkpoint's ``meta`` says how far an epoch is trained."""
 
+EVALUATION = "last_evaluation"
+"""The file in a work dir that has the iteration of the last whole evaluation, and the entry of a checkpoint's ``meta``
+that says that one follows."""
+
 REPLACED = "replaced_best_ckpts"
 """Where the message hub has the "best" files that are to be removed."""
 
@@ -59,6 +63,8 @@ class AtomicCheckpointHook(CheckpointHook):
     keep_ckpt_ids: Any
     best_ckpt_path: Any
 
+    last_ckpt: Any
+
     def __init__(self, *args: Any, on_failed_save: str = "continue", **options: Any) -> None:
         if on_failed_save not in ("continue", "stop"):
             raise UserError(f"on_failed_save is 'continue' or 'stop', and not {on_failed_save!r}")
@@ -69,6 +75,8 @@ class AtomicCheckpointHook(CheckpointHook):
         self._batches = 0  # of the present epoch, that are trained
         self._saved_at: int | None = None  # the iteration of the newest checkpoint
         self._saved = True  # whether the last save of a training's state succeeded
+        self._due = False  # whether a resumed run evaluates first
+        self._evaluated = False  # whether the present weights are
         self._within: dict[str, Any] | None = None
         self._size = 0
 
@@ -76,16 +84,23 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         if runner._resume:
-            self._within = (checkpoint.get("meta") or {}).get(WITHIN)
+            self._within = checkpoint["meta"].get(WITHIN)
+            self._due = runner.val_loop is not None and bool(checkpoint["meta"].get(EVALUATION))
 
     def before_train(self, runner: Runner) -> None:
         resumed = Path(runner._load_from) if runner._resume and runner._load_from else None
         super().before_train(runner)
-        if self._is_local() and is_main_process():
-            with contextlib.suppress(OSError):
-                self._tidy(runner, resumed)
+        if self._is_local():
+            if resumed is not None and resumed.absolute().parent == Path(self.out_dir).absolute():
+                self.last_ckpt = self.file_backend.join_path(self.out_dir, resumed.name)
+            if is_main_process():
+                with contextlib.suppress(OSError):
+                    self._tidy(runner)
         self._training = True
         self.stops.listen()
+        if resumed is not None and self._due and evaluation_is_due(Path(runner.work_dir), runner.iter):
+            runner.logger.info(f"the evaluation at iteration {runner.iter} is not over: it comes first")
+            runner.val_loop.run()
 
     def before_train_epoch(self, runner: Runner) -> None:
         self._batches = 0
@@ -95,7 +110,7 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
-        self._batches = batch_idx + 1 if by_epoch else 0
+        self._batches, self._evaluated = batch_idx + 1 if by_epoch else 0, False
         super().after_train_iter(runner, batch_idx, data_batch, outputs)
         if by_epoch and self.by_epoch and batch_idx + 1 == len(runner.train_loop.dataloader):
             return  # the end of the epoch follows
@@ -120,8 +135,12 @@ class AtomicCheckpointHook(CheckpointHook):
             self._stop_if_asked(runner, runner.iter, lambda: self._save_after_loop(runner))
 
     def after_val_epoch(self, runner: Runner, metrics: Mapping[str, Any] | None = None) -> None:
+        self._evaluated = self._training
         super().after_val_epoch(runner, metrics or {})
         if self._training:
+            if is_main_process():
+                with contextlib.suppress(OSError):  # a resumed run would evaluate once more
+                    write_whole(Path(runner.work_dir, EVALUATION), f"{runner.iter}".encode())
             self._stop_if_asked(runner, runner.iter, lambda: self._save_after_loop(runner))
 
     def after_train(self, runner: Runner) -> None:
@@ -239,6 +258,8 @@ class AtomicCheckpointHook(CheckpointHook):
         meta = dict(meta)
         if self._batches:
             meta[WITHIN] = position(self._batches, len(runner.train_loop.dataloader))
+        elif not self._evaluated and _evaluation_follows(runner, meta):
+            meta[EVALUATION] = True
         if not self._is_local() or not isinstance(runner, Runner):
             runner.save_checkpoint(self.out_dir, name, meta=meta, **options)
             return True
@@ -307,14 +328,14 @@ class AtomicCheckpointHook(CheckpointHook):
                 if (found := re.fullmatch(r"epoch_\d+_iter_(\d+)", path.stem)) and int(found[1]) < iteration:
                     self._remove(runner, path.name)
 
-    def _tidy(self, runner: Runner, resumed: Path | None) -> None:
+    def _tidy(self, runner: Runner) -> None:
         """Do what a killed run was about to do."""
         folder = Path(self.out_dir)
         for path in folder.glob(f"*.pth{PARTIAL}"):
             path.unlink()
-        if resumed is None or not folder.is_dir() or resumed.absolute().parent != folder.absolute():
+        if self.last_ckpt is None:
             return
-        self._note(runner, self.file_backend.join_path(self.out_dir, resumed.name))
+        self._note(runner, self.last_ckpt)
         for path in runner.message_hub.runtime_info.get(REPLACED) or []:
             self._remove(runner, Path(path).name)
         if self.max_keep_ckpts > 0:
@@ -406,6 +427,23 @@ def _any(failed: bool) -> bool:
     flag = torch.tensor(int(failed))
     all_reduce(flag, "max")
     return bool(flag)
+
+
+def evaluation_is_due(work_dir: Path, iteration: int) -> bool:
+    """Whether the evaluation after this iteration, which a checkpoint says follows, has not come to its end."""
+    try:
+        return int((work_dir / EVALUATION).read_text()) != iteration
+    except (OSError, ValueError):
+        return True
+
+
+def _evaluation_follows(runner: Runner, meta: Mapping[str, Any]) -> bool:
+    loop = runner.train_loop
+    if runner.val_loop is None or not {"val_begin", "val_interval"} <= vars(loop).keys():
+        return False
+    by_epoch = isinstance(loop, EpochBasedTrainLoop)
+    done, last = (meta["epoch"], loop.max_epochs) if by_epoch else (meta["iter"], loop.max_iters)
+    return bool(done >= loop.val_begin and (done % loop.val_interval == 0 or done == last))
 
 
 def _size_of(content: Any) -> int:

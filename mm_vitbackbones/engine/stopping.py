@@ -67,9 +67,9 @@ class Stops:
 
 
 class KeepWorking:
-    """A ``worker_init_fn``: the worker of a dataloader leaves signals to its parent, which ends it after it has saved.
+    """A ``worker_init_fn``: the worker of a dataloader obeys its parent alone, which ends it after it has saved.
 
-    Slurm and a terminal send their signals to all processes of a run. A second ``SIGTERM`` ends the worker.
+    Slurm and a terminal send their signals to all processes of a run. A worker whose parent is dead ends by itself.
 
     Args:
         then: what is called next, with the worker's number.
@@ -87,7 +87,16 @@ class KeepWorking:
 def leave_signals_to_the_parent() -> None:
     """In the worker of a dataloader: see ``KeepWorking``."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(signal.SIGTERM, signal.SIG_DFL) and None)
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        threading.Thread(target=_obey, args=(os.getppid(),), daemon=True).start()
+
+
+def _obey(parent: int) -> None:
+    """End this process when its parent asks it to."""
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 def position(batches: int, length: int) -> dict[str, Any]:

@@ -50,9 +50,9 @@ randomness = dict(seed=0)
 """
 BY_ITERATION = """
 _base_ = "numbers.py"
-train_dataloader = dict(sampler=dict(type="InfiniteSampler"))
+train_dataloader = dict(num_workers=1, sampler=dict(type="InfiniteSampler"))
 train_cfg = dict(_delete_=True, by_epoch=False, max_iters=16, val_interval=4)
-default_hooks = dict(checkpoint=dict(interval=4, by_epoch=False))
+default_hooks = dict(logger=dict(log_metric_by_epoch=False), checkpoint=dict(interval=4, by_epoch=False))
 log_processor = dict(by_epoch=False)
 """
 
