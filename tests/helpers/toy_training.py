@@ -1,17 +1,18 @@
 """A training of a few numbers for tools/train.py, in processes that end at a certain point. Configs import this module.
 
 The environment variable ``END_AT`` says where: ``"writing:2"`` is while the second checkpoint is being written.
-``KILL_AFTER`` is a number of seconds, after which the process is killed.
+``KILL_AFTER`` is a number of seconds after its start, when the process is killed.
 """
 
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
 import signal
+import subprocess
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -100,9 +101,14 @@ class NumbersMetric(BaseMetric):
 class EndHook(Hook):
     """The point ``training``: before an iteration; and slow iterations, for kills at random times."""
 
+    def before_run(self, runner: Any) -> None:
+        if "KILL_AFTER" in os.environ and os.environ.get("KILL_RANK", "all") in ("all", str(runner.rank)):
+            threading.Thread(target=_kill_later, args=(float(os.environ["KILL_AFTER"]),), daemon=True).start()
+
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
         reach("training")
         if "KILL_AFTER" in os.environ:
+            Path(runner.work_dir, f"reached_{runner.rank}").write_text(f"{runner.iter}")
             time.sleep(0.01)
 
 
@@ -113,11 +119,13 @@ def reach(point: str) -> bool:
     """The process is at a point: it ends here if ``END_AT`` says so. Returns whether a disk is to be full here."""
     _COUNTS[point] = _COUNTS.get(point, 0) + 1
     what, _, rest = os.environ.get("END_AT", "").partition(" ")
-    if what != f"{point}:{_COUNTS[point]}":
+    if what != f"{point}:{_COUNTS[point]}" or os.environ.get("END_RANK", "0") != os.environ.get("RANK", "0"):
         return False
     if rest == "full":
         return True
-    os.kill(os.getpid(), getattr(signal, rest or "SIGKILL"))
+    processes = [os.getpid(), *(each.pid for each in multiprocessing.active_children())]
+    for name in rest.split(",") if rest else ["SIGKILL"]:  # to all processes, from another one, as slurm does
+        subprocess.run(["kill", "-s", name.removeprefix("SIG"), *map(str, processes)], check=True)
     return False
 
 
@@ -148,16 +156,11 @@ def _reach_and_remove(self: Any, runner: Any, name: str) -> None:
     _remove(self, runner, name)
 
 
-def _kill_later(seconds: float, kill: Callable[[int, int], None] = os.kill) -> None:
-    def end() -> None:
-        time.sleep(seconds)
-        kill(os.getpid(), signal.SIGKILL)
-
-    threading.Thread(target=end, daemon=True).start()
+def _kill_later(seconds: float) -> None:
+    time.sleep(seconds)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 LocalBackend.put = _slow_put
 saving.settle = _settle_and_reach
 saving.AtomicCheckpointHook._remove = _reach_and_remove
-if os.environ.get("KILL_AFTER") and os.environ.get("RANK", "0") == os.environ.get("KILL_RANK", "0"):
-    _kill_later(float(os.environ["KILL_AFTER"]))
