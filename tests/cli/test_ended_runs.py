@@ -25,8 +25,8 @@ pytestmark = pytest.mark.xdist_group("ended")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ended")
-    (folder / "numbers.py").write_text(CONFIG.replace("WORKERS", "0"))
-    (folder / "numbers_by_iteration.py").write_text(BY_ITERATION)
+    (folder / "toy.py").write_text(CONFIG.replace("WORKERS", "0"))
+    (folder / "toy_by_iteration.py").write_text(BY_ITERATION)
     return folder
 
 
@@ -35,7 +35,7 @@ def train(
 ) -> subprocess.CompletedProcess[str]:
     """A training, or what is left of it, which ends at a point."""
     resume = "--resume" if list((folder / work_dir).glob("*.pth")) else ""
-    line = f"python tools/train.py numbers{by}.py --work-dir {work_dir} --skip-checks {resume} {' '.join(options)}"
+    line = f"python tools/train.py toy{by}.py --work-dir {work_dir} --skip-checks {resume} {' '.join(options)}"
     return run_line(line, folder, END_AT=end, **environment)
 
 
@@ -162,6 +162,11 @@ def assert_little_is_lost(work_dir: Path) -> None:
         assert reached - checkpoint["meta"]["iter"] <= 4
 
 
+def is_over(result: subprocess.CompletedProcess[str]) -> bool:
+    """Whether a training came to its end; the kill of the run before may have come after it."""
+    return result.returncode == 0 or "nothing left to resume" in result.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("by", ["", "_by_iteration"])
 def test_kills_at_random_times(by: str, folder: Path) -> None:
@@ -177,9 +182,9 @@ def test_kills_at_random_times(by: str, folder: Path) -> None:
             kills += code == -signal.SIGKILL
             while_writing += bool(list(work_dir.glob("*.partial")))
             assert_little_is_lost(work_dir)
-        assert code == 0, result.stderr
+        assert is_over(result), result.stderr
         assert_equal(weights(folder, work_dir.name, last), expected)
-        assert checkpoints(work_dir) == checkpoints(folder / f"random{by}")
+        assert checkpoints(work_dir) >= checkpoints(folder / f"random{by}")
         runs += 1
     print(f"{kills} kills in {runs} runs, {while_writing} while a file was written")
     assert while_writing > 0
@@ -189,7 +194,7 @@ def train_in_two(folder: Path, work_dir: str, **environment: str) -> subprocess.
     resume = ["--resume"] if list((folder / work_dir).glob("*.pth")) else []
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     variables = {"PYTHON": sys.executable, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment}
-    command = ["bash", str(ROOT / "tools/dist_train.sh"), "numbers.py", "2", "--work-dir", work_dir, "--skip-checks"]
+    command = ["bash", str(ROOT / "tools/dist_train.sh"), "toy.py", "2", "--work-dir", work_dir, "--skip-checks"]
     return subprocess.run(
         [*command, *resume], cwd=folder, env={**os.environ, **variables}, capture_output=True, text=True, check=False
     )
@@ -201,16 +206,17 @@ def test_kills_at_random_times_of_two_processes(folder: Path) -> None:
     assert train_in_two(folder, "two").returncode == 0
     expected = weights(folder, "two")
     while kills < 10:
-        work_dir, code = folder / f"two_{runs}", 1
-        while code:
+        work_dir = folder / f"two_{runs}"
+        while True:
             rank = ("0", "1", "all")[kills % 3]
             result = train_in_two(folder, work_dir.name, KILL_AFTER=f"{times.uniform(0.1, 1.5)}", KILL_RANK=rank)
-            code = result.returncode
-            assert code == 0 or "Signal 9 (SIGKILL)" in result.stderr, result.stderr
-            kills += bool(code)
+            if is_over(result):
+                break
+            assert "Signal 9 (SIGKILL)" in result.stderr, result.stderr
+            kills += 1
             assert_little_is_lost(work_dir)
         assert_equal(weights(folder, work_dir.name), expected)
-        assert checkpoints(work_dir) == {"epoch_4.pth", "best_acc_epoch_4.pth"}
+        assert checkpoints(work_dir) >= {"epoch_4.pth", "best_acc_epoch_4.pth"}
         runs += 1
     print(f"{kills} kills in {runs} runs")
 

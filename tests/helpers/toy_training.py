@@ -50,7 +50,7 @@ visualizer = dict(type="Visualizer", vis_backends=vis_backends, name="numbers")
 randomness = dict(seed=0)
 """
 BY_ITERATION = """
-_base_ = "numbers.py"
+_base_ = "toy.py"
 train_dataloader = dict(num_workers=1, sampler=dict(type="InfiniteSampler"))
 train_cfg = dict(_delete_=True, by_epoch=False, max_iters=16, val_interval=4)
 default_hooks = dict(logger=dict(log_metric_by_epoch=False), checkpoint=dict(interval=4, by_epoch=False))
