@@ -25,6 +25,7 @@ from mmengine.registry import DATASETS, HOOKS, METRICS, MODELS
 from torch import nn
 
 from mm_vitbackbones.engine import saving
+from mm_vitbackbones.files import write_whole
 
 CONFIG = """
 custom_imports = dict(imports=["helpers.toy_training"])
@@ -108,7 +109,7 @@ class EndHook(Hook):
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
         reach("training")
         if "KILL_AFTER" in os.environ:
-            Path(runner.work_dir, f"reached_{runner.rank}").write_text(f"{runner.iter}")
+            write_whole(Path(runner.work_dir, f"reached_{runner.rank}"), f"{runner.iter}".encode())
             time.sleep(0.01)
 
 
