@@ -230,6 +230,19 @@ def _same(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
+def settle(partial: Path, path: Path) -> None:
+    """Give a file that is written whole its name, in the same folder, in place of any file of that name. What is on the
+    disk is one of the two, also after a crash of the machine."""
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
 def to_png(image: np.ndarray) -> bytes:
     """A PNG file of an image in OpenCV's order: (H, W) gray, (H, W, 3) BGR or (H, W, 4) BGRA, uint8."""
     import cv2

@@ -38,7 +38,12 @@ MODELS = _Models("model", parent=MMENGINE_MODELS, scope="mm_vitbackbones", locat
 BACKBONES = MODELS
 """The conventional alias: ``@BACKBONES.register_module()`` on a family."""
 
-HOOKS = Registry("hook", parent=MMENGINE_HOOKS, scope="mm_vitbackbones", locations=["mm_vitbackbones.engine.hooks"])
+HOOKS = Registry(
+    "hook",
+    parent=MMENGINE_HOOKS,
+    scope="mm_vitbackbones",
+    locations=["mm_vitbackbones.engine.hooks", "mm_vitbackbones.engine.saving"],
+)
 TRANSFORMS = Registry(
     "transform",
     parent=MMENGINE_TRANSFORMS,

@@ -5,7 +5,7 @@ default_hooks = dict(
     timer=dict(type="IterTimerHook"),
     logger=dict(type="LoggerHook", interval=50),
     param_scheduler=dict(type="ParamSchedulerHook"),
-    checkpoint=dict(type="CheckpointHook", interval=1, max_keep_ckpts=1, save_best="auto"),
+    checkpoint=dict(type="mm_vitbackbones.AtomicCheckpointHook", interval=1, max_keep_ckpts=1, save_best="auto"),
     sampler_seed=dict(type="DistSamplerSeedHook"),
     # Here, and not in custom_hooks, which a config of your own replaces.
     epoch_seed=dict(type="mm_vitbackbones.EpochSeedHook"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -34,7 +35,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> int:
-    """Run a tool on its arguments and return its exit code: 0, or 2 and one line on stderr for a ``UserError``.
+    """Run a tool on its arguments and return its exit code: 0; 2 and one line on stderr for a ``UserError``; 130 after
+    Ctrl-C.
 
     A ``CheckpointError`` is handled in the same way; it may be raised as late as when weights are initialised. Any
     other exception passes through. In a distributed run only the first process prints, except for a ``DataError``.
@@ -48,6 +50,10 @@ def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> int
         if os.environ.get("RANK", "0") == "0" or isinstance(error, DataError):
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        if os.environ.get("RANK", "0") == "0":
+            print("\nended by Ctrl-C", file=sys.stderr)
+        return 128 + signal.SIGINT
     return 0
 
 

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import logging
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.hooks import CheckpointHook
+from mmengine.logging import print_log
+from mmengine.registry import HOOKS
 
 from mm_vitbackbones.cli import preflight
 from mm_vitbackbones.cli.arguments import Parser, add_checks, add_common
@@ -18,13 +24,18 @@ from mm_vitbackbones.cli.weights import Trainer, check_fits, model_weights, unwr
 from mm_vitbackbones.engine.amp import use_amp
 from mm_vitbackbones.engine.console import Console
 from mm_vitbackbones.engine.hooks import PlainCheckpointHook
+from mm_vitbackbones.engine.lock import work_dir_lock
+from mm_vitbackbones.engine.logs import keep_going
 from mm_vitbackbones.engine.resume import (
     allow_mmengine_checkpoints,
     check_state,
     checkpoints_in,
-    latest_checkpoint,
+    holds_training,
+    newest_first,
+    newest_whole,
     read,
 )
+from mm_vitbackbones.engine.saving import EVALUATION, evaluation_is_due
 from mm_vitbackbones.engine.schedules import trained_by_epoch
 from mm_vitbackbones.errors import UserError
 
@@ -90,11 +101,30 @@ def _train(args: argparse.Namespace, console: Console) -> None:
     preflight.check_or_skip(cfg, splits, args.check_all, args.skip_checks)
     if args.amp:
         use_amp(cfg, args.amp)
-    checkpoint = None
+    use_atomic_checkpoints(cfg)
+    with contextlib.ExitStack() as stack:
+        if work_dir.is_dir():  # before its files are looked at
+            stack.enter_context(work_dir_lock(work_dir, args.launcher))
+        path, checkpoint = _to_resume(cfg, args, work_dir)
+        if not work_dir.is_dir():
+            stack.enter_context(work_dir_lock(work_dir, args.launcher))
+        _run(cfg, args, console, path, checkpoint)
+
+
+def _to_resume(cfg: Config, args: argparse.Namespace, work_dir: Path) -> tuple[Path, dict[str, Any] | None]:
+    """The checkpoint to go on from, and its content; None for a new run."""
+    path, checkpoint = work_dir, None
     if args.resume:
-        path = latest_checkpoint(work_dir) if args.resume == LATEST else Path(args.resume)
-        checkpoint = read(path)
-        check_resumable(checkpoint, path, cfg.train_cfg)
+        if args.resume == LATEST:
+            path, checkpoint, passed = newest_whole(newest_first(work_dir, checkpoint_folder(cfg, work_dir)))
+            for each in passed:
+                print_log(f"--resume passes over a file: {each}", logger="current", level=logging.WARNING)
+            if passed:
+                print_log(f"--resume takes {path}", logger="current")
+        else:
+            path = Path(args.resume)
+            checkpoint = read(path)
+        check_resumable(checkpoint, path, cfg.train_cfg, work_dir)
         # Before anything is built: MMEngine itself goes back to the first run's seed when the sampler has another.
         resume_seed(cfg, checkpoint["meta"].get("seed"), args.seed)
         cfg.load_from, cfg.resume = str(path), True
@@ -104,12 +134,19 @@ def _train(args: argparse.Namespace, console: Console) -> None:
             f"{work_dir} already holds {found[-1].name} of an earlier run: "
             "continue it with --resume, or start another with --work-dir"
         )
+    return path, checkpoint
+
+
+def _run(
+    cfg: Config, args: argparse.Namespace, console: Console, path: Path, checkpoint: dict[str, Any] | None
+) -> None:
     set_launcher(cfg, args.launcher)
     without_workers(cfg)
     with registry_errors(args.config), lone_values():
         runner = console.runner(cfg, Trainer)
         if not any(isinstance(hook, PlainCheckpointHook) for hook in runner.hooks):
             runner.register_hook(PlainCheckpointHook())
+        keep_going(runner)
         if not args.skip_checks:
             runner.register_hook(FeasibleHook())
         if checkpoint is not None:
@@ -118,9 +155,43 @@ def _train(args: argparse.Namespace, console: Console) -> None:
         runner.train()
 
 
-def check_resumable(checkpoint: dict[str, Any], path: Path, train_cfg: dict[str, Any]) -> None:
-    """Check that a checkpoint holds the state of a training run that is not over."""
-    if not {"state_dict", "optimizer", "message_hub", "meta"} <= checkpoint.keys():
+CHECKPOINT_HOOKS = (
+    "CheckpointHook",
+    "mmengine.CheckpointHook",
+    "mmengine.hooks.CheckpointHook",
+    "mmengine.hooks.checkpoint_hook.CheckpointHook",
+)
+"""How a config names MMEngine's own hook."""
+
+
+def use_atomic_checkpoints(cfg: Config) -> None:
+    """Put our hook in the place of MMEngine's own, with its options. A user's own class stays, and so does None."""
+    if cfg.get("default_hooks") is None:
+        cfg.default_hooks = {}
+    cfg.default_hooks.setdefault("checkpoint", {"type": "CheckpointHook", "interval": 1})  # as MMEngine has it
+    for hook in (cfg.default_hooks.checkpoint, *(cfg.get("custom_hooks") or ())):
+        kind = hook.get("type") if isinstance(hook, MutableMapping) else None
+        by_name = isinstance(kind, str) and kind in CHECKPOINT_HOOKS and HOOKS.get("CheckpointHook") is CheckpointHook
+        if by_name or kind is CheckpointHook:
+            hook["type"] = "mm_vitbackbones.AtomicCheckpointHook"
+
+
+def checkpoint_folder(cfg: Config, work_dir: Path) -> Path | None:
+    """Where a run's checkpoints go, if its hook has a local folder for them that is not the work dir."""
+    hook = cfg.default_hooks.get("checkpoint")
+    out_dir = hook.get("out_dir") if isinstance(hook, Mapping) else None
+    return None if not out_dir or "://" in str(out_dir) else Path(out_dir, work_dir.absolute().name)
+
+
+def check_resumable(
+    checkpoint: dict[str, Any], path: Path, train_cfg: dict[str, Any], work_dir: Path | None = None
+) -> None:
+    """Check that a checkpoint holds the state of a training run that is not over.
+
+    Args:
+        work_dir: of the run; where its last evaluation is missing, the run is not over.
+    """
+    if not holds_training(checkpoint):
         raise UserError(
             f"{path} holds weights alone, not the state of a training run: "
             "to start from its weights give --cfg-options load_from=FILE instead of --resume"
@@ -134,6 +205,8 @@ def check_resumable(checkpoint: dict[str, Any], path: Path, train_cfg: dict[str,
             f"{path} is of a training by {was} (epoch {meta.get('epoch')}, iteration {meta.get('iter')}), and the "
             f"config trains by {now}: resume with a config by {was}, or start from its weights with load_from"
         )
+    if work_dir is not None and meta.get(EVALUATION) and evaluation_is_due(work_dir, meta.get("iter", 0)):
+        return
     for unit in ("epoch", "iter"):
         last = train_cfg.get(f"max_{unit}s")
         if last and checkpoint["meta"].get(unit, 0) >= last:

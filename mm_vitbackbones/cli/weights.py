@@ -26,7 +26,9 @@ from mm_vitbackbones.checkpoints.values import check_values
 from mm_vitbackbones.engine import summary
 from mm_vitbackbones.engine.plain_data import equal
 from mm_vitbackbones.engine.resume import allow_mmengine_checkpoints, check_state, read
+from mm_vitbackbones.engine.saving import AtomicCheckpointHook
 from mm_vitbackbones.engine.schedules import accumulation, batch_size, follow_config
+from mm_vitbackbones.engine.stopping import KeepWorking
 from mm_vitbackbones.errors import CheckpointError, CheckpointMismatch, UserError, shorten
 
 Path = str | os.PathLike[str]
@@ -83,6 +85,20 @@ class Trainer(Runner):
                 f"{filename} cannot be resumed, as its state is not that of a training ({type(error).__name__}: "
                 f"{reason}): start from its weights with load_from"
             ) from error
+
+    @staticmethod
+    def build_dataloader(*args: Any, **kwargs: Any) -> Any:
+        loader = Runner.build_dataloader(*args, **kwargs)
+        loader.worker_init_fn = KeepWorking(loader.worker_init_fn)
+        return loader
+
+    def train(self) -> nn.Module:
+        try:
+            return super().train()
+        finally:
+            for hook in self.hooks:
+                if isinstance(hook, AtomicCheckpointHook):
+                    hook.release()
 
     def scale_lr(self, optim_wrapper: Any, auto_scale_lr: dict[str, Any] | None = None) -> None:
         if not (auto_scale_lr and auto_scale_lr.get("enable")):

@@ -22,6 +22,7 @@ from mm_vitbackbones.engine.drawing import displayable, draw_curves, draw_pair
 from mm_vitbackbones.engine.plain_data import make_plain, restore
 from mm_vitbackbones.engine.resume import take_trained_weights
 from mm_vitbackbones.engine.schedules import RECORD, run_record
+from mm_vitbackbones.engine.stopping import leave_signals_to_the_parent
 from mm_vitbackbones.errors import OutputError, UserError, shorten
 from mm_vitbackbones.files import make_folder, own_names, to_png, write_whole
 from mm_vitbackbones.nodes import heads
@@ -156,15 +157,20 @@ class CurvesHook(Hook):
         self.record["metrics"].append({"iter": runner.iter, **numbers})
         self._update(runner)
 
-    @master_only
-    def _update(self, runner: Runner) -> None:
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        if hasattr(self, "_path"):  # a run that is resumed from the checkpoint has the points before it
+            self._write(runner, self._path, json.dumps(self.record).encode())
+
+    @staticmethod
+    def _write(runner: Runner, path: Path, content: bytes) -> None:
         try:
-            self._write(runner)
+            write_whole(path, content)
         except OutputError as error:
             runner.logger.error(f"{error}; the training goes on, and the curves are written again later")
 
-    def _write(self, runner: Runner) -> None:
-        write_whole(self._path, json.dumps(self.record).encode())
+    @master_only
+    def _update(self, runner: Runner) -> None:
+        self._write(runner, self._path, json.dumps(self.record).encode())
         if not self._can_draw:
             return
         try:
@@ -173,7 +179,7 @@ class CurvesHook(Hook):
             self._can_draw = False
             runner.logger.warning(f"no curves.png without matplotlib ({error}); the numbers are in {self._path}")
         else:
-            write_whole(self._path.with_suffix(".png"), drawing)
+            self._write(runner, self._path.with_suffix(".png"), drawing)
 
 
 @HOOKS.register_module()
@@ -270,4 +276,5 @@ def seed_all(*seeds: int) -> None:
 
 
 def _seed_worker(worker_id: int, seeds: tuple[int, ...]) -> None:
+    leave_signals_to_the_parent()
     seed_all(*seeds, 1 + worker_id)

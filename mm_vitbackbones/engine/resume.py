@@ -6,7 +6,7 @@ import os
 import pickle
 import re
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -129,18 +129,76 @@ def checkpoints_in(work_dir: Path) -> list[Path]:
 
 
 def latest_checkpoint(work_dir: Path) -> Path:
-    """The checkpoint that a bare ``--resume`` continues from.
+    """The newest checkpoint of a work dir.
 
     Raises:
         UserError: there is no checkpoint in the work dir.
     """
+    return newest_first(work_dir)[0]
+
+
+def newest_first(work_dir: Path, out_dir: Path | None = None) -> list[Path]:
+    """The checkpoints that a run can go on from: the one that ``last_checkpoint`` names, and the others by their
+    numbers. Before it come those that a run was writing when it was killed.
+
+    Args:
+        out_dir: where the run's hook puts its checkpoints, if not in the work dir.
+
+    Raises:
+        UserError: there is none.
+    """
+    folders = [work_dir] if out_dir is None else [out_dir, work_dir]
+    periodic = [path for folder in folders for path in checkpoints_in(folder) if _progress(path) is not None]
+    periodic.sort(key=lambda path: _progress(path) or (), reverse=True)
     note = work_dir / "last_checkpoint"
-    if note.is_file():
+    if note.is_file() and (written := note.read_text(errors="replace").strip()):
         # The note holds an absolute path; its name alone still works after the folder was moved.
-        path = work_dir / Path(note.read_text().strip()).name
-        if path.is_file():
-            return path
-    periodic = [path for path in checkpoints_in(work_dir) if re.fullmatch(r"(epoch|iter)_\d+\.pth", path.name)]
+        known = [folder / Path(written).name for folder in folders]
+        last = next((path for path in known if path.is_file()), None)
+        if last is not None:
+            when, progress = note.stat().st_mtime_ns, _progress(last)
+            later = [path for path in periodic if progress and _later(path, progress, when)]
+            periodic = [*later, last, *(path for path in periodic if path not in (last, *later))]
     if not periodic:
         raise UserError(f"--resume: there is no checkpoint in {work_dir} to resume from; train without --resume first")
-    return max(periodic, key=lambda path: int(path.stem.rpartition("_")[2]))
+    return periodic
+
+
+def _progress(path: Path) -> tuple[int, ...] | None:
+    """The whole epochs and the iterations, or one of them, that a checkpoint's name says."""
+    if (found := re.fullmatch(r"(epoch|iter)_(\d+)(?:_iter_(\d+))?", path.stem)) is None or path.suffix != ".pth":
+        return None
+    return int(found[2]), int(found[3] or 0)
+
+
+def _later(path: Path, progress: tuple[int, ...], when: int) -> bool:
+    return (_progress(path) or ()) > progress and path.stat().st_mtime_ns > when
+
+
+def newest_whole(paths: Iterable[Path]) -> tuple[Path, dict[str, Any], list[str]]:
+    """The first of these checkpoints that reads whole and holds the state of a training.
+
+    Returns:
+        its path, its content, and what was wrong with each of those before it.
+
+    Raises:
+        UserError: there is none.
+    """
+    passed = []
+    for path in paths:
+        try:
+            checkpoint = read(path)
+        except UserError as error:
+            passed.append(str(error))
+            continue
+        if holds_training(checkpoint):
+            return path, checkpoint, passed
+        passed.append(f"{path} does not hold the state of a training")
+    raise UserError(f"--resume: no checkpoint is whole: {'; '.join(passed)}")
+
+
+def holds_training(checkpoint: dict[str, Any]) -> bool:
+    """Whether a checkpoint holds what a training goes on from, and not weights alone."""
+    return {"state_dict", "optimizer", "message_hub", "meta"} <= checkpoint.keys() and isinstance(
+        checkpoint["meta"], dict
+    )

@@ -8,6 +8,7 @@ import pytest
 
 pytest.importorskip("mmdet")
 
+from mm_vitbackbones.cli.arguments import run
 from mm_vitbackbones.cli.predict import predict_arguments
 from mm_vitbackbones.cli.test import test_arguments as evaluation_arguments
 
@@ -33,3 +34,11 @@ def test_file_and_other_folder_stay_what_they_are(tmp_path: Path) -> None:
     (tmp_path / "file.pth").touch()
     assert given(tmp_path) == {tmp_path}
     assert given(tmp_path / "file.pth") == {tmp_path / "file.pth"}
+
+
+def test_ctrl_c_is_a_line_and_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    def main(argv: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    assert run(main, []) == 130
+    assert capsys.readouterr().err == "\nended by Ctrl-C\n"
