@@ -24,8 +24,7 @@ def masked_im2col_forward(
         mask_h_idx, mask_w_idx: (N,), row and column of each position; the stride is 1.
         col: (C * kernel_h * kernel_w, N), receives the values.
     """
-    # Positions near the far border of a wide padding read beyond it: so much more room.
-    padded = F.pad(im[0], (pad_w, pad_w + kernel_w, pad_h, pad_h + kernel_h))
+    padded = F.pad(im[0], (pad_w, pad_w, pad_h, pad_h))
     row = mask_h_idx + torch.arange(kernel_h, device=im.device)[:, None, None]
     column = mask_w_idx + torch.arange(kernel_w, device=im.device)[:, None]
     col.copy_(padded[:, row, column].flatten(0, 2))

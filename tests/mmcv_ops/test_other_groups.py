@@ -53,20 +53,20 @@ def test_carafe_is_a_weighed_sum_of_neighbours(name, kernel, groups, scale, monk
 @pytest.mark.parametrize("kind", ["collect", "distribute"])
 def test_a_psa_mask_is_spread_around_its_pixel(kind, monkeypatch):
     module = over_plain("psa_mask", monkeypatch)
-    masks = numbers(2, 15, 4, 2)  # 5 rows, 3 columns
+    masks = numbers(2, 15, 4, 3)  # 5 rows, 3 columns
     found = with_gradients(module.PSAMask(kind, (5, 3)), masks)
 
     def definition(masks):
-        spread = masks.new_zeros(2, 4, 2, 4, 2)  # batch, other pixel, pixel
+        spread = masks.new_zeros(2, 4, 3, 4, 3)  # batch, other pixel, pixel
         for y in range(4):
-            for x in range(2):
+            for x in range(3):
                 for row in range(5):
                     for column in range(3):
                         other_y, other_x = y + row - 2, x + column - 1
-                        if 0 <= other_y < 4 and 0 <= other_x < 2:
+                        if 0 <= other_y < 4 and 0 <= other_x < 3:
                             spread[:, other_y, other_x, y, x] = masks[:, row * 3 + column, y, x]
         spread = spread.flatten(3).flatten(1, 2)
-        return (spread if kind == "collect" else spread.transpose(1, 2)).reshape(2, 8, 4, 2)
+        return (spread if kind == "collect" else spread.transpose(1, 2)).reshape(2, 12, 4, 3)
 
     torch.testing.assert_close(found, with_gradients(definition, masks))
 
