@@ -21,6 +21,7 @@ from mm_vitbackbones.engine.hooks import CurvesHook
 from mm_vitbackbones.engine.logs import append_whole, keep_going
 from mm_vitbackbones.engine.saving import AtomicCheckpointHook
 from mm_vitbackbones.engine.stopping import Stops
+from mm_vitbackbones.errors import OutputError
 
 OURS = "mm_vitbackbones.AtomicCheckpointHook"
 
