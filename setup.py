@@ -5,7 +5,8 @@ folder, goes next to it. An editable installation reads them from the source tre
 ``configs/`` stays out of the wheel, where git tells it from the project's.
 """
 
-import importlib.util
+import importlib
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -16,13 +17,12 @@ ROOT = Path(__file__).parent
 
 
 def load_files() -> ModuleType:
-    """``mm_vitbackbones/files.py``, without the package, which may not be on the path."""
-    spec = importlib.util.spec_from_file_location("files", ROOT / "mm_vitbackbones" / "files.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """``mm_vitbackbones.files``, which needs nothing but Python. The package may not be on the path yet."""
+    sys.path.insert(0, str(ROOT))
+    try:
+        return importlib.import_module("mm_vitbackbones.files")
+    finally:
+        sys.path.remove(str(ROOT))
 
 
 class BuildWithConfigs(build_py):

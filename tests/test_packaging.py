@@ -218,3 +218,9 @@ def test_peers_are_kept_apart():
     ours, _, peers = (ROOT / "constraints.txt").read_text().partition("# peers")
     assert {"timm", "transformers", "torchvision"} <= pins(peers)
     assert pins(ours).isdisjoint(pins(peers))
+
+
+def test_what_a_build_imports_needs_no_installed_package():
+    # setup.py imports it before anything is installed. -S leaves out site-packages, and with them an editable install.
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from mm_vitbackbones import files; files.tracked"
+    subprocess.run([sys.executable, "-I", "-S", "-c", code], check=True, capture_output=True)
