@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mm_vitbackbones.cli.arguments import Parser
 from mm_vitbackbones.mmcv_ops import lite
+from mm_vitbackbones.printing import print
 
 
 def main(argv: list[str]) -> None:

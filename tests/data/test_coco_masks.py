@@ -58,6 +58,10 @@ CASES: dict[str, tuple[Any, str, str]] = {
 }
 
 
+BROKEN = ("RLE that is no RLE", "RLE that is no ASCII", "RLE that is too long", "RLE with a negative run")
+"""pycocotools decodes these beyond its memory, which ends a process now or later: they are not given to it."""
+
+
 def load(segmentation: Any, poly2mask: bool) -> str:
     """What mmdet's loader does."""
     instance = {"bbox": [2, 3, 10, 12], "bbox_label": 0, "ignore_flag": 0}
@@ -77,7 +81,9 @@ def test_mmdet_uses_leaves_out_or_fails_as_is_said(case: str, poly2mask: bool) -
     segmentation, *expected = CASES[case]
     why, is_left_out = coco_masks.judge(segmentation, SIZE, poly2mask)
     said = USED if not why else LEFT_OUT if is_left_out else REFUSED
-    assert said == expected[0 if poly2mask else 1] == load(segmentation, poly2mask)
+    assert said == expected[0 if poly2mask else 1]
+    if not (poly2mask and case in BROKEN):
+        assert said == load(segmentation, poly2mask)
 
 
 @pytest.mark.parametrize(
