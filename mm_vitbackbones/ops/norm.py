@@ -47,7 +47,8 @@ def for_linear(x: Tensor, norm: nn.Module, again: bool = True) -> Tensor:
 def is_fast(x: Tensor, norm: nn.Module) -> bool:
     """Whether ``fork`` and ``add`` take this norm: a plain LayerNorm over channels, in eager mode on CUDA."""
     return (
-        isinstance(norm, nn.LayerNorm)
+        context.device_type(x) == "cuda"  # first, as it costs the least
+        and isinstance(norm, nn.LayerNorm)
         and norm.bias is not None
         and norm.weight is not None
         and _fits(x, norm.weight, norm.bias)

@@ -71,7 +71,7 @@ def add_branches(x: Tensor, branches: Sequence[Any], lightly: Callable[..., Any]
         lightly: ``Recomputable.lightly``, by which on CUDA all branches but attention are computed.
     """
     first, *others = branches
-    if not all(_fuses(x, branch) for branch in branches):
+    if context.device_type(x) != "cuda" or not all(_fuses(x, branch) for branch in branches):
         x = first.add_to(x)
         for branch in others:
             x = lightly(branch.add_to, x) if context.is_eager_on_cuda(x) else branch.add_to(x)
