@@ -151,14 +151,14 @@ def test_folder_of_the_package_itself_becomes_the_last(monkeypatch):
     ],
     ids=["custom_imports", "import", "code"],
 )
-@pytest.mark.parametrize("beside", ["the user", "the config"])
+@pytest.mark.parametrize("near", ["the user", "the config"])
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
-def test_own_module_that_is_not_found_is_one_line_with_what_to_do(config, beside, tmp_path, monkeypatch):
+def test_own_module_that_is_not_found_is_one_line_with_what_to_do(config, near, tmp_path, monkeypatch):
     here, there = tmp_path / "here is", tmp_path / "there"
     here.mkdir()
     there.mkdir()
     monkeypatch.chdir(here)
-    folder = here if beside == "the user" else there
+    folder = here if near == "the user" else there
     (folder / "own_hooks.py").write_text("HOOKS = []\nclass Hook: pass\n")
     (there / "a.py").write_text("model = dict()\n" + config)
     with pytest.raises(UserError) as raised:

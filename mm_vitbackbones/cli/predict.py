@@ -249,7 +249,7 @@ class Run:
 
 
 def _names_beside(images: Sequence[tuple[Path, str]], known: Mapping[str, str]) -> list[tuple[Path, str]]:
-    """The images with the names that an earlier run gave them, and for the others names beside these."""
+    """The images with the names that an earlier run gave them, and for the others names that are not taken."""
     if not known:
         return [*images]
     taken = [f"{name}{ending}" for name in known.values() for ending in ENDINGS]

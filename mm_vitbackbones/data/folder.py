@@ -58,8 +58,8 @@ class OwnedFolder:
         are as they were written.
 
         Raises:
-            UserError: one of the files exists and is not ours, or was changed since, or lies behind a link; nothing has
-                been written then.
+            UserError: one of the files exists and is not ours, or was changed since, or is reached through a link;
+                nothing has been written then.
         """
         kept = [name for name in {*self._known, *files} if self._is_ours(name) is False]
         if kept:

@@ -29,6 +29,6 @@ class Upsample2x(nn.ConvTranspose2d):
         super().__init__(dim, dim, kernel_size=2, stride=2)
 
     def forward(self, grid: Tensor) -> Tensor:  # type: ignore[override]
-        with memory.saving():
+        with memory.saving(grid):
             weight = conv.channels_last(self.weight)
             return F.conv_transpose2d(grid.permute(0, 3, 1, 2), weight, self.bias, stride=2).permute(0, 2, 3, 1)

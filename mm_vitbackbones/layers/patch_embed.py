@@ -29,7 +29,7 @@ class PatchEmbed(nn.Module):
     def forward(self, grid: Tensor) -> Tensor:
         if self.tiles:
             grid = pad_to_multiple(grid, self.stride)
-        with memory.saving():
+        with memory.saving(grid):
             return self.norm(self.proj(grid))
 
 

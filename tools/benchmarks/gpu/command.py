@@ -60,7 +60,7 @@ def report(
     smoke: bool = False,
 ) -> None:
     """Measures what ``benchmarks_gpu.jsonl`` in a folder does not hold yet, and writes ``benchmarks_gpu.json`` and the
-    page beside it.
+    page next to it.
 
     Each record is appended as soon as it is there, so that a run which was stopped goes on where it was.
 

@@ -1,6 +1,6 @@
 """Starting a Triton kernel with little work on the host.
 
-Triton looks at each argument of each launch anew, to find the compiled kernel that fits. In eager mode that takes
+Triton looks at each argument of each launch again, to find the compiled kernel that fits. In eager mode that takes
 longer than many of our kernels run. Here the kernel is looked up by what our own arguments can differ in, and started
 directly.
 """
