@@ -114,13 +114,16 @@ def test_a_trace_does_not_switch_the_fused_operators_off():
 
 def test_nothing_that_the_first_caller_switched_on_sees_or_changes_the_trial():
     onednn._operators_work.cache_clear()
+    seen: list[nn.Module] = []
+    hook = nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(module))
     torch.set_default_dtype(torch.float64)
     try:
-        with OperatorCount() as count, torch.device("meta"), torch.autocast("cpu"), torch.inference_mode():
+        with hook, OperatorCount() as count, torch.device("meta"), torch.autocast("cpu"), torch.inference_mode():
             state = torch.get_rng_state()
             assert onednn._operators_work()
             assert torch.equal(torch.get_rng_state(), state)
     finally:
         torch.set_default_dtype(torch.float32)
         onednn._operators_work.cache_clear()
+    assert not seen
     assert not [name for name in count.by_name if name.startswith("mkldnn")]
