@@ -14,11 +14,24 @@ TORCH_PIN := $(call pin,torch)
 ifeq ($(origin TORCH),undefined)
 TORCH := $(or $(shell cat $(VENV)/torch-requirement 2>/dev/null),$(TORCH_PIN))
 endif
-MMCV := $(call pin,mmcv)
+
+# MMCV is lite, or compiled: built from source. Once given, it holds for later runs. Before there was a choice it was built.
+ifeq ($(origin MMCV),undefined)
+MMCV := $(or $(shell cat $(VENV)/mmcv-choice 2>/dev/null),$(if $(wildcard $(DONE)/mmcv-*),compiled,lite))
+endif
+MMCV_PIN := $(call pin,mmcv)
+LITE_PIN := $(call pin,mmcv-lite)
 
 # One empty file for each finished step. A hash in a name stands for the exact requirements.
 TORCH_DONE := $(DONE)/torch-$(call hash,$(TORCH))
-MMCV_DONE := $(DONE)/mmcv-$(call hash,$(MMCV) $(TORCH))
+ifeq ($(MMCV),lite)
+MMCV_DONE := $(DONE)/lite-$(call hash,$(LITE_PIN))
+else ifeq ($(MMCV),compiled)
+MMCV_DONE := $(DONE)/mmcv-$(call hash,$(MMCV_PIN) $(TORCH))
+COMPILER := --compiler
+else
+$(error MMCV is lite or compiled, not "$(MMCV)")
+endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -27,12 +40,13 @@ MMCV_DONE := $(DONE)/mmcv-$(call hash,$(MMCV) $(TORCH))
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
 	@echo '  PYTHON=python3.12  another Python for .venv;  TORCH="torch==... --index-url ..."  another torch'
+	@echo '  MMCV=compiled  mmcv built from source, with its compiled operators;  VENV=.venv-2  another environment'
 
-setup: $(DONE)/checked ## make .venv: torch, mmcv with its compiled ops, mmdet, mmsegmentation, this package
+setup: $(DONE)/checked ## make .venv: torch, mmcv-lite, mmdet, mmsegmentation, this package
 
 $(DONE)/venv:
 	@command -v $(PYTHON) >/dev/null || { echo 'error: there is no $(PYTHON): apt-get install python3 python3-venv' >&2; exit 1; }
-	@$(PYTHON) tools/setup/check_host.py
+	@$(PYTHON) tools/setup/check_host.py $(COMPILER)
 	$(PYTHON) -m venv $(VENV)
 	@mkdir -p $(DONE) && touch $@
 
@@ -48,26 +62,38 @@ else
 	$(PY) -m pip --disable-pip-version-check install $(TORCH)
 	@echo '$(TORCH)' > $(VENV)/torch-requirement
 endif
+	@! ls $(DONE)/mmcv-* >/dev/null 2>&1 || echo compiled > $(VENV)/mmcv-choice # with the files below it would be forgotten
 	@rm -f $(DONE)/torch-* $(DONE)/mmcv-* && touch $@
 
-$(MMCV_DONE): | $(TORCH_DONE)
-	@$(PY) tools/setup/check_host.py
-	@$(PINNED) build
-	@$(PY) tools/setup/build_mmcv.py '$(MMCV)' $(VENV)/mmcv-build.log $(if $(filter-out $(TORCH_PIN),$(TORCH)),--no-cache)
-	@rm -f $(DONE)/mmcv-* && touch $@
-
-# The rest of constraints.txt, up to the peers. The file is complete, so pip resolves no dependencies.
-$(DONE)/requirements: constraints.txt $(TORCH_DONE) $(MMCV_DONE)
-	@echo 'Installing the rest of constraints.txt'
-	@$(PINNED) needs build rest
+# What both kinds of mmcv need, and all others up to the peers. The file is complete, so pip resolves no dependencies.
+$(DONE)/requirements: constraints.txt $(TORCH_DONE)
+	@echo 'Installing what constraints.txt lists'
+	@$(PINNED) needs rest
 	@$(PINNED) kernels --unless-wanted-by torch
 	@touch $@
 
-$(DONE)/package: pyproject.toml $(DONE)/requirements
+# The choice is kept before anything is changed: after an interruption the next run goes on with it.
+$(MMCV_DONE): | $(DONE)/requirements
+	@$(PY) tools/setup/check_host.py $(COMPILER)
+	@echo '$(MMCV)' > $(VENV)/mmcv-choice && rm -f $(DONE)/mmcv-* $(DONE)/lite-*
+	@$(PY) tools/setup/leave_mmcv.py --for '$(MMCV)'
+ifeq ($(MMCV),lite)
+	@echo 'Installing $(LITE_PIN)'
+	@$(PINNED) lite
+else
+	@$(PINNED) build
+	@$(PY) tools/setup/build_mmcv.py '$(MMCV_PIN)' $(VENV)/mmcv-build.log $(if $(filter-out $(TORCH_PIN),$(TORCH)),--no-cache)
+endif
+	@touch $@
+
+$(DONE)/package: pyproject.toml $(DONE)/requirements $(MMCV_DONE)
 	$(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@
 
 $(DONE)/checked: $(DONE)/package
+ifeq ($(MMCV),lite)
+	@$(PY) -m mm_vitbackbones ops --install
+endif
 	@$(PY) -m mm_vitbackbones doctor
 	@touch $@
 

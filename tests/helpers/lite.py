@@ -9,6 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from mm_vitbackbones.mmcv_ops import lite
+
+needs_compiled_mmcv = pytest.mark.skipif(
+    lite.find().state is not lite.State.COMPILED, reason="needs mmcv's compiled operators: make test-all MMCV=compiled"
+)
+"""Of the tests that compare with mmcv's own operators. All others run with mmcv-lite."""
+
 
 def copy_of_lite(folder: Path) -> Path:
     """Copy mmcv-lite to ``folder/mmcv``, and return the folder: first on the path, it hides the installed mmcv."""

@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 import torch
 
+from helpers.lite import needs_compiled_mmcv
 from helpers.operators import random_boxes
-from mm_vitbackbones.mmcv_ops import extension, lite
+from mm_vitbackbones.mmcv_ops import extension
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.parity,
-    pytest.mark.skipif(lite.find().state is not lite.State.COMPILED, reason="needs mmcv's compiled operators"),
+    needs_compiled_mmcv,
 ]
 
 CASES = range(200)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import importlib.util
 import itertools
 import os
@@ -11,11 +12,13 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
+from helpers.lite import needs_compiled_mmcv
 from helpers.paths import ROOT
 
 
@@ -29,7 +32,11 @@ def load(name: str) -> ModuleType:
 
 
 check_host, build_mmcv, make_hashes = load("check_host"), load("build_mmcv"), load("make_hashes")
+leave_mmcv = load("leave_mmcv")
 pinned = build_mmcv.pinned
+
+COMPILED = f"_ext{EXTENSION_SUFFIXES[0]}"
+"""The file of mmcv's compiled operators."""
 
 
 @pytest.fixture
@@ -43,7 +50,7 @@ def project(tmp_path: Path) -> Path:
 
 def make(project: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
-    for name in ("TORCH", "PYTHON"):
+    for name in ("TORCH", "PYTHON", "MMCV"):
         inherited.pop(name, None)
     make_program = shutil.which("make")
     assert make_program is not None
@@ -54,7 +61,8 @@ def make(project: Path, *arguments: str, **env: str) -> subprocess.CompletedProc
 
 def test_missing_compiler_is_one_line_and_nothing_is_made(project):
     """With CC and CXX naming programs that do not exist, as on a machine without compilers."""
-    outcome = make(project, "setup", f"PYTHON={sys.executable}", CC="no-such-cc", CXX="no-such-c++")
+    no_compilers = dict(CC="no-such-cc", CXX="no-such-c++")
+    outcome = make(project, "setup", "MMCV=compiled", f"PYTHON={sys.executable}", **no_compilers)
     assert outcome.returncode == 2
     (line,) = [line for line in outcome.stderr.splitlines() if line.startswith("error:")]
     assert "a C compiler (gcc), a C++ compiler (g++)" in line
@@ -72,14 +80,27 @@ def test_missing_header_and_venv_name_their_packages(monkeypatch, tmp_path):
     monkeypatch.setattr(check_host.sysconfig, "get_path", lambda name: str(tmp_path))
     monkeypatch.setattr(check_host.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(check_host, "compiles", lambda command, language, source: True)
-    line = check_host.main()
+    line = check_host.main(["--compiler"])
     assert "Python.h" in line
     assert line.endswith("apt-get install python3-venv python3-dev")
+    assert check_host.main([]).endswith("missing: Python's venv module. Install with: apt-get install python3-venv")
+
+
+def test_neither_compiler_nor_headers_are_asked_for_where_nothing_is_built(project, tmp_path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    environment = {"CC": "no-such-cc", "CXX": "no-such-c++", "PATH": str(empty)}
+    check = [sys.executable, "tools/setup/check_host.py"]
+    assert subprocess.run(check, cwd=project, env=environment).returncode == 0
+    assert subprocess.run([*check, "--compiler"], cwd=project, env=environment, capture_output=True).returncode == 1
+    todo = steps_to_do(project)
+    assert todo.count("tools/setup/check_host.py") == 2
+    assert "--compiler" not in todo
 
 
 def test_old_python_is_refused_with_the_version_needed(monkeypatch):
     monkeypatch.setattr(check_host.sys, "version_info", (3, 9, 2))
-    assert "Python 3.10 or newer is needed, this is 3.9.2" in check_host.main()
+    assert "Python 3.10 or newer is needed, this is 3.9.2" in check_host.main([])
 
 
 def steps_to_do(project: Path, *arguments: str) -> str:
@@ -89,15 +110,22 @@ def steps_to_do(project: Path, *arguments: str) -> str:
     return outcome.stdout
 
 
-@pytest.fixture
-def finished(project: Path) -> Path:
-    """The project after a set-up, as its stamp files say: each step's recipe ends with making its own."""
-    stamps = [line.split()[-1] for line in steps_to_do(project).splitlines() if "touch .venv/done/" in line]
+def finish(project: Path, *arguments: str) -> Path:
+    """The project after a set-up, as its files say: each step's recipe ends with making its own, all at one time."""
+    todo = steps_to_do(project, *arguments)
+    stamps = re.findall(r"touch (.venv/done/\S+)", todo)
     assert len(stamps) == 6
     for stamp in stamps:
         (project / stamp).parent.mkdir(parents=True, exist_ok=True)
         (project / stamp).touch()
+    for content, file in re.findall(r"echo '(\w+)' > (\S+)", todo):
+        (project / file).write_text(f"{content}\n")
     return project
+
+
+@pytest.fixture(params=["MMCV=lite", "MMCV=compiled"])
+def finished(request: pytest.FixtureRequest, project: Path) -> Path:
+    return finish(project, request.param)
 
 
 def test_finished_setup_has_nothing_to_do(finished):
@@ -117,15 +145,26 @@ def test_new_constraints_do_not_rebuild_mmcv(finished):
     constraints.write_text(constraints.read_text().replace("tqdm==", "tqdm==4.0."))
     os.utime(constraints, (4e9, 4e9))
     todo = steps_to_do(finished)
-    assert "pinned.py needs build rest" in todo
+    assert "pinned.py needs rest" in todo
     assert "build_mmcv" not in todo
+    assert "leave_mmcv" not in todo
     assert "pinned.py torch" not in todo
 
 
-def test_other_torch_rebuilds_mmcv_without_the_cached_wheel(finished):
-    todo = steps_to_do(finished, "TORCH=torch==2.9.0 --index-url https://example.org/cu126")
+OTHER_TORCH = "TORCH=torch==2.9.0 --index-url https://example.org/cu126"
+
+
+def test_other_torch_rebuilds_mmcv_without_the_cached_wheel(project):
+    todo = steps_to_do(finish(project, "MMCV=compiled"), OTHER_TORCH)
     assert "install torch==2.9.0 --index-url https://example.org/cu126" in todo
     assert "build_mmcv.py 'mmcv==2.1.0' .venv/mmcv-build.log --no-cache" in todo
+
+
+def test_other_torch_leaves_mmcv_lite_as_it_is(project):
+    todo = steps_to_do(finish(project), OTHER_TORCH)
+    assert "install torch==2.9.0" in todo
+    assert "mmcv-lite" not in todo
+    assert "build_mmcv" not in todo
 
 
 def test_torch_requirement_is_remembered(project):
@@ -135,6 +174,174 @@ def test_torch_requirement_is_remembered(project):
     pinned_again = steps_to_do(project, "TORCH=torch==2.13.0")
     assert "pinned.py torch --as-found\n" in pinned_again
     assert "install torch" not in pinned_again
+
+
+# ---- which mmcv
+
+
+def ways(todo: str) -> dict[str, bool]:
+    """Which kinds of mmcv a set-up installs."""
+    return {"lite": "pinned.py lite\n" in todo, "compiled": "build_mmcv.py 'mmcv==2.1.0'" in todo}
+
+
+def test_mmcv_lite_with_the_operators_of_this_package_is_the_default(project):
+    todo = steps_to_do(project)
+    assert ways(todo) == {"lite": True, "compiled": False}
+    assert "pinned.py build" not in todo
+    order = ["pinned.py lite", "--editable .", "mm_vitbackbones ops --install", "mm_vitbackbones doctor"]
+    assert sorted(order, key=todo.index) == order
+
+
+def test_mmcv_is_built_where_it_is_asked_for(project):
+    todo = steps_to_do(project, "MMCV=compiled")
+    assert ways(todo) == {"lite": False, "compiled": True}
+    assert "ops --install" not in todo
+    order = ["check_host.py --compiler", "-m venv", "pinned.py build", "build_mmcv.py", "--editable .", "doctor"]
+    assert sorted(order, key=todo.index) == order
+
+
+@pytest.mark.parametrize(("kind", "other"), [("lite", "compiled"), ("compiled", "lite")])
+def test_choice_of_mmcv_holds_until_another_one(kind, other, project):
+    finish(project, f"MMCV={kind}")
+    assert ways(steps_to_do(project)) == {kind: False, other: False}
+    todo = steps_to_do(project, f"MMCV={other}")
+    assert ways(todo) == {kind: False, other: True}
+    assert todo.index(f"leave_mmcv.py --for '{other}'") > todo.index(f"echo '{other}' > .venv/mmcv-choice")
+    assert "mm_vitbackbones doctor" in todo
+    assert "pinned.py torch" not in todo
+
+
+@pytest.mark.parametrize(("kind", "other"), [("lite", "compiled"), ("compiled", "lite")])
+def test_broken_change_of_mmcv_goes_on_in_the_next_run_and_can_be_taken_back(kind, other, project):
+    """After the other mmcv has been uninstalled."""
+    finish(project, f"MMCV={kind}")
+    todo = steps_to_do(project, f"MMCV={other}")
+    changes = todo[todo.index("echo '") : todo.index("\n", todo.index("rm -f"))]
+    subprocess.run(["sh", "-ec", changes], cwd=project, check=True)
+    assert ways(steps_to_do(project)) == {kind: False, other: True}
+    assert ways(steps_to_do(project, f"MMCV={kind}")) == {kind: True, other: False}
+
+
+def test_environment_from_before_the_choice_keeps_its_compiled_mmcv(project):
+    finish(project, "MMCV=compiled")
+    (project / ".venv" / "mmcv-choice").unlink()
+    assert "pip" not in steps_to_do(project)
+    todo = steps_to_do(project, OTHER_TORCH)
+    assert ways(todo) == {"lite": False, "compiled": True}
+    kept = next(line for line in todo.splitlines() if "echo compiled" in line)
+    subprocess.run(["sh", "-ec", kept], cwd=project, check=True)
+    assert (project / ".venv" / "mmcv-choice").read_text() == "compiled\n"
+
+
+def test_another_environment_makes_its_own_choice(project):
+    finish(project, "MMCV=lite")
+    todo = steps_to_do(project, "MMCV=compiled", "VENV=.venv-compiled")
+    assert ways(todo) == {"lite": False, "compiled": True}
+    assert "pinned.py torch" in todo
+    assert re.search(r"\.venv/", todo) is None
+    assert "pip" not in steps_to_do(project)
+
+
+@pytest.mark.parametrize("value", ["full", "lite compiled", ""])
+def test_unknown_kind_of_mmcv_is_one_line(value, project):
+    outcome = make(project, "setup", f"MMCV={value}")
+    assert outcome.returncode == 2
+    assert outcome.stderr.endswith(f'*** MMCV is lite or compiled, not "{value}".  Stop.\n')
+    assert outcome.stdout == ""
+
+
+@pytest.fixture
+def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in which pip, stood in for by the test, keeps mmcv and mmcv-lite; Python finds no other mmcv."""
+    folder = tmp_path / "site-packages"
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setattr(leave_mmcv.importlib.metadata, "distribution", lambda name: known(folder, name))
+    monkeypatch.setattr(leave_mmcv, "pip_uninstall", lambda names: uninstall(folder, names))
+    monkeypatch.setattr(leave_mmcv.lite.importlib.util, "find_spec", lambda name: spec_of(folder))
+    return folder
+
+
+def known(folder: Path, name: str) -> None:
+    if not (folder / f"{name}.dist-info").exists():
+        raise importlib.metadata.PackageNotFoundError(name)
+
+
+def spec_of(folder: Path) -> object:
+    there = (folder / "mmcv").is_dir()
+    return SimpleNamespace(submodule_search_locations=[str(folder / "mmcv")]) if there else None
+
+
+FILES = {"mmcv-lite": ("__init__.py", "ops/__init__.py"), "mmcv": ("__init__.py", "ops/__init__.py", COMPILED)}
+
+
+def put(folder: Path, name: str) -> None:
+    (folder / f"{name}.dist-info").mkdir(parents=True)
+    for file in FILES[name]:
+        (folder / "mmcv" / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "mmcv" / file).touch()
+
+
+def uninstall(folder: Path, names: set[str]) -> str:
+    """As pip does it: what a package lists goes, and the folders that are empty then."""
+    for name in names:
+        (folder / f"{name}.dist-info").rmdir()
+        for file in FILES[name]:
+            (folder / "mmcv" / file).unlink(missing_ok=True)
+    for path in (folder / "mmcv" / "ops", folder / "mmcv"):
+        if path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
+    return ""
+
+
+def test_nothing_of_mmcv_lite_stays_when_mmcv_comes(packages):
+    put(packages, "mmcv-lite")
+    leave_mmcv.lite.install()
+    assert leave_mmcv.main(["--for", "lite"]) == 0
+    assert (packages / "mmcv" / "_ext.py").exists()
+    assert leave_mmcv.main(["--for", "compiled"]) == 0
+    assert list(packages.iterdir()) == []
+
+
+def test_nothing_of_mmcv_stays_when_mmcv_lite_comes(packages):
+    put(packages, "mmcv")
+    assert leave_mmcv.main(["--for", "compiled"]) == 0
+    assert (packages / "mmcv" / COMPILED).exists()
+    assert leave_mmcv.main(["--for", "lite"]) == 0
+    assert list(packages.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["lite", "compiled"])
+def test_two_packages_of_one_folder_are_both_installed_again(kind, packages):
+    put(packages, "mmcv-lite")
+    leave_mmcv.lite.install()
+    put(packages, "mmcv")
+    assert leave_mmcv.main(["--for", kind]) == 0
+    assert list(packages.iterdir()) == []
+
+
+def test_environment_without_mmcv_has_nothing_to_leave(packages):
+    packages.mkdir()
+    assert [leave_mmcv.main(["--for", kind]) for kind in ("lite", "compiled")] == [0, 0]
+
+
+@pytest.mark.parametrize("file", ["_ext.py", "ops/mine.py"])
+def test_file_of_the_user_in_mmcv_stays_and_is_named(file, packages, capsys):
+    put(packages, "mmcv-lite")
+    (packages / "mmcv" / file).write_text("nms = None\n")
+    assert leave_mmcv.main(["--for", "compiled"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {packages / 'mmcv' / file} ")
+    assert (packages / "mmcv" / file).read_text() == "nms = None\n"
+
+
+def test_pip_that_cannot_uninstall_ends_the_set_up(packages, monkeypatch, capsys):
+    put(packages, "mmcv")
+    monkeypatch.setattr(leave_mmcv, "pip_uninstall", lambda names: f"cannot uninstall {sorted(names)}")
+    assert leave_mmcv.main(["--for", "lite"]) == 1
+    assert capsys.readouterr().err == "error: cannot uninstall ['mmcv']\n"
+
+
+# ---- the build
 
 
 def test_steps_of_the_build_are_counted():
@@ -164,7 +371,7 @@ def test_failed_build_shows_the_end_of_its_log(monkeypatch, tmp_path, capsys):
     captured = capsys.readouterr()
     assert "about 10 minutes on 2 cores" in captured.out
     assert captured.err.splitlines()[0] == "line 80"
-    assert captured.err.splitlines()[-1].endswith(f"the whole log is {log}")
+    assert captured.err.splitlines()[-1].endswith(f"the whole log is {log}; make setup MMCV=lite builds nothing")
 
 
 def test_cached_wheel_of_another_torch_is_built_again(monkeypatch, tmp_path):
@@ -182,19 +389,21 @@ def test_cached_wheel_of_another_torch_is_built_again(monkeypatch, tmp_path):
     assert built == [True, False]
 
 
+@needs_compiled_mmcv
 def test_ops_are_checked_before_the_rest_is_installed(monkeypatch, tmp_path):
     """While mmcv is built, what `import mmcv` needs is not there yet; that must not pass for a broken build."""
-    pytest.importorskip("mmcv._ext")
     (tmp_path / "mmengine").mkdir()
     (tmp_path / "mmengine" / "__init__.py").write_text("raise ModuleNotFoundError('not installed yet')\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     assert build_mmcv.ops_work()
 
 
-def test_ops_that_do_not_load_are_found(monkeypatch, tmp_path):
+@pytest.mark.parametrize("file", ["_ext.cpython-0.so", "_ext.py"])
+def test_ops_that_do_not_load_are_found(file, monkeypatch, tmp_path):
+    """A module in Python is none that was built."""
     (tmp_path / "mmcv").mkdir()
     (tmp_path / "mmcv" / "__init__.py").touch()
-    (tmp_path / "mmcv" / "_ext.cpython-0.so").write_text("no library")
+    (tmp_path / "mmcv" / file).write_text("library = None")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     assert not build_mmcv.ops_work()
 

@@ -72,7 +72,8 @@ def pip_install(requirement: str, log: Path, use_cache: bool) -> bool:
 LOAD_OPS = """
 import importlib.util, pathlib, torch
 folder = pathlib.Path(importlib.util.find_spec("mmcv").submodule_search_locations[0])
-spec = importlib.util.spec_from_file_location("_ext", next(folder.glob("_ext.*")))
+file = next(path for path in folder.glob("_ext.*") if path.suffix != ".py")
+spec = importlib.util.spec_from_file_location("_ext", file)
 ops = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(ops)
 raise SystemExit(torch.cuda.is_available() and ops.get_compiling_cuda_version() == "not available")
@@ -97,7 +98,8 @@ def cuda_problem() -> str | None:
         return None
     return (
         "torch sees a GPU, but there is no CUDA compiler to build mmcv's ops for it: install the CUDA toolkit of "
-        "torch's version and set CUDA_HOME, or build for the CPU alone: CUDA_VISIBLE_DEVICES= make setup"
+        "torch's version and set CUDA_HOME, or build for the CPU alone: CUDA_VISIBLE_DEVICES= make setup; make setup "
+        "MMCV=lite builds nothing"
     )
 
 
@@ -126,7 +128,10 @@ def main() -> int:
         print(wrong, file=sys.stderr)
         return 1
     print(*said.splitlines()[-20:], sep="\n", file=sys.stderr)
-    print(f"error: mmcv's ops could not be built; the whole log is {arguments.log}", file=sys.stderr)
+    print(
+        f"error: mmcv's ops could not be built; the whole log is {arguments.log}; make setup MMCV=lite builds nothing",
+        file=sys.stderr,
+    )
     return 1
 
 
