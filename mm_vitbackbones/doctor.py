@@ -7,6 +7,7 @@ of mmengine, mmcv, mmdet and mmseg keep the names of the modules, but not those 
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import io
 import re
 import sys
@@ -19,12 +20,15 @@ from typing import Literal
 from mm_vitbackbones.mmcv_ops import lite
 from mm_vitbackbones.mmcv_ops.lite import State
 
-FIX_MMCV = (
-    "pip install 'setuptools<81' ninja && CFLAGS='-g0 -w' MMCV_WITH_OPS=1 "
+BUILD = (
+    "CFLAGS='-g0 -w' MMCV_WITH_OPS=1 "
     "pip install --no-build-isolation --no-cache-dir --no-deps --force-reinstall mmcv==2.1.0"
 )
+FIX_COMPILED = f"pip uninstall -y mmcv-lite && pip install 'setuptools<81' ninja && {BUILD}"
 FIX_OPERATORS = "python -m mm_vitbackbones ops --install"
-FIX_LITE = f"pip install mmcv-lite==2.1.0 && {FIX_OPERATORS}"
+FIX_LITE = f"pip uninstall -y mmcv mmcv-lite && pip install --no-deps mmcv-lite==2.1.0 && {FIX_OPERATORS}"
+FIX_MMCV = f"{FIX_LITE} (operators in plain PyTorch); or, compiled: {FIX_COMPILED}"
+"""mmcv and mmcv-lite write the same folder: the one has to go before the other comes."""
 FIX_SETUPTOOLS = "pip install 'setuptools<81'"
 FIX_OPENCV = (
     "pip uninstall -y opencv-python && pip install --no-deps --force-reinstall opencv-python-headless "
@@ -93,10 +97,11 @@ class Package:
 @dataclass
 class Installation:
     """The packages that Python finds, each imported at the first look at it. ``load`` does the importing; ``operators``
-    says which of mmcv's are there."""
+    says which of mmcv's are there, and ``writers`` which distributions have written into its folder."""
 
     load: Callable[[str], ModuleType] = importlib.import_module
     operators: State = field(default_factory=lambda: lite.find().state)
+    writers: tuple[str, ...] = field(default_factory=lambda: writers("mmcv"))
     _packages: dict[str, Package] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Package:
@@ -117,16 +122,20 @@ class Installation:
         return Package(name, module)
 
 
+def writers(module: str) -> tuple[str, ...]:
+    """The distributions of a module, whatever their names are: fewer or more than one is a mistake."""
+    return tuple(sorted({*importlib.metadata.packages_distributions().get(module, ())}))
+
+
 # Explanations: what an import error means, whichever import raised it. Each knows one cause.
 
 
 def explain_missing_ops(error: str, package: Package, installation: Installation) -> Finding | None:
     if re.search(r"No module named 'mmcv\._ext", error):
-        fix = f"{FIX_OPERATORS} (in plain PyTorch); compiled: {FIX_MMCV}"
+        fix = f"{FIX_OPERATORS} (in plain PyTorch); or, compiled: {FIX_COMPILED}"
         return Finding("blocker", "mmcv has no operators: it is mmcv-lite, or was built without them", fix)
     if re.search(r"No module named 'mmcv\.ops", error):
-        fix = f"{FIX_LITE} (in plain PyTorch); compiled: {FIX_MMCV}"
-        return Finding("blocker", "mmcv has no folder ops: it is too old, or incomplete", fix)
+        return Finding("blocker", "mmcv has no folder ops: it is too old, or incomplete", FIX_MMCV)
     if re.search(r"mmcv/_ext\S*\.so|lib(cudart|torch|c10)\S*: cannot open shared object file", error):
         return Finding("blocker", "mmcv's compiled ops were built for another torch", FIX_MMCV)
     return None
@@ -180,7 +189,7 @@ def explain_missing_module(error: str, package: Package, installation: Installat
         return Finding("blocker", f"{package.name} does not find {missing}", f"reinstall {root}: it is incomplete")
     if root == package.name:
         return Finding("blocker", f"{root} is not installed", f"pip install {DISTRIBUTIONS.get(root, root)}")
-    fix = FIX_LITE if root == "mmcv" else f"pip install {DISTRIBUTIONS.get(root, root)}"
+    fix = FIX_MMCV if root == "mmcv" else f"pip install {DISTRIBUTIONS.get(root, root)}"
     return Finding("blocker", f"{root} is missing; {package.name} needs it", fix)
 
 
@@ -214,13 +223,15 @@ def check_imports(installation: Installation) -> Iterator[Finding]:
 
 
 def check_extras(installation: Installation) -> Iterator[Finding]:
-    """mmdet and mmseg are extras, which need not be there."""
+    """mmdet and mmseg are extras, which need not be there. They bring mmcv-lite, where it would not be written into a
+    compiled mmcv, or into a fork."""
+    own = "-without-mmcv" if installation.operators in (State.COMPILED, State.FOREIGN) else ""
     for name, extra, task in (("mmdet", "det", "detection"), ("mmseg", "seg", "segmentation")):
         if installation[name].absent:
             yield Finding(
                 "note",
                 f"{name} is not installed: the backbones work without it, {task} configs do not",
-                f"pip install 'mm-vitbackbones[{extra}]', after mmcv's ops: {FIX_MMCV}",
+                f"pip install 'mm-vitbackbones[{extra}{own}]'",
             )
 
 
@@ -265,7 +276,18 @@ def check_unpickler(installation: Installation) -> Iterator[Finding]:
             "note",
             f"torch {torch.version} can be made to run code by a checkpoint, even with weights_only=True: use .pth "
             "files that you made yourself, or .safetensors",
-            "pip install 'torch>=2.6', and mmcv's ops again: " + FIX_MMCV,
+            "pip install 'torch>=2.6'"
+            + (f", and mmcv's ops again: {FIX_COMPILED}" if installation.operators is State.COMPILED else ""),
+        )
+
+
+def check_writers(installation: Installation) -> Iterator[Finding]:
+    """mmcv and mmcv-lite do not know of each other, and pip installs both."""
+    if len(installation.writers) > 1:
+        yield Finding(
+            "note",
+            f"{' and '.join(installation.writers)} have written into one folder, mmcv: without one, the other breaks",
+            f"pip uninstall -y {' '.join(installation.writers)} && {FIX_MMCV}",
         )
 
 
@@ -287,7 +309,7 @@ def check_cuda_ops(installation: Installation) -> Iterator[Finding]:
         yield Finding(
             "note",
             "torch sees a GPU, but mmcv's ops were compiled without CUDA: detectors stop at NMS on the GPU",
-            "FORCE_CUDA=1 " + FIX_MMCV.partition(" && ")[2],
+            f"FORCE_CUDA=1 {BUILD}; or, in plain PyTorch: {FIX_LITE}",
         )
 
 
@@ -311,6 +333,7 @@ CHECKS: tuple[Callable[[Installation], Iterator[Finding]], ...] = (
     check_setuptools,
     check_numpy_bridge,
     check_unpickler,
+    check_writers,
     check_operators,
     check_cuda_ops,
     check_resume,

@@ -29,7 +29,8 @@ def load(scope: str) -> None:
         extension.install()
     try:
         importlib.import_module(scope)
-    except (ImportError, AssertionError) as error:  # mmdet and mmseg assert the version of mmcv
+    except (ImportError, AssertionError, AttributeError) as error:
+        # mmdet and mmseg assert the version of mmcv, which a folder that an uninstalled mmcv left does not have.
         raise UserError(
             f"this config needs {scope}, which cannot be imported ({error}): "
             "`python -m mm_vitbackbones doctor` says what to install"

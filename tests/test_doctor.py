@@ -47,7 +47,9 @@ def fake_ops(cuda: str = "not available") -> Any:
     return SimpleNamespace(get_compiling_cuda_version=lambda: cuda)
 
 
-def installation(operators: State = State.COMPILED, **changes: Any) -> Installation:
+def installation(
+    operators: State = State.COMPILED, writers: tuple[str, ...] = ("mmcv",), **changes: Any
+) -> Installation:
     """A healthy installation in which some modules (``mmdet__models`` for mmdet.models) are others, raise, or, where
     None is given, are not there."""
     changed = {name.replace("__", "."): value for name, value in changes.items()}
@@ -70,7 +72,7 @@ def installation(operators: State = State.COMPILED, **changes: Any) -> Installat
         module.__version__ = HEALTHY.get(root, "1.0")  # type: ignore[attr-defined]
         return module
 
-    return Installation(load, operators)
+    return Installation(load, operators, writers)
 
 
 def findings(level: str, **changes: Any) -> list[Finding]:
@@ -93,15 +95,24 @@ BROKEN: dict[str, tuple[dict[str, Any], str, str]] = {
     "mmcv absent, mmdet there": (
         {"mmcv": None, "mmdet": missing("mmcv")},
         "mmcv is missing; mmdet",
-        "mmcv-lite==2.1.0",
+        "pip install --no-deps mmcv-lite==2.1.0",
     ),
     "mmcv-lite": ({"mmcv__ops": missing("mmcv._ext")}, "no operators", "mm_vitbackbones ops --install"),
     "mmcv-lite, compiled": ({"mmcv__ops": missing("mmcv._ext")}, "no operators", "MMCV_WITH_OPS=1"),
-    "mmcv without ops folder": ({"mmcv__ops": missing("mmcv.ops")}, "no folder ops", "pip install mmcv-lite==2.1.0"),
+    "mmcv without ops folder": (
+        {"mmcv__ops": missing("mmcv.ops")},
+        "no folder ops",
+        "pip uninstall -y mmcv mmcv-lite && pip install --no-deps mmcv-lite==2.1.0 && python -m mm_vitbackbones ops",
+    ),
     "ops of another torch": (
         {"mmcv__ops": ImportError("/env/mmcv/_ext.cpython-311-x86_64-linux-gnu.so: undefined symbol: _ZN3c10")},
         "built for another torch",
         "--no-cache-dir",
+    ),
+    "ops of another torch, plain": (
+        {"mmcv__ops": ImportError("libtorch.so.2: cannot open shared object file: No such file or directory")},
+        "built for another torch",
+        "pip uninstall -y mmcv mmcv-lite && pip install --no-deps mmcv-lite==2.1.0",
     ),
     "mmdet's gate": ({"mmdet": AssertionError(GATE)}, "mmdet refuses to work with mmcv 2.2.0", "mmcv==2.1.0"),
     "mmseg's gate": ({"mmseg": AssertionError(GATE)}, "mmseg refuses to work with mmcv 2.2.0", "mmcv==2.1.0"),
@@ -173,11 +184,38 @@ def test_torch_that_cannot_talk_to_numpy_blocks():
 
 
 def test_backbones_alone_are_no_blocker():
-    changes = {"mmcv": None, "mmdet": None, "mmseg": None}
+    changes = {"mmcv": None, "mmdet": None, "mmseg": None, "operators": State.ABSENT, "writers": ()}
     assert findings("blocker", **changes) == []
-    notes = findings("note", **changes)
-    assert ["mm-vitbackbones[det]" in note.fix for note in notes] == [True, False]
-    assert ["mm-vitbackbones[seg]" in note.fix for note in notes] == [False, True]
+    fixes = [note.fix for note in findings("note", **changes)]
+    assert fixes == ["pip install 'mm-vitbackbones[det]'", "pip install 'mm-vitbackbones[seg]'"]
+
+
+@pytest.mark.parametrize("state", State)
+def test_extra_that_is_named_writes_nothing_into_an_mmcv_with_operators_of_its_own(state):
+    own = state in (State.COMPILED, State.FOREIGN)
+    fixes = [note.fix for note in findings("note", operators=state, mmdet=None) if "mmdet" in note.what]
+    assert fixes == [f"pip install 'mm-vitbackbones[det{'-without-mmcv' if own else ''}]'"]
+
+
+@pytest.mark.parametrize("state", [State.COMPILED, State.PLAIN])
+def test_two_packages_in_the_folder_of_mmcv_are_noted_with_both_ways_out(state):
+    (note,) = doctor.examine(installation(state, ("mmcv", "mmcv-lite")))
+    assert note.level == "note"
+    assert note.what.startswith("mmcv and mmcv-lite have written into one folder")
+    assert note.fix.startswith("pip uninstall -y mmcv mmcv-lite && ")
+    assert doctor.FIX_LITE in note.fix
+    assert doctor.FIX_COMPILED in note.fix
+
+
+def test_packages_of_a_module_are_found_whatever_their_names_are(tmp_path, monkeypatch):
+    for name in ("mmcv", "fork-of-mmcv"):
+        info = tmp_path / f"{name.replace('-', '_')}-2.1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 2.1.0\n")
+        (info / "top_level.txt").write_text("mmcv\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    assert doctor.writers("mmcv") == ("fork-of-mmcv", "mmcv")
+    assert doctor.writers("mmdet") == ()
 
 
 def test_setuptools_without_pkg_resources_is_a_note_while_all_imports_work():
@@ -211,7 +249,12 @@ def test_unsafe_unpickler_is_noted_before_torch_2_6(version, unsafe):
     notes = findings("note", torch=fake_torch(version))
     said = [(note.what, note.fix) for note in notes if "run code" in note.what]
     assert [what.startswith(f"torch {version} ") for what, _ in said] == ([True] if unsafe else [])
-    assert all("torch>=2.6" in fix for _, fix in said)
+    assert all("torch>=2.6" in fix and "MMCV_WITH_OPS=1" in fix for _, fix in said)
+
+
+def test_plain_operators_are_not_built_again_for_another_torch():
+    (note,) = findings("note", operators=State.PLAIN, torch=fake_torch("2.5.1"))
+    assert note.fix == "pip install 'torch>=2.6'"
 
 
 @pytest.mark.parametrize(
@@ -221,6 +264,7 @@ def test_unsafe_unpickler_is_noted_before_torch_2_6(version, unsafe):
 def test_ops_without_cuda_are_noted_where_there_is_a_gpu(gpu, compiled, noted):
     notes = findings("note", torch=fake_torch(cuda=gpu), mmcv__ops=fake_ops(compiled))
     assert [note.fix.startswith("FORCE_CUDA=1 CFLAGS=") for note in notes] == ([True] if noted else [])
+    assert all(doctor.FIX_LITE in note.fix for note in notes)
 
 
 @pytest.mark.parametrize("state", [State.MISSING, State.PLAIN])

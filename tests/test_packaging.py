@@ -191,7 +191,27 @@ LOGGERS = {"mlflow", "tensorboard", "wandb"}
 def test_wheel_states_licence_and_python(metadata):
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Requires-Python"] == ">=3.10"
-    assert set(metadata.get_all("Provides-Extra")) == {"det", "seg", "peers", "test", "dev", *LOGGERS}
+    without = {"det-without-mmcv", "seg-without-mmcv"}
+    assert set(metadata.get_all("Provides-Extra")) == {"det", "seg", *without, "peers", "test", "dev", *LOGGERS}
+
+
+def wanted_by(extra: str, metadata: Message) -> set[str]:
+    """The packages of an extra, and of the extras of ours in it."""
+    names: set[str] = set()
+    for line in metadata.get_all("Requires-Dist"):
+        requirement, _, marker = line.partition(";")
+        if f'extra == "{extra}"' in marker:
+            inner = re.match(r"mm-vitbackbones\[(.+?)\]", requirement)
+            names |= wanted_by(inner[1], metadata) if inner else {re.match(r"[\w-]+", requirement)[0]}
+    return names
+
+
+@pytest.mark.parametrize(("extra", "library"), [("det", "mmdet"), ("seg", "mmsegmentation")])
+def test_extras_bring_mmcv_lite_or_leave_mmcv_alone(extra, library, metadata):
+    alone = wanted_by(f"{extra}-without-mmcv", metadata)
+    assert library in alone
+    assert not any("mmcv" in name for name in alone)
+    assert wanted_by(extra, metadata) == {*alone, "mmcv-lite"}
 
 
 def pins(text: str) -> set[str]:
@@ -210,7 +230,7 @@ def test_constraints_cover_every_extra(metadata):
     """The Makefile installs constraints.txt without asking for dependencies, so nothing may be left out of it."""
     wanted = {re.match(r"[\w-]+", line)[0].lower() for line in metadata.get_all("Requires-Dist")}
     assert wanted >= LOGGERS
-    assert wanted - LOGGERS - pins((ROOT / "constraints.txt").read_text()) == set()
+    assert wanted - LOGGERS - {"mm-vitbackbones"} - pins((ROOT / "constraints.txt").read_text()) == set()
 
 
 def test_peers_are_kept_apart():

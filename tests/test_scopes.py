@@ -14,10 +14,12 @@ from torch import nn
 
 import mm_vitbackbones
 from helpers.toys import TOYS
+from mm_vitbackbones import libraries
 from mm_vitbackbones.backbones import PVT, Backbone, PVTv2
 from mm_vitbackbones.build import backbone_names, families
 from mm_vitbackbones.checkpoints import convert_checkpoint, layout_of, load_pretrained
 from mm_vitbackbones.cli.describe import describe
+from mm_vitbackbones.errors import UserError
 
 SCOPES = [None, "mmdet", "mmseg", "no_such_library"]
 
@@ -101,3 +103,11 @@ def test_models_are_tried_and_predict(scope: str | None, data: Path, tmp_path: P
     assert "pred_instances" in predictor(inputs)
     current = DefaultScope.get_current_instance()
     assert scope is None or current.scope_name == scope
+
+
+def test_library_over_the_folder_that_an_uninstalled_mmcv_left_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "mmcv_left").mkdir()
+    (tmp_path / "library_of_mmcv.py").write_text("import mmcv_left\nassert mmcv_left.__version__\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=r"needs library_of_mmcv.*__version__.*mm_vitbackbones doctor"):
+        libraries.load("library_of_mmcv")

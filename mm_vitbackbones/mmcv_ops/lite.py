@@ -37,7 +37,8 @@ class State(enum.Enum):
 
 @dataclass(frozen=True)
 class Found:
-    """The state; mmcv's folder, where there is one; and the file of the extension, where there is one."""
+    """The state; mmcv's folder, where there is one, be it what an uninstalled mmcv left; and the file of the extension,
+    where there is one."""
 
     state: State
     folder: Path | None = None
@@ -54,6 +55,8 @@ def find() -> Found:
         return Found(State.ABSENT)
     folders = list(spec.submodule_search_locations)
     folder = Path(folders[0])
+    if spec.origin is None:  # a folder without __init__.py: what is left of it
+        return Found(State.ABSENT, folder)
     extension = PathFinder.find_spec("mmcv._ext", folders)
     if extension is not None and extension.origin is not None:
         path = Path(extension.origin)
@@ -70,7 +73,7 @@ def install() -> Path:
         UserError: there is no mmcv, it has an extension that is not ours, or the folder cannot be written to.
     """
     found = find()
-    if found.folder is None:
+    if found.folder is None or found.state is State.ABSENT:
         raise UserError(f"{found.state.value}: pip install mmcv-lite==2.1.0")
     if found.state is State.NO_OPS:
         raise UserError(f"{found.state.value}: pip install mmcv-lite==2.1.0 ({found.folder})")
@@ -88,7 +91,8 @@ def install() -> Path:
 
 
 def remove() -> Path | None:
-    """Take ``mmcv/_ext.py`` away where it is ours, and return its path; None where there is none.
+    """Take ``mmcv/_ext.py`` away where it is ours, and return its path; None where there is none. Where mmcv itself was
+    uninstalled before, its folder goes, too.
 
     Raises:
         UserError: the file is not ours, or cannot be removed.
@@ -103,7 +107,11 @@ def remove() -> Path | None:
         raise UserError(f"{path} is not a file of ours, and is left as it is")
     try:
         path.unlink()
-        Path(importlib.util.cache_from_source(str(path))).unlink(missing_ok=True)
+        compiled = Path(importlib.util.cache_from_source(str(path)))
+        compiled.unlink(missing_ok=True)
+        for folder in (compiled.parent, found.folder):  # of an mmcv that was uninstalled before
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
     except OSError as error:
         raise UserError(f"{path} cannot be removed: {error.strerror}") from None
     importlib.invalidate_caches()

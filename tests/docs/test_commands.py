@@ -30,6 +30,7 @@ pytestmark = [pytest.mark.mmdet, pytest.mark.mmseg, pytest.mark.xdist_group("doc
 
 NOT_RUN = {
     r"pip install ": "fetches packages",
+    r"pip uninstall ": "changes the environment",
     r"make ": "sets up an environment of its own, and runs the tests or the demo",
     r"source \.venv/": "is of the environment that make has set up",
     r"\.venv/bin/pre-commit install": "changes the repository",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from importlib.machinery import EXTENSION_SUFFIXES
+from importlib.machinery import EXTENSION_SUFFIXES, PathFinder
 from pathlib import Path
 
 import pytest
@@ -85,6 +85,19 @@ def test_mmcv_without_ops_is_told_from_mmcv_lite(mmcv):
     (mmcv / "ops").rmdir()
     with pytest.raises(UserError, match=r"no folder ops.*pip install mmcv-lite==2\.1\.0"):
         lite.install()
+
+
+def test_folder_that_an_uninstalled_mmcv_left_is_no_mmcv_and_goes_with_the_file(mmcv, monkeypatch):
+    there = [str(mmcv.parent)]  # Python prefers any other mmcv to such a folder
+    monkeypatch.setattr(lite.importlib.util, "find_spec", lambda name: PathFinder.find_spec(name, there))
+    lite.install()
+    (mmcv / "__init__.py").unlink()
+    (mmcv / "ops").rmdir()
+    assert lite.find() == lite.Found(State.ABSENT, mmcv)
+    with pytest.raises(UserError, match=r"mmcv is not installed: pip install mmcv-lite"):
+        lite.install()
+    assert lite.remove() == mmcv / "_ext.py"
+    assert not mmcv.exists()
 
 
 def test_without_mmcv_there_is_nothing_to_write_to(mmcv, monkeypatch):

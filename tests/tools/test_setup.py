@@ -267,8 +267,10 @@ def known(folder: Path, name: str) -> None:
 
 
 def spec_of(folder: Path) -> object:
-    there = (folder / "mmcv").is_dir()
-    return SimpleNamespace(submodule_search_locations=[str(folder / "mmcv")]) if there else None
+    file = folder / "mmcv" / "__init__.py"
+    origin = str(file) if file.exists() else None
+    there = file.parent.is_dir()
+    return SimpleNamespace(origin=origin, submodule_search_locations=[str(file.parent)]) if there else None
 
 
 FILES = {"mmcv-lite": ("__init__.py", "ops/__init__.py"), "mmcv": ("__init__.py", "ops/__init__.py", COMPILED)}
@@ -316,6 +318,15 @@ def test_two_packages_of_one_folder_are_both_installed_again(kind, packages):
     leave_mmcv.lite.install()
     put(packages, "mmcv")
     assert leave_mmcv.main(["--for", kind]) == 0
+    assert list(packages.iterdir()) == []
+
+
+def test_file_that_outlived_its_mmcv_lite_goes_before_mmcv_comes(packages):
+    put(packages, "mmcv-lite")
+    leave_mmcv.lite.install()
+    uninstall(packages, {"mmcv-lite"})
+    assert (packages / "mmcv" / "_ext.py").exists()
+    assert leave_mmcv.main(["--for", "compiled"]) == 0
     assert list(packages.iterdir()) == []
 
 

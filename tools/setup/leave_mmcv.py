@@ -43,11 +43,12 @@ def installed() -> set[str]:
 def leave(kind: str) -> str | None:
     """Make room for a kind of mmcv; what stands in its way, if anything does."""
     before = installed()
-    if before <= {PACKAGES[kind]}:
+    stays = before <= {PACKAGES[kind]}
+    if lite.find().folder is not None and not (stays and kind == "lite"):
+        lite.remove()
+    if stays:
         return None
     print(f"Uninstalling {' and '.join(sorted(before))}", flush=True)
-    if lite.find().folder is not None:
-        lite.remove()
     if errors := pip_uninstall(before):
         return errors
     importlib.invalidate_caches()
