@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from mmengine.config import Config
@@ -48,6 +50,10 @@ METHODS = {
     "SegFormerHead": "SegFormer",
     "FPNHead": "Semantic FPN",
     "UPerHead": "UPerNet",
+    "DINO": "DINO",
+    "Mask2Former": "Mask2Former",
+    "Mask2FormerHead": "Mask2Former",
+    "YOLOF": "YOLOF",
 }
 
 
@@ -155,6 +161,12 @@ class _Given(nn.Module):
 
 def _run(model: Any, image: torch.Tensor) -> None:
     features = model.extract_feat(image)
+    if hasattr(model, "encoder"):
+        _run_dino(model, features)
+        return
+    if (head := _mask2former_in(model)) is not None:
+        _run_mask2former(head, features)
+        return
     if hasattr(model, "decode_head"):
         model.decode_head(features)
         return
@@ -169,6 +181,56 @@ def _run(model: Any, image: torch.Tensor) -> None:
         head(torch.empty(PROPOSALS, width, 7, 7))
     for head in roi.mask_head if isinstance(roi.mask_head, nn.ModuleList) else [roi.mask_head]:
         head(torch.empty(DETECTIONS, width, 14, 14))  # a cascade averages the masks of its stages
+
+
+def _run_dino(model: Any, maps: Sequence[torch.Tensor]) -> None:
+    """DINO on the maps of its neck. Its own way into the encoder reads sizes out of tensors, which have none here."""
+    shapes = [(x.shape[-2], x.shape[-1]) for x in maps]
+    tokens = torch.cat([x.flatten(2).transpose(1, 2) for x in maps], dim=1)
+    ratios = torch.empty(len(maps[0]), len(maps), 2)
+    with _attention_without_samples():
+        given = dict(spatial_shapes=shapes, level_start_index=None, valid_ratios=ratios)
+        encoded = model.forward_encoder(feat=tokens, feat_mask=None, feat_pos=tokens, **given)
+        decoder, head = model.pre_decoder(**encoded)
+        decoded = model.forward_decoder(**decoder, memory_mask=None, **given)
+        model.bbox_head(**decoded, **head)
+
+
+def _mask2former_in(model: Any) -> Any:
+    """The head of a Mask2Former, which is a part of the detector or of the segmentor; None in other models."""
+    heads = (getattr(model, name, None) for name in ("panoptic_head", "decode_head"))
+    return next((head for head in heads if hasattr(head, "pixel_decoder")), None)
+
+
+def _run_mask2former(head: Any, maps: Sequence[torch.Tensor]) -> None:
+    """Mask2Former's head. Its pixel decoder reads sizes out of tensors, so its layers are called one by one."""
+    decoder = head.pixel_decoder
+    levels = [project(x) for project, x in zip(decoder.input_convs, reversed(maps), strict=False)]
+    tokens = torch.cat([x.flatten(2).transpose(1, 2) for x in levels], dim=1)
+    with _attention_without_samples():
+        for layer in decoder.encoder.layers:
+            tokens = layer(query=tokens, query_pos=tokens, key_padding_mask=None)
+    finest = levels[-1]
+    for lateral, output, x in zip(decoder.lateral_convs, decoder.output_convs, maps, strict=False):
+        finest = output(lateral(x))
+    masks = decoder.mask_feature(finest)
+    with mock.patch.object(decoder, "forward", return_value=(masks, levels)):
+        head(maps, None)
+
+
+@contextlib.contextmanager
+def _attention_without_samples() -> Iterator[None]:
+    """Deformable attention of its linear maps alone: it samples by no convolution and no product of matrices."""
+    from mmcv.ops import MultiScaleDeformableAttention
+
+    def forward(self: Any, query: torch.Tensor, *args: Any, value: Any = None, **kwargs: Any) -> torch.Tensor:
+        self.sampling_offsets(query)
+        self.attention_weights(query)
+        values = self.value_proj(query if value is None else value)
+        return self.output_proj(values.new_empty(query.shape))
+
+    with mock.patch.object(MultiScaleDeformableAttention, "forward", forward):
+        yield
 
 
 def differing(entries: Iterable[Entry]) -> list[str]:
@@ -209,8 +271,8 @@ Made by `tools/make_model_zoo.py` from the configs, `docs/published.json` and
 **Nothing of COCO and ADE20K was trained here.** Results are those that were published, with their source: papers, the
 authors' repositories, third parties. "untested" marks configs without a published result. Parameters and multiply-adds
 are **counted here** (`tools/describe.py`), and in brackets as published: of the backbone and of the whole network, for
-one image of the size in the table's head; a second stage for 1,000 proposals and its masks for 100 detections. mIoU is
-of one scale, and after the slash of six scales and flips (`--tta`).
+one image of the size in the table's head; a second stage for 1,000 proposals and its masks for 100 detections; of
+deformable attention its linear maps. mIoU is of one scale, and after the slash of six scales and flips (`--tta`).
 """
 
 

@@ -46,6 +46,12 @@ def test_no_config_has_an_address() -> None:
     assert [path.name for path in files if "://" in path.read_text()] == []
 
 
+def test_recipes_are_of_methods_that_a_module_of_tests_knows() -> None:
+    methods = {re.match("cascade_mask_rcnn|mask_rcnn|[a-z0-9]+", path.stem)[0] for path in recipes()}
+    detectors = {"retinanet", "mask_rcnn", "cascade_mask_rcnn", "dino", "mask2former", "yolof"}
+    assert methods == {*detectors, "segformer", "fpn", "upernet"}
+
+
 def test_recipes_inherit_from_parts_and_a_part_from_one_other_at_most() -> None:
     for path in recipes():
         assert all(base in parts() for base in bases_of(path)), path

@@ -100,3 +100,22 @@ def tables(page: str) -> list[list[list[str]]]:
 
 def path_of(page: str) -> Path:
     return ROOT / page
+
+
+@dataclass(frozen=True)
+class ModelOfLibrary:
+    """A row of the table of MMDetection's and MMSegmentation's models."""
+
+    config: str
+    """Of the library, without its suffix."""
+    plain: str
+    """What the model does on plain operators."""
+    compiled: str
+    """What it finds on compiled operators, compared with that."""
+
+
+@functools.cache
+def models_of_libraries() -> dict[str, ModelOfLibrary]:
+    """The rows of ``docs/detectors.md`` by the name of the model."""
+    found = tables("docs/detectors.md")[:2]
+    return {name: ModelOfLibrary(config.strip("`"), *rest) for _, *rows in found for name, config, *rest in rows}

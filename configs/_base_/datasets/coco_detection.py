@@ -1,4 +1,5 @@
 # COCO 2017 boxes under data/coco, as mmdet reads them: 1333x800 at most, flipped half of the time, 2 images per GPU.
+# `multiscale_pipeline` is the strong augmentation of DETR, which Swin, CoaT and PVTv2 took over.
 data_root = "data/coco/"
 
 train_pipeline = [
@@ -14,6 +15,29 @@ short_side_pipeline = [
     dict(type="LoadAnnotations", with_bbox=True),
     dict(type="RandomResize", scale=[(1333, 640), (1333, 800)], keep_ratio=True),
     dict(type="RandomFlip", prob=0.5),
+    dict(type="PackDetInputs"),
+]
+any_scale = dict(
+    type="RandomChoiceResize",
+    scales=[(1333, side) for side in (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)],
+    keep_ratio=True,
+)
+multiscale_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(type="LoadAnnotations", with_bbox=True),
+    dict(type="RandomFlip", prob=0.5),
+    dict(
+        type="RandomChoice",
+        transforms=[
+            [any_scale],
+            [
+                # The long side is free here: the crop takes its part of it.
+                dict(type="RandomChoiceResize", scales=[(4200, side) for side in (400, 500, 600)], keep_ratio=True),
+                dict(type="RandomCrop", crop_type="absolute_range", crop_size=(384, 600), allow_negative_crop=True),
+                any_scale,
+            ],
+        ],
+    ),
     dict(type="PackDetInputs"),
 ]
 test_pipeline = [

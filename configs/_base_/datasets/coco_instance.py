@@ -9,29 +9,8 @@ train_pipeline = [
     dict(type="RandomFlip", prob=0.5),
     dict(type="PackDetInputs"),
 ]
-any_scale = dict(
-    type="RandomChoiceResize",
-    scales=[(1333, side) for side in (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)],
-    keep_ratio=True,
-)
-multiscale_pipeline = [
-    dict(type="LoadImageFromFile"),
-    dict(type="LoadAnnotations", with_bbox=True, with_mask=True),
-    dict(type="RandomFlip", prob=0.5),
-    dict(
-        type="RandomChoice",
-        transforms=[
-            [any_scale],
-            [
-                # The long side is free here: the crop takes its part of it.
-                dict(type="RandomChoiceResize", scales=[(4200, side) for side in (400, 500, 600)], keep_ratio=True),
-                dict(type="RandomCrop", crop_type="absolute_range", crop_size=(384, 600), allow_negative_crop=True),
-                any_scale,
-            ],
-        ],
-    ),
-    dict(type="PackDetInputs"),
-]
+load_masks = dict(type="LoadAnnotations", with_bbox=True, with_mask=True)
+multiscale_pipeline = [load_masks if step["type"] == "LoadAnnotations" else step for step in _base_.multiscale_pipeline]
 # The shorter side from 640 to 800 pixels, as the PVT paper's 3x runs have it.
 short_side_pipeline = [
     dict(type="LoadImageFromFile"),

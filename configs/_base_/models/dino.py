@@ -1,5 +1,5 @@
 # DINO (Zhang et al. 2022) with four scales: levels 1 to 3 of the backbone (strides 8, 16, 32), one more by the neck,
-# six layers each of encoder and decoder, 900 queries. Deformable attention needs mmcv's compiled ops on a GPU.
+# six layers each of encoder and decoder, 900 queries.
 _base_ = "retinanet.py"
 
 model = dict(

@@ -1,5 +1,5 @@
 # Mask2Former (Cheng et al. 2022) for instances, on all four levels: 100 queries, six layers of pixel decoder and nine
-# of decoder. Its deformable attention needs mmcv's compiled ops on a GPU.
+# of decoder.
 _base_ = "mask_rcnn.py"
 
 # The prefix: the same parts are in a segmentor, whose scope is mmseg.
