@@ -36,6 +36,7 @@ from mm_vitbackbones.layers import (
     LayerNorm,
     PatchEmbed,
     Recomputable,
+    ResidualBlock,
 )
 from mm_vitbackbones.layers.initialise import init_linears_and_norms
 from mm_vitbackbones.ops import context, conv, depthwise, factorized, joint, memory, residual
@@ -142,15 +143,18 @@ class FactorizedAttention(Recomputable):
         return factorized.mix(query_key, value, shared.relative_position, self.proj, NUM_HEADS, self.lightly)
 
 
-class CoatBlock(Recomputable):
+class CoatBlock(ResidualBlock):
     """What serial and parallel blocks share. Drop path treats the class token and the grid as one sample."""
 
     ffn: FeedForward
-    drop_path: DropPath
     residuals: Callable[..., Any]
 
     def forward(self, tokens: Any, shared: Any) -> Any:
-        return self.wholly(self.residuals, tokens, shared)
+        cls, _ = tokens[PARALLEL[0]] if isinstance(tokens, Mapping) else tokens
+        return self.drawn_and_computed(cls, tokens, shared)
+
+    def computed(self, drawn: Sequence[Tensor], tokens: Any, shared: Any) -> Any:  # type: ignore[override]
+        return self.wholly(self.residuals, tokens, shared, *drawn)
 
 
 @context.plain
@@ -165,11 +169,12 @@ class SerialBlock(CoatBlock):
         self.ffn = FeedForward(dim, hidden_dim)
         self.drop_path = DropPath(drop_path)
 
-    def residuals(self, tokens: Pair, shared: Shared) -> Pair:
+    def residuals(self, tokens: Pair, shared: Shared, *drawn: Tensor) -> Pair:
+        first, second = self.drops(drawn)
         with memory.saving(tokens[1]):
             x = joint.join(tokens[0], shared.cpe(tokens[1]), self)
-            attn = Branch(self.norm1, cast(nn.Module, partial(self.attn, shared=shared)), self.drop_path)
-            ffn = Branch(self.norm2, self.ffn, self.drop_path)
+            attn = Branch(self.norm1, cast(nn.Module, partial(self.attn, shared=shared)), first)
+            ffn = Branch(self.norm2, self.ffn, second)
             return joint.pair(joint.add_branches(x, attn, ffn, [self.attn, shared.crpe], self.lightly))
 
 
@@ -185,8 +190,10 @@ class ParallelBlock(CoatBlock):
         self.norm2 = nn.ModuleDict({str(level): LayerNorm(dim, eps=1e-6) for level in needed})
         self.ffn = FeedForward(dim, hidden_dim)
         self.drop_path = DropPath(drop_path)
+        self.branch_count = 2 * len(self.norm2)
 
-    def residuals(self, tokens: Mapping[int, Pair], shared: Mapping[int, Shared]) -> dict[int, Pair]:
+    def residuals(self, tokens: Mapping[int, Pair], shared: Mapping[int, Shared], *drawn: Tensor) -> dict[int, Pair]:
+        drops = iter(self.drops(drawn))
         with memory.saving(tokens[PARALLEL[0]][1]):
             sides = {level: grid.shape[1:3] for level, (_, grid) in tokens.items()}
             joined = {level: joint.join(cls, shared[level].cpe(grid), self) for level, (cls, grid) in tokens.items()}
@@ -199,8 +206,8 @@ class ParallelBlock(CoatBlock):
             results: dict[int, Pair] = {}
             for level in map(int, self.norm2):
                 branches = torch.stack(cls_branches).sum(0), resized_sum(grids, *sides[level])
-                x = joint.add_fresh(joined[level], *branches, self.drop_path)
-                ffn = Branch(self.norm2[str(level)], self.ffn, self.drop_path)
+                x = joint.add_fresh(joined[level], *branches, next(drops))
+                ffn = Branch(self.norm2[str(level)], self.ffn, next(drops))
                 results[level] = joint.pair(joint.add_branch(x, ffn, self.lightly))
             return results
 

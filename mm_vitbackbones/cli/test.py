@@ -10,11 +10,12 @@ from mmengine.config import Config
 from mm_vitbackbones.cli import preflight
 from mm_vitbackbones.cli.arguments import Parser, add_bands, add_checkpoint, add_checks, add_common
 from mm_vitbackbones.cli.batches import without_workers
+from mm_vitbackbones.cli.compiling import add_compile, compile_backbones
 from mm_vitbackbones.cli.config import load_config
 from mm_vitbackbones.cli.evaluators import check_results_prefix
 from mm_vitbackbones.cli.launch import registry_errors, set_launcher
 from mm_vitbackbones.cli.predictions import SMALLEST, dump_predictions, keep_predictions, scratch_next_to
-from mm_vitbackbones.cli.weights import EvaluationRunner
+from mm_vitbackbones.cli.weights import EvaluationRunner, unwrapped
 from mm_vitbackbones.engine.console import Console
 from mm_vitbackbones.engine.resume import read
 from mm_vitbackbones.errors import UserError
@@ -44,6 +45,7 @@ def test_arguments(argv: list[str]) -> argparse.Namespace:
     )
     add_bands(parser)
     parser.add_argument("--tta", action="store_true", help="test at the sizes and flips of the config's tta_pipeline")
+    add_compile(parser)
     add_checks(parser)
     return parser.parse_args(argv)
 
@@ -86,6 +88,8 @@ def _test(args: argparse.Namespace, console: Console) -> None:
         with registry_errors(args.config):
             runner = console.runner(cfg, EvaluationRunner)
             runner.use(checkpoint, args.checkpoint)
+            if args.compile:
+                compile_backbones(unwrapped(runner))
             runner.test()
         if args.out and runner.rank == 0:
             keep_predictions(args.out, scratch)

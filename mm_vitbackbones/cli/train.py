@@ -17,6 +17,7 @@ from mmengine.registry import HOOKS
 from mm_vitbackbones.cli import preflight
 from mm_vitbackbones.cli.arguments import Parser, add_checks, add_common
 from mm_vitbackbones.cli.batches import FeasibleHook, lone_values, without_workers
+from mm_vitbackbones.cli.compiling import add_compile, compile_backbones
 from mm_vitbackbones.cli.config import load_config
 from mm_vitbackbones.cli.launch import registry_errors, set_launcher
 from mm_vitbackbones.cli.preflight import check_rules
@@ -70,6 +71,7 @@ def train_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--check-all", action="store_true", help="check every image and mask before training, not a sample"
     )
+    add_compile(parser)
     add_checks(parser)
     return parser.parse_args(argv)
 
@@ -152,6 +154,8 @@ def _run(
         if checkpoint is not None:
             check_fits(unwrapped(runner), model_weights(checkpoint, path).state, path)
         check_rules(cfg, unwrapped(runner))
+        if args.compile:
+            compile_backbones(unwrapped(runner))
         runner.train()
 
 

@@ -1,7 +1,7 @@
 """What two or more families use: plain ``nn.Module`` parts over grids (B, H, W, C) that know nothing of MMEngine."""
 
 from mm_vitbackbones.layers.attention import ConvReduction, SpatialReductionAttention
-from mm_vitbackbones.layers.block import Block, Branch, LayerScale, Recomputable
+from mm_vitbackbones.layers.block import Block, Branch, LayerScale, Recomputable, ResidualBlock, compile_blocks
 from mm_vitbackbones.layers.conv import ChannelsLastConv2d, Upsample2x
 from mm_vitbackbones.layers.drop_path import DropPath, drop_path_rates
 from mm_vitbackbones.layers.feed_forward import FeedForward, MixFeedForward
@@ -25,8 +25,10 @@ __all__ = [
     "OverlapStage",
     "PatchEmbed",
     "Recomputable",
+    "ResidualBlock",
     "SpatialReductionAttention",
     "Upsample2x",
+    "compile_blocks",
     "drop_path_rates",
     "init_convs_fan_out",
     "init_linears_and_norms",

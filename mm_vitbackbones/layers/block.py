@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from mm_vitbackbones.layers.drop_path import DropPath
+from mm_vitbackbones.layers.drop_path import DropPath, Drawn
 from mm_vitbackbones.layers.norm import LayerNorm
-from mm_vitbackbones.ops import context, memory, norm, residual
+from mm_vitbackbones.ops import compiling, context, memory, norm, residual
 
 T = TypeVar("T")
 
@@ -80,15 +80,84 @@ class Recomputable(nn.Module):
     def _recomputed(self, what: str, function: Callable[..., T], *inputs: Any) -> T:
         if what == memory.NOTHING or not self.training:
             return function(*inputs)
-        # Drop path draws random numbers, and so may a module that a user has put into this part.
-        random = not context.is_plain_tree(self) or any(
-            isinstance(part, DropPath) and part.rate > 0 for part in self.modules()
-        )
-        return memory.recomputed(function, *inputs, what=what, random=random)
+        # A module that a user has put into this part may draw random numbers.
+        whole = function if isinstance(function, nn.Module) else self
+        return memory.recomputed(function, *inputs, what=what, random=not context.is_plain_tree(whole))
+
+
+class ResidualBlock(Recomputable):
+    """What all blocks share: branches that one ``drop_path`` drops.
+
+    The random numbers are drawn before anything else: what computes the block again does not draw them again, and a
+    compiler sees a tensor, not a rate that differs from block to block.
+    """
+
+    drop_path: DropPath
+    branch_count: int = 2
+    """Draws of a forward pass."""
+    compiled: Callable[..., Any] | None = None
+    """In place of ``computed``, with this block as its first argument; see ``compile_blocks``."""
+    shares: bool = False
+    """Whether ``compiled`` serves blocks that drop branches besides this one, which drops none."""
+
+    def computed(self, drawn: Sequence[Tensor], *inputs: Any) -> Any:
+        """The block's result.
+
+        Args:
+            drawn: what the branches are multiplied by, (B,) each; empty where ``drop_path`` itself is called.
+        """
+        raise NotImplementedError
+
+    def drawn_and_computed(self, x: Tensor, *inputs: Any) -> Any:
+        """``computed``, by its compiled form if there is one.
+
+        Args:
+            x: holds the samples.
+        """
+        drop_path = self.drop_path
+        drawn = drop_path.draws(x, self.branch_count) if isinstance(drop_path, DropPath) else ()
+        if self.compiled is None or not context.is_eager():
+            return self.computed(drawn, *inputs)
+        if self.shares and self.training and not drawn:
+            drawn = x.new_ones((self.branch_count, len(x))).unbind()
+        return self.compiled(self, drawn, *inputs)
+
+    def drops(self, drawn: Sequence[Tensor]) -> Sequence[Any]:
+        """What drops each branch."""
+        return [Drawn(factor) for factor in drawn] or [self.drop_path] * self.branch_count
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled and copied: no compiled form, which belongs to this block in this process."""
+        state = dict(super().__getstate__())
+        state.pop("compiled", None)
+        state.pop("shares", None)
+        return state
+
+
+def computed(block: ResidualBlock, drawn: Sequence[Tensor], *inputs: Any) -> Any:
+    """What is compiled of a block: not its own call, so that hooks on the block run as always."""
+    return block.computed(drawn, *inputs)
+
+
+def compile_blocks(blocks: Sequence[nn.Module], **options: Any) -> None:
+    """Compiles each block in place; those of one kind share graphs, see ``ops.compiling``.
+
+    Args:
+        options: of ``torch.compile``.
+    """
+    ours = [block for block in blocks if isinstance(block, ResidualBlock)]
+    for block in blocks:
+        if not isinstance(block, ResidualBlock):
+            block.compile(**options)
+    found = compiling.compiled(ours, computed, **options)
+    rates = [block.drop_path.rate if type(block.drop_path) is DropPath else None for block in ours]
+    dropping = {kind for rate, (_, kind) in zip(rates, found, strict=True) if rate}
+    for block, rate, (function, kind) in zip(ours, rates, found, strict=True):
+        block.compiled, block.shares = function, rate == 0 and kind in dropping
 
 
 @context.plain
-class Block(Recomputable):
+class Block(ResidualBlock):
     """The pre-norm transformer block over grids (B, H, W, C), or tokens (B, N, C) where ``attn`` takes these:
     x + attn(norm1(x)), then x + ffn(norm2(x))."""
 
@@ -100,13 +169,14 @@ class Block(Recomputable):
         self.ffn = ffn
         self.drop_path = DropPath(drop_path)
 
-    def branches(self) -> tuple[Branch, ...]:
-        """What the block adds, in this order."""
-        return Branch(self.norm1, self.attn, self.drop_path), Branch(self.norm2, self.ffn, self.drop_path)
-
     def forward(self, x: Tensor) -> Tensor:
-        return self.recomputed(self.residuals, x)
+        return self.drawn_and_computed(x, x)
 
-    def residuals(self, x: Tensor) -> Tensor:
+    def computed(self, drawn: Sequence[Tensor], x: Tensor) -> Tensor:  # type: ignore[override]
+        return self.recomputed(self.residuals, x, *drawn)
+
+    def residuals(self, x: Tensor, *drawn: Tensor) -> Tensor:
+        first, second = self.drops(drawn)
+        branches = Branch(self.norm1, self.attn, first), Branch(self.norm2, self.ffn, second)
         with memory.saving(x):
-            return residual.add_branches(x, self.branches(), self.lightly)  # x + branch(x) of each
+            return residual.add_branches(x, branches, self.lightly)  # x + branch(x) of each

@@ -32,12 +32,43 @@ class DropPath(nn.Module):
         factor = self.factor(x)
         return _keep if factor is None else factor.view(-1, *(1,) * (x.dim() - 1)).mul
 
+    def draws(self, x: Tensor, count: int) -> tuple[Tensor, ...]:
+        """What draws for several branches of the samples of ``x`` multiply them by, each (B,), in one pass. None where
+        nothing is dropped, and where somebody observes the calls of this module: the branches then call it.
+        """
+        if not self.training or self.rate == 0.0 or not context.is_plain(self):
+            return ()
+        keep = 1.0 - self.rate
+        return x.new_empty((count, len(x))).bernoulli_(keep).div_(keep).unbind()
+
     def of(self, tokens: Tokens) -> DropPath:
         """What drops the samples of these tokens."""
         return DropPathOfRows(self, tokens) if isinstance(tokens, Rows) and self.training and self.rate else self
 
     def extra_repr(self) -> str:
         return f"rate={self.rate:.3f}"
+
+
+class Drawn:
+    """One draw of a ``DropPath``: what it multiplies the branch of each sample by, (B,)."""
+
+    def __init__(self, factor: Tensor) -> None:
+        self.drawn = factor
+
+    def __call__(self, branch: Tensor) -> Tensor:
+        return branch * self.drawn.to(branch.dtype).view(-1, *(1,) * (branch.dim() - 1))
+
+    def factor(self, x: Tensor) -> Tensor:
+        """See ``DropPath.factor``."""
+        return self.drawn
+
+    def draw(self, x: Tensor) -> Drawn:
+        """See ``DropPath.draw``."""
+        return self
+
+    def of(self, tokens: Tokens) -> Drawn:
+        """See ``DropPath.of``."""
+        return Drawn(tokens.per_row(self.drawn)) if isinstance(tokens, Rows) else self
 
 
 @context.plain

@@ -114,9 +114,11 @@ def add_branches(
         parts: the modules that its function calls.
     """
     if isinstance(tokens, Rows):
-        shape, function, drop_path = tokens.shape, attn.function, attn.drop_path.of(tokens)
-        attn = attn._replace(function=lambda rows: function(Rows(rows, shape)).rows, drop_path=drop_path)
-        ffn = ffn._replace(drop_path=drop_path)
+        shape, function = tokens.shape, attn.function
+        attn = attn._replace(
+            function=lambda rows: function(Rows(rows, shape)).rows, drop_path=attn.drop_path.of(tokens)
+        )
+        ffn = ffn._replace(drop_path=ffn.drop_path.of(tokens))
         return Rows(residual.add_branches(tokens.rows, (attn, ffn), lightly), shape)
 
     def branch(tokens: Pair) -> Pair:

@@ -42,10 +42,11 @@ def copies(network: nn.Module, x: Tensor) -> Iterator[None]:
     if dtype is None or not context.is_eager_on_cuda(x):
         yield
         return
-    parameters = [p for p in _parameters(network) if p.dtype == torch.float32 and p.device == x.device]
+    parameters = [p for p in _parameters(network) if p.dtype == torch.float32 and p.device == x.device and _is_whole(p)]
     with torch.no_grad():
         narrow = [torch.empty_like(p, dtype=dtype) for p in parameters]
-        torch._foreach_copy_(narrow, parameters)
+        if parameters:
+            torch._foreach_copy_(narrow, parameters)
     before, _local.copies = _local.copies, {id(p): copy for p, copy in zip(parameters, narrow, strict=True)}
     try:
         yield
@@ -57,11 +58,31 @@ def _parameters(network: nn.Module) -> list[Tensor]:
     """The parameters of its linear maps and the biases of its convolutions, as they were at the first call. One that
     came later is cast by itself."""
     if (known := _known.get(network)) is None:
-        parts = [*network.modules()]
+        parts = _eager_parts(network)
         known = [p for part in parts if type(part) is nn.Linear for p in part.parameters(recurse=False)]
         known += [part.bias for part in parts if isinstance(part, nn.Conv2d) and part.bias is not None]
         _known[network] = known
     return known
+
+
+def _eager_parts(network: nn.Module) -> list[nn.Module]:
+    """Its modules, except those of compiled blocks, which cast by themselves."""
+    parts = [network]
+    for part in parts:  # which grows
+        parts += [inner for inner in part.children() if getattr(inner, "compiled", None) is None]
+    return parts
+
+
+def _is_whole(parameter: Tensor) -> bool:
+    """Whether its values are here: those of a sharded module are, in another tensor, while it is called."""
+    if type(parameter) not in (Tensor, nn.Parameter):
+        return False
+    return parameter.untyped_storage().nbytes() >= parameter.numel() * parameter.element_size()
+
+
+def forget(network: nn.Module) -> None:
+    """To be called when other parts of a network are compiled than at its first call."""
+    _known.pop(network, None)
 
 
 _known: WeakKeyDictionary[nn.Module, list[Tensor]] = WeakKeyDictionary()

@@ -94,7 +94,7 @@ def _add_and_branch(
 
 def _fuses(x: Tensor, branch: BranchOf) -> bool:
     drop_path = branch.drop_path
-    plain = isinstance(drop_path, nn.Module) and context.is_plain(drop_path) and hasattr(drop_path, "factor")
+    plain = hasattr(drop_path, "factor") and (not isinstance(drop_path, nn.Module) or context.is_plain(drop_path))
     return plain and branch.layer_scale is None and norm.is_fast(x, branch.norm)
 
 
