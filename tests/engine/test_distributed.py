@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 
-from helpers.distributed import CASES, build, images, train, work
+from helpers.distributed import (
+    ALL_SHARDED,
+    CASES,
+    SHARDED,
+    build,
+    forms,
+    images,
+    train,
+    work,
+    work_compiled,
+    work_in_all_shards,
+)
 from helpers.official import relative_error
 
 pytestmark = pytest.mark.xdist_group("distributed")
 
 
 @pytest.fixture(scope="module")
-def learnt_by_two(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+def folder_of_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("processes")
     torch.multiprocessing.spawn(work, args=(str(folder),), nprocs=2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def learnt_by_two(folder_of_two: Path) -> list[dict]:
+    folder = folder_of_two
     return [torch.load(folder / f"{rank}.pth", weights_only=True) for rank in (0, 1)]
 
 
@@ -31,3 +51,43 @@ def test_two_processes_learn_what_one_does(case: tuple[str, str], learnt_by_two:
         assert torch.equal(first, second), name
         if name not in frozen:
             assert relative_error(first - start[name], tensor - start[name]) < 1e-9, name
+
+
+def check_against_one_process(case: tuple[str, str, str], learnt: dict[str, Any]) -> None:
+    """Full weights of a sharded training load into a plain network, and are those of a training in one process."""
+    toy, with_cp, kind = case
+    network, loaded, start = build(toy, with_cp), build(toy, with_cp), build(toy, with_cp).state_dict()
+    loaded.load_state_dict(learnt)
+    with forms(kind):
+        train(network, images())
+    for (name, tensor), found in zip(network.state_dict().items(), loaded.state_dict().values(), strict=True):
+        if torch.equal(tensor, start[name]):
+            assert torch.equal(found, tensor), name
+        else:
+            assert relative_error(found - start[name], tensor - start[name]) < 1e-6, name
+
+
+@pytest.mark.parametrize("case", SHARDED, ids="-".join)
+def test_sharded_blocks_learn_what_one_process_does(case: tuple[str, str, str], folder_of_two: Path) -> None:
+    learnt = torch.load(folder_of_two / "sharded.pth", weights_only=True)
+    check_against_one_process(case, learnt[case])
+
+
+@pytest.mark.slow
+def test_sharded_blocks_of_every_family_learn_what_one_process_does(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(work_in_all_shards, args=(str(tmp_path),), nprocs=2)
+    learnt = torch.load(tmp_path / "sharded.pth", weights_only=True)
+    assert len(learnt) == len(ALL_SHARDED)
+    for case, weights in learnt.items():
+        check_against_one_process(case, weights)
+
+
+@pytest.mark.slow
+def test_two_processes_learn_in_compiled_blocks_what_one_does(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(work_compiled, args=(str(tmp_path),), nprocs=2)
+    network = build("mit", "block")
+    train(network, images())
+    for rank in (0, 1):
+        learnt = torch.load(tmp_path / f"{rank}.pth", weights_only=True)
+        for name, tensor in network.state_dict().items():
+            assert relative_error(learnt[name], tensor) < 1e-9, name

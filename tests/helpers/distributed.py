@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from helpers.toys import TOYS
+from mm_vitbackbones.ops import context
 
 CASES = [(toy, with_cp) for toy in TOYS for with_cp in ("ffn", "block")]
+SHARDED = [("swin", "ffn", "cpu"), ("coat", "block", "cpu"), ("mit", "nothing", "cuda")]
+"""Toys, ``with_cp``, and the kind of device whose forms are taken."""
+ALL_SHARDED = [(*case, "cpu") for case in CASES] + [(toy, "nothing", "cuda") for toy in TOYS]
 STEPS = 2
 """The second one is where a missing gradient of the first is noticed."""
 
@@ -46,4 +53,59 @@ def work(rank: int, folder: str) -> None:
         train(network, images()[:, rank : rank + 1])
         learnt[case] = network.module.state_dict()
     torch.save(learnt, Path(folder, f"{rank}.pth"))
+    work_in_shards(rank, folder, SHARDED)
+    torch.distributed.destroy_process_group()
+
+
+def forms(kind: str) -> AbstractContextManager[Any]:
+    """Within it, the forms of this kind of device are taken."""
+    return nullcontext() if kind == "cpu" else context.pretend_device(kind)
+
+
+def shard(network: Any) -> None:
+    """Shards each block, and the rest of the network, over two processes."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh("cpu", (2,))
+    for part in network.parts():
+        if part.kind == "block":
+            fully_shard(part.modules[0], mesh=mesh)
+    fully_shard(network, mesh=mesh)
+
+
+def work_in_shards(rank: int, folder: str, cases: Sequence[tuple[str, str, str]]) -> None:
+    """Trains networks whose weights are sharded; the first process saves all weights."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    learnt = {}
+    for toy, with_cp, kind in cases:
+        network = build(toy, with_cp)
+        shard(network)
+        with forms(kind):
+            train(network, images()[:, rank : rank + 1])
+        learnt[toy, with_cp, kind] = get_model_state_dict(network, options=StateDictOptions(full_state_dict=True))
+    if rank == 0:
+        torch.save(learnt, Path(folder, "sharded.pth"))
+
+
+def work_in_all_shards(rank: int, folder: str) -> None:
+    """One of two processes, for every case."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    work_in_shards(rank, folder, ALL_SHARDED)
+    torch.distributed.destroy_process_group()
+
+
+def work_compiled(rank: int, folder: str) -> None:
+    """One of two processes, which trains compiled blocks that are computed again, as ``train --compile`` does."""
+    from mm_vitbackbones.cli.compiling import compile_backbones
+
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    network = build("mit", "block")
+    wrapped = nn.parallel.DistributedDataParallel(network, find_unused_parameters=False)
+    compile_backbones(wrapped, backend="eager", fullgraph=True)
+    train(wrapped, images()[:, rank : rank + 1])
+    torch.save(network.state_dict(), Path(folder, f"{rank}.pth"))
     torch.distributed.destroy_process_group()
