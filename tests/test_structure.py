@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "ops": set(),
     "layers": {"ops"},
     "backbones": {"errors", "layers", "nodes", "ops", "registry"},
-    "checkpoints": {"errors", "files", "ops", "progress", "registry"},
+    "checkpoints": {"errors", "files", "limits", "ops", "progress", "registry"},
     "heads": {"errors", "nodes", "ops", "registry"},
     "segmentors": {"registry"},
     "data": {"errors", "files", "libraries", "limits", "nodes", "progress"},

@@ -13,7 +13,7 @@ import urllib.request
 from pathlib import Path
 from typing import IO, Any
 
-from mm_vitbackbones.checkpoints import limits
+from mm_vitbackbones import limits
 from mm_vitbackbones.errors import CheckpointError, DownloadError, printable
 from mm_vitbackbones.progress import Progress
 
@@ -71,9 +71,8 @@ def check_scheme(url: str, origin: str = "") -> None:
 def _copy(answer: Any, file: IO[bytes], url: str) -> None:
     length = answer.headers.get("Content-Length", "")
     size = int(length) if length.isdecimal() else None
-    most = limits.raised(limits.DOWNLOAD)
     if size is not None:
-        _check_size(url, size, most)
+        _check_size(url, size)
         free = shutil.disk_usage(os.path.dirname(os.path.abspath(file.name))).free
         if size > free:
             raise OSError(f"it has {size:,} bytes, and only {free:,} are free on the disk")
@@ -84,7 +83,7 @@ def _copy(answer: Any, file: IO[bytes], url: str) -> None:
             done += len(part)
             if done < SLOWEST * (time.monotonic() - begin - TIMEOUT):
                 raise OSError(f"the server sends less than {SLOWEST:,} bytes a second")
-            _check_size(url, done, most)
+            _check_size(url, done)
             file.write(part)
             if size:
                 progress.update(-(-done // PART))
@@ -94,12 +93,9 @@ def _copy(answer: Any, file: IO[bytes], url: str) -> None:
         raise OSError(f"the server stopped after {done:,} of {size:,} bytes")
 
 
-def _check_size(url: str, size: int, most: int) -> None:
-    if size > most:
-        raise CheckpointError(
-            f"{url} has at least {size:,} bytes, and the limit is {most:,}; download it by hand and give the path, or "
-            f"set the environment variable {limits.SWITCH}=10, which raises all limits tenfold"
-        )
+def _check_size(url: str, size: int) -> None:
+    if why := limits.DOWNLOAD.exceeded(size):
+        raise CheckpointError(f"{url} has at least {why}")
 
 
 def _reason(error: Exception) -> str:

@@ -28,7 +28,8 @@ from typing import IO, Any
 import torch
 from mmengine.logging import print_log
 
-from mm_vitbackbones.checkpoints import downloading, limits, published, scanning
+from mm_vitbackbones import limits
+from mm_vitbackbones.checkpoints import downloading, published, scanning
 from mm_vitbackbones.checkpoints.scanning import Scan
 from mm_vitbackbones.errors import CheckpointError, DownloadError, UnsafeCheckpointError, UserError, printable, shorten
 from mm_vitbackbones.files import sha256
@@ -255,8 +256,8 @@ def _zip_kind(path: Path) -> str:
 def _check_parts(path: Path, parts: list[zipfile.ZipInfo]) -> None:
     """Check, before anything is inflated, that the parts of an archive are apart, and not larger than the limits."""
     size = path.stat().st_size
-    if len(parts) > (most := limits.raised(limits.ENTRIES)):
-        raise CheckpointError(f"{path} has {len(parts):,} parts, and the limit is {most:,}; {limits.how_to_raise()}")
+    if why := limits.ENTRIES.exceeded(len(parts)):
+        raise CheckpointError(f"{path} has {why}")
     twice = [name for name, count in Counter(part.filename for part in parts).items() if count > 1]
     if twice:
         raise CheckpointError(f"{path} is damaged: it has the part {twice[0]} twice; download or copy it again")
@@ -270,11 +271,8 @@ def _check_parts(path: Path, parts: list[zipfile.ZipInfo]) -> None:
         if part.compress_type == zipfile.ZIP_STORED and part.compress_size != part.file_size:
             raise CheckpointError(f"{path} is damaged: its part {before} has two sizes; download or copy it again")
     inflated = sum(part.file_size for part in parts)
-    if inflated > (most := 4 * size + limits.raised(limits.INFLATED)):
-        raise CheckpointError(
-            f"{path} has {size:,} bytes and asks for {inflated:,} when its parts are inflated, and the limit is "
-            f"{most:,}; {limits.how_to_raise()}"
-        )
+    if why := limits.INFLATED.exceeded(inflated, 4 * size):
+        raise CheckpointError(f"{path} has {size:,} bytes and asks for {why}")
     if end > size:
         raise CheckpointError(f"{path} is truncated: its part {before} ends after the file; download or copy it again")
 
@@ -304,11 +302,8 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
         raise CheckpointError("needs the safetensors library: pip install safetensors") from None
     with path.open("rb") as file:
         header = int.from_bytes(file.read(8), "little")
-    if header > (most := limits.raised(limits.HEADER)):
-        raise CheckpointError(
-            f"has a header of {header:,} bytes, and the limit is {most:,} (a tensor takes about 100); "
-            f"{limits.how_to_raise()}"
-        )
+    if why := limits.HEADER.exceeded(header):
+        raise CheckpointError(f"has {why}")
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:

@@ -18,8 +18,9 @@ from typing import Any
 
 import torch
 
-from mm_vitbackbones.checkpoints import limits
+from mm_vitbackbones import limits
 from mm_vitbackbones.errors import CheckpointError, UnsafeCheckpointError
+from mm_vitbackbones.limits import Limit
 
 Buffer = Any
 """bytes or a memory map."""
@@ -130,11 +131,12 @@ class Scan:
         self._foreign: set[str] = set()
         self._storages: dict[Any, _Storage] = {}
         self._opcodes = self._calls = self._uses = self._odd_keys = self._copied = self._viewed = self._stored = 0
-        self._most_opcodes = limits.raised(limits.OPCODES)
-        self._most_depth = min(limits.raised(limits.DEPTH), 4 * limits.DEPTH)  # Python's own stack ends later
-        self._most_lookups = limits.raised(limits.LOOKUPS)
-        self._most_calls = limits.raised(limits.CALLS)
-        self._most_copied = limits.raised(limits.COPIES) + 16 * size
+        self._most_opcodes = limits.OPCODES.value
+        self._most_depth = min(limits.DEPTH.value, 4 * limits.DEPTH.most)  # Python's own stack ends later
+        self._most_lookups = limits.LOOKUPS.value
+        self._most_calls = limits.CALLS.value
+        self._most_copied = limits.COPIES.value + 16 * size
+        self._most_odd_keys, self._most_names = limits.ODD_KEYS.value, limits.CLASSES.value
 
     def pickle(self, data: Buffer, start: int = 0) -> tuple[Any, int]:
         """Follow one pickle.
@@ -161,7 +163,7 @@ class Scan:
             self.at += 1
             count += 1
             if count > most:
-                self._over("opcodes", self._opcodes + count, self._most_opcodes)
+                self._over(limits.OPCODES, self._opcodes + count)
             if opcode == _STOP:
                 break
             step = steps.get(opcode)
@@ -175,33 +177,33 @@ class Scan:
         self._opcodes += count
         found = self.stack.pop()
         self._check_shape(found)
-        if self._viewed > (most_viewed := limits.raised(limits.VALUES) + 8 * self._stored):
-            self._over("bytes of tensors, views included", self._viewed, most_viewed)
+        self._over(limits.VALUES, self._viewed, 8 * self._stored)
         return found, self.at
 
     # ---- limits
 
-    def _over(self, what: str, found: int, most: int) -> None:
-        raise CheckpointError(
-            f"asks for {found:,} {what}, and the limit is {most:,} for a file of {self.size:,} bytes; "
-            f"{limits.how_to_raise()}"
-        )
+    def _over(self, limit: Limit, found: int, besides: int = 0) -> None:
+        if why := limit.exceeded(found, besides):
+            raise CheckpointError(f"has {self.size:,} bytes and asks for {why}")
+
+    def _too_deep(self, found: int, most: int) -> None:
+        self._over(limits.DEPTH, found, most - limits.DEPTH.value)
 
     def _copy(self, size: int) -> None:
         self._copied += size
         if self._copied > self._most_copied:
-            self._over("bytes of copies", self._copied, self._most_copied)
+            self._over(limits.COPIES, self._copied, 16 * self.size)
 
     def _use(self, name: str) -> None:
         if name not in _KNOWN:
             self._uses += 1
             if self._uses * len(self.names) > self._most_lookups:
-                self._over("look-ups of classes", self._uses * len(self.names), self._most_lookups)
+                self._over(limits.LOOKUPS, self._uses * len(self.names))
 
     def _call(self) -> None:
         self._calls += 1
         if self._calls > self._most_calls:
-            self._over("calls", self._calls, self._most_calls)
+            self._over(limits.CALLS, self._calls)
 
     def _key(self, key: Any) -> None:
         """A key of a dict, or an item of a set."""
@@ -211,8 +213,8 @@ class Scan:
         if kind is int and -(2**31) <= key < 2**32:
             return
         self._odd_keys += 1
-        if self._odd_keys > (most := limits.raised(limits.ODD_KEYS)):
-            self._over("keys that are neither text nor numbers of 32 bits", self._odd_keys, most)
+        if self._odd_keys > self._most_odd_keys:
+            self._over(limits.ODD_KEYS, self._odd_keys)
         if kind is _Node and key.kind == "tuple":
             self._copy(key.weight * _ELEMENT)
 
@@ -232,7 +234,7 @@ class Scan:
                     path.append((item, iter(item.items)))
                     sums.append(1)
                     if len(path) > self._most_depth:
-                        self._over("containers within each other", len(path), self._most_depth)
+                        self._too_deep(len(path), self._most_depth)
                     break
                 sums[-1] += size or 1
             else:
@@ -240,8 +242,7 @@ class Scan:
                 sizes[id(node)] = min(sums.pop(), 2**62)
                 if sums:
                     sums[-1] += sizes[id(node)]
-        if sizes[id(root)] > (most := limits.raised(limits.WALK)):
-            self._over("objects, each as often as it is referred to", sizes[id(root)], most)
+        self._over(limits.WALK, sizes[id(root)])
 
     # ---- what opcodes do
 
@@ -268,8 +269,8 @@ class Scan:
         full = _Name(f"{module}.{name}")
         if (module, name) not in self.names:
             self.names.add((module, name))
-            if len(self.names) > (most := limits.raised(limits.CLASSES)):
-                self._over("different classes", len(self.names), most)
+            if len(self.names) > self._most_names:
+                self._over(limits.CLASSES, len(self.names))
             if full not in _KNOWN and module not in _OF_TORCH:
                 self._foreign.add(full)
         self._use(full)
@@ -279,7 +280,7 @@ class Scan:
         self.marks.append(self.stack)
         self.stack = []
         if len(self.marks) > 2 * self._most_depth:
-            self._over("containers within each other", len(self.marks), 2 * self._most_depth)
+            self._too_deep(len(self.marks), 2 * self._most_depth)
 
     def _pop_mark(self) -> list[Any]:
         items = self.stack
@@ -302,7 +303,7 @@ class Scan:
             else:
                 node.weight += 1
         if node.depth > self._most_depth:
-            self._over("containers within each other", node.depth, self._most_depth)
+            self._too_deep(node.depth, self._most_depth)
         node.weight = min(node.weight, 2**62)
         self._push(node)
 
@@ -442,7 +443,7 @@ class Scan:
                 f"a tensor of shape {tuple(sizes)!r:.80} reaches to the value {last:,} of a storage that has {there:,}"
             )
         if numel * element >= 2**62:
-            self._over("bytes of a tensor", numel * element, 2**62)
+            self._over(limits.VALUES, numel * element, 8 * self._stored)
         self._viewed += numel * element
         return _Node("tensor")
 

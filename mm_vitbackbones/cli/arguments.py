@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 from mmengine.config import DictAction
 
 from mm_vitbackbones import recipes
+from mm_vitbackbones.data.image_files import bounded_pillow
 from mm_vitbackbones.encoding import use_utf8
 from mm_vitbackbones.errors import CheckpointError, DataError, UserError
 from mm_vitbackbones.printing import print, printable_logs
@@ -44,7 +45,7 @@ def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> int
     if argv is None:
         use_utf8()
     try:
-        with printable_logs():
+        with printable_logs(), bounded_pillow():
             main(sys.argv[1:] if argv is None else argv)
     except (UserError, CheckpointError) as error:
         if os.environ.get("RANK", "0") == "0" or isinstance(error, DataError):

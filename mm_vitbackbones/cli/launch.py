@@ -15,6 +15,7 @@ from mmengine.config import Config
 
 from mm_vitbackbones.cli import preflight
 from mm_vitbackbones.cli.config import use_local_norms
+from mm_vitbackbones.data.reading import too_large
 from mm_vitbackbones.errors import CheckpointError, DataError, UserError
 
 LOADERS = re.compile(
@@ -89,7 +90,8 @@ def loading_errors(config: Path) -> Iterator[None]:
     except Exception as error:
         if LOADERS.search("".join(traceback.format_exception(error))) is None:
             raise
-        why = textwrap.shorten(str(error).strip().splitlines()[-1], 300, placeholder=" ...")
+        words = str(error).strip().splitlines()[-1]
+        why = too_large(words) or textwrap.shorten(words, 300, placeholder=" ...")
         raise DataError(
             f"{config}: an image or its ground truth cannot be loaded: {why}; `check_data {config} --check-all` finds "
             "all such files"

@@ -15,13 +15,17 @@ import numpy as np
 from mmengine.logging import print_log
 from PIL import TiffImagePlugin
 
+from mm_vitbackbones import limits
+from mm_vitbackbones.data.image_files import has, why_unreadable
 from mm_vitbackbones.data.reading import OF_BANDS, is_own, of_library, transform_class
 from mm_vitbackbones.errors import UserError
-from mm_vitbackbones.limits import IMAGE_BYTES
 from mm_vitbackbones.nodes import nodes, type_name
 
 SAMPLES, SUBFILE, PLANAR = 277, 254, 284
-"""TIFF tags: bands of a page; whether a page is a smaller copy (1) or a mask (4) of another one."""
+"""TIFF tags: bands of a page; whether a page is a smaller copy (1) or a mask (4) of another one; how bands lie."""
+
+WIDTH, HEIGHT, DEPTH, BITS = 256, 257, 32997, 258
+"""TIFF tags: the size of a page, in pixels; bits of each band."""
 
 LOADER = "mm_vitbackbones.LoadMultichannelImage"
 
@@ -67,12 +71,14 @@ def read_bands(path: str | Path, bands: Sequence[int] | None = None, channels_fi
         channels_first: the array of a .npy file is (bands, height, width).
 
     Raises:
-        UserError: it is no such file, or lacks a band.
+        UserError: it is no such file, or lacks a band; or it is larger than the limits, and nothing of it is decoded.
     """
     suffix = Path(path).suffix.lower()
     if suffix not in OF_BANDS:
         raise UserError(f"LoadMultichannelImage reads *{', *'.join(OF_BANDS)}; LoadImageFromFile reads other images")
-    image = _read_npy(path) if suffix == ".npy" else _read_tiff(path)
+    if why := why_unreadable(path):
+        raise UserError(why)
+    image = _read_npy(path, channels_first) if suffix == ".npy" else _read_tiff(path)
     if image.ndim not in (2, 3) or 0 in image.shape:
         raise UserError(f"its array has the shape {image.shape}: it has to be (height, width, bands)")
     if image.dtype.kind not in "uifb":
@@ -98,14 +104,31 @@ def check_bands(bands: Any, what: str) -> None:
         raise UserError(f"{what} has to be a list of bands, numbered from 1, and is {bands!r}")
 
 
-def _read_npy(path: str | Path) -> np.ndarray:
+def _check_size(pixels: int, values: int, bits: int) -> None:
+    """Check an image before it is decoded.
+
+    Args:
+        pixels: of one band.
+        values: of all bands.
+        bits: of a value in the file. Other than 8 become 32.
+
+    Raises:
+        UserError: it is larger than the limits.
+    """
+    size = values * (1 if bits == 8 else max(4, -(-bits // 8)))
+    if why := has(limits.PIXELS.exceeded(pixels) or limits.IMAGE.exceeded(size)):
+        raise UserError(why)
+
+
+def _read_npy(path: str | Path, channels_first: bool) -> np.ndarray:
     try:
         # NumPy takes memory for all that a header says before it reads on. A link to the file's bytes takes none.
         with warnings.catch_warnings():
             warnings.simplefilter("error", RuntimeWarning)  # of a size above 64 bits
             mapped = np.load(path, mmap_mode="r", allow_pickle=False)
-        if isinstance(mapped, np.ndarray) and (why := IMAGE_BYTES.exceeded(mapped.nbytes)):
-            raise UserError(why)
+        if isinstance(mapped, np.ndarray) and mapped.ndim in (2, 3):
+            height, width = mapped.shape[1:] if channels_first and mapped.ndim == 3 else mapped.shape[:2]
+            _check_size(height * width, mapped.size, 8 if mapped.dtype == np.uint8 else 8 * max(4, mapped.itemsize))
         image = np.array(mapped) if isinstance(mapped, np.ndarray) else mapped
     except (ValueError, EOFError, OverflowError, MemoryError, RuntimeWarning) as error:
         raise UserError(f"it is no .npy file of numbers ({error})") from None
@@ -119,9 +142,10 @@ def tiff_pages(path: str | Path) -> list[tuple[int, bool]]:
     these lie one after the other.
 
     Raises:
-        UserError: it is no TIFF file.
+        UserError: it is no TIFF file, or larger than the limits.
     """
-    pages = []
+    pages: list[tuple[int, bool]] = []
+    values, most_bits = 0, 8
     with Path(path).open("rb") as file:
         try:
             header = file.read(8)
@@ -133,8 +157,15 @@ def tiff_pages(path: str | Path) -> list[tuple[int, bool]]:
                 seen.add(page.next)
                 file.seek(page.next)
                 page.load(file)
+                samples, bits = int(page.get(SAMPLES, 1)), page.get(BITS, 1)
                 if not page.get(SUBFILE, 0) & 5:
-                    pages.append((int(page.get(SAMPLES, 1)), page.get(PLANAR, 1) == 2))
+                    pages.append((samples, page.get(PLANAR, 1) == 2))
+                pixels = int(page.get(WIDTH, 0)) * int(page.get(HEIGHT, 0)) * int(page.get(DEPTH, 1))
+                values += pixels * samples  # of copies and masks, too: OpenCV decodes all pages
+                most_bits = max(most_bits, *bits) if isinstance(bits, tuple) else max(most_bits, int(bits))
+                _check_size(pixels, values, most_bits)
+        except UserError:
+            raise
         except Exception:  # Pillow raises errors of many kinds
             raise UserError("it is no TIFF file, or broken") from None
     return pages

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mm_vitbackbones import limits
 from mm_vitbackbones.data.coco_fields import (
     BOX_METRIC,
     DATASET,
@@ -27,7 +28,6 @@ from mm_vitbackbones.data.coco_summary import CocoSummary, Content, summarise
 from mm_vitbackbones.data.json_files import read_json, why_doubled
 from mm_vitbackbones.errors import UserError, did_you_mean
 from mm_vitbackbones.files import why_no_file
-from mm_vitbackbones.limits import IMAGE_PIXELS
 
 MOST = 0.5
 """If a larger share of the boxes look like two corners, the file is refused."""
@@ -215,9 +215,9 @@ def _same_name(name: str, in_order: Sequence[Mapping[str, Any]], content: Conten
 def check_sizes(content: Content, path: Path, where: str) -> None:
     """Check that no image is said to have more pixels than are read: each mask takes as many bytes."""
     for image in content["images"]:
-        if why := IMAGE_PIXELS.exceeded(image["width"] * image["height"]):
+        if why := limits.PIXELS.exceeded(image["width"] * image["height"]):
             size = f"{image['width']}x{image['height']}"
-            raise UserError(f"{where}: {path} says that the image of id {image['id']!r} is {size}: {why}")
+            raise UserError(f"{where}: {path} says that the image of id {image['id']!r} is {size}: it has {why}")
 
 
 def check_boxes(content: Content, counts: Callable[[Mapping[str, Any]], bool], path: Path, where: str) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from mmengine.logging import print_log
 
+from mm_vitbackbones import limits
 from mm_vitbackbones.data.coco_fields import FURTHEST
 from mm_vitbackbones.data.coco_summary import CROWD, UNUSABLE, CocoSummary, Content, each_annotation
 from mm_vitbackbones.errors import UserError
@@ -25,14 +26,10 @@ SAMPLE = 1000
 MOST = 0.5
 """If a larger share of the masks lie elsewhere than their boxes, the file is refused."""
 
-LONGEST = 1e7
-"""Pixels of an object's outlines. pycocotools takes memory for each of them: 80 bytes."""
-
 NO_MASK = "without segmentation"
 POINTS = "whose polygons are lists of points, and not [x1, y1, x2, y2, ...]"
 FLAT = "whose segmentation is one flat list, and not a list of polygons"
 SHORT = "whose polygons have fewer than three points, or an odd number of coordinates"
-TOO_LONG = f"whose polygons are longer than {LONGEST:g} pixels"
 NO_NUMBERS = f"whose polygons hold something other than numbers below {FURTHEST:g}"
 NOT_LISTS = "whose segmentation is neither a list of polygons nor RLE"
 OTHER_SIZE = "whose RLE is of another size than the image"
@@ -172,6 +169,12 @@ def is_elsewhere(segmentation: Any, box: Sequence[float]) -> bool:
     return bool(x.max() < box[0] or x.min() > box[0] + box[2] or y.max() < box[1] or y.min() > box[1] + box[3])
 
 
+def too_long() -> str:
+    """What is wrong with an object whose outlines would take gigabytes."""
+    limit = f"the limit of {limits.OUTLINES.value:,} pixels ({limits.SWITCH}=10 multiplies it)"
+    return f"whose polygons are longer than {limit}"
+
+
 def _is_kept(polygon: Any) -> bool:
     return len(polygon) >= 6 and len(polygon) % 2 == 0
 
@@ -188,8 +191,8 @@ def _polygons(segmentation: Sequence[Any], poly2mask: bool) -> tuple[str, int]:
             return why, 0
         length += outline_length(polygon)
         used += 1
-    if length > LONGEST:
-        return TOO_LONG, 0
+    if length > limits.OUTLINES.value:
+        return too_long(), 0
     return "", used
 
 

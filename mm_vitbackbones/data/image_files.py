@@ -11,8 +11,8 @@ from typing import IO
 
 from PIL import Image
 
+from mm_vitbackbones import limits
 from mm_vitbackbones.files import why_no_file
-from mm_vitbackbones.limits import IMAGE_BYTES, IMAGE_PIXELS
 
 
 def why_unreadable(path: str | Path) -> str:
@@ -26,17 +26,42 @@ def why_unreadable(path: str | Path) -> str:
         size = os.path.getsize(path)
     except (OSError, ValueError):
         return ""  # loading it says so
-    return IMAGE_BYTES.exceeded(size) or too_many_pixels(path)
+    return has(limits.IMAGE.exceeded(size)) or too_many_pixels(path)
 
 
 def too_many_pixels(file: str | Path | IO[bytes]) -> str:
-    """What is too large in an image, as ``Limit.exceeded`` says it; empty also where the header says no size."""
+    """What is too large in an image, as "it has ..."; empty also where the header says no size."""
     try:
         with opened(file) as image:
             width, height = image.size
     except Exception:  # Pillow raises many kinds for a file that is broken, or none of an image
         return ""
-    return IMAGE_PIXELS.exceeded(width * height)
+    return has(limits.PIXELS.exceeded(width * height))
+
+
+def has(exceeded: str) -> str:
+    """What ``Limit.exceeded`` says, of an image."""
+    return f"it has {exceeded}" if exceeded else ""
+
+
+@contextlib.contextmanager
+def bounded_pillow() -> Iterator[None]:
+    """Within it, Pillow obeys the limit of pixels wherever a library calls it, also where the switch raises the limit
+    above Pillow's own.
+
+    Raises:
+        UserError: the switch is no factor of at least 1.
+    """
+    own = Image.MAX_IMAGE_PIXELS
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        Image.MAX_IMAGE_PIXELS = (
+            limits.PIXELS.value // 2
+        )  # above this it warns, above twice as many it ends in an error
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = own
 
 
 @contextlib.contextmanager

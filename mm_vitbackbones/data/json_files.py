@@ -7,9 +7,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from mm_vitbackbones import limits
 from mm_vitbackbones.errors import UserError
 from mm_vitbackbones.files import why_no_file
-from mm_vitbackbones.limits import JSON_BYTES
 
 
 def read_json(path: Path, encoding: str = "utf-8") -> tuple[Any, str]:
@@ -24,8 +24,8 @@ def read_json(path: Path, encoding: str = "utf-8") -> tuple[Any, str]:
     """
     if kind := why_no_file(path):
         raise UserError(f"{path} is {kind}, and no file")
-    if why := JSON_BYTES.exceeded(os.path.getsize(path)):
-        raise UserError(f"{path} is too large: {why}")
+    if why := limits.ANNOTATIONS.exceeded(os.path.getsize(path)):
+        raise UserError(f"{path} has {why}")
     doubled = ""
 
     def entry(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
+import os
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -16,8 +17,8 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 from mmengine.registry import DATASETS, TRANSFORMS
-from PIL import Image
 
+from mm_vitbackbones import limits
 from mm_vitbackbones.data.image_files import why_unreadable
 from mm_vitbackbones.errors import UserError, shorten
 from mm_vitbackbones.libraries import look_up
@@ -228,14 +229,21 @@ def is_own(step: Any) -> bool:
 def reason(error: Exception) -> str:
     """An exception in a few words of one line."""
     words = textwrap.shorten(str(error), MOST, placeholder=" ...")
-    if isinstance(error, cv2.error) and "IO_MAX_IMAGE" in words:
-        return "it is larger than OpenCV reads; set the environment variable OPENCV_IO_MAX_IMAGE_PIXELS"
+    if why := too_large(words):
+        return why
     if isinstance(error, cv2.error) and "!buf.empty()" in words:
         return "it is empty"
-    if isinstance(error, Image.DecompressionBombError):
-        return "it is larger than Pillow reads; cut it into tiles, or raise PIL.Image.MAX_IMAGE_PIXELS"
     return (
         words
         if isinstance(error, (OSError, AssertionError, UserError)) and words
         else f"{type(error).__name__}: {words}"
     )
+
+
+def too_large(words: str) -> str:
+    """Why OpenCV or Pillow refuses an image, from the message of its error; empty if its size is not why."""
+    if "IO_MAX_IMAGE" not in words and "decompression bomb" not in words:
+        return ""
+    most = os.environ.get(limits.OPENCV, "")
+    own = f", or {limits.OPENCV}={most} forbids it" if most not in ("", str(limits.PIXELS.value)) else ""
+    return f"it has more pixels than the limit of {limits.PIXELS.value:,}{own}; {limits.how_to_raise()}"

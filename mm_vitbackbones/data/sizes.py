@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mm_vitbackbones.data.image_files import opened
+from mm_vitbackbones import limits
+from mm_vitbackbones.data.image_files import has, opened
 from mm_vitbackbones.data.reading import ImageReader, UnreadableImage, transform_class
 from mm_vitbackbones.files import why_no_file
-from mm_vitbackbones.limits import IMAGE_PIXELS
 
 BY_HEADER = ("BMP", "JPEG", "MPO", "PNG")
 """Formats that OpenCV reads as Pillow does."""
@@ -37,8 +37,8 @@ class SizeReader:
             UnreadableImage: it cannot be loaded.
         """
         if not whole and self._color_type and (size := header_size(info["img_path"], self._color_type)):
-            if why := IMAGE_PIXELS.exceeded(size[0] * size[1]):
-                raise UnreadableImage(why)
+            if why := limits.PIXELS.exceeded(size[0] * size[1]):
+                raise UnreadableImage(has(why))
             return size
         height, width = self._read(info).shape[:2]
         return height, width

@@ -11,7 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import torch
 
-from mm_vitbackbones.checkpoints import CheckpointError, UnsafeCheckpointError, downloading, limits, read_checkpoint
+from mm_vitbackbones import limits
+from mm_vitbackbones.checkpoints import CheckpointError, UnsafeCheckpointError, downloading, read_checkpoint
 from mm_vitbackbones.errors import DownloadError
 
 Answer = namedtuple("Answer", ["data", "status", "headers", "pause"], defaults=[b"", 200, {}, 0])
@@ -123,7 +124,7 @@ def test_a_server_that_drips_ends_in_one_line(server, monkeypatch):
 
 @pytest.mark.parametrize("length", [True, False])
 def test_a_file_over_the_limit_is_not_fetched(server, tmp_path, monkeypatch, length):
-    monkeypatch.setattr(limits, "DOWNLOAD", 5000)
+    monkeypatch.setattr(limits, "DOWNLOAD", limits.Limit(5000, "bytes"))
     server.answers["/net.pth"] = Answer(checkpoint(), headers={} if length else {"Content-Length": None})
     refused(f"{server.address}/net.pth", r"has at least \S+ bytes, and the limit is 5,000.*MM_VITBACKBONES_LIMITS=10")
     assert not cached(tmp_path)

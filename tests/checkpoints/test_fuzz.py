@@ -22,7 +22,8 @@ import pytest
 import torch
 
 from helpers.attacks import legacy, number, numbers, storage, tensor, text, zipped
-from mm_vitbackbones.checkpoints import CheckpointError, limits, read_checkpoint
+from mm_vitbackbones import limits
+from mm_vitbackbones.checkpoints import CheckpointError, read_checkpoint
 from mm_vitbackbones.checkpoints.unwrapping import unwrap_model
 from mm_vitbackbones.errors import UserError
 

@@ -25,7 +25,7 @@ pytest.importorskip("mmseg")
 
 from mmengine.structures import InstanceData, PixelData
 
-from mm_vitbackbones import files
+from mm_vitbackbones import files, limits
 from mm_vitbackbones.cli import predict
 from mm_vitbackbones.cli.arguments import run
 from mm_vitbackbones.cli.config import load_config
@@ -157,7 +157,9 @@ def test_image_above_opencvs_limit_is_skipped(segmentor, tmp_path, monkeypatch, 
         )
     assert ended.value.code == 1
     skipped, summary = capsys.readouterr().err.splitlines()
-    assert skipped.startswith(f"skipped {given[0]}: it is larger than OpenCV reads; set the environment variable ")
+    assert skipped.startswith(
+        f"skipped {given[0]}: it has more pixels than the limit of 134,217,728; if you trust the file, "
+    )
     assert summary == "1 of 2 images could not be read"
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["image_1.png", "image_1_labels.png"]
 
@@ -334,12 +336,12 @@ def test_image_that_the_model_cannot_take_is_skipped(toy, tmp_path, monkeypatch,
 
 def test_too_large_an_image_is_skipped_before_it_is_loaded(toy, tmp_path, monkeypatch, capsys):
     given = images(tmp_path / "in", (60, 80), (16, 16))
-    monkeypatch.setenv("MM_VITBACKBONES_MAX_PIXELS", "4_000")
+    monkeypatch.setattr(limits, "PIXELS", limits.Limit(4000, "pixels"))
     monkeypatch.setattr(cv2, "imdecode", lambda content, flags: np.zeros((16, 16, 3), np.uint8))
     assert outcome([*toy, tmp_path / "in", "--out", tmp_path / "out"]) == 1
-    message = "it has 4,800 pixels, and at most 4,000 are read: set the environment variable MM_VITBACKBONES_MAX_PIXELS"
-    assert f"skipped {given[0]}: {message} to raise this" in capsys.readouterr().err
-    monkeypatch.setenv("MM_VITBACKBONES_MAX_PIXELS", "4800")
+    message = "it has 4,800 pixels, and the limit is 4,000; if you trust the file, the environment variable"
+    assert f"skipped {given[0]}: {message} MM_VITBACKBONES_LIMITS=10" in capsys.readouterr().err
+    monkeypatch.setenv("MM_VITBACKBONES_LIMITS", "1.2")
     assert outcome([*toy, tmp_path / "in", "--out", tmp_path / "out2"]) == 0
 
 

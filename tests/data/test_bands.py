@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from helpers.bands import write_tiff
+from mm_vitbackbones import limits
 from mm_vitbackbones.data.bands import check_steps, read_bands, warn_of_pages
 from mm_vitbackbones.data.statistics import Statistics
 from mm_vitbackbones.errors import UserError
@@ -183,6 +184,6 @@ def test_an_array_that_its_file_does_not_hold_takes_no_memory(tmp_path: Path, mo
             tracemalloc.stop()
     np.save(path, np.zeros((8, 8, 2), np.uint8))
     assert read_bands(path).shape == (8, 8, 2)
-    monkeypatch.setenv("MM_VITBACKBONES_MAX_IMAGE_BYTES", "127")
-    with pytest.raises(UserError, match="it has 128 bytes, and at most 127 are read"):
+    monkeypatch.setattr(limits, "IMAGE", limits.Limit(255, "bytes"))
+    with pytest.raises(UserError, match="it has 256 bytes, and the limit is 255"):
         read_bands(path)

@@ -14,13 +14,13 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as rle_tools
 
+from mm_vitbackbones import limits
 from mm_vitbackbones.data.coco_fields import FURTHEST
-from mm_vitbackbones.data.coco_masks import LONGEST, decode_counts, outline_length
-from mm_vitbackbones.data.image_files import too_many_pixels
+from mm_vitbackbones.data.coco_masks import decode_counts, outline_length, too_long
+from mm_vitbackbones.data.image_files import why_unreadable
 from mm_vitbackbones.data.sizes import ORIENTATION, SIDEWAYS, header_size
 from mm_vitbackbones.errors import UserError
 from mm_vitbackbones.files import why_no_file
-from mm_vitbackbones.limits import IMAGE_BYTES
 
 SPLITS = ("train", "val", "test")
 
@@ -156,8 +156,8 @@ class Collection:
         if thing.box and min(thing.box[2:]) < 0:
             self.notes.left_out("objects", "of a width or height below 0", where)
             return False
-        if sum(map(outline_length, polygons)) > LONGEST:
-            self.notes.left_out("objects", f"with outlines of more than {LONGEST:g} pixels", where)
+        if sum(map(outline_length, polygons)) > limits.OUTLINES.value:
+            self.notes.left_out("objects", too_long(), where)
             return False
         if thing.polygons and not polygons and thing.box is None:
             self.notes.left_out("objects", "without a usable polygon", where)
@@ -200,7 +200,7 @@ def loaded_size(image: Path) -> Size | None:
     """
     if why_no_file(image):
         return None
-    if why := IMAGE_BYTES.exceeded(image.stat().st_size if image.exists() else 0) or too_many_pixels(image):
+    if why := why_unreadable(image):
         raise UserError(f"{image}: {why}")
     if size := header_size(str(image), "color"):
         return size[1], size[0]

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as rle_tools
 
+from mm_vitbackbones import limits
 from mm_vitbackbones.data.coco_fields import FURTHEST
 from mm_vitbackbones.data.converting.coco_export import load
 from mm_vitbackbones.data.converting.collection import Collection, Size, Thing
@@ -169,6 +170,8 @@ def _circle(x: float, y: float, radius: float) -> Iterator[float]:
 
 def _mask(data: Any, corner: tuple[float, float], size: Size) -> dict[str, Any] | None:
     """RLE of a mask that covers a part of the image, from ``corner`` on."""
+    if limits.PIXELS.exceeded(size[0] * size[1]):  # as the JSON says it
+        return None
     try:
         stored = base64.b64decode(data)
         if too_many_pixels(io.BytesIO(stored)):

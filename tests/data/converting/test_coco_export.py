@@ -13,6 +13,7 @@ import pytest
 
 from helpers import coco
 from helpers.sources import annotations, check, convert, objects, write_image, write_json
+from mm_vitbackbones import limits
 from mm_vitbackbones.errors import UserError
 
 pytest.importorskip("mmdet")
@@ -259,7 +260,10 @@ def test_long_names_and_names_that_differ_by_case_have_files_of_their_own(tmp_pa
     [
         ({"bbox": [5, 4, -20, 12]}, "of a width or height below 0"),
         ({"bbox": [5, 4, 1e9, 12]}, "with a coordinate above 1e+06 pixels"),
-        ({"segmentation": [[0, 0, 1e6, 1e6, 0, 1] * 8]}, "with outlines of more than 1e+07 pixels"),
+        (
+            {"segmentation": [[0, 0, 1e6, 1e6, 0, 1] * 8]},
+            "whose polygons are longer than the limit of 10,000,000 pixels (MM_VITBACKBONES_LIMITS=10 multiplies it)",
+        ),
         ({"segmentation": {"size": [30, 40], "counts": [5, 7]}}, "whose mask is not of the size of their image"),
         ({"segmentation": {"size": [30, 40], "counts": "abc"}}, "whose mask is not of the size of their image"),
         ({"segmentation": {"size": [10**9, 10**9], "counts": "abc"}}, "whose mask is not of the size of their image"),
@@ -290,7 +294,7 @@ def test_a_key_that_is_there_twice_and_a_large_image_are_one_line(
     with pytest.raises(UserError, match=r"a.json has an entry with the key 'bbox' twice"):
         convert(root)
     (root / "a.json").write_text(text)
-    monkeypatch.setenv("MM_VITBACKBONES_MAX_PIXELS", "1000")
-    with pytest.raises(UserError, match=r"a.jpg: it has 1,200 pixels, and at most 1,000 are read"):
+    monkeypatch.setattr(limits, "PIXELS", limits.Limit(1000, "pixels"))
+    with pytest.raises(UserError, match=r"a.jpg: it has 1,200 pixels, and the limit is 1,000;"):
         convert(root)
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
