@@ -29,7 +29,7 @@ import torch
 from mmengine.logging import print_log
 
 from mm_vitbackbones import limits
-from mm_vitbackbones.checkpoints import downloading, published, scanning
+from mm_vitbackbones.checkpoints import addresses, downloading, published, scanning
 from mm_vitbackbones.checkpoints.scanning import Scan
 from mm_vitbackbones.errors import CheckpointError, DownloadError, UnsafeCheckpointError, UserError, printable, shorten
 from mm_vitbackbones.files import sha256
@@ -47,7 +47,8 @@ _JOIN = (
 
 
 def read_checkpoint(checkpoint: str | os.PathLike[str]) -> Any:
-    """What is in a checkpoint: a path, an http(s) URL, or a URI that MMEngine knows (``s3://...``).
+    """What is in a checkpoint: a path, an https URL, or an address that MMEngine knows (``open-mmlab://...``,
+    ``torchvision://...``, ``s3://...``).
 
     Tensors are put on the CPU. What is neither a tensor nor plain data (numbers, strings, lists, dicts) is replaced
     by an object without code.
@@ -58,21 +59,50 @@ def read_checkpoint(checkpoint: str | os.PathLike[str]) -> Any:
     """
     published.check_is_address(checkpoint)
     name = os.fspath(checkpoint)
-    if "://" in name:
-        _check_is_whole(name)
-    if name.startswith(("http://", "https://")):
-        return _read_file(_fetch(name), published.file_name_of(name))
-    if "://" in name:
-        from mmengine.fileio import get_local_path
+    if "://" in name and (load := addresses.loader_of_user(name)):
+        return load(name, "cpu")
+    with local_copy(name) as (path, source):
+        return _read_file(path, source)
 
-        with contextlib.ExitStack() as stack:
-            try:
-                path = stack.enter_context(get_local_path(name))
-            except Exception as error:  # each storage client has its own
-                reason = "MMEngine knows no such kind of address" if isinstance(error, KeyError) else error
-                raise CheckpointError(f"cannot fetch {name}: {reason}; fetch it by hand and give the path") from error
-            return _read_file(Path(path), published.file_name_of(name))
-    return _read_file(Path(name).expanduser())
+
+@contextlib.contextmanager
+def local_copy(checkpoint: str) -> Iterator[tuple[Path, str]]:
+    """The file of a path or an address, on this machine, and its name at its source.
+
+    Raises:
+        CheckpointError: it cannot be fetched.
+    """
+    name = addresses.resolved(checkpoint)
+    if "://" not in name:
+        path = Path(name).expanduser()
+        yield path, path.name
+        return
+    _check_is_whole(name)
+    source = published.file_name_of(name)
+    if not addresses.STORAGE.match(name):
+        yield _fetch(name), source
+        return
+    from mmengine.fileio import get_local_path
+
+    with contextlib.ExitStack() as stack:
+        try:
+            path = Path(stack.enter_context(get_local_path(name)))
+        except Exception as error:  # each storage client has its own
+            raise CheckpointError(f"cannot fetch {name}: {error}; fetch it by hand and give the path") from error
+        yield path, source
+
+
+def load_from_anywhere(checkpoint: str, map_location: Any = None) -> Any:
+    """``read_checkpoint`` in the form of MMEngine's own loaders, of which this one takes the place.
+
+    Args:
+        map_location: not used. Weights are on the CPU, and go where the network is.
+    """
+    content = read_checkpoint(checkpoint)
+    if checkpoint.startswith("mmcls://") and isinstance(content, dict):  # MMEngine takes the backbone of these
+        state, prefix = content.get("state_dict", content), "backbone."
+        return {"state_dict": {key.removeprefix(prefix): t for key, t in state.items() if key.startswith(prefix)}}
+    return content
 
 
 def _read_file(path: Path, name: str = "") -> Any:

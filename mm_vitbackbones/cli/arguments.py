@@ -146,14 +146,17 @@ def add_checkpoint(parser: argparse.ArgumentParser, kinds: str) -> None:
         "checkpoint",
         type=checkpoint_file,
         metavar="CHECKPOINT",
-        help=f"a .pth file, {kinds}; or the work dir of a training, for its last checkpoint",
+        help=f"a .pth file, {kinds}, or its https address; or the work dir of a training, for its last checkpoint",
     )
 
 
-def checkpoint_file(text: str) -> Path:
-    """The file that a checkpoint argument stands for. A folder without checkpoints of a training stays what it is."""
+def checkpoint_file(text: str) -> Path | str:
+    """The file that a checkpoint argument stands for. An address stays what it is, and so does a folder without
+    checkpoints of a training."""
     from mm_vitbackbones.engine.resume import latest_checkpoint
 
+    if "://" in text:
+        return text
     path = Path(text)
     if path.is_dir():
         with contextlib.suppress(UserError):

@@ -13,6 +13,8 @@ from pathlib import Path
 import torch
 from mmengine.config import Config
 
+from mm_vitbackbones.checkpoints.addresses import loaders
+from mm_vitbackbones.checkpoints.reading import load_from_anywhere
 from mm_vitbackbones.cli import preflight
 from mm_vitbackbones.cli.config import use_local_norms
 from mm_vitbackbones.data.reading import too_large
@@ -55,9 +57,11 @@ def set_launcher(cfg: Config, launcher: str) -> None:
 @contextmanager
 def registry_errors(config: Path) -> Iterator[None]:
     """Report in one line what fails while a part of a config is built: the name of a type, an argument of a type, or
-    what a library raises in the constructor of one. What a run or a user's own class raises passes through."""
+    what a library raises in the constructor of one. What a run or a user's own class raises passes through.
+
+    Within it, checkpoints that ``init_cfg`` names are read as safely for networks of others as for ours."""
     try:
-        with loading_errors(config):
+        with loading_errors(config), loaders(load_from_anywhere):
             yield
     except (UserError, CheckpointError):
         raise

@@ -92,7 +92,7 @@ def _predict(args: argparse.Namespace) -> None:
     make_folder(out)
     settings = {
         "config": hashlib.sha256(repr(cfg.to_dict()).encode(errors="backslashreplace")).hexdigest(),
-        "checkpoint": sha256(args.checkpoint),
+        "checkpoint": sha256(args.checkpoint) if isinstance(args.checkpoint, Path) else args.checkpoint,
         "--score-thr": args.score_thr,
         "--bands": args.bands,
     }
@@ -357,7 +357,7 @@ class Predictor:
         pipeline: the configs of the steps that load an image and make it an input of the model.
     """
 
-    def __init__(self, cfg: Config, pipeline: Sequence[Any], checkpoint: Path, device: str) -> None:
+    def __init__(self, cfg: Config, pipeline: Sequence[Any], checkpoint: Path | str, device: str) -> None:
         dataset = _test_dataset(cfg)
         self.scope = libraries.scope_of(cfg)
         self.model = build_model(cfg)

@@ -18,6 +18,8 @@ from torch import nn
 
 from mm_vitbackbones import libraries
 from mm_vitbackbones.backbones.base import Backbone
+from mm_vitbackbones.checkpoints.addresses import resolved
+from mm_vitbackbones.checkpoints.downloading import check_scheme
 from mm_vitbackbones.checkpoints.loading import arch_name, family_of
 from mm_vitbackbones.checkpoints.published import check_is_address, resolve
 from mm_vitbackbones.cli.classes import check_num_classes
@@ -239,12 +241,14 @@ def published_url(checkpoint: Any, owner: Any, where: str) -> Any:
 
 
 def check_local_file(name: Any, where: str) -> None:
-    """Check that what a config gives as a file is one, or a URL."""
+    """Check that what a config gives as a file is one, or an address that is fetched."""
     try:
         check_is_address(name)
+        name = resolved(os.fspath(name))
+        if name.lower().startswith(("http://", "https://")):
+            check_scheme(name)
     except CheckpointError as error:
         raise UserError(f"{where}: {error}") from None
-    name = os.fspath(name)
     if "://" not in name and Path(name).expanduser().is_dir():
         raise UserError(f"{where}: {name} is a folder: give the path of a checkpoint file")
     if "://" not in name and not Path(name).expanduser().is_file():

@@ -113,9 +113,10 @@ def _train(args: argparse.Namespace, console: Console) -> None:
         _run(cfg, args, console, path, checkpoint)
 
 
-def _to_resume(cfg: Config, args: argparse.Namespace, work_dir: Path) -> tuple[Path, dict[str, Any] | None]:
+def _to_resume(cfg: Config, args: argparse.Namespace, work_dir: Path) -> tuple[Path | str, dict[str, Any] | None]:
     """The checkpoint to go on from, and its content; None for a new run."""
-    path, checkpoint = work_dir, None
+    path: Path | str = work_dir
+    checkpoint = None
     if args.resume:
         if args.resume == LATEST:
             path, checkpoint, passed = newest_whole(newest_first(work_dir, checkpoint_folder(cfg, work_dir)))
@@ -124,7 +125,7 @@ def _to_resume(cfg: Config, args: argparse.Namespace, work_dir: Path) -> tuple[P
             if passed:
                 print_log(f"--resume takes {path}", logger="current")
         else:
-            path = Path(args.resume)
+            path = args.resume if "://" in args.resume else Path(args.resume)
             checkpoint = read(path)
         check_resumable(checkpoint, path, cfg.train_cfg, work_dir)
         # Before anything is built: MMEngine itself goes back to the first run's seed when the sampler has another.
@@ -140,7 +141,7 @@ def _to_resume(cfg: Config, args: argparse.Namespace, work_dir: Path) -> tuple[P
 
 
 def _run(
-    cfg: Config, args: argparse.Namespace, console: Console, path: Path, checkpoint: dict[str, Any] | None
+    cfg: Config, args: argparse.Namespace, console: Console, path: Path | str, checkpoint: dict[str, Any] | None
 ) -> None:
     set_launcher(cfg, args.launcher)
     without_workers(cfg)
@@ -188,7 +189,7 @@ def checkpoint_folder(cfg: Config, work_dir: Path) -> Path | None:
 
 
 def check_resumable(
-    checkpoint: dict[str, Any], path: Path, train_cfg: dict[str, Any], work_dir: Path | None = None
+    checkpoint: dict[str, Any], path: Path | str, train_cfg: dict[str, Any], work_dir: Path | None = None
 ) -> None:
     """Check that a checkpoint holds the state of a training run that is not over.
 

@@ -15,12 +15,14 @@ import torch
 from mmengine.logging import print_log
 from mmengine.optim import OptimWrapperDict
 from mmengine.runner import Runner
+from mmengine.runner.checkpoint import load_from_local
 from torch import nn
 
 from mm_vitbackbones.checkpoints import layout_of, load_pretrained
+from mm_vitbackbones.checkpoints.addresses import loaders
 from mm_vitbackbones.checkpoints.layout import State
 from mm_vitbackbones.checkpoints.loading import part_under_our_names
-from mm_vitbackbones.checkpoints.reading import check_pickle
+from mm_vitbackbones.checkpoints.reading import check_pickle, local_copy
 from mm_vitbackbones.checkpoints.unwrapping import COMPILED, CONTAINERS, PARALLEL, Weights, unwrap_model
 from mm_vitbackbones.checkpoints.values import check_values
 from mm_vitbackbones.engine import summary
@@ -43,26 +45,24 @@ class Trainer(Runner):
     """
 
     def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        of_mmengine = "://" in filename and not filename.startswith(("http://", "https://"))  # open-mmlab://...
-        if not (self._resume or of_mmengine):
+        if not self._resume:
             return start_from(self, filename)
         allow_mmengine_checkpoints()
-        if "://" not in filename:
-            check_pickle(filename)
         kwargs.setdefault("revise_keys", [(prefix, "") for prefix in (COMPILED, PARALLEL)])
         try:
-            checkpoint = super().load_checkpoint(filename, *args, **kwargs)
+            with local_copy(filename) as (path, _), loaders(load_from_local, ("",)):
+                check_pickle(path)
+                checkpoint = super().load_checkpoint(str(path), *args, **kwargs)
         except pickle.UnpicklingError as error:
             reason = re.search(r"Unsupported \w+: .*? (\S+) was not", str(error))
             raise UserError(
                 f"{filename} cannot be resumed, as it holds {reason[1] if reason else 'objects'}, which is no plain "
                 "data and may run code: start from its weights with load_from"
             ) from None
-        if self._resume:
-            follow_config(self, checkpoint)
-            now = getattr(self.train_dataloader.dataset, "metainfo", None)
-            if equal(checkpoint["meta"].get("dataset_meta"), now):  # MMEngine compares bytes, which lists change
-                checkpoint["meta"]["dataset_meta"] = now
+        follow_config(self, checkpoint)
+        now = getattr(self.train_dataloader.dataset, "metainfo", None)
+        if equal(checkpoint["meta"].get("dataset_meta"), now):  # MMEngine compares bytes, which lists change
+            checkpoint["meta"]["dataset_meta"] = now
         return checkpoint
 
     def call_hook(self, fn_name: str, **kwargs: Any) -> None:

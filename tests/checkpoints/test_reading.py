@@ -627,11 +627,6 @@ def test_a_download_that_is_no_checkpoint_is_not_kept(served, tmp_path, data):
     assert not cached(tmp_path)
 
 
-def test_another_uri_goes_through_mmengine(tmp_path):
-    with pytest.raises(CheckpointError, match=r"cannot fetch nowhere://a\.pth.*by hand"):
-        read_checkpoint("nowhere://a.pth")
-
-
 @pytest.mark.parametrize("right", [True, False])
 def test_a_download_has_the_sha256_that_its_address_carries(served, tmp_path, right):
     folder, calls = served
