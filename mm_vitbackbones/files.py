@@ -11,6 +11,7 @@ import secrets
 import shutil
 import stat
 import subprocess
+import tempfile
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
@@ -105,6 +106,22 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"the folder {path} cannot be made: {why_not(error, path.parent)}") from None
+
+
+@contextlib.contextmanager
+def scratch_in(folder: Path) -> Iterator[Path]:
+    """A folder for files on the way, on the disk that ``folder`` is on: TMPDIR may have no room. It is removed at the
+    end.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
+    try:
+        scratch = tempfile.TemporaryDirectory(prefix=PARTIAL, dir=folder, ignore_cleanup_errors=True)
+    except OSError as error:
+        raise OutputError(f"nothing can be written to {folder}: {why_not(error, folder)}") from None
+    with scratch as made:
+        yield Path(made)
 
 
 def move_new(source: Path, path: Path) -> None:

@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "checkpoints": {"errors", "files", "limits", "ops", "progress", "registry"},
     "heads": {"errors", "nodes", "ops", "registry"},
     "segmentors": {"registry"},
-    "data": {"errors", "files", "libraries", "limits", "nodes", "progress"},
+    "data": {"errors", "files", "libraries", "limits", "nodes", "printing", "progress"},
     "engine": {"backbones", "checkpoints", "data", "errors", "files", "nodes", "registry"},
 }
 """The parts of this package that a part may import, besides itself. The rest may import all; nothing imports cli."""

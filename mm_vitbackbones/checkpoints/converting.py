@@ -22,7 +22,7 @@ from mm_vitbackbones.checkpoints.recognise import (
 )
 from mm_vitbackbones.checkpoints.unwrapping import unwrap
 from mm_vitbackbones.errors import CheckpointError, CheckpointMismatch, OutputError, shorten
-from mm_vitbackbones.files import whole_file
+from mm_vitbackbones.files import check_room, whole_file
 
 TARGETS = ("official", "ours", "openmmlab", "timm")
 ASIDE = CLASSIFIER.removesuffix(".")
@@ -74,6 +74,7 @@ def convert_checkpoint(
         raise CheckpointError(f"there is no layout {to!r} to convert to; there are {', '.join(TARGETS)}")
     path = Path(destination).expanduser()
     _check_destination(path, force)
+    _check_room(path)
     content = read_checkpoint(source)
     try:
         weights = unwrap(content)
@@ -87,6 +88,7 @@ def convert_checkpoint(
         raise type(error)(f"{source}: {error}") from None
     flat = path.suffix == ".safetensors"
     kept = {key: ours[key] for key in nameless if _is_aside(key)}
+    _check_room(path, sum(tensor.numel() * tensor.element_size() for tensor in (theirs | kept).values()))
     _write(_wrap(theirs, kept, found, arch_name, to, flat), path, force)
 
     besides = tuple(key for key in besides if not aside or key not in (ASIDE, "meta"))
@@ -110,6 +112,13 @@ def _check_destination(path: Path, force: bool) -> None:
         raise CheckpointError(f"{path} is a folder: give the name of the file to write")
     if not path.parent.is_dir():
         raise CheckpointError(f"there is no folder {path.parent} to write {path.name} to: make it first")
+
+
+def _check_room(path: Path, size: int = 1) -> None:
+    try:
+        check_room(path.parent, f"OUT {path}", size)
+    except OutputError as error:
+        raise CheckpointError(str(error)) from None
 
 
 def _is_aside(key: str) -> bool:

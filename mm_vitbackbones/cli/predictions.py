@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from mmengine.config import Config
 from mm_vitbackbones import libraries
 from mm_vitbackbones.engine.metrics import DumpLabelMaps
 from mm_vitbackbones.errors import UserError
-from mm_vitbackbones.files import PARTIAL, check_room, make_folder, move_new
+from mm_vitbackbones.files import check_room, make_folder, move_new, scratch_in
 from mm_vitbackbones.nodes import type_name
 
 SMALLEST = 2**20
@@ -31,15 +30,23 @@ def scratch_next_to(out: Path | None) -> Iterator[Path]:
         return
     check_room(out.parent, f"--out {out}", SMALLEST)
     make_folder(out.parent)
-    with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=out.parent) as folder:
-        yield Path(folder)
+    with scratch_in(out.parent) as folder:
+        yield folder
+
+
+def check_new(out: Path) -> None:
+    """Check that no file would be overwritten.
+
+    Raises:
+        UserError: one would be.
+    """
+    for path in (out, out.with_suffix(".segm.json")):
+        if path.exists():
+            raise UserError(f"--out {path} exists and is not overwritten: name another file, or remove it")
 
 
 def dump_predictions(cfg: Config, out: Path, scratch: Path) -> None:
     """Have the evaluators write the predictions of a test to the folder ``scratch``, in the format of ``out``."""
-    for path in (out, out.with_suffix(".segm.json")):
-        if path.exists():
-            raise UserError(f"--out {path} exists and is not overwritten: name another file, or remove it")
     evaluators = cfg.get("test_evaluator") or []
     evaluators = evaluators if isinstance(evaluators, (list, tuple)) else [evaluators]
     if out.suffix == ".pkl":

@@ -14,7 +14,7 @@ from mm_vitbackbones.cli.compiling import add_compile, compile_backbones
 from mm_vitbackbones.cli.config import load_config
 from mm_vitbackbones.cli.evaluators import check_results_prefix
 from mm_vitbackbones.cli.launch import registry_errors, set_launcher
-from mm_vitbackbones.cli.predictions import SMALLEST, dump_predictions, keep_predictions, scratch_next_to
+from mm_vitbackbones.cli.predictions import SMALLEST, check_new, dump_predictions, keep_predictions, scratch_next_to
 from mm_vitbackbones.cli.weights import EvaluationRunner, unwrapped
 from mm_vitbackbones.engine.console import Console
 from mm_vitbackbones.engine.resume import read
@@ -63,21 +63,19 @@ def _test(args: argparse.Namespace, console: Console) -> None:
     cfg.work_dir = str(args.work_dir or Path(cfg.get("work_dir") or Path("work_dirs", args.config.stem), "test"))
     if cfg.get("test_dataloader") is None or cfg.get("test_cfg") is None:
         raise UserError(f"{args.config} says nothing about testing: it needs test_dataloader and test_cfg")
+    check_outputs(args, Path(cfg.work_dir))
     checkpoint = read(args.checkpoint)
     preflight.check_or_skip(cfg, ["test"], skip=args.skip_checks)
     if args.tta:
         use_tta(cfg)
     cfg.load_from, cfg.resume = None, False
     if args.show_dir:
-        if args.show_dir.exists() and not args.show_dir.is_dir():
-            raise UserError(f"--show-dir {args.show_dir} is a file; name a folder")
         drawings = {
             "type": "mm_vitbackbones.ImagesHook",
             "out_dir": str(args.show_dir),
             "score_thr": args.show_score,
             "bands": args.bands,
         }
-        check_room(args.show_dir, f"--show-dir {args.show_dir}", SMALLEST)
         cfg.custom_hooks = [*(cfg.get("custom_hooks") or []), drawings]
     with scratch_next_to(args.out) as scratch:
         if args.out:
@@ -95,6 +93,22 @@ def _test(args: argparse.Namespace, console: Console) -> None:
             keep_predictions(args.out, scratch)
     if args.out:
         runner.logger.info(f"predictions: {args.out}")
+
+
+def check_outputs(args: argparse.Namespace, work_dir: Path) -> None:
+    """Check, before the long work, that all can be written that a test writes.
+
+    Raises:
+        UserError: it cannot.
+    """
+    check_room(work_dir, f"--work-dir {work_dir}", SMALLEST)
+    if args.out:
+        check_new(args.out)
+        check_room(args.out.parent, f"--out {args.out}", SMALLEST)
+    if args.show_dir:
+        if args.show_dir.exists() and not args.show_dir.is_dir():
+            raise UserError(f"--show-dir {args.show_dir} is a file; name a folder")
+        check_room(args.show_dir, f"--show-dir {args.show_dir}", SMALLEST)
 
 
 def use_tta(cfg: Config) -> None:

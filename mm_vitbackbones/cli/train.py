@@ -39,6 +39,10 @@ from mm_vitbackbones.engine.resume import (
 from mm_vitbackbones.engine.saving import EVALUATION, evaluation_is_due
 from mm_vitbackbones.engine.schedules import trained_by_epoch
 from mm_vitbackbones.errors import UserError
+from mm_vitbackbones.files import check_room
+
+SMALLEST = 2**20
+"""Bytes that have to be free for a run's log. What its checkpoints need is known once the model is there."""
 
 LATEST = "latest"
 """What a bare ``--resume`` stands for."""
@@ -100,6 +104,9 @@ def _train(args: argparse.Namespace, console: Console) -> None:
     splits = [split for split in ("train", "val") if cfg.get(f"{split}_dataloader") is not None]
     if args.check_all and args.skip_checks:
         raise UserError("--check-all and --skip-checks are contrary: give one of them")
+    check_room(work_dir, f"--work-dir {work_dir}", SMALLEST)
+    if (folder := checkpoint_folder(cfg, work_dir)) is not None:
+        check_room(folder, f"default_hooks.checkpoint.out_dir={folder.parent}", SMALLEST)
     preflight.check_or_skip(cfg, splits, args.check_all, args.skip_checks)
     if args.amp:
         use_amp(cfg, args.amp)
@@ -183,7 +190,7 @@ def use_atomic_checkpoints(cfg: Config) -> None:
 
 def checkpoint_folder(cfg: Config, work_dir: Path) -> Path | None:
     """Where a run's checkpoints go, if its hook has a local folder for them that is not the work dir."""
-    hook = cfg.default_hooks.get("checkpoint")
+    hook = (cfg.get("default_hooks") or {}).get("checkpoint")
     out_dir = hook.get("out_dir") if isinstance(hook, Mapping) else None
     return None if not out_dir or "://" in str(out_dir) else Path(out_dir, work_dir.absolute().name)
 

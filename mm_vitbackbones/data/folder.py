@@ -67,7 +67,7 @@ class OwnedFolder:
                 f"{self.root / min(kept)} is not as this tool wrote it, and is left as it is: "
                 "move it away, or choose another folder with --out"
             )
-        check_room(self.root, f"--out {self.root}", sum(map(len, files.values())) if isinstance(files, Mapping) else 1)
+        self.check_room(sum(map(len, files.values())) if isinstance(files, Mapping) else 1)
         make_folder(self.root)
         stale = [] if self._same_version else [name for name in self._known if name not in set(files)]
         self._known |= dict.fromkeys(files)
@@ -76,6 +76,14 @@ class OwnedFolder:
             if self._is_ours(name):
                 (self.root / name).unlink()
             del self._known[name]
+
+    def check_room(self, size: int) -> None:
+        """Check that so many bytes can be written to the folder.
+
+        Raises:
+            OutputError: they cannot.
+        """
+        check_room(self.root, f"--out {self.root}", size)
 
     def write(self, name: str, content: bytes) -> None:
         """Write one of the claimed files: whole, or not at all."""

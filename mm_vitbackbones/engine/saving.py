@@ -15,13 +15,14 @@ import torch
 from mmengine.dist import all_reduce, barrier, get_world_size, is_main_process
 from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook, EMAHook
+from mmengine.optim import OptimWrapperDict
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from mm_vitbackbones.engine.resume import read
 from mm_vitbackbones.engine.schedules import accumulation
 from mm_vitbackbones.engine.stopping import Stops, position, resume_within_epoch
 from mm_vitbackbones.errors import OutputError, UserError
-from mm_vitbackbones.files import settle, write_whole
+from mm_vitbackbones.files import check_room, settle, write_whole
 from mm_vitbackbones.registry import HOOKS
 
 PARTIAL = ".partial"
@@ -96,6 +97,7 @@ class AtomicCheckpointHook(CheckpointHook):
             if is_main_process():
                 with contextlib.suppress(OSError):
                     self._tidy(runner)
+            self._check_room(runner, files=1 if self.last_ckpt else 2)
         self._training = True
         self.stops.listen()
         if resumed is not None and self._due and evaluation_is_due(Path(runner.work_dir), runner.iter):
@@ -158,6 +160,22 @@ class AtomicCheckpointHook(CheckpointHook):
         self.stops.release()
 
     # ---- saving
+
+    def _check_room(self, runner: Runner, files: int) -> None:
+        """Check that the disk has room for checkpoints: a new one is written before the old one goes.
+
+        Raises:
+            OutputError: it has not, or the folder cannot be written to.
+        """
+        why = ""
+        if is_main_process():
+            size = files * size_of_checkpoint(runner, self.save_optimizer)
+            try:
+                check_room(Path(self.out_dir), f"the checkpoints' folder {self.out_dir}", size)
+            except OutputError as error:
+                why = f"{error} ({files} checkpoint{'s' * (files > 1)} of this training)"
+        if _any(bool(why)):
+            raise OutputError(why or "there is no room for checkpoints: see the first process")
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         self._size = _size_of(checkpoint)
@@ -444,6 +462,32 @@ def _evaluation_follows(runner: Runner, meta: Mapping[str, Any]) -> bool:
     by_epoch = isinstance(loop, EpochBasedTrainLoop)
     done, last = (meta["epoch"], loop.max_epochs) if by_epoch else (meta["iter"], loop.max_iters)
     return bool(done >= loop.val_begin and (done % loop.val_interval == 0 or done == last))
+
+
+STATES = {"Adam": 2, "AdamW": 2, "NAdam": 2, "RAdam": 2, "Adamax": 2, "Lion": 1, "SGD": 1}
+"""How many values these optimizers keep of each parameter. Those of SGD are the momentum's."""
+
+
+def size_of_checkpoint(runner: Runner, with_optimizer: bool = True) -> int:
+    """Bytes of the tensors that a training's checkpoint has at least: weights, averages, the state of an optimizer.
+
+    The state of an optimizer that has made no step is estimated; that of one that is not known counts as nothing.
+    """
+    averages = [hook.ema_model for hook in runner.hooks if isinstance(hook, EMAHook) and hasattr(hook, "ema_model")]
+    size = sum(_size_of(dict(model.state_dict())) for model in (runner.model, *averages))
+    wrapper = runner.optim_wrapper
+    for each in (wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]) if with_optimizer else ():
+        optimizer = getattr(each, "optimizer", None)
+        if optimizer is None:
+            continue
+        if optimizer.state:
+            size += _size_of([*optimizer.state.values()])
+            continue
+        for group in optimizer.param_groups:
+            states = STATES.get(type(optimizer).__name__, 0) if group.get("momentum", 1) else 0
+            states += bool(group.get("amsgrad"))
+            size += states * sum(p.numel() * p.element_size() for p in group["params"] if p.requires_grad)
+    return size
 
 
 def _size_of(content: Any) -> int:

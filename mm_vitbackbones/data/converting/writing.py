@@ -26,6 +26,7 @@ def check_out(source: Path, out: Path) -> None:
         raise UserError(f"{out} is there, and is no folder: choose another OUT")
     if out.is_dir() and any(out.iterdir()):
         raise UserError(f"{out} is not empty, and is left as it is: choose another OUT")
+    check_room(out, f"OUT {out}")
     root = source if source.is_dir() else source.parent
     if out.resolve().is_relative_to(root.resolve()) and root.resolve() != Path.cwd().resolve():
         raise UserError(f"{out} lies in {root}, and the source is not changed: choose an OUT elsewhere")
