@@ -55,6 +55,27 @@ def set_launcher(cfg: Config, launcher: str) -> None:
 
 
 @contextmanager
+def leaving_group() -> Iterator[None]:
+    """Leave the group of the processes of a distributed run, when the run is over or has stopped by itself.
+
+    With a group that is left to the end of the interpreter, a thread of gloo's can abort the process there. torchrun
+    then ends the others, and reports a run as failed that has done all its work. After an error a process just ends:
+    others may wait in the group.
+    """
+    try:
+        yield
+    except SystemExit:
+        _leave_group()
+        raise
+    _leave_group()
+
+
+def _leave_group() -> None:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+@contextmanager
 def registry_errors(config: Path) -> Iterator[None]:
     """Report in one line what fails while a part of a config is built: the name of a type, an argument of a type, or
     what a library raises in the constructor of one. What a run or a user's own class raises passes through.

@@ -13,7 +13,7 @@ from mm_vitbackbones.cli.batches import without_workers
 from mm_vitbackbones.cli.compiling import add_compile, compile_backbones
 from mm_vitbackbones.cli.config import load_config
 from mm_vitbackbones.cli.evaluators import check_results_prefix
-from mm_vitbackbones.cli.launch import registry_errors, set_launcher
+from mm_vitbackbones.cli.launch import leaving_group, registry_errors, set_launcher
 from mm_vitbackbones.cli.predictions import SMALLEST, check_new, dump_predictions, keep_predictions, scratch_next_to
 from mm_vitbackbones.cli.weights import EvaluationRunner, unwrapped
 from mm_vitbackbones.engine.console import Console
@@ -53,7 +53,7 @@ def test_arguments(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str]) -> None:
     """tools/test.py: evaluate a checkpoint. See ``test_arguments`` for the command line."""
     args = test_arguments(argv)
-    with Console(args.verbose) as console:
+    with leaving_group(), Console(args.verbose) as console:
         _test(args, console)
 
 

@@ -19,7 +19,7 @@ from mm_vitbackbones.cli.arguments import Parser, add_checks, add_common
 from mm_vitbackbones.cli.batches import FeasibleHook, lone_values, without_workers
 from mm_vitbackbones.cli.compiling import add_compile, compile_backbones
 from mm_vitbackbones.cli.config import load_config
-from mm_vitbackbones.cli.launch import registry_errors, set_launcher
+from mm_vitbackbones.cli.launch import leaving_group, registry_errors, set_launcher
 from mm_vitbackbones.cli.preflight import check_rules
 from mm_vitbackbones.cli.weights import Trainer, check_fits, model_weights, unwrapped
 from mm_vitbackbones.engine.amp import use_amp
@@ -83,7 +83,7 @@ def train_arguments(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str]) -> None:
     """tools/train.py: train as the config says. See ``train_arguments`` for the command line."""
     args = train_arguments(argv)
-    with Console(args.verbose) as console:
+    with leaving_group(), Console(args.verbose) as console:
         _train(args, console)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from mm_vitbackbones.data.image_parts import parts
 from mm_vitbackbones.data.reading import ImageReader, LeftOutImage, naming
 from mm_vitbackbones.errors import UserError
 
@@ -28,14 +29,18 @@ class Statistics:
         Raises:
             UserError: it has another number of channels than those before.
         """
-        values = image.reshape(-1, image.shape[2] if image.ndim == 3 else 1).astype(np.float64)
+        channels = image.shape[2] if image.ndim == 3 else 1
+        if self.count is None:
+            self.count, self.mean, self._squares = np.zeros((3, channels))
+        elif len(self.count) != channels:
+            raise UserError(f"it has {channels} channels, and the images before it have {len(self.count)}")
+        self.images += 1
+        for part in parts(image):
+            self._add_part(part.reshape(-1, channels).astype(np.float64))
+
+    def _add_part(self, values: np.ndarray) -> None:
         finite = np.isfinite(values)
         self.left_out += int(values.size - finite.sum())
-        if self.count is None:
-            self.count, self.mean, self._squares = np.zeros((3, values.shape[1]))
-        elif len(self.count) != values.shape[1]:
-            raise UserError(f"it has {values.shape[1]} channels, and the images before it have {len(self.count)}")
-        self.images += 1
         new = finite.sum(0)
         mean = np.where(finite, values, 0).sum(0) / np.maximum(new, 1)
         squares = (np.where(finite, values, mean) - mean) ** 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -58,22 +58,27 @@ def check_values(
     pipeline = [*(dataset.get("pipeline") or ())]
     read = ImageReader(pipeline)
     config = preprocessor if isinstance(preprocessor, Mapping) else {}
-    images = []
-    for info in entries(dataset, LARGE_SAMPLE if every else SAMPLE, where):
-        try:
-            with naming(info, where):
-                images.append(read(info, as_used=True))
-                if len(images) == 1:
-                    warn_of_pages(pipeline, str(info.get("img_path")), where)
-                    loaded = read(info)
-                    check_steps([*pipeline, *outer], loaded.shape[2] if loaded.ndim == 3 else 1)
-                    _, results = read.whole(info)
-                    check_channels(results, config, in_channels)
-        except LeftOutImage:
-            continue
-        except WrongChannels as error:
-            raise UserError(f"{where}: {error}") from None
-    if images and (wrong := strange_values(images, config.get("mean"), config.get("std"))):
+
+    def images() -> Iterator[np.ndarray]:
+        first = True
+        for info in entries(dataset, LARGE_SAMPLE if every else SAMPLE, where):
+            try:
+                with naming(info, where):
+                    image = read(info, as_used=True)
+                    if first:
+                        first = False
+                        warn_of_pages(pipeline, str(info.get("img_path")), where)
+                        loaded = read(info)
+                        check_steps([*pipeline, *outer], loaded.shape[2] if loaded.ndim == 3 else 1)
+                        _, results = read.whole(info)
+                        check_channels(results, config, in_channels)
+            except LeftOutImage:
+                continue
+            except WrongChannels as error:
+                raise UserError(f"{where}: {error}") from None
+            yield image
+
+    if wrong := strange_values(images(), config.get("mean"), config.get("std")):
         print_log(f"{where}: {wrong}", logger="current", level=logging.WARNING)
 
 
@@ -137,16 +142,20 @@ def entries(dataset: Mapping[str, Any], count: int, where: str) -> Iterator[Mapp
 
 
 def strange_values(
-    images: Sequence[np.ndarray], mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+    images: Iterable[np.ndarray], mean: Sequence[float] | None = None, std: Sequence[float] | None = None
 ) -> str | None:
     """What is strange about the values of images as they are loaded, and what to do; None if nothing is.
 
     Args:
+        images: looked at one by one, and not kept.
         mean, std: what the model normalises its images by, for each channel or for all.
     """
-    low, high = (float(f([f(image) for image in images])) for f in (np.min, np.max))
-    kind = images[0].dtype
-    found = f"the values of {len(images)} images ({kind}) that were looked at are {low:g} to {high:g}"
+    seen = [(image.min(), image.max(), np.mean(image, dtype=np.float64), image.dtype) for image in images]
+    if not seen:
+        return None
+    lows, highs, middles, kinds = zip(*seen, strict=True)
+    low, high, kind = float(np.min(lows)), float(np.max(highs)), kinds[0]
+    found = f"the values of {len(seen)} images ({kind}) that were looked at are {low:g} to {high:g}"
     if not np.isfinite([low, high]).all():
         return f"{found}: a NaN or an infinite value makes every loss NaN; replace them when images are loaded"
     if kind == np.uint8 and high < DARK:
@@ -159,7 +168,7 @@ def strange_values(
     centre, spread = float(np.mean(mean)), float(np.mean(std))
     if (centre, spread) == (0, 1):  # as they are
         return None
-    middle = float(np.mean([np.mean(image, dtype=np.float64) for image in images]))
+    middle = float(np.mean(middles))
     normalised = f"{found}, and data_preprocessor normalises them by mean {centre:g} and std {spread:g}"
     if (high - low) / spread < NARROW:
         return f"{normalised}, which leaves hardly any difference: set mean and std to those of the images"

@@ -11,6 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from mm_vitbackbones.data.image_parts import parts, rows
 from mm_vitbackbones.errors import UserError
 
 HEADLINES = ("mAP", "mAP_50", "mAP_75", "mIoU", "mAcc", "aAcc")
@@ -144,8 +145,7 @@ def draw_masks(image: np.ndarray, masks: Sequence[np.ndarray | None], labels: np
     for mask, label in zip(masks, labels, strict=True):
         if mask is not None:
             region = cv2.resize(mask.astype(np.uint8), image.shape[1::-1], interpolation=cv2.INTER_NEAREST) > 0
-            color = np.array(_color(int(label), palette))
-            image[region] = (0.5 * image[region] + 0.5 * color).astype(np.uint8)
+            _blend(image, region, _color(int(label), palette))
 
 
 def draw_boxes(
@@ -185,12 +185,18 @@ def draw_labels(image: np.ndarray, labels: np.ndarray, classes: Sequence[str] | 
     labels = cv2.resize(labels.astype(np.uint8), image.shape[1::-1], interpolation=cv2.INTER_NEAREST)
     present = [int(label) for label in np.unique(labels) if label != 255]
     for label in present:
-        region = labels == label
-        image[region] = (0.5 * image[region] + 0.5 * np.array(_color(label, palette))).astype(np.uint8)
+        _blend(image, labels == label, _color(label, palette))
     for label in present:
         _, _, stats, centers = cv2.connectedComponentsWithStats((labels == label).astype(np.uint8))
         x, y = centers[1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))]
         _tag(image, class_name(label, classes), round(x), round(y), _color(label, palette))
+
+
+def _blend(image: np.ndarray, region: np.ndarray, color: tuple[int, int, int]) -> None:
+    """Mix the pixels (H, W, 3) of a region (H, W) with a colour, half and half."""
+    for chosen in rows(image):
+        part, inside = image[chosen], region[chosen]
+        part[inside] = (0.5 * part[inside] + 0.5 * np.array(color)).astype(np.uint8)
 
 
 def displayable(image: np.ndarray, bands: Sequence[int] | None = None) -> np.ndarray:
@@ -216,12 +222,19 @@ def displayable(image: np.ndarray, bands: Sequence[int] | None = None) -> np.nda
     image = image[..., :3] if image.shape[2] >= 3 else np.repeat(image[..., :1], 3, axis=2)
     if image.dtype == np.uint8:
         return np.ascontiguousarray(image)
-    values = image.astype(np.float64)
-    finite = np.isfinite(values)
-    values[~finite] = values[finite].min(initial=np.inf) if finite.any() else 0
-    if values.min() < 0 or values.max() > 255 or (values != values.round()).any():
-        values = (values - values.min()) * (255 / (np.ptp(values) or 1))
-    return np.ascontiguousarray(values.round().astype(np.uint8))
+    low, high, fractions = np.inf, -np.inf, False
+    for part in parts(image):
+        values = part[np.isfinite(part)].astype(np.float64)
+        low, high = min(low, values.min(initial=np.inf)), max(high, values.max(initial=-np.inf))
+        fractions = fractions or bool((values != values.round()).any())
+    low, high = (low, high) if low <= high else (0, 0)  # nothing is finite
+    scale = 255 / ((high - low) or 1) if low < 0 or high > 255 or fractions else None
+    drawn = np.empty(image.shape, np.uint8)
+    for chosen in rows(image):
+        values = image[chosen].astype(np.float64)
+        values[~np.isfinite(values)] = low
+        drawn[chosen] = (values if scale is None else (values - low) * scale).round().astype(np.uint8)
+    return drawn
 
 
 def _tag(image: np.ndarray, text: str, x: int, y: int, color: tuple[int, int, int]) -> None:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from mm_vitbackbones.layers.drop_path import DropPath, Drawn
+from mm_vitbackbones.layers.drop_path import Drawn, DropPath
 from mm_vitbackbones.layers.norm import LayerNorm
 from mm_vitbackbones.ops import compiling, context, memory, norm, residual
 

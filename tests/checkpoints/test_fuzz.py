@@ -1,27 +1,22 @@
 """Good checkpoints, changed by chance: each is read or refused in one line. No crash, no hang, no gigabytes, no file.
 
-The files are read in a forked process with little memory. Its work is written down before it begins, so that the seed
-of an input that ends the process is known. ``case(SEED)`` makes the input again.
+``case(SEED, ...)`` makes the input of a seed again.
 """
 
 import io
 import itertools
 import json
-import os
 import pickletools
 import random
-import resource
-import signal
 import struct
-import time
 import zipfile
-from collections import Counter, OrderedDict
-from pathlib import Path
+from collections import OrderedDict
 
 import pytest
 import torch
 
 from helpers.attacks import legacy, number, numbers, storage, tensor, text, zipped
+from helpers.fuzzing import READ, REFUSED, campaign, refusal
 from mm_vitbackbones import limits
 from mm_vitbackbones.checkpoints import CheckpointError, read_checkpoint
 from mm_vitbackbones.checkpoints.unwrapping import unwrap_model
@@ -35,8 +30,6 @@ FORMS = (
     "a header",
     "bytes of safetensors",
 )
-HANG = 10  # seconds
-MEMORY = 2 * limits.GIB
 
 
 def contents():
@@ -193,85 +186,37 @@ def material():
 
 
 def read_one(path):
-    """'read', 'refused', or what is wrong."""
+    """``READ``, ``REFUSED``, or what is wrong."""
     try:
         unwrap_model(read_checkpoint(path))
     except (CheckpointError, UserError) as error:
-        return "refused" if len(str(error).splitlines()) == 1 else f"many lines: {error}"
+        return refusal(str(error))
     except BaseException as error:
         return f"{type(error).__name__}: {error}"
-    return "read"
+    return READ
 
 
-def child(begin, stop, until, folder, made):
-    """Read inputs one after another; say which one before each, and what is wrong with it after."""
-    resource.setrlimit(resource.RLIMIT_AS, (address_space() + MEMORY,) * 2)
-    os.chdir(folder)
-    path = folder / "input"
-    for seed in range(begin, stop):
-        if time.monotonic() > until:
-            break
-        os.pwrite(1000, b"%-20d" % seed, 0)
-        signal.alarm(HANG)
-        form = case(seed, path, made)
-        result = read_one(path)
-        signal.alarm(0)
-        if {entry.name for entry in folder.iterdir()} != {"input"}:
-            result = f"files: {sorted(entry.name for entry in folder.iterdir())}"
-        os.write(1001, json.dumps([seed, form, result]).encode() + b"\n")
-    os._exit(0)
-
-
-def address_space():
-    return int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGESIZE")
-
-
-def campaign(folder, seconds, begin=0, inputs=10**9):
-    """Inputs of seeds from ``begin`` on, until the time is over or that many are read.
-
-    Returns:
-        counts of (form, 'read' or 'refused'); and what was wrong, by seed.
-    """
+def run_campaign(folder, **bounds):
     made = material()
-    until, stop = time.monotonic() + seconds, begin + inputs
-    counts, wrong = Counter(), {}
-    note, results = folder / "note", folder / "results"
-    place = folder / "place"
-    place.mkdir()
-    while time.monotonic() < until and begin < stop:
-        note.write_bytes(b"")
-        results.write_bytes(b"")
-        pid = os.fork()
-        if pid == 0:
-            for path, target in ((note, 1000), (results, 1001)):
-                os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND * (target == 1001)), target)
-            child(begin, min(begin + 500, stop), until, place, made)
-        _, status = os.waitpid(pid, 0)
-        last = int(note.read_text().strip() or begin)
-        for line in results.read_text().splitlines():
-            seed, form, result = json.loads(line)
-            counts[form, result if result in ("read", "refused") else "wrong"] += 1
-            if result not in ("read", "refused"):
-                wrong[seed] = result
-        if os.WIFSIGNALED(status):
-            wrong[last] = f"ended by signal {os.WTERMSIG(status)}"
-        elif os.WEXITSTATUS(status):
-            wrong[last] = f"ended with {os.WEXITSTATUS(status)}"
-        begin = last + 1
-    return counts, wrong
+    return campaign(
+        folder,
+        make=lambda seed, place: case(seed, place / "input", made),
+        read=lambda place, form: read_one(place / "input"),
+        **bounds,
+    )
 
 
 def test_changed_checkpoints_are_read_or_refused(tmp_path):
-    counts, wrong = campaign(tmp_path, seconds=20, inputs=300)
+    counts, wrong = run_campaign(tmp_path, seconds=20, inputs=300)
     assert not wrong
     assert sum(counts.values()) > 50
-    assert {result for _, result in counts} == {"read", "refused"}
+    assert {result for _, result in counts} == {READ, REFUSED}
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_changed_checkpoints_are_read_or_refused_for_ten_minutes(tmp_path):
-    counts, wrong = campaign(tmp_path, seconds=600, begin=10**6)
+    counts, wrong = run_campaign(tmp_path, seconds=600, begin=10**6)
     print(sum(counts.values()), "inputs:", dict(counts))
     assert not wrong
-    assert all(counts[form, result] for form in FORMS for result in ("read", "refused"))
+    assert all(counts[form, result] for form in FORMS for result in (READ, REFUSED))

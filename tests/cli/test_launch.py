@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from mm_vitbackbones.cli import test, train
 from mm_vitbackbones.cli.arguments import run
-from mm_vitbackbones.cli.launch import registry_errors
-from mm_vitbackbones.errors import DataError
+from mm_vitbackbones.cli.launch import leaving_group, registry_errors
+from mm_vitbackbones.errors import DataError, UserError
 
 pytest.importorskip("mmseg")
 
@@ -77,3 +80,31 @@ def test_any_process_reports_its_own_files(monkeypatch: pytest.MonkeyPatch, caps
 def test_other_errors_pass_through() -> None:
     with pytest.raises(ZeroDivisionError), registry_errors(Path("a.py")):
         _ = 1 / 0
+
+
+@pytest.mark.parametrize(
+    ("end", "leaves"), [(None, True), (SystemExit(143), True), (UserError("wrong"), False), (RuntimeError(), False)]
+)
+def test_group_of_processes_is_left_at_the_end_of_a_run(
+    end: BaseException | None, leaves: bool, tmp_path: Path
+) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    try:
+        with contextlib.suppress(SystemExit, UserError, RuntimeError), leaving_group():
+            if end is not None:
+                raise end
+        assert torch.distributed.is_initialized() != leaves
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize(("command", "inside"), [(train, "_train"), (test, "_test")])
+def test_commands_leave_the_group(command: Any, inside: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def join(*_: Any) -> None:
+        where = f"file://{tmp_path}/meeting"
+        torch.distributed.init_process_group("gloo", init_method=where, rank=0, world_size=1)
+
+    monkeypatch.setattr(command, inside, join)
+    command.main(["config.py", "checkpoint.pth"][: 1 + (command is test)])
+    assert not torch.distributed.is_initialized()

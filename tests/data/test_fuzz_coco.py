@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import numpy as np
 import pytest
 
 from helpers import coco
+from helpers.broken_files import change_values
 from helpers.paths import CONFIGS
 from helpers.runs import write_config
 from helpers.toys import TOYS
@@ -47,45 +46,11 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def places(node: Any) -> Iterator[tuple[Any, Any]]:
-    """Every container and key within a file."""
-    for key in [*(node if isinstance(node, dict) else range(len(node)))]:
-        yield node, key
-        if isinstance(node[key], (dict, list)):
-            yield from places(node[key])
-
-
-def mutate(content: Any, rng: np.random.Generator) -> str:
-    """Change one place of a file, and say how."""
-    by_depth: dict[str, list[tuple[Any, Any]]] = {}
-    for node, key in places(content):
-        by_depth.setdefault(key if isinstance(key, str) else type(node[key]).__name__, []).append((node, key))
-    kinds = by_depth[[*by_depth][rng.integers(len(by_depth))]]  # rare fields as often as coordinates
-    node, key = kinds[rng.integers(len(kinds))]
-    value, way = node[key], rng.choice(["drop", "retype", "retype", "retype", "duplicate", "reorder", "truncate"])
-    if way == "drop":
-        del node[key]
-    elif way == "retype":
-        node[key] = copy.deepcopy(VALUES[rng.integers(len(VALUES))])
-    elif way == "duplicate" and isinstance(value, list) and value:
-        value.append(copy.deepcopy(value[rng.integers(len(value))]))
-    elif way == "duplicate" and isinstance(node, list):
-        node.append(copy.deepcopy(value))
-    elif way == "reorder" and isinstance(value, list):
-        rng.shuffle(value)
-    elif way == "truncate" and isinstance(value, (list, str)):
-        node[key] = value[: rng.integers(len(value) + 1)]
-    else:  # a value of another entry
-        other, where = kinds[rng.integers(len(kinds))]
-        node[key] = copy.deepcopy(other[where])
-    return f"{way} {key!r}: {str(value)[:60]}"
-
-
 def write_case(root: Path, case: int) -> str:
     """Write the file of a case, and say what is wrong with it."""
     rng = np.random.default_rng(case)
     content = coco.content()
-    ways = [mutate(content, rng) for _ in range(1 + case % 3 // 2)]
+    ways = [change_values(content, rng, VALUES) for _ in range(1 + case % 3 // 2)]
     text = json.dumps(content)
     coco.write(root, text[: rng.integers(len(text))] if case % 50 == 0 else text)
     return "; ".join(ways)

@@ -212,8 +212,12 @@ def loaded_size(image: Path) -> Size | None:
 
 
 def _orientation(image: Path) -> int:
-    with Image.open(image) as opened:
-        return int(opened.getexif().get(ORIENTATION, 1))
+    """By which an image's loader turns it; 1 for none, and where its EXIF data cannot be read."""
+    try:
+        with Image.open(image) as opened:
+            return int(opened.getexif().get(ORIENTATION, 1))
+    except Exception:  # Pillow raises errors of many kinds
+        return 1
 
 
 def _turned(thing: Thing, orientation: int, said: Size) -> Thing:

@@ -426,7 +426,7 @@ def usable(collection: MaskCollection) -> None:
         try:
             with Image.open(pair.mask) as mask:
                 found = mask.size
-        except OSError as error:
+        except Exception as error:  # Pillow raises errors of many kinds
             raise UserError(f"{pair.mask} cannot be read as a mask ({type(error).__name__}: {error})") from None
         turned = found == size[::-1] and found != size and _orientation(pair.image) in SIDEWAYS
         if min(size) == 1 or (found != size and not turned):

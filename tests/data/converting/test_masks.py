@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from helpers.broken_files import png_chunks, png_file, tiff_tag
 from helpers.sources import HEIGHT, WIDTH, check_segmentation, convert, write_image, write_mask, write_text
 from mm_vitbackbones.errors import UserError
 
@@ -245,6 +248,22 @@ def test_pair_of_two_sizes_and_files_without_the_other_are_left_out(
     assert "left out: 1 mask without an image (3.png)" in said
 
 
+def test_a_pair_of_two_sizes_whose_exif_data_are_broken_is_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = fill(tmp_path / "source", "images/{}.png", "masks/{}.png", LABELS)
+    write_text(root / "classes.txt", "\n".join(NAMES))
+    write_mask(root / "masks/1.png", LABELS.T)
+    image = root / "images/1.png"
+    header, *others = png_chunks(image.read_bytes())
+    for broken in (b"no", b"II*\0", b"MM\0*\0\0\0\x08\0\1\1\x12\0\2\0\0\0\1A\0\0\0\0\0\0\0"):
+        image.write_bytes(png_file([header, (b"eXIf", broken), *others]))
+        out = convert(root, "--val", "0")
+        assert len(written(out)) == 2
+        assert "left out: 1 image whose mask has another size" in capsys.readouterr().out
+        shutil.rmtree(out)
+
+
 def jpeg(root: Path) -> None:
     for i in range(3):
         (root / f"masks/{i}.png").unlink()
@@ -253,6 +272,14 @@ def jpeg(root: Path) -> None:
 
 def transparent(root: Path) -> None:
     write_mask(root / "masks/0.png", np.zeros((HEIGHT, WIDTH, 4)))
+
+
+def width_as_text(root: Path) -> None:
+    (root / "masks/0.png").unlink()
+    Image.fromarray(LABELS).save(root / "masks/0.tif")
+    content = bytearray((root / "masks/0.tif").read_bytes())
+    struct.pack_into("<H", content, tiff_tag(content, 256) + 2, 2)
+    (root / "masks/0.tif").write_bytes(content)
 
 
 @pytest.mark.parametrize(
@@ -276,6 +303,7 @@ def transparent(root: Path) -> None:
         (np.zeros_like(LABELS), "background\ncat\n", None, "no pixel of all masks is of the class 'cat'"),
         (LABELS, "\n".join(NAMES), jpeg, "is a JPEG file, which blurs classes"),
         (LABELS, "\n".join(NAMES), transparent, "is transparent in places"),
+        (LABELS, "\n".join(NAMES), width_as_text, r"0.tif cannot be read as a mask \(ValueError: Invalid dimensions"),
     ],
 )
 def test_masks_that_are_not_clear_are_refused(
