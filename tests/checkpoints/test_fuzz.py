@@ -17,7 +17,6 @@ import torch
 
 from helpers.attacks import legacy, number, numbers, storage, tensor, text, zipped
 from helpers.fuzzing import READ, REFUSED, campaign, refusal
-from mm_vitbackbones import limits
 from mm_vitbackbones.checkpoints import CheckpointError, read_checkpoint
 from mm_vitbackbones.checkpoints.unwrapping import unwrap_model
 from mm_vitbackbones.errors import UserError
