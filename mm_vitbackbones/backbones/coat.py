@@ -153,7 +153,7 @@ class CoatBlock(ResidualBlock):
         cls, _ = tokens[PARALLEL[0]] if isinstance(tokens, Mapping) else tokens
         return self.drawn_and_computed(cls, tokens, shared)
 
-    def computed(self, drawn: Sequence[Tensor], tokens: Any, shared: Any) -> Any:  # type: ignore[override]
+    def computed(self, drawn: Sequence[Tensor], tokens: Any, shared: Any) -> Any:
         return self.wholly(self.residuals, tokens, shared, *drawn)
 
 

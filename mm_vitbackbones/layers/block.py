@@ -172,7 +172,7 @@ class Block(ResidualBlock):
     def forward(self, x: Tensor) -> Tensor:
         return self.drawn_and_computed(x, x)
 
-    def computed(self, drawn: Sequence[Tensor], x: Tensor) -> Tensor:  # type: ignore[override]
+    def computed(self, drawn: Sequence[Tensor], x: Tensor) -> Tensor:
         return self.recomputed(self.residuals, x, *drawn)
 
     def residuals(self, x: Tensor, *drawn: Tensor) -> Tensor:
