@@ -15,6 +15,7 @@ from importlib import import_module
 from mm_vitbackbones import __version__
 from mm_vitbackbones.encoding import use_utf8
 from mm_vitbackbones.errors import did_you_mean
+from mm_vitbackbones.printing import LAYOUT, print
 
 COMMANDS = {
     "configs": ("configs", "list the recipes: what each is, and the published result"),
@@ -57,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    print("usage: python -m mm_vitbackbones COMMAND ... (COMMAND --help says what each takes)\n")
+    print("usage: python -m mm_vitbackbones COMMAND ... (COMMAND --help says what each takes)\n", keep=LAYOUT)
     for command, what in {**{name: what for name, (_, what) in COMMANDS.items()}, "doctor": DOCTOR}.items():
         print(f"  {command:<20}{what}")
     return 0

@@ -19,6 +19,7 @@ from typing import Literal
 
 from mm_vitbackbones.mmcv_ops import lite
 from mm_vitbackbones.mmcv_ops.lite import State
+from mm_vitbackbones.printing import print
 
 BUILD = (
     "CFLAGS='-g0 -w' MMCV_WITH_OPS=1 "

@@ -18,9 +18,13 @@ LAYOUT = "\n\t"
 """What texts of several lines are made of."""
 
 
-def print(*values: Any, **options: Any) -> None:
-    """Python's ``print``, with ``printable`` texts."""
-    builtins.print(*(printable(value, LAYOUT) for value in values), **options)
+def print(*values: Any, keep: str = "", **options: Any) -> None:
+    """Python's ``print``, with ``printable`` texts: a name with a line end in it makes no line of its own.
+
+    Args:
+        keep: ``LAYOUT``, for texts of several lines whose names are ``printable`` already.
+    """
+    builtins.print(*(printable(value, keep) for value in values), **options)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from mm_vitbackbones.data.statistics import Statistics, add_images
 from mm_vitbackbones.data.values import DETECTION
 from mm_vitbackbones.engine.console import Console
 from mm_vitbackbones.errors import UserError
-from mm_vitbackbones.printing import print
+from mm_vitbackbones.printing import LAYOUT, print
 from mm_vitbackbones.progress import track
 
 
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> None:
     cfg = load_config(args.config, args.cfg_options)
     if args.statistics:
         with Console(args.verbose):
-            print(statistics(cfg))
+            print(statistics(cfg), keep=LAYOUT)
         return
     splits = [split for split in ("train", "val", "test") if cfg.get(f"{split}_dataloader") is not None]
     with Console(args.verbose):

@@ -9,7 +9,7 @@ from mm_vitbackbones.checkpoints import convert_checkpoint
 from mm_vitbackbones.checkpoints.converting import TARGETS
 from mm_vitbackbones.cli.arguments import Parser
 from mm_vitbackbones.errors import UserError
-from mm_vitbackbones.printing import print
+from mm_vitbackbones.printing import LAYOUT, print
 
 
 def arch(text: str) -> str | dict:
@@ -39,6 +39,6 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--force", action="store_true", help="overwrite OUT if it exists")
     args = parser.parse_args(argv)
     try:
-        print(convert_checkpoint(args.source, args.destination, args.to, args.arch, args.force))
+        print(convert_checkpoint(args.source, args.destination, args.to, args.arch, args.force), keep=LAYOUT)
     except FileExistsError as error:
         raise UserError(str(error)) from None

@@ -14,7 +14,7 @@ from mm_vitbackbones.data.converting import coco_export, labelme, masks, voc, yo
 from mm_vitbackbones.data.converting.collection import SPLITS, Collection, Notes, split_samples
 from mm_vitbackbones.data.converting.recognise import FORMATS, recognise
 from mm_vitbackbones.data.converting.writing import check_copies, check_out, file_names, whole_folder, write_coco
-from mm_vitbackbones.errors import UserError
+from mm_vitbackbones.errors import UserError, printable
 from mm_vitbackbones.printing import print
 
 
@@ -163,10 +163,10 @@ def _report(
     """Print how much of each class there is in each split."""
     present = [split for split in SPLITS if images[split]]
     print(f"{out}: " + ", ".join(f"{images[split]} images in {split}" for split in present))
-    width = max([len("class"), *map(len, classes)])
+    width = max(len(printable(name)) for name in ["class", *classes])
     print(f"  {'class':<{width}}" + "".join(f"{split:>9}" for split in present) + f"   ({what})")
     for name in classes:
-        print(f"  {name:<{width}}" + "".join(f"{counts[split][name]:>9}" for split in present))
+        print(f"  {printable(name):<{width}}" + "".join(f"{counts[split][name]:>9}" for split in present))
     for split in present:
         lacking = [name for name in classes if not counts[split][name]]
         if lacking and split != "test":

@@ -15,10 +15,10 @@ from mm_vitbackbones.backbones import Backbone
 from mm_vitbackbones.build import families
 from mm_vitbackbones.cli.arguments import Parser, config_file
 from mm_vitbackbones.cli.config import read_config
-from mm_vitbackbones.errors import UserError, did_you_mean
+from mm_vitbackbones.errors import UserError, did_you_mean, printable
 from mm_vitbackbones.measuring import multiply_adds
 from mm_vitbackbones.nodes import module_of, type_name
-from mm_vitbackbones.printing import print
+from mm_vitbackbones.printing import LAYOUT, print
 from mm_vitbackbones.registry import BACKBONES
 
 
@@ -101,7 +101,7 @@ def main(argv: list[str]) -> None:
         raise UserError("--size takes a height and a width, or one number for both")
     for name, config in _configs(args.target, args.arch):
         try:
-            print(describe(config, (args.size[0], args.size[-1]), name))
+            print(describe(config, (args.size[0], args.size[-1]), printable(name)), keep=LAYOUT)
         except (TypeError, ValueError) as error:
             raise UserError(f"{name}: {error}") from None
 

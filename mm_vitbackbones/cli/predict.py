@@ -38,7 +38,7 @@ from mm_vitbackbones.data.values import check_channels
 from mm_vitbackbones.engine.console import Console
 from mm_vitbackbones.engine.drawing import class_name, displayable, draw_prediction
 from mm_vitbackbones.engine.resume import read
-from mm_vitbackbones.errors import OutputError, UserError, shorten
+from mm_vitbackbones.errors import OutputError, UserError, printable, shorten
 from mm_vitbackbones.files import (
     check_room,
     make_folder,
@@ -208,7 +208,7 @@ class Run:
                 continue
             if one_by_one:
                 said = self.results.said(sample, args.score_thr)
-                print_log(f"{index + 1}/{len(images)} {path}: {said}", logger="current")
+                print_log(f"{index + 1}/{len(images)} {printable(path)}: {said}", logger="current")
         self.write_results()
 
     def _one(self, path: Path, name: str, index: int) -> Any:

@@ -9,7 +9,7 @@ from mm_vitbackbones import recipes
 from mm_vitbackbones.cli.arguments import Parser
 from mm_vitbackbones.errors import UserError
 from mm_vitbackbones.files import write_whole
-from mm_vitbackbones.printing import print
+from mm_vitbackbones.printing import LAYOUT, print
 
 
 def main(argv: list[str]) -> None:
@@ -25,7 +25,7 @@ def main(argv: list[str]) -> None:
     )
     args = parser.parse_args(argv)
     if args.out is None:
-        print(Path(recipes.recipe(args.name)).read_text(encoding="utf-8"), end="")
+        print(Path(recipes.recipe(args.name)).read_text(encoding="utf-8"), keep=LAYOUT, end="")
         return
     if args.out.suffix != ".py":
         raise UserError(f"--out {args.out}: a config ends in .py")

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from mm_vitbackbones.data.image_parts import parts, rows
-from mm_vitbackbones.errors import UserError
+from mm_vitbackbones.errors import UserError, printable
 
 HEADLINES = ("mAP", "mAP_50", "mAP_75", "mIoU", "mAcc", "aAcc")
 """The metrics worth a curve where there are many, by the end of their names (coco/bbox_mAP_50)."""
@@ -255,8 +255,8 @@ def _under_caption(image: np.ndarray, caption: str) -> np.ndarray:
 
 
 def class_name(label: int, classes: Sequence[str] | None) -> str:
-    """The name of a label, also where the data set has none for it."""
-    return classes[label] if classes is not None and label < len(classes) else f"class {label}"
+    """The name of a label, as it can be shown, also where the data set has none for it."""
+    return printable(classes[label]) if classes is not None and label < len(classes) else f"class {label}"
 
 
 def _color(label: int, palette: Any) -> tuple[int, int, int]:
