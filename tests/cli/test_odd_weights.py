@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,12 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.testing._internal.two_tensor import TwoTensor
 
 from helpers.toy_runs import ToyModel, toy_config, toy_runner
+from helpers.toys import TOYS
+from mm_vitbackbones.checkpoints import load_pretrained
 from mm_vitbackbones.checkpoints.values import check_values
 from mm_vitbackbones.cli import weights
 from mm_vitbackbones.engine.resume import read
@@ -30,6 +35,28 @@ BROKEN = {
     "sparse": (torch.ones(3).to_sparse(), "backbone.1.weight is quantized, sparse or without data"),
     "meta": (torch.ones(3, device="meta"), "backbone.1.weight is quantized, sparse or without data"),
 }
+
+
+def quantized(size: int = 3) -> torch.Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that they are deprecated
+        return torch.quantize_per_tensor(torch.ones(size), 0.1, 0, torch.qint8)
+
+
+BROKEN["quantized"] = (quantized(), "backbone.1.weight is quantized, sparse or without data")
+
+
+def nested() -> torch.Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that they are a prototype
+        return torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
+
+
+CALLED = {
+    "nested": (nested, r"_rebuild_nested_tensor|may run code"),
+    "subclass": (lambda: TwoTensor(torch.ones(3), torch.ones(3)), r"_rebuild_wrapper_subclass|may run code"),
+}
+"""Tensors that a file can only make by a call, which is refused before it has a name."""
 
 
 def predict(path: Path, folder: Path) -> None:
@@ -76,6 +103,53 @@ def test_weights_of_no_use_are_refused_with_their_name(
     content = copy.deepcopy(trained)
     content["state_dict"][NAME], message = BROKEN[kind]
     check_refused(way, content, tmp_path, message)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kind", CALLED)
+def test_tensors_of_other_classes_end_in_one_line(
+    way: Callable[[Path, Path], None], kind: str, trained: dict[str, Any], tmp_path: Path
+) -> None:
+    content = copy.deepcopy(trained)
+    make, message = CALLED[kind]
+    content["state_dict"][NAME] = make()
+    check_refused(way, content, tmp_path, message)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        *CALLED.values(),
+        (lambda: quantized(32), "KEY is quantized, sparse or without data"),
+        (lambda: torch.ones(32, device="meta"), "KEY is quantized, sparse or without data"),
+        (lambda: torch.ones(32).to_sparse(), "KEY is quantized, sparse or without data"),
+    ],
+    ids=[*CALLED, "quantized", "meta", "sparse"],
+)
+def test_an_init_cfg_of_such_weights_ends_in_one_line_and_changes_nothing(
+    make: Callable[[], torch.Tensor], message: str, tmp_path: Path
+) -> None:
+    backbone = TOYS["pvt"](init_cfg=dict(type="Pretrained", checkpoint=str(tmp_path / "file.pth")))
+    before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
+    key = next(name for name, tensor in before.items() if tensor.shape == (32,))
+    torch.save({"state_dict": {**before, key: make()}}, tmp_path / "file.pth")
+    with pytest.raises(CheckpointError, match=message.replace("KEY", key)) as caught:
+        backbone.init_weights()
+    assert "file.pth" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in backbone.state_dict().items())
+
+
+@pytest.mark.parametrize("fake", [True, False])
+def test_a_given_state_of_fake_or_nested_tensors_is_refused_with_their_name(fake: bool) -> None:
+    backbone = TOYS["pvt"]()
+    state = backbone.state_dict()
+    key = next(name for name, tensor in state.items() if tensor.shape == (32,))
+    with FakeTensorMode() as mode:
+        pass
+    state[key] = mode.from_tensor(torch.ones(32)) if fake else nested()
+    with pytest.raises(CheckpointError, match=f"{key} is quantized, sparse or without data"):
+        load_pretrained(backbone, state)
 
 
 @pytest.mark.parametrize("way", WAYS)
