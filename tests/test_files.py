@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import stat
 import subprocess
 from pathlib import Path
 
@@ -140,3 +141,27 @@ def test_in_another_projects_repository_no_file_is_left_out(tmp_path: Path) -> N
     copy.mkdir(parents=True)
     (copy / "ours.py").touch()
     assert tracked(copy) == [copy / "ours.py"]
+
+
+def test_a_file_is_on_the_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    flush, replace = os.fsync, os.replace
+
+    def flushed(file: int) -> None:
+        done.append("flush a folder" if stat.S_ISDIR(os.fstat(file).st_mode) else "flush a file")
+        flush(file)
+
+    def replaced(source: Path, path: Path) -> None:
+        done.append("rename")
+        replace(source, path)
+
+    monkeypatch.setattr(os, "fsync", flushed)
+    monkeypatch.setattr(os, "replace", replaced)
+    (tmp_path / "a.partial").write_bytes(b"new")
+    (tmp_path / "a").write_bytes(b"old")
+    files.settle(tmp_path / "a.partial", tmp_path / "a")
+    assert done == ["flush a file", "rename", "flush a folder"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    done.clear()
+    files.write_whole(tmp_path / "b", b"new")
+    assert done == ["flush a file", "rename"]

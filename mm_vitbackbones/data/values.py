@@ -150,7 +150,8 @@ def strange_values(
         images: looked at one by one, and not kept.
         mean, std: what the model normalises its images by, for each channel or for all.
     """
-    seen = [(image.min(), image.max(), np.mean(image, dtype=np.float64), image.dtype) for image in images]
+    with np.errstate(invalid="ignore"):  # infinite values of both signs have no mean, which nothing asks for then
+        seen = [(image.min(), image.max(), np.mean(image, dtype=np.float64), image.dtype) for image in images]
     if not seen:
         return None
     lows, highs, middles, kinds = zip(*seen, strict=True)

@@ -168,6 +168,7 @@ def is_over(result: subprocess.CompletedProcess[str]) -> bool:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3000)
 @pytest.mark.parametrize("by", ["", "_by_iteration"])
 def test_kills_at_random_times(by: str, folder: Path) -> None:
     times, kills, while_writing, runs = random.Random(0), 0, 0, 0
@@ -201,6 +202,7 @@ def train_in_two(folder: Path, work_dir: str, **environment: str) -> subprocess.
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3000)
 def test_kills_at_random_times_of_two_processes(folder: Path) -> None:
     times, kills, runs = random.Random(0), 0, 0
     assert train_in_two(folder, "two").returncode == 0

@@ -40,6 +40,7 @@ def noise(high: float, kind: Any = np.uint8, low: float = 0) -> list[np.ndarray]
         (noise(65536, np.uint16), IMAGENET, "values around"),
         (noise(256), ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]), "values around"),
         ([*noise(255, np.float32), np.full((8, 8, 3), np.nan, np.float32)], (None, None), "NaN"),
+        ([np.resize(np.float32([np.inf, -np.inf, 1]), (8, 8, 3))], IMAGENET, "infinite value"),
         (noise(256), IMAGENET, None),
         (noise(256), CAFFE, None),
         (noise(60), CAFFE, None),  # dark, but as many other images

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 from pathlib import Path
 
 import pytest
@@ -52,3 +53,20 @@ def test_a_planted_link_is_not_followed(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be written to"), work_dir_lock(tmp_path, "none"):
         pass
     assert (tmp_path / "mine").read_text() == "mine"
+
+
+def test_lock_of_a_file_that_its_last_holder_removes_is_taken_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, removed = fcntl.lockf, []
+
+    def locked_too_late(file: int, how: int) -> None:
+        if not removed:
+            removed.append(file)
+            (tmp_path / NAME).unlink()
+        lock(file, how)
+
+    monkeypatch.setattr(fcntl, "lockf", locked_too_late)
+    with work_dir_lock(tmp_path, "none"):
+        assert removed
+        assert (tmp_path / NAME).read_text().startswith("process ")

@@ -17,6 +17,7 @@ from mmengine.registry import HOOKS
 
 from helpers.toy_runs import StopHook, Stopped, logged, toy_config, toy_evaluation, toy_runner
 from mm_vitbackbones.cli.train import checkpoint_folder, use_atomic_checkpoints
+from mm_vitbackbones.engine import saving
 from mm_vitbackbones.engine.hooks import CurvesHook
 from mm_vitbackbones.engine.logs import append_whole, keep_going
 from mm_vitbackbones.engine.saving import AtomicCheckpointHook
@@ -117,6 +118,41 @@ def test_save_that_fails_keeps_the_last_file(number: int, tmp_path: Path, monkey
     assert saved(tmp_path) == {"epoch_1.pth"}
     assert (tmp_path / "last_checkpoint").read_text() == str(tmp_path / "epoch_1.pth")
     assert runner.message_hub.get_info("keep_ckpt_ids") == [1]
+
+
+def test_nothing_is_removed_before_what_replaces_it_is_written_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[tuple[str, ...]] = []
+
+    def recording(what: str, function: Any, name_of: Any) -> Any:
+        def call(*arguments: Any) -> Any:
+            there = (what, Path(str(name_of(*arguments))).name)
+            if what != "remove" or (tmp_path / there[1]).is_file():
+                done.append(there)
+            return function(*arguments)
+
+        return call
+
+    monkeypatch.setattr(saving, "settle", recording("write", saving.settle, lambda partial, path: path))
+    for what, name in (("name", "_note"), ("remove", "_remove")):
+        function = recording(what, getattr(AtomicCheckpointHook, name), lambda hook, runner, path: path)
+        monkeypatch.setattr(AtomicCheckpointHook, name, function)
+    hook = dict(type=OURS, interval=1, max_keep_ckpts=1, save_best="count", rule="less")
+    runner = toy_runner(toy_config(default_hooks__checkpoint=hook), tmp_path, **toy_evaluation("val"))
+    runner.train()
+    removed = [name for what, name in done if what == "remove"]
+    assert {name.partition("_")[0] for name in removed} >= {"epoch"}
+    for name in removed:
+        kind = "best" if name.startswith("best") else "epoch"
+        at = done.index(("remove", name))
+        written = [index for index, (what, other) in enumerate(done[:at]) if what == "write" and other.startswith(kind)]
+        newest = done[written[-1]][1]
+        assert newest != name
+        if kind == "epoch":
+            assert ("name", newest) in done[written[-1] : at]
+    named = [index for index, (what, _) in enumerate(done) if what == "name"]
+    assert all(("write", done[index][1]) in done[:index] for index in named)
 
 
 def test_full_disk_says_how_much_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
