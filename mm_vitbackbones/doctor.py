@@ -284,11 +284,12 @@ def check_unpickler(installation: Installation) -> Iterator[Finding]:
 
 def check_writers(installation: Installation) -> Iterator[Finding]:
     """mmcv and mmcv-lite do not know of each other, and pip installs both."""
+    others = " ".join(name for name in installation.writers if name not in ("mmcv", "mmcv-lite"))
     if len(installation.writers) > 1:
         yield Finding(
             "note",
             f"{' and '.join(installation.writers)} have written into one folder, mmcv: without one, the other breaks",
-            f"pip uninstall -y {' '.join(installation.writers)} && {FIX_MMCV}",
+            (f"pip uninstall -y {others}, and then: " if others else "") + FIX_MMCV,
         )
 
 

@@ -202,9 +202,15 @@ def test_two_packages_in_the_folder_of_mmcv_are_noted_with_both_ways_out(state):
     (note,) = doctor.examine(installation(state, ("mmcv", "mmcv-lite")))
     assert note.level == "note"
     assert note.what.startswith("mmcv and mmcv-lite have written into one folder")
+    assert note.fix == doctor.FIX_MMCV
     assert note.fix.startswith("pip uninstall -y mmcv mmcv-lite && ")
-    assert doctor.FIX_LITE in note.fix
     assert doctor.FIX_COMPILED in note.fix
+
+
+def test_older_or_forked_package_in_the_folder_of_mmcv_goes_too():
+    (note,) = doctor.examine(installation(writers=("mmcv-full", "mmcv-lite")))
+    assert note.what.startswith("mmcv-full and mmcv-lite have written")
+    assert note.fix == f"pip uninstall -y mmcv-full, and then: {doctor.FIX_MMCV}"
 
 
 def test_packages_of_a_module_are_found_whatever_their_names_are(tmp_path, monkeypatch):
