@@ -174,7 +174,7 @@ def test_a_users_config_among_the_recipes_is_listed(text: str, tmp_path: Path, m
 
 
 def test_filter_keeps_the_lines_with_all_its_words(capsys: pytest.CaptureFixture[str]) -> None:
-    assert door.main(["configs", "SWIN-tiny", "ade20k"]) == 0
+    assert door.main(["configs", "SWIN-tiny", "ade20k", "upernet"]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["upernet_swin_t_ade20k"]
     assert door.main(["configs", "swin", "no_such_word"]) == 2
     assert "no recipe has 'swin' and 'no_such_word'" in capsys.readouterr().err

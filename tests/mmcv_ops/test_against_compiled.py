@@ -1,4 +1,5 @@
-"""200 random cases of each operator: mmcv's Python side over the compiled operators, and over the plain ones."""
+"""200 random cases of each operator that mmcv has for CPUs: its Python side over the compiled operators, and over the
+plain ones."""
 
 from __future__ import annotations
 
@@ -9,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from helpers.lite import needs_compiled_mmcv
-from helpers.operators import random_boxes
+from helpers.operators import random_boxes, with_gradients
 from mm_vitbackbones.mmcv_ops import extension
 
 pytestmark = [
@@ -121,3 +123,47 @@ def test_roi_align(seed, monkeypatch):
     expected, found = both(module, monkeypatch, call)
     torch.testing.assert_close(found[0], expected[0], rtol=0, atol=1e-5)
     torch.testing.assert_close(found[1], expected[1], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("modulated", [False, True], ids=["plain", "modulated"])
+@pytest.mark.parametrize("seed", CASES)
+def test_deformable_convolution(seed, modulated, monkeypatch):
+    module = importlib.import_module(f"mmcv.ops.{'modulated_' * modulated}deform_conv")
+    generator = torch.Generator().manual_seed(seed)
+    groups, parts = draw(generator, 1, 2), draw(generator, 1, 2, 4)
+    kernel = (draw(generator, 1, 2, 3), draw(generator, 1, 2, 3))
+    stride, dilation = ((draw(generator, 1, 2), draw(generator, 1, 2)) for _ in range(2))
+    padding = (draw(generator, 0, 1, 2), draw(generator, 0, 1, 2))
+    height, width = (draw(generator, 5, 6, 9) for _ in range(2))
+    input = torch.randn(draw(generator, 1, 2), 4, height, width, generator=generator)
+    weight = torch.randn(6, 4 // groups, *kernel, generator=generator)
+    rows, columns = F.conv2d(input, weight, None, stride, padding, dilation, groups).shape[2:]
+    taps = kernel[0] * kernel[1] * parts
+    offset = 1.5 * torch.randn(len(input), 2 * taps, rows, columns, generator=generator)
+    tensors = [input, offset, weight]
+    if modulated:
+        mask = torch.rand(len(input), taps, rows, columns, generator=generator)
+        tensors = [input, offset, mask, weight, torch.randn(6, generator=generator)]
+    convolve = getattr(module, f"{'modulated_' * modulated}deform_conv2d")
+
+    def call() -> list[torch.Tensor]:
+        return with_gradients(lambda *given: convolve(*given, stride, padding, dilation, groups, parts), *tensors)
+
+    expected, found = both(module, monkeypatch, call)
+    torch.testing.assert_close(found[0], expected[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found[1:], expected[1:], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("seed", CASES)
+def test_psa_mask(seed, monkeypatch):
+    module = importlib.import_module("mmcv.ops.psa_mask")
+    generator = torch.Generator().manual_seed(seed)
+    mask = (draw(generator, 1, 3, 5, 7), draw(generator, 1, 3, 5, 7))
+    size = (draw(generator, 1, 2, 5, 6), draw(generator, 1, 2, 5, 6))
+    input = torch.randn(draw(generator, 1, 2), mask[0] * mask[1], *size, generator=generator)
+    kind = draw(generator, 0, 1)
+    expected, found = both(
+        module, monkeypatch, lambda: with_gradients(lambda x: module.psa_mask(x, kind, mask), input)
+    )
+    assert torch.equal(found[0], expected[0])
+    assert torch.equal(found[1], expected[1])
