@@ -162,8 +162,6 @@ def test_psa_mask(seed, monkeypatch):
     size = (draw(generator, 1, 2, 5, 6), draw(generator, 1, 2, 5, 6))
     input = torch.randn(draw(generator, 1, 2), mask[0] * mask[1], *size, generator=generator)
     kind = draw(generator, 0, 1)
-    expected, found = both(
-        module, monkeypatch, lambda: with_gradients(lambda x: module.psa_mask(x, kind, mask), input)
-    )
+    expected, found = both(module, monkeypatch, lambda: with_gradients(lambda x: module.psa_mask(x, kind, mask), input))
     assert torch.equal(found[0], expected[0])
     assert torch.equal(found[1], expected[1])

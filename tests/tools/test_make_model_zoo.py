@@ -7,13 +7,17 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from mmengine.config import Config
 
 from helpers.paths import ROOT, recipe_files
 
 pytest.importorskip("mmdet")
 pytest.importorskip("mmseg")
 
+from mm_vitbackbones.cli.model import build_model
 from mm_vitbackbones.errors import UserError
+from mm_vitbackbones.measuring import multiply_adds
 from tools import make_model_zoo as zoo
 
 pytestmark = [pytest.mark.mmdet, pytest.mark.mmseg, pytest.mark.xdist_group("model_zoo")]
@@ -57,6 +61,21 @@ def test_whole_networks_cost_what_was_published(name, giga):
 def test_segformers_decoder_costs_less_than_published():
     # 62.4 with the map of 4E channels.
     assert entry("segformer_mit_b2_ade20k").multiply_adds / 1e9 < 0.45 * 62.4
+
+
+@pytest.mark.filterwarnings("ignore:The arguments `dropout` in MultiheadAttention:DeprecationWarning")
+@pytest.mark.parametrize("name", ["dino_pvt_v2_b2_coco", "mask2former_swin_t_coco"])
+def test_transformers_by_their_layers_cost_what_they_do_as_a_whole(name):
+    from mmdet.structures import DetDataSample
+
+    cfg = Config.fromfile(ROOT / f"configs/{name}.py")
+    if "num_queries" in cfg.model:
+        cfg.model.num_queries = 60  # a small image has no places for 900
+    model, image = build_model(cfg).eval(), torch.zeros(1, 3, 64, 96)
+    sample = DetDataSample(metainfo=dict(img_shape=(64, 96), batch_input_shape=(64, 96)))
+    with torch.no_grad():
+        whole = multiply_adds(lambda: model(image, [sample], mode="tensor"))
+        assert multiply_adds(lambda: zoo._run(model, image)) == whole > 1e9
 
 
 def test_parameters_unlike_the_published_ones_are_reported():
