@@ -134,23 +134,31 @@ def test_nothing_is_removed_before_what_replaces_it_is_written_and_named(
 
         return call
 
-    monkeypatch.setattr(saving, "settle", recording("write", saving.settle, lambda partial, path: path))
+    partial: set[str] = set()
+    settle = recording("write", saving.settle, lambda source, path: partial.add(source.name) or path)
+    monkeypatch.setattr(saving, "settle", settle)
     for what, name in (("name", "_note"), ("remove", "_remove")):
         function = recording(what, getattr(AtomicCheckpointHook, name), lambda hook, runner, path: path)
         monkeypatch.setattr(AtomicCheckpointHook, name, function)
     hook = dict(type=OURS, interval=1, max_keep_ckpts=1, save_best="count", rule="less")
     runner = toy_runner(toy_config(default_hooks__checkpoint=hook), tmp_path, **toy_evaluation("val"))
+    scores = iter(range(100, 0, -1))
+    monkeypatch.setattr(type(runner.val_evaluator), "evaluate", lambda self, size: {"count": next(scores)})
     runner.train()
     removed = [name for what, name in done if what == "remove"]
-    assert {name.partition("_")[0] for name in removed} >= {"epoch"}
+    assert {name.partition("_")[0] for name in removed} == {"epoch", "best"}
     for name in removed:
         kind = "best" if name.startswith("best") else "epoch"
         at = done.index(("remove", name))
         written = [index for index, (what, other) in enumerate(done[:at]) if what == "write" and other.startswith(kind)]
         newest = done[written[-1]][1]
         assert newest != name
+        between = done[written[-1] : at]
         if kind == "epoch":
-            assert ("name", newest) in done[written[-1] : at]
+            assert ("name", newest) in between
+        else:  # a run that is resumed has to know of the new one
+            assert [what for what, other in between if other.startswith("epoch")][:2] == ["write", "name"]
+    assert partial == {f"{name}{saving.PARTIAL}" for what, name in done if what == "write"}
     named = [index for index, (what, _) in enumerate(done) if what == "name"]
     assert all(("write", done[index][1]) in done[:index] for index in named)
 
