@@ -56,7 +56,8 @@ class Part(NamedTuple):
     """Counted from 0. Freezing a stage freezes its parts."""
     kind: str
     """``"open"`` makes the grid of a stage, ``"shared"`` serves all its blocks, then each ``"block"``, and ``"close"``
-    comes after them, such as the norm of a level. What opens the first stage is the stem."""
+    comes after them, such as the norm of a level. What opens the first stage is the stem. ``"pyramid"`` makes levels of
+    what the blocks give, like a detector's neck."""
 
 
 class Backbone(BaseModule):
@@ -82,6 +83,7 @@ class Backbone(BaseModule):
             family's published files (see ``mm_vitbackbones.checkpoints``). ``init_weights()`` loads it, once; a runner
             calls that, and plain PyTorch code has to.
         strides: of all levels, in a family that offers others.
+        stages: how many ``frozen_stages`` counts; as many as levels, if a family does not say otherwise.
 
     Raises:
         ArgumentError: (a ValueError) for an argument that does not exist, of another type or out of its range; for an
@@ -116,14 +118,16 @@ class Backbone(BaseModule):
         with_cp: bool | str,
         init_cfg: Any,
         strides: Sequence[int] = STRIDES,
+        stages: int | None = None,
     ) -> None:
         check_init_cfg(init_cfg)
         super().__init__(init_cfg)
         levels = range(len(dims))
         if not out_indices or any(i not in levels for i in out_indices) or sorted(set(out_indices)) != [*out_indices]:
             raise ArgumentError(f"out_indices={out_indices!r}: give ascending levels out of {[*levels]}")
-        if frozen_stages not in range(-1, len(dims) + 1):
-            raise ArgumentError(f"frozen_stages={frozen_stages!r}: give -1 (none), 0 (the stem) or 1 to {len(dims)}")
+        stages = len(dims) if stages is None else stages
+        if frozen_stages not in range(-1, stages + 1):
+            raise ArgumentError(f"frozen_stages={frozen_stages!r}: give -1 (none), 0 (the stem) or 1 to {stages}")
         if not isinstance(with_cp, (bool, str)) or with_cp not in WITH_CP:
             raise ArgumentError(
                 f"with_cp={with_cp!r}: give 'nothing' (or False), 'all_but_attention' (or 'ffn') or 'all' (or 'block', "
@@ -201,15 +205,16 @@ class Backbone(BaseModule):
             for hook in hooks:
                 hook.remove()
         numbers = [i % len(every) for i in blocks]
-        return [level for i in numbers for level in self.levels_of_block(found[i], every[i].stage, levels)]
+        return [level for i in numbers for level in self.levels_of_block(found[i], every[i].stage, levels, image)]
 
-    def levels_of_block(self, output: Any, stage: int, levels: Sequence[Level]) -> list[Level]:
+    def levels_of_block(self, output: Any, stage: int, levels: Sequence[Level], image: Tensor) -> list[Level]:
         """The levels that ``features`` returns for a block.
 
         Args:
             output: what the block returns.
             stage: the stage of the block.
             levels: all levels of the same image.
+            image: (B, in_channels, H, W).
         """
         return [Level(output)]
 
@@ -295,7 +300,7 @@ class Backbone(BaseModule):
     def layer_depths(self) -> tuple[dict[str, int], int]:
         """``get_layer_depth`` of all names at once: the depth of each, and how many depths there are."""
         depths = {name: depth for _, name, depth in self._names_of_parts()}
-        return depths, max(depths.values()) + 2
+        return depths, sum(part.kind == "block" for part in self.parts()) + 2
 
     def _names_of_parts(self) -> Iterator[tuple[Part, str, int]]:
         """Each part with the names of its parameters and buffers, and with its depth (see ``get_layer_depth``)."""
@@ -304,7 +309,7 @@ class Backbone(BaseModule):
         blocks = 0
         for part in self.parts():
             blocks += part.kind == "block"
-            depth = blocks + 1 if part.kind in ("open", "shared") and blocks else blocks
+            depth = blocks + 1 if part.kind in ("open", "shared", "pyramid") and blocks else blocks
             for module in part.modules:
                 tensors = [*module.parameters(), *module.buffers()] if isinstance(module, nn.Module) else [module]
                 for tensor in tensors:

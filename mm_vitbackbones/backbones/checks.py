@@ -154,9 +154,20 @@ def check_spec(spec: Any, stages: int = 4) -> None:
         hint = Count if hint is int else hint
         if not fits(value, hint):
             raise ArgumentError(f"{field.name}={value!r}: give {takes(hint)}")
-    for dim, heads in zip(spec.dims, spec.num_heads, strict=True) if "num_heads" in hints else ():
+    for dim, heads in zip(spec.dims, spec.num_heads, strict=True) if {"dims", "num_heads"} <= {*hints} else ():
         if dim % heads:
             raise ArgumentError(f"dims={spec.dims} and num_heads={spec.num_heads}: {dim} is not divisible by {heads}")
+
+
+def check_heads(dim: int, num_heads: int, multiple: int = 1) -> None:
+    """Checks that the heads of a network of one width divide it into channels in multiples of ``multiple``.
+
+    Raises:
+        ArgumentError: if they do not.
+    """
+    if dim % (num_heads * multiple):
+        times = f"{multiple} times " if multiple > 1 else ""
+        raise ArgumentError(f"dim={dim} and num_heads={num_heads}: {dim} is not divisible by {times}{num_heads}")
 
 
 def make_spec(kind: type, fields: Mapping[str, Any], family: str) -> Any:

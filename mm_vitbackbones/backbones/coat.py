@@ -291,6 +291,6 @@ class CoaT(Backbone):
             parts += [Part((block,), index, "block") for block in stage.blocks]
         return parts + [Part((block,), PARALLEL[-1], "block") for block in self.parallel_blocks]
 
-    def levels_of_block(self, output: Pair | dict[int, Pair], stage: int, _: Any) -> list[Level]:
+    def levels_of_block(self, output: Pair | dict[int, Pair], stage: int, *_: Any) -> list[Level]:
         every = output.values() if isinstance(output, dict) else [output]
         return [Level(grid, cls.flatten(1, 2)) for cls, grid in every]

@@ -28,9 +28,18 @@ from torch import Tensor, nn
 from mm_vitbackbones.backbones.base import STRIDES, Backbone, Level, Part, parts_of_stage
 from mm_vitbackbones.backbones.checks import Count, Rate, check_spec
 from mm_vitbackbones.errors import ArgumentError
-from mm_vitbackbones.layers import Block, ChannelsLastConv2d, FeedForward, LearnedPosition, Upsample2x, pad_to_multiple
+from mm_vitbackbones.layers import (
+    BICUBIC,
+    Block,
+    ChannelsLastConv2d,
+    FeedForward,
+    LearnedPosition,
+    SelfAttention,
+    Upsample2x,
+    pad_to_multiple,
+)
 from mm_vitbackbones.layers.drop_path import drop_path_rates
-from mm_vitbackbones.ops import attention, context, joint, linear, memory
+from mm_vitbackbones.ops import joint, memory
 from mm_vitbackbones.registry import BACKBONES
 
 STAGES = 3
@@ -83,7 +92,7 @@ class Stem(nn.Module):
         if published:
             self.multiple, stride, padding = 1, arch.patch_stride, 0
         self.proj = ChannelsLastConv2d(in_channels, dim, arch.patch_size, stride, padding)
-        self.position = LearnedPosition(dim, side, side, mode="bicubic")
+        self.position = LearnedPosition(dim, side, side, BICUBIC)
         self.class_tokens = nn.Parameter(torch.empty(1, arch.num_tokens, dim))
         nn.init.trunc_normal_(self.class_tokens, std=0.02)
 
@@ -103,24 +112,6 @@ class Pool(nn.Module):
 
     def forward(self, class_tokens: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
         return self.fc(class_tokens), self.conv(grid)
-
-
-@context.plain
-class SelfAttention(nn.Module):
-    """Attention of every token over all of them: (B, N, C) -> (B, N, C)."""
-
-    def __init__(self, dim: int, num_heads: int) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        # Training computes queries, keys and values again: here they would be a third of what is kept. In other
-        # families they are small, compared with a hidden map of eight times the width.
-        query, key, value = linear.linear(tokens, self.qkv, again=True).chunk(3, dim=-1)
-        context.release(tokens)
-        return linear.linear(attention.attend(query, key, value, self.num_heads), self.proj)
 
 
 class Stage(nn.Module):
@@ -208,6 +199,6 @@ class PiT(Backbone):
                 parts.append(Part((self.upsample,), STAGES, "close"))  # not a stage of the published network
         return parts
 
-    def levels_of_block(self, output: Tensor, stage: int, levels: Sequence[Level]) -> list[Level]:
+    def levels_of_block(self, output: Tensor, stage: int, levels: Sequence[Level], _: Tensor) -> list[Level]:
         count, sides = self.arch.num_tokens, levels[stage + 1].grid.shape[1:3]
         return [Level(output[:, count:].unflatten(1, sides), output[:, :count])]

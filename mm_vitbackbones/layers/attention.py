@@ -1,12 +1,16 @@
-"""Spatial-reduction attention (PVT, PVTv2, MiT)."""
+"""Attention of tokens: over a reduced grid (PVT, PVTv2, MiT), over all tokens (PiT, ViT), with positions (DINOv3, ViTDet)."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 
 from mm_vitbackbones.layers.conv import ChannelsLastConv2d
 from mm_vitbackbones.layers.norm import LayerNorm
-from mm_vitbackbones.ops import attention, context, linear, norm
+from mm_vitbackbones.ops import attention, context, linear, norm, rotary, windows
 
 
 @context.plain
@@ -42,3 +46,99 @@ class SpatialReductionAttention(nn.Module):
         key, value = linear.by(self.reduction(grid), self.kv).flatten(1, 2).chunk(2, dim=-1)
         out = attention.project_and_attend(grid.flatten(1, 2), self.q, key, value, self.proj, self.num_heads)
         return out.view_as(grid)
+
+
+@context.plain
+class SelfAttention(nn.Module):
+    """Attention of every token over all of them: (B, N, C) -> (B, N, C)."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        # Training computes queries, keys and values again: here they would be a third of what is kept. In other
+        # families they are small, compared with a hidden map of eight times the width.
+        query, key, value = linear.linear(tokens, self.qkv, again=True).chunk(3, dim=-1)
+        context.release(tokens)
+        return linear.linear(attention.attend(query, key, value, self.num_heads), self.proj)
+
+
+@context.plain
+class RotaryAttention(nn.Module):
+    """Attention of every token over all of them, whose queries and keys are turned by their position:
+    (B, N, C) -> (B, N, C) (Su et al. 2021, RoFormer).
+
+    The keys have no bias: DINOv3 masks it, and here it would not cancel in the softmax.
+    """
+
+    def __init__(self, dim: int, num_heads: int, bias: bool) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q = nn.Linear(dim, dim, bias)
+        self.k = nn.Linear(dim, dim, bias=False)
+        self.v = nn.Linear(dim, dim, bias)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, tokens: Tensor, rotation: rotary.Rotation) -> Tensor:
+        query = linear.linear(tokens, self.q, again=True)
+        key, value = linear.by(tokens, self.k), linear.linear(tokens, self.v, again=True)
+        context.release(tokens)
+        query, key = (rotary.rotate(x, rotation, self.num_heads) for x in (query, key))
+        return linear.linear(attention.attend(query, key, value, self.num_heads), self.proj)
+
+
+@context.plain
+class RelativeAttention(nn.Module):
+    """Attention of every token of a grid over all of them, or over those of its window, with a term for the distance in
+    rows and one for that in columns: (B, H, W, C) -> (B, H, W, C) (Li et al. 2022, MViTv2, equation 4; ViTDet):
+
+        softmax(Q K' / sqrt(d) + R) V,  R = q . rows[y_q - y_k] + q . columns[x_q - x_k]
+
+    Windows of ``window_size`` tokens begin at the upper left. A grid that they do not fill is padded with zeros before
+    the linear map, and padded tokens take part, as in the official code.
+
+    Args:
+        window_size: side of a window; None: one window holds the whole grid.
+        table_size: side of the grid that the tables are for, which are resized to other sides; None: no terms.
+    """
+
+    def __init__(self, dim: int, num_heads: int, window_size: int | None, table_size: int | None) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.window_size = window_size
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+        self.rows, self.columns = (
+            None if table_size is None else nn.Parameter(torch.zeros(2 * table_size - 1, dim // num_heads))
+            for _ in range(2)
+        )
+
+    def forward(self, grid: Tensor) -> Tensor:
+        if self.window_size is None:
+            sides = grid.shape[1:3]
+            out = self.attend(linear.linear(grid.flatten(1, 2), self.qkv), self.distances(*sides), sides)
+            return linear.linear(out, self.proj).view_as(grid)
+        side = self.window_size
+        tables = self.distances(side, side)
+        # `windows.attention` passes on what `attend` takes besides windows, with an axis of length one in front.
+        bias = grid.new_empty(1) if tables is None else torch.stack(tables).unsqueeze(0)
+
+        def attend(qkv: Tensor, bias: Tensor, _: Any = None) -> Tensor:
+            return self.attend(qkv, None if tables is None else tuple(bias[0]), (side, side))
+
+        return windows.attention(grid, self.qkv, attend, self.proj, bias, side, shift=0)
+
+    def attend(self, qkv: Tensor, tables: tuple[Tensor, ...] | None, sides: Sequence[int]) -> Tensor:
+        """(K, H * W, 3C) -> (K, H * W, C)."""
+        if tables is None:
+            return attention.attend(*qkv.chunk(3, dim=-1), self.num_heads)
+        return attention.attend_by_distance(qkv, *tables, self.num_heads)
+
+    def distances(self, height: int, width: int) -> tuple[Tensor, Tensor] | None:
+        """For each pair of rows, and of columns, the vector of their distance: (H, H, d) and (W, W, d)."""
+        if self.rows is None or self.columns is None:
+            return None
+        return attention.by_distance(self.rows, height), attention.by_distance(self.columns, width)

@@ -34,11 +34,17 @@ class Branch(NamedTuple):
     function: nn.Module
     drop_path: Callable[[Tensor], Tensor]
     layer_scale: nn.Module | None = None
+    shared: Any = None
+    """The function's second argument, if it takes one: what all blocks share, such as the positions of an image."""
 
     def of(self, x: Tensor) -> Tensor:
         """The branch's own result."""
-        x = self.function(norm.for_linear(x, self.norm))
+        x = self.call(norm.for_linear(x, self.norm))
         return self.drop_path(x if self.layer_scale is None else self.layer_scale(x))
+
+    def call(self, normed: Tensor) -> Tensor:
+        """The function of a norm's result."""
+        return self.function(normed) if self.shared is None else self.function(normed, self.shared)
 
     def add_to(self, x: Tensor) -> Tensor:
         """x + branch(x)."""
@@ -159,24 +165,41 @@ def compile_blocks(blocks: Sequence[nn.Module], **options: Any) -> None:
 @context.plain
 class Block(ResidualBlock):
     """The pre-norm transformer block over grids (B, H, W, C), or tokens (B, N, C) where ``attn`` takes these:
-    x + attn(norm1(x)), then x + ffn(norm2(x))."""
+    x + ls1(attn(norm1(x))), then x + ls2(ffn(norm2(x))).
 
-    def __init__(self, dim: int, attn: nn.Module, ffn: nn.Module, norm_eps: float, drop_path: float) -> None:
+    Args:
+        layer_scale: the initial value of the factors ls1 and ls2 (``LayerScale``); None for a block without them.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        attn: nn.Module,
+        ffn: nn.Module,
+        norm_eps: float,
+        drop_path: float,
+        layer_scale: float | None = None,
+    ) -> None:
         super().__init__()
         self.norm1 = LayerNorm(dim, eps=norm_eps)
         self.attn = attn
         self.norm2 = LayerNorm(dim, eps=norm_eps)
         self.ffn = ffn
         self.drop_path = DropPath(drop_path)
+        self.ls1, self.ls2 = (None if layer_scale is None else LayerScale(dim, layer_scale) for _ in range(2))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.drawn_and_computed(x, x)
+    def forward(self, x: Tensor, shared: Any = None) -> Tensor:
+        """Args:
+        shared: the second argument of ``attn``, if it takes one.
+        """
+        return self.drawn_and_computed(x, x, shared)
 
-    def computed(self, drawn: Sequence[Tensor], x: Tensor) -> Tensor:
-        return self.recomputed(self.residuals, x, *drawn)
+    def computed(self, drawn: Sequence[Tensor], x: Tensor, shared: Any = None) -> Tensor:
+        return self.recomputed(self.residuals, x, shared, *drawn)
 
-    def residuals(self, x: Tensor, *drawn: Tensor) -> Tensor:
+    def residuals(self, x: Tensor, shared: Any, *drawn: Tensor) -> Tensor:
         first, second = self.drops(drawn)
-        branches = Branch(self.norm1, self.attn, first), Branch(self.norm2, self.ffn, second)
+        attn = Branch(self.norm1, self.attn, first, self.ls1, shared)
+        ffn = Branch(self.norm2, self.ffn, second, self.ls2)
         with memory.saving(x):
-            return residual.add_branches(x, branches, self.lightly)  # x + branch(x) of each
+            return residual.add_branches(x, (attn, ffn), self.lightly)  # x + branch(x) of each

@@ -23,10 +23,10 @@ class ChannelsLastConv2d(nn.Conv2d):
 
 @context.plain
 class Upsample2x(nn.ConvTranspose2d):
-    """Each cell becomes 2x2 cells by a linear map of its own: (B, H, W, C) -> (B, 2H, 2W, C)."""
+    """Each cell becomes 2x2 cells by a linear map of its own: (B, H, W, C) -> (B, 2H, 2W, C')."""
 
-    def __init__(self, dim: int) -> None:
-        super().__init__(dim, dim, kernel_size=2, stride=2)
+    def __init__(self, dim: int, out_dim: int | None = None) -> None:
+        super().__init__(dim, out_dim or dim, kernel_size=2, stride=2)
 
     def forward(self, grid: Tensor) -> Tensor:  # type: ignore[override]
         with memory.saving(grid):

@@ -24,6 +24,21 @@ class FeedForward(nn.Module):
 
 
 @context.plain
+class GatedFeedForward(nn.Module):
+    """w3(SiLU(w1(x)) * w2(x)) over grids (B, H, W, C) or tokens (B, N, C) (Shazeer 2020, SwiGLU)."""
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.w1 = nn.Linear(dim, hidden_dim)
+        self.w2 = nn.Linear(dim, hidden_dim)
+        self.w3 = nn.Linear(hidden_dim, dim)
+        self.reach = Reach(rows=0, width=2 * hidden_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear.gated_feed_forward(x, self.w1, self.w2, self.w3)
+
+
+@context.plain
 class MixFeedForward(nn.Module):
     """fc2(GELU(dwconv3x3(fc1(x)))) over grids (B, H, W, C) (PVTv2, section 3.3; SegFormer, equation 3).
 

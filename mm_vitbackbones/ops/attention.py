@@ -77,6 +77,49 @@ def attend_with_bias(qkv: Tensor, bias: Tensor, num_heads: int, sizes: Sequence[
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
+def attend_by_distance(qkv: Tensor, rows: Tensor, columns: Tensor, num_heads: int) -> Tensor:
+    """softmax(q k' / sqrt(d) + r) v of each head: (K, H * W, 3C) -> (K, H * W, C), where r is q . rows[y_q, y_k] +
+    q . columns[x_q, x_k].
+
+    r is a sum of one number for each row of the keys and one for each column, so it is a product, too: the queries get
+    these H + W numbers as further channels, and each key has two ones there. So no N x N matrix is stored.
+
+    Args:
+        qkv: queries, keys and values of K grids.
+        rows: (H, H, d), of the pairs of rows; see ``by_distance``.
+        columns: (W, W, d), of the pairs of columns.
+    """
+    height, width = len(rows), len(columns)
+    query, key, value = qkv.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)
+    dim, dtype = query.shape[-1], query.dtype
+    grid = query.unflatten(2, (height, width))
+    of_rows = torch.einsum("khyxd,yzd->khyxz", grid, rows.to(dtype)).flatten(2, 3)
+    of_columns = torch.einsum("khyxd,xzd->khyxz", grid, columns.to(dtype)).flatten(2, 3)
+    terms = torch.cat((of_rows, of_columns), dim=-1) * dim**0.5  # the scale is for q k' alone
+    ones = torch.cat(
+        (
+            torch.eye(height, dtype=dtype, device=qkv.device).repeat_interleave(width, 0),
+            torch.eye(width, dtype=dtype, device=qkv.device).repeat(height, 1),
+        ),
+        dim=-1,
+    )
+    query = torch.cat((query, terms), dim=-1)
+    key = torch.cat((key, ones.expand(*key.shape[:3], -1)), dim=-1)
+    # The fused kernels take values of the width of the keys.
+    out = F.scaled_dot_product_attention(query, key, F.pad(value, (0, height + width)), scale=dim**-0.5)
+    return out[..., :dim].transpose(1, 2).flatten(2)
+
+
+def by_distance(table: Tensor, side: int) -> Tensor:
+    """The entry of each pair of places on a line, by their distance: (2s - 1, d) -> (side, side, d). A table for
+    another side is resized linearly."""
+    count = 2 * side - 1
+    if len(table) != count:
+        table = F.interpolate(table.t().unsqueeze(0), size=count, mode="linear")[0].t()
+    places = torch.arange(side, device=table.device)
+    return table[places[:, None] - places + side - 1]
+
+
 def _in_two_groups(sizes: Sequence[int], bias: Tensor) -> tuple[list[int], list[Tensor]]:
     """The first group, and all others, which are small, as one, with a bias for each window of it: on a GPU few calls
     cost more than the memory of these biases. A group without windows is left out."""

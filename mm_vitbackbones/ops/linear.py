@@ -56,6 +56,14 @@ def mix_feed_forward(grid: Tensor, fc1: nn.Module, conv: nn.Module, fc2: nn.Modu
     return linear(hidden, fc2)
 
 
+def gated_feed_forward(x: Tensor, gate: nn.Module, value: nn.Module, out: nn.Module) -> Tensor:
+    """``out(silu(gate(x)) * value(x))``: (..., C) -> (..., C')."""
+    hidden, factor = linear(x, gate), linear(x, value)
+    context.release(x)
+    trains = torch.is_grad_enabled() and context.is_eager()
+    return linear(_Gated.apply(hidden, factor) if trains else F.silu(hidden) * factor, out)
+
+
 def over_tiles(grid: Tensor, conv: nn.Module) -> Tensor:
     """A convolution whose patches are side by side, as a linear map of them, where ``trains_on_cuda``:
     (B, H, W, C) -> (B, H // r, W // r, O) with patches of r x r. A remainder of rows or columns is left out."""
@@ -176,6 +184,24 @@ class _FeedForward(torch.autograd.Function):
             column_sums(grad, dtypes[4]) if of_bias2 else None,
             None,
         )
+
+
+class _Gated(torch.autograd.Function):
+    """silu(gate) * value, which keeps these two alone."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, value: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, value)
+        return F.silu(gate) * value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        gate, value = ctx.saved_tensors
+        share = torch.sigmoid(gate)
+        activation = gate * share
+        of_gate = grad * value * (share + activation * (1 - share))
+        return of_gate, grad * activation
 
 
 class _MixFeedForward(torch.autograd.Function):

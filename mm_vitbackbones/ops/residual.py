@@ -58,6 +58,8 @@ class BranchOf(Protocol):
     drop_path: Any
     layer_scale: nn.Module | None
 
+    def call(self, normed: Tensor) -> Tensor: ...
+
     def add_to(self, x: Tensor) -> Tensor: ...
 
 
@@ -77,7 +79,7 @@ def add_branches(x: Tensor, branches: Sequence[Any], lightly: Callable[..., Any]
             x = lightly(branch.add_to, x) if context.is_eager_on_cuda(x) else branch.add_to(x)
         return x
     x, normed = norm.fork(x, first.norm)
-    result, factor = first.function(normed), first.drop_path.factor(x)
+    result, factor = first.call(normed), first.drop_path.factor(x)
     for branch in others:
         x, result = lightly(_add_and_branch, x, result, factor, branch.norm, branch.function)
         factor = branch.drop_path.factor(x)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,20 @@ def resize_grid(grid: Tensor, height: int, width: int, mode: str = "bilinear") -
     return resized.permute(0, 2, 3, 1)
 
 
+def resize_cells(grid: Tensor, cell: float, stride: int, size: tuple[int, int]) -> Tensor:
+    """A grid (B, H, W, C) of cells of ``cell`` pixels -> (B, *size, C) of cells of ``stride`` pixels, bilinear. Both
+    begin at pixel 0; what ``size`` does not need is left out, and what it lacks repeats the last row or column."""
+    height, width = size
+    if cell != stride:
+        scale = cell / stride
+        # The resize gives no more cells than the grid covers: one more row and column, equal to the last, cover all.
+        maps = F.pad(grid.permute(0, 3, 1, 2), (0, 1, 0, 1), mode="replicate")
+        # By the scale and not by sizes, so that the centres of cells are where they belong.
+        maps = F.interpolate(maps, scale_factor=scale, mode="bilinear", align_corners=False)
+        grid = maps.permute(0, 2, 3, 1)
+    return grid if grid.shape[1:3] == (height, width) else grid[:, :height, :width]
+
+
 def resized_sum(grids: Sequence[Tensor], height: int, width: int) -> Tensor:
     """The sum of grids (B, *, *, C), each resized to (B, height, width, C)."""
     # A grid of this size goes first: a resized one is a new tensor, into which a sum may be written.
@@ -30,30 +45,55 @@ def resized_sum(grids: Sequence[Tensor], height: int, width: int) -> Tensor:
     return total
 
 
-def resized_table(table: Tensor, height: int, width: int, mode: str) -> Tensor:
-    """``resize_grid`` of a table of positions (1, H, W, C).
+@dataclass(frozen=True)
+class TableResize:
+    """How a table of positions becomes one of another size: each family's own way.
+
+    Args:
+        mode: bilinear or bicubic, half-pixel centres.
+        antialias: whether a smaller table is smoothed first.
+        offset: cells that are added to a size for the step between samples, which is old size / (new size + offset).
+    """
+
+    mode: str = "bilinear"
+    antialias: bool = False
+    offset: float = 0.0
+
+    def __call__(self, maps: Tensor, height: int, width: int) -> Tensor:
+        """(1, C, H, W) -> (1, C, height, width)."""
+        if not self.offset:
+            size = height, width
+            return F.interpolate(maps, size=size, mode=self.mode, align_corners=False, antialias=self.antialias)
+        # The scales as they are, and not those of the sizes: the samples lie a little closer to each other.
+        scales = [(new + self.offset) / old for new, old in zip((height, width), maps.shape[2:], strict=True)]
+        return F.interpolate(maps, scale_factor=scales, mode=self.mode, align_corners=False)
+
+
+def resized_table(table: Tensor, height: int, width: int, resize: TableResize) -> Tensor:
+    """A table of positions (1, H, W, C) -> (1, height, width, C); the same tensor if the size is the same.
 
     A bicubic resize is a linear map of rows, then of columns. On CUDA these are two small products: the gradient is
     deterministic, which PyTorch's own is not, and both are in the order of channels-last memory.
     """
-    if mode != "bicubic" or table.shape[1:3] == (height, width):
-        return resize_grid(table, height, width, mode)
-    if context.device_type(table) != "cuda" or not context.is_eager() or table.is_meta:
-        return resize_grid(table, height, width, mode)
+    if table.shape[1:3] == (height, width):
+        return table
     with context.autocast_to(table.device, None):
-        wide = table[0].to(torch.promote_types(table.dtype, torch.float32))
-        rows, columns = (
-            _bicubic(before, after, wide.dtype, wide.device)
-            for before, after in zip(wide.shape, (height, width), strict=False)
-        )
-        resized = columns @ (rows @ wide.flatten(1)).unflatten(1, wide.shape[1:])
-        return resized.unsqueeze(0).to(table.dtype)
+        wide = table.to(torch.promote_types(table.dtype, torch.float32))
+        # A resize by scales gives other sizes in a graph, where PyTorch rounds them by itself.
+        by_products = resize.mode == "bicubic" and context.device_type(table) == "cuda" and not table.is_meta
+        if by_products and context.is_eager():
+            rows, columns = (
+                _line(before, after, resize, wide.dtype, wide.device)
+                for before, after in zip(wide.shape[1:3], (height, width), strict=True)
+            )
+            resized = columns @ (rows @ wide[0].flatten(1)).unflatten(1, wide.shape[2:])
+            return resized.unsqueeze(0).to(table.dtype)
+        return resize(wide.permute(0, 3, 1, 2), height, width).permute(0, 2, 3, 1).to(table.dtype)
 
 
 @functools.lru_cache(maxsize=64)
-def _bicubic(before: int, after: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _line(before: int, after: int, resize: TableResize, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The matrix (after, before) that resizes a line."""
     with torch.inference_mode(False), torch.no_grad():
         lines = torch.eye(before, dtype=torch.float64)[None, :, :, None]
-        weights = F.interpolate(lines, size=(after, 1), mode="bicubic", align_corners=False)
-        return weights[0, :, :, 0].t().to(device, dtype).contiguous()
+        return resize(lines, after, 1)[0, :, :, 0].t().to(device, dtype).contiguous()

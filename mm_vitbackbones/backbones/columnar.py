@@ -1,0 +1,213 @@
+"""What ViT and its successors have in common: one grid of patches, and blocks of one width.
+
+The results of some blocks, the *taps*, are what a dense head reads. A *pyramid* makes the levels at strides 4, 8, 16
+and 32 of them (``layers.pyramid``); without one, the levels are the grids of the taps at the stride of a patch.
+
+    image -> patches + positions -> block 0 -> ... -> block n-1
+                                        taps: |   |   |   |
+                                     pyramid: 4   8   16  32
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from mm_vitbackbones.backbones.base import STRIDES, Backbone, Level, Part
+from mm_vitbackbones.backbones.checks import Count, Rate
+from mm_vitbackbones.errors import ArgumentError
+from mm_vitbackbones.layers import PYRAMIDS, Block, ChannelsLastConv2d, LayerNorm, Pyramid, pad_to_multiple
+from mm_vitbackbones.layers.drop_path import check_drop_path_rate, drop_path_rates
+from mm_vitbackbones.ops import joint, memory
+
+STEMS = ("aligned", "published")
+
+
+def ends_of_quarters(depth: int) -> list[int]:
+    """The last block of each quarter of the blocks."""
+    return [depth * quarter // 4 - 1 for quarter in range(1, 5) if depth * quarter >= 4]
+
+
+class PatchStem(nn.Module):
+    """Patches side by side: (B, H, W, Cin) -> (B, ceil(H/p), ceil(W/p), C), with zeros at the bottom and right. In the
+    published form a remainder of rows or columns is left out."""
+
+    def __init__(self, in_channels: int, dim: int, patch_size: int, published: bool) -> None:
+        super().__init__()
+        self.multiple = 1 if published else patch_size
+        self.proj = ChannelsLastConv2d(in_channels, dim, patch_size, patch_size)
+
+    def patches(self, image: Tensor) -> Tensor:
+        with memory.saving(image):
+            return self.proj(pad_to_multiple(image, self.multiple))
+
+
+class ColumnarBackbone(Backbone):
+    """The arguments are those of ``Backbone``, and
+
+    drop_path_rate: of stochastic depth.
+    taps: ascending blocks whose results the levels are made of, counted from 0, -1 for the last: one for all levels,
+        or one for each. Default: the last block for ``pyramid="simple"``, otherwise the ends of the four quarters.
+    pyramid: ``"resize"``: bilinear, without parameters. ``"taps"``: transposed convolutions and max pooling, as in XCiT
+        and BEiT. ``"simple"``: that of ViTDet, with 256 channels, from one tap. None: the grids of the taps, as they
+        are, at the stride of a patch.
+    final_norm: whether the final norm is applied to each tap.
+    patch_size: of the patches in pixels, if it is not that of the arch: the published patch embedding and the positions
+        are resized to it. (DINOv2 with 16 has cells of exactly 16 pixels; with its own 14, levels are resized.)
+    stem: ``"aligned"``: an image that patches do not fill is padded, so that each level has ceil(H/stride) rows.
+        ``"published"``: a remainder of rows and columns is left out, as in the official code; only without a pyramid.
+    out_indices: default: all levels.
+    frozen_stages: each block is a stage: n freezes the stem and the first n blocks. ``"all"``: all but the pyramid.
+
+    Where nothing before the pyramid trains, it runs without autograd, and keeps nothing for the backward pass.
+
+    Raises:
+        ArgumentError: besides what ``Backbone`` raises, for taps that do not exist or do not suit the pyramid.
+    """
+
+    default_arch: ClassVar[str]
+    drop_paths_grow: bool = True
+    """Whether the rate grows linearly from 0 to that of the last block, or is the same in all blocks."""
+    norms_taps: ClassVar[bool]
+    """The default of ``final_norm``."""
+    norm_eps: ClassVar[float] = 1e-6
+
+    stem: nn.Module
+
+    def __init__(
+        self,
+        arch: Any = None,
+        in_channels: Count = 3,
+        out_indices: Sequence[int] | None = None,
+        frozen_stages: int | str = -1,
+        norm_eval: bool = False,
+        with_cp: bool | str = False,
+        drop_path_rate: Rate = 0.0,
+        taps: Sequence[int] | None = None,
+        pyramid: str | None = "resize",
+        final_norm: bool | None = None,
+        patch_size: Count | None = None,
+        stem: str = "aligned",
+        init_cfg: Any = None,
+    ) -> None:
+        self.arch = self.resolve_arch(self.default_arch if arch is None else arch)
+        depth, dim = self.arch.depth, self.arch.dim
+        self.patch_size = patch_size or self.arch.patch_size
+        if pyramid is not None and pyramid not in PYRAMIDS:
+            raise ArgumentError(f"pyramid={pyramid!r}: give {', '.join(map(repr, PYRAMIDS))} or None")
+        if stem not in STEMS:
+            raise ArgumentError(f"stem={stem!r}: give {' or '.join(map(repr, STEMS))}")
+        if stem == "published" and pyramid is not None:
+            raise ArgumentError("stem='published' leaves pixels out, and a pyramid needs them: give pyramid=None as well")
+        self.taps = self._taps(taps, pyramid)
+        strides = STRIDES if pyramid else (self.patch_size,) * len(self.taps)
+        out_indices = tuple(range(len(strides)) if out_indices is None else out_indices)
+        asked = {i: stride for i, stride in enumerate(strides) if i in out_indices}
+        built = PYRAMIDS[pyramid](dim, self.patch_size, asked) if pyramid else None
+        channels = (built.dim if built else dim,) * len(strides)
+        if frozen_stages == "all":
+            frozen_stages = depth
+        if isinstance(frozen_stages, str):
+            raise ArgumentError(f"frozen_stages={frozen_stages!r}: give -1 (none), 'all', or 0 to {depth}")
+        super().__init__(
+            channels, in_channels, out_indices, frozen_stages, norm_eval, with_cp, init_cfg, strides, stages=depth
+        )
+        used = [self._tap_of(level) for level in self.out_indices]
+        check_drop_path_rate(drop_path_rate)
+        rates = drop_path_rates(drop_path_rate, (depth,))[0] if self.drop_paths_grow else [drop_path_rate] * depth
+        self.stem = self.make_stem(in_channels, stem == "published")
+        self.blocks = nn.ModuleList(self.make_block(i, rates[i]) for i in range(max(used) + 1))
+        normed = self.norms_taps if final_norm is None else final_norm
+        self.norm = LayerNorm(dim, eps=self.norm_eps) if normed else nn.Identity()
+        self.pyramid = built
+        self.init_parameters()
+        self.finish()
+
+    def _taps(self, taps: Sequence[int] | None, pyramid: str | None) -> tuple[int, ...]:
+        depth = self.arch.depth
+        if taps is None:
+            taps = [depth - 1] if pyramid == "simple" else self.arch.taps or ends_of_quarters(depth)
+        blocks = [tap + depth if tap < 0 else tap for tap in taps]
+        if not blocks or any(i not in range(depth) for i in blocks) or sorted(set(blocks)) != blocks:
+            raise ArgumentError(f"taps={taps!r}: give ascending blocks out of {depth}, counted from 0, or -1 for the last")
+        counts = {None: range(1, depth + 1), "simple": [1]}.get(pyramid, [1, len(STRIDES)])
+        if len(blocks) not in counts:
+            raise ArgumentError(f"taps={taps!r} and pyramid={pyramid!r}: give {' or '.join(map(str, counts))} of them")
+        return tuple(blocks)
+
+    def _tap_of(self, level: int) -> int:
+        """The block whose result a level is made of."""
+        return self.taps[0] if len(self.taps) == 1 else self.taps[level]
+
+    @abstractmethod
+    def make_stem(self, in_channels: int, published: bool) -> nn.Module:
+        """What makes the input of the first block of an image."""
+
+    @abstractmethod
+    def make_block(self, index: int, drop_path: float) -> Block:
+        """Block ``index`` of ``self.arch``."""
+
+    @abstractmethod
+    def embed(self, image: Tensor) -> tuple[Tensor, Any]:
+        """The input of the first block, of an image (B, H, W, Cin), and what all blocks share."""
+
+    @abstractmethod
+    def init_parameters(self) -> None:
+        """The official initialisation, once all parts are built."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Class and register tokens, which come before the patches."""
+        return 0
+
+    def trunk(self, image: Tensor) -> dict[int, Level]:
+        """The result of each tap, by its block."""
+        x, shared = self.embed(image)
+        sides = self.sides_of(image)
+        taps: dict[int, Level] = {}
+        for i, block in enumerate(self.blocks):
+            x = block(x, shared)
+            if i in self.taps:
+                taps[i] = self._level(self.norm(x), sides)
+        return taps
+
+    def sides_of(self, image: Tensor) -> tuple[int, int]:
+        """Rows and columns of patches, of an image (B, H, W, Cin)."""
+        stem = cast(PatchStem, self.stem)
+        height, width = (side // self.patch_size if stem.multiple == 1 else -(-side // self.patch_size) for side in image.shape[1:3])
+        return height, width
+
+    def _level(self, x: Tensor, sides: Sequence[int]) -> Level:
+        """Of the result of a block: tokens (B, T + N, C), or a grid."""
+        if x.dim() == 4:
+            return Level(x)
+        tokens, grid = joint.split(x, self.num_tokens)
+        return Level(grid.unflatten(1, tuple(sides)), tokens)
+
+    def levels(self, image: Tensor) -> Iterator[Level]:
+        trains = torch.is_grad_enabled() and (image.requires_grad or self._trunk_trains())
+        with torch.set_grad_enabled(trains):
+            taps = self.trunk(image.permute(0, 2, 3, 1))
+        last = max(self.out_indices) + 1
+        for index in range(last):
+            grid, tokens = taps[self._tap_of(index)]
+            if self.pyramid is not None and index in self.out_indices:  # others are the grid as it is
+                height, width = (-(-side // STRIDES[index]) for side in image.shape[2:])
+                grid = self.pyramid.level(grid, index, (height, width))
+            yield Level(grid, tokens)
+
+    def _trunk_trains(self) -> bool:
+        return any(p.requires_grad for part in (self.stem, self.blocks, self.norm) for p in part.parameters())
+
+    def parts(self) -> list[Part]:
+        parts = [Part((self.stem,), 0, "open")]
+        parts += [Part((block,), i, "block") for i, block in enumerate(self.blocks)]
+        parts.append(Part((self.norm,), len(self.blocks) - 1, "close"))
+        return parts if self.pyramid is None else [*parts, Part((self.pyramid,), self.arch.depth, "pyramid")]
+
+    def levels_of_block(self, output: Tensor, stage: int, levels: Sequence[Level], image: Tensor) -> list[Level]:
+        return [self._level(output, self.sides_of(image.permute(0, 2, 3, 1)))]

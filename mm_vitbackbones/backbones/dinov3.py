@@ -1,0 +1,121 @@
+"""DINOv3.
+
+Siméoni et al., 2025, arXiv:2508.10104. Weights: by their authors, under the DINOv3 licence, after its acceptance. This
+file is written from the paper.
+
+A ViT of patches of 16 pixels with registers, layer scale and rotary positions, which come from the grid at hand: no
+table is resized. Keys have no bias.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, final
+
+import torch
+from torch import Tensor, nn
+
+from mm_vitbackbones.backbones.checks import Above, Minimum, check_heads, check_spec
+from mm_vitbackbones.backbones.columnar import ColumnarBackbone, PatchStem
+from mm_vitbackbones.layers import Block, FeedForward, GatedFeedForward, RotaryAttention, init_linears_and_norms
+from mm_vitbackbones.ops import rotary
+from mm_vitbackbones.registry import BACKBONES
+
+BASE_PERIOD = 100.0
+
+
+@dataclass(frozen=True)
+class Arch:
+    """Table 2 of the paper, and its family of distilled models."""
+
+    dim: int
+    num_heads: int
+    depth: int = 12
+    hidden_dim: int | None = None
+    """Of the feed-forward network; None for four times the channels."""
+    gated: bool = False
+    """SwiGLU in place of the feed-forward network."""
+    patch_size: int = 16
+    registers: Annotated[int, Minimum(0)] = 4
+    qkv_bias: bool = True
+    """Whether queries and values have a bias."""
+    layer_scale: Annotated[float, Above(0)] = 1e-5
+    taps: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        check_spec(self)
+        check_heads(self.dim, self.num_heads, multiple=4)
+
+
+ARCHS = {
+    "small": Arch(384, 6),
+    "small_plus": Arch(384, 6, hidden_dim=1536, gated=True),
+    "base": Arch(768, 12),
+    "large": Arch(1024, 16, depth=24),
+    "large_plus": Arch(1024, 16, depth=24, hidden_dim=4096, gated=True),
+    "huge_plus": Arch(1280, 20, depth=32, hidden_dim=5120, gated=True),
+    "7b": Arch(4096, 32, depth=40, hidden_dim=8192, gated=True, qkv_bias=False),
+}
+
+
+class Stem(PatchStem):
+    """The class token, registers and patches: (B, H, W, Cin) -> (B, 1 + R + N, C).
+
+    ``periods`` (d/4,) of the rotation of positions are stored, as the published ones are rounded.
+    """
+
+    periods: Tensor
+
+    def __init__(self, in_channels: int, arch: Arch, patch_size: int, published: bool) -> None:
+        super().__init__(in_channels, arch.dim, patch_size, published)
+        self.class_tokens = nn.Parameter(torch.empty(1, 1, arch.dim))
+        self.registers = nn.Parameter(torch.empty(1, arch.registers, arch.dim)) if arch.registers else None
+        for tokens in (self.class_tokens, self.registers):
+            if tokens is not None:
+                nn.init.normal_(tokens, std=0.02)
+        count = arch.dim // arch.num_heads // 4
+        self.register_buffer("periods", BASE_PERIOD ** (torch.arange(count) / count))
+
+    def forward(self, image: Tensor) -> tuple[Tensor, rotary.Rotation]:
+        """The tokens, and how they turn."""
+        grid = self.patches(image)
+        first = [tokens for tokens in (self.class_tokens, self.registers) if tokens is not None]
+        tokens = torch.cat(
+            (*(token.to(grid.dtype).expand(len(grid), -1, -1) for token in first), grid.flatten(1, 2)), dim=1
+        )
+        others = tokens.shape[1] - grid.shape[1] * grid.shape[2]
+        return tokens, rotary.rotation(self.periods, grid.shape[1], grid.shape[2], others)
+
+
+@final
+@BACKBONES.register_module()
+class DINOv3(ColumnarBackbone):
+    """DINOv3 as an encoder; the arguments are those of ``ColumnarBackbone``. All blocks have the same rate of
+    stochastic depth. Class tokens are the class token and the registers."""
+
+    archs = ARCHS
+    spec_type = Arch
+    default_arch = "small"
+    norms_taps = True
+    drop_paths_grow = False
+    norm_eps = 1e-5
+
+    @property
+    def num_tokens(self) -> int:
+        return 1 + self.arch.registers
+
+    def make_stem(self, in_channels: int, published: bool) -> nn.Module:
+        return Stem(in_channels, self.arch, self.patch_size, published)
+
+    def make_block(self, index: int, drop_path: float) -> Block:
+        arch = self.arch
+        ffn = GatedFeedForward if arch.gated else FeedForward
+        attn = RotaryAttention(arch.dim, arch.num_heads, arch.qkv_bias)
+        hidden = arch.hidden_dim or 4 * arch.dim
+        return Block(arch.dim, attn, ffn(arch.dim, hidden), self.norm_eps, drop_path, arch.layer_scale)
+
+    def embed(self, image: Tensor) -> tuple[Tensor, Any]:
+        return self.stem(image)
+
+    def init_parameters(self) -> None:
+        init_linears_and_norms(self)
