@@ -269,8 +269,8 @@ class Backbone(BaseModule):
         """The stage of each parameter and buffer, by its name in the state dict."""
         stages, stage = {}, 0
         for part, name, _ in self._names_of_parts():
-            # What closes a stage may be frozen with a later one: PiT's upsampling, which no file holds.
-            stage = stage if part.kind == "close" else part.stage
+            # What makes levels may be frozen with a later stage: PiT's upsampling, a pyramid, which no file holds.
+            stage = stage if part.kind in ("close", "pyramid") else part.stage
             stages[name] = stage
         return stages
 

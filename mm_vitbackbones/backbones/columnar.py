@@ -130,7 +130,8 @@ class ColumnarBackbone(Backbone):
     def _taps(self, taps: Sequence[int] | None, pyramid: str | None) -> tuple[int, ...]:
         depth = self.arch.depth
         if taps is None:
-            taps = [depth - 1] if pyramid == "simple" else self.arch.taps or ends_of_quarters(depth)
+            one = pyramid == "simple" or depth < len(STRIDES)
+            taps = [depth - 1] if one else self.arch.taps or ends_of_quarters(depth)
         blocks = [tap + depth if tap < 0 else tap for tap in taps]
         if not blocks or any(i not in range(depth) for i in blocks) or sorted(set(blocks)) != blocks:
             raise ArgumentError(f"taps={taps!r}: give ascending blocks out of {depth}, counted from 0, or -1 for the last")

@@ -40,6 +40,7 @@ class Layout:
         surgery: steps from their tensors to ours, in this order.
         own_prefix: a prefix that a published file has before the backbone's keys and not before the classifier's.
         besides: beginnings of further keys of such a file, which are not the backbone's or the classifier's.
+        without: keys that no file of this layout holds, where ``marks`` alone would fit files of others, too.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Layout:
     surgery: tuple[Surgery, ...] = ()
     own_prefix: str = ""
     besides: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
 
     def to_ours(self, theirs: State) -> tuple[State, list[str]]:
         """The state under our names, and the keys that the table does not know."""

@@ -30,8 +30,11 @@ HEADS = {family.name: family for family in _tabled() if family.spec_of is not No
 OTHERS = (
     ("a CaiT", r"blocks_token_only\.0\.attn\.q\.weight"),
     ("an XCiT", r"pos_embed(er)?\.token_projection\.weight"),
-    ("a ViT or DeiT", r"blocks\.0\.attn\.qkv\.weight"),
-    ("a ViT in Hugging Face naming", r"encoder\.layer\.0\.attention\.attention\.query\.weight"),
+    ("an MViT", r"blocks\.0\.attn\.pool_q\.weight"),
+    ("a BEiT", r"blocks\.0\.attn\.q_bias"),
+    ("a ViT with two attentions side by side in a block", r"blocks\.0\.attn1\.qkv\.weight"),
+    ("a ViT with a stem of several convolutions", r"patch_embed\.proj\.0\.0\.weight"),
+    ("a ViT of a kind that is not known here", r"blocks\.0\.attn\.qkv\.weight"),
     ("a ResNet", r"layer1\.0\.conv1\.weight"),
     ("a ConvNeXt", r"(stages|downsample_layers)\.0\.0\.(dwconv|0)\.weight"),
 )
@@ -71,7 +74,7 @@ def find_layout(state: State, families: Iterable[Family] = FAMILIES.values()) ->
         Found(family, layout, prefix)
         for family in families
         for layout in family.layouts
-        for prefix in _prefixes(state, layout.marks)
+        for prefix in _prefixes(state, layout.marks, layout.without)
     ]
     if len(found) > 1:
         found = [x for x in found if x.family.claims(x.layout.to_ours(x.split(state)[0])[0])]
@@ -81,11 +84,15 @@ def find_layout(state: State, families: Iterable[Family] = FAMILIES.values()) ->
     return found[0] if found else None
 
 
-def _prefixes(keys: Collection[str], marks: tuple[str, ...]) -> list[str]:
-    """The prefixes under which all the marks are found."""
+def _prefixes(keys: Collection[str], marks: tuple[str, ...], without: tuple[str, ...] = ()) -> list[str]:
+    """The prefixes under which all the marks are found, and nothing that must not be there."""
     known, first = set(keys), marks[0]
     starts = {key.removesuffix(first) for key in keys if key == first or key.endswith(f".{first}")}
-    return sorted(start for start in starts if all(start + mark in known for mark in marks))
+    return sorted(
+        start
+        for start in starts
+        if all(start + mark in known for mark in marks) and not any(start + key in known for key in without)
+    )
 
 
 def find_archs(family: Family, ours: State) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ import math
 import re
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mm_vitbackbones.checkpoints.layout import Adapter, State, Surgery
@@ -101,6 +102,26 @@ def adapt_in_channels(weight: Tensor, shape: torch.Size) -> Tensor:
     repeated = rgb[:, [i % 3 for i in range(channels)]] * (3 / channels)
     lacking = rgb.sum(1, keepdim=True) - repeated.sum(1, keepdim=True)
     return (repeated + lacking / channels).to(weight.dtype)
+
+
+def adapt_patches(weight: Tensor, shape: torch.Size) -> Tensor:
+    """A patch embedding (O, I, p, p) for patches of another size and images of other channels: (O, n, q, q).
+
+    A patch that is resized from p to q pixels (bilinear) has the same embedding as before, if q is larger; if it is
+    smaller, the nearest in the sense of least squares (Beyer et al. 2023, FlexiViT, section 3.4).
+
+    Raises:
+        ValueError: if the weight is not of square patches, and as ``adapt_in_channels``.
+    """
+    if weight.dim() != 4 or weight.shape[2] != weight.shape[3] or shape[2] != shape[3] or weight.shape[0] != shape[0]:
+        raise ValueError(f"a patch embedding {tuple(weight.shape)} cannot be adapted to {tuple(shape)}")
+    before, after = weight.shape[2], shape[2]
+    if before != after:
+        lines = torch.eye(before, dtype=torch.float64, device=weight.device)
+        resize = F.interpolate(lines[None, :, :, None], size=(after, 1), mode="bilinear")[0, :, :, 0].t()
+        inverse = torch.linalg.pinv(resize)  # (before, after); of rows and columns apart, as the resize is
+        weight = (inverse.t() @ weight.double() @ inverse).to(weight.dtype)
+    return weight if weight.shape[1] == shape[1] else adapt_in_channels(weight, shape)
 
 
 STEM = Adapter(

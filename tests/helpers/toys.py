@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mm_vitbackbones.backbones import PVT, Backbone, CoaT, MiT, PiT, PVTv2, Swin
+from mm_vitbackbones.backbones import PVT, Backbone, CoaT, DINOv2, DINOv3, MiT, PiT, PVTv2, Swin, ViT
 
 SPEC = dict(
     depths=(2, 1, 1, 1),
@@ -19,6 +19,8 @@ SPEC = dict(
     mlp_ratios=(8, 8, 4, 4),
 )
 """Of PVT and what follows from it."""
+COLUMN = dict(dim=16, num_heads=2, depth=4)
+"""Of ViT and its successors."""
 PIT = dict(depths=(1, 2, 1), dims=(8, 16, 32), num_heads=(2, 4, 8), pretrain_grid=7)
 
 
@@ -34,9 +36,11 @@ class Toy:
     """Names and shapes of what the official classifier's file holds besides this network's weights and the head."""
     recorded: bool = True
     """The official network of this size has its weights and features in tests/data/<name>.npz."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of its own, which select what the family can do besides its default."""
 
     def __call__(self, **arguments: Any) -> Backbone:
-        return self.family(**{"arch": self.arch} | arguments)
+        return self.family(**{"arch": self.arch, **self.options} | arguments)
 
     def official(self, **arguments: Any) -> Backbone:
         """In the form of the official network, which drops no paths."""
@@ -78,6 +82,20 @@ TOYS = {
         dict(depths=(1, 2, 1, 1), dims=(16, 16, 24, 32)),
         classifier=norms(norm1=16, norm2=16, norm3=24, norm4=32),
     ),
+    "vit": Toy(ViT, dict(COLUMN, pretrain_grid=3), recorded=False),
+    "vit_windows": Toy(
+        ViT,
+        dict(COLUMN, pretrain_grid=3),
+        options=dict(window_size=2, relative_positions=4, pyramid="simple"),
+        recorded=False,
+    ),
+    "dinov2": Toy(
+        DINOv2,
+        dict(COLUMN, pretrain_grid=4, registers=2, gated=True, layer_scale=0.5),
+        options=dict(pyramid="taps"),
+        recorded=False,
+    ),
+    "dinov3": Toy(DINOv3, dict(COLUMN, layer_scale=0.5), recorded=False),
 }
 RECORDED = {name: toy for name, toy in TOYS.items() if toy.recorded}
 """Those to compare with the official networks."""
