@@ -1,0 +1,172 @@
+"""DINOv3: its weights as published by the authors, and in timm's and Hugging Face's naming."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+
+from mm_vitbackbones.checkpoints.key_map import KeyMap, under
+from mm_vitbackbones.checkpoints.layout import Family, Layout, State, Surgery
+from mm_vitbackbones.checkpoints.surgery import rows
+from mm_vitbackbones.checkpoints.tables.columnar import CLASS_TOKENS, MLP, NORMS, NOT_TAPPED, PYRAMID, STEM
+
+REGISTERS = "stem.registers"
+KEY_BIAS = re.compile(r"(classifier\.)?(blocks\.\d+\.attn)\.(k\.bias|bias_mask)")
+
+
+def _without_key_bias(state: State) -> State:
+    """The bias of the keys and its mask, which make nothing of it, are put aside: keys have no bias here."""
+    return {f"classifier.{key}" if KEY_BIAS.fullmatch(key) else key: tensor for key, tensor in state.items()}
+
+
+def _with_key_bias(state: State) -> State:
+    result = {key.removeprefix("classifier.") if KEY_BIAS.fullmatch(key) else key: t for key, t in state.items()}
+    for key, bias in state.items():
+        if found := re.fullmatch(r"(blocks\.\d+\.attn)\.q\.bias", key):
+            zeros = torch.zeros_like(bias)
+            result.setdefault(f"{found[1]}.k.bias", zeros)
+            result.setdefault(f"{found[1]}.bias_mask", torch.cat((zeros + 1, zeros, zeros + 1)))
+    return result
+
+
+def _by_gate(state: State) -> State:
+    """Elsewhere there are the same names for the layers of a network with a gate and of one without."""
+    gated = any(".ffn.w1." in key for key in state)
+    names = (".ffn.w2.", ".ffn.w3.") if gated else (".ffn.fc1.", ".ffn.fc2.")
+    return {key.replace(".ffn.up.", names[0]).replace(".ffn.down.", names[1]): t for key, t in state.items()}
+
+
+def _second_by_place(state: State) -> State:
+    return {re.sub(r"\.ffn\.(w3|fc2)\.", ".ffn.down.", key): t for key, t in state.items()}
+
+
+def _by_place(state: State) -> State:
+    return {re.sub(r"\.ffn\.(w2|fc1)\.", ".ffn.up.", key): t for key, t in _second_by_place(state).items()}
+
+
+SPLIT_QKV = rows("qkv", (("q", 1), ("k", 1), ("v", 1)))
+BLOCK = [*NORMS, ("attn.proj.", "attn.proj."), *MLP]
+GATED = [(f"mlp.w{i}.", f"ffn.w{i}.") for i in (1, 2, 3)]
+
+OFFICIAL = Layout(
+    "official",
+    ("storage_tokens", "blocks.0.attn.qkv.weight", "patch_embed.proj.weight"),
+    KeyMap(
+        [
+            ("patch_embed.proj.", "stem.proj."),
+            ("cls_token", CLASS_TOKENS),
+            ("storage_tokens", REGISTERS),
+            ("rope_embed.periods", "stem.periods"),
+            ("mask_token", "classifier.mask_token"),
+            *under(
+                "blocks.{block}.",
+                "blocks.{block}.",
+                [
+                    *BLOCK,
+                    *GATED,
+                    ("attn.qkv.weight", "attn.qkv.weight"),
+                    ("attn.qkv.bias", "attn.qkv.bias"),
+                    ("attn.qkv.bias_mask", "attn.bias_mask"),
+                    ("ls1.", "ls1."),
+                    ("ls2.", "ls2."),
+                ],
+            ),
+            ("norm.", "norm."),
+            ("local_cls_norm.", "classifier.local_cls_norm."),
+            ("cls_norm.", "classifier.cls_norm."),
+            ("head.", "classifier.head."),
+        ]
+    ),
+    surgery=(SPLIT_QKV, Surgery(_without_key_bias, _with_key_bias)),
+)
+
+TIMM = Layout(
+    "timm",
+    ("reg_token", "blocks.0.attn.qkv.weight", "blocks.0.gamma_1"),
+    KeyMap(
+        [
+            ("patch_embed.proj.", "stem.proj."),
+            ("cls_token", CLASS_TOKENS),
+            ("reg_token", REGISTERS),
+            *under(
+                "blocks.{block}.",
+                "blocks.{block}.",
+                [
+                    *BLOCK[:-2],
+                    ("mlp.fc1.", "ffn.fc1."),
+                    ("mlp.fc1_g.", "ffn.w1."),
+                    ("mlp.fc1_x.", "ffn.w2."),
+                    ("mlp.fc2.", "ffn.down."),
+                    ("attn.qkv.", "attn.qkv."),
+                    ("attn.q_bias", "attn.q.bias"),
+                    ("attn.v_bias", "attn.v.bias"),
+                    ("gamma_1", "ls1.gamma"),
+                    ("gamma_2", "ls2.gamma"),
+                ],
+            ),
+            ("norm.", "norm."),
+            ("head.", "classifier.head."),
+        ]
+    ),
+    surgery=(SPLIT_QKV, Surgery(_by_gate, _second_by_place)),
+)
+
+
+def _hf(prefix: str) -> KeyMap:
+    return KeyMap(
+        [
+            ("embeddings.patch_embeddings.", "stem.proj."),
+            ("embeddings.cls_token", CLASS_TOKENS),
+            ("embeddings.register_tokens", REGISTERS),
+            ("embeddings.mask_token", "classifier.mask_token"),
+            *under(
+                prefix,
+                "blocks.{block}.",
+                [
+                    *NORMS,
+                    ("attention.q_proj.", "attn.q."),
+                    ("attention.k_proj.", "attn.k."),
+                    ("attention.v_proj.", "attn.v."),
+                    ("attention.o_proj.", "attn.proj."),
+                    ("layer_scale1.lambda1", "ls1.gamma"),
+                    ("layer_scale2.lambda1", "ls2.gamma"),
+                    ("mlp.gate_proj.", "ffn.w1."),
+                    ("mlp.up_proj.", "ffn.up."),
+                    ("mlp.down_proj.", "ffn.down."),
+                ],
+            ),
+            ("norm.", "norm."),
+        ]
+    )
+
+
+HUGGINGFACE = Layout(
+    "huggingface",
+    ("layer.0.attention.q_proj.weight", "embeddings.register_tokens", "layer.0.layer_scale1.lambda1"),
+    _hf("layer.{block}."),
+    surgery=(Surgery(_by_gate, _by_place),),
+)
+
+# The names of transformers 5.
+HUGGINGFACE5 = Layout(
+    "huggingface5",
+    ("model.layer.0.attention.q_proj.weight", "embeddings.register_tokens", "model.layer.0.layer_scale1.lambda1"),
+    _hf("model.layer.{block}."),
+    surgery=HUGGINGFACE.surgery,
+)
+
+OURS = Layout(
+    "ours",
+    ("stem.periods", "blocks.0.attn.q.weight"),
+    KeyMap([(f"{name}.", f"{name}.") for name in ("stem", "blocks", "norm", "pyramid", "classifier")]),
+)
+
+FAMILY = Family(
+    "DINOv3",
+    layouts=(OFFICIAL, TIMM, HUGGINGFACE, HUGGINGFACE5, OURS),
+    adapters=(STEM,),
+    # Files in other naming lack the periods, which follow from a formula, and some of them biases that are zero.
+    may_be_fresh=(PYRAMID, r"stem\.periods", r"blocks\.\d+\.attn\.[qv]\.bias"),
+    level_only=NOT_TAPPED,
+)
