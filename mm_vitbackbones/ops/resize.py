@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,11 +27,14 @@ def resize_cells(grid: Tensor, cell: float, stride: int, size: tuple[int, int]) 
     begin at pixel 0; what ``size`` does not need is left out, and what it lacks repeats the last row or column."""
     height, width = size
     if cell != stride:
-        scale = cell / stride
-        # The resize gives no more cells than the grid covers: one more row and column, equal to the last, cover all.
-        maps = F.pad(grid.permute(0, 3, 1, 2), (0, 1, 0, 1), mode="replicate")
+        # The resize gives no more cells than the grid covers: further rows and columns, equal to the last, cover all.
+        bottom, right = (
+            max(0, math.ceil(after * stride / cell) - before)
+            for before, after in zip(grid.shape[1:3], size, strict=True)
+        )
+        maps = F.pad(grid.permute(0, 3, 1, 2), (0, right, 0, bottom), mode="replicate")
         # By the scale and not by sizes, so that the centres of cells are where they belong.
-        maps = F.interpolate(maps, scale_factor=scale, mode="bilinear", align_corners=False)
+        maps = F.interpolate(maps, scale_factor=cell / stride, mode="bilinear", align_corners=False)
         grid = maps.permute(0, 2, 3, 1)
     return grid if grid.shape[1:3] == (height, width) else grid[:, :height, :width]
 

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 from helpers.toys import PIT, TOYS
 from mm_vitbackbones.backbones import PVT, Backbone, CoaT, PiT, PVTv2
 from mm_vitbackbones.backbones.base import Level, Part
+from mm_vitbackbones.backbones.columnar import ColumnarBackbone
 from mm_vitbackbones.build import families
 from mm_vitbackbones.layers import DropPath, Recomputable
 from mm_vitbackbones.ops import memory
@@ -24,6 +25,10 @@ from mm_vitbackbones.registry import BACKBONES, MODELS
 
 VARIANTS = [(family, arch) for family in families().values() for arch in family.archs]
 toys = pytest.mark.parametrize("toy", TOYS.values(), ids=TOYS.keys())
+def blocks_of(backbone: Backbone) -> list[Part]:
+    return [part for part in backbone.parts() if part.kind == "block"]
+
+
 SUBSETS = [subset for n in (1, 2, 3, 4) for subset in itertools.combinations(range(4), n)]
 
 PARAMETERS = {  # of the dense forms, as the authors' own code counts them
@@ -66,6 +71,43 @@ PARAMETERS = {  # of the dense forms, as the authors' own code counts them
     "Swin large": 194_998_164,
     "Swin base_w12": 86_880_376,
     "Swin large_w12": 195_201_204,
+    # ViT without the final norm, which only some dense heads have; DINOv3 without the bias of the keys, which is
+    # masked, and the norm that its 7b has for training alone.
+    "ViT tiny": 5_524_032,
+    "ViT small": 21_664_896,
+    "ViT base": 85_797_120,
+    "ViT tiny_distilled": 5_524_416,
+    "ViT small_distilled": 21_665_664,
+    "ViT base_distilled": 85_798_656,
+    "ViT deit3_small": 21_673_728,
+    "ViT deit3_medium": 38_335_488,
+    "ViT deit3_base": 85_814_784,
+    "ViT deit3_large": 303_347_712,
+    "ViT deit3_huge": 630_842_880,
+    "ViT small_p8": 21_669_504,
+    "ViT base_p8": 85_806_336,
+    "ViT base_384": 86_088_960,
+    "ViT base_distilled_384": 86_090_496,
+    "ViT deit3_small_384": 21_819_648,
+    "ViT deit3_base_384": 86_106_624,
+    "ViT deit3_large_384": 303_736_832,
+    "ViT large": 303_299_584,
+    "ViT huge": 630_762_240,
+    "DINOv2 small": 22_056_192,
+    "DINOv2 base": 86_579_712,
+    "DINOv2 large": 304_367_616,
+    "DINOv2 giant": 1_136_479_232,
+    "DINOv2 small_reg": 22_057_728,
+    "DINOv2 base_reg": 86_582_784,
+    "DINOv2 large_reg": 304_371_712,
+    "DINOv2 giant_reg": 1_136_485_376,
+    "DINOv3 small": 21_600_768 - 4_608,
+    "DINOv3 small_plus": 28_697_088 - 4_608,
+    "DINOv3 base": 85_668_864 - 9_216,
+    "DINOv3 large": 303_153_152 - 24_576,
+    "DINOv3 large_plus": 403_914_752 - 24_576,
+    "DINOv3 huge_plus": 840_632_320 - 40_960,
+    "DINOv3 7b": 6_716_039_168 - 8_192,
 }
 
 
@@ -156,13 +198,13 @@ def test_frozen_stages_get_no_gradients_and_stay_in_eval_mode(toy, frozen_stages
         frozen = {name for name, p in backbone.named_parameters() if not p.requires_grad}
         names = [name for name, _ in backbone.named_parameters()]
         stem = {n for n in names if n.startswith(("stages.0.patch_embed", "stages.0.position", "stem."))}
-        stages = {n for n in names if n.startswith("stages.") and int(n.split(".")[1]) < frozen_stages}
-        # What follows the last stage, PiT's upsampling and CoaT's parallel blocks, is frozen with it.
-        last = {n for n in names if n.startswith(("upsample.", "parallel_blocks.")) and frozen_stages == 4}
+        stages = {n for n in names if n.startswith(("stages.", "blocks.")) and int(n.split(".")[1]) < frozen_stages}
+        # What follows the last stage, PiT's upsampling, CoaT's parallel blocks and the norm of ViT, is frozen with it.
+        last = {n for n in names if n.startswith(("upsample.", "parallel_blocks.", "norm.")) and frozen_stages == 4}
         assert frozen == (set() if frozen_stages == -1 else stem | stages | last)
         assert backbone.train() is backbone
-        for i, stage in enumerate(backbone.stages):
-            assert stage.blocks[0].training == (i >= frozen_stages)
+        for part in blocks_of(backbone):
+            assert part.modules[0].training == (part.stage >= frozen_stages)
     image = torch.randn(1, 3, 64, 64)
     if frozen_stages < 4:
         total(backbone(image)).backward()
@@ -231,8 +273,9 @@ def test_features_are_the_maps_as_grids_with_class_tokens(toy, out_indices):
         maps, levels = backbone(image), backbone.features(image)
     for level, expected in zip(levels, maps, strict=True):
         assert torch.equal(level.grid.permute(0, 3, 1, 2), expected)
-        if isinstance(backbone, (PiT, CoaT)):
-            assert level.class_tokens.shape == (2, getattr(backbone.arch, "num_tokens", 1), expected.shape[1])
+        if isinstance(backbone, (PiT, CoaT)) or getattr(backbone, "num_tokens", 0):
+            count = getattr(backbone, "num_tokens", None) or getattr(backbone.arch, "num_tokens", 1)
+            assert level.class_tokens.shape == (2, count, expected.shape[1])
         else:
             assert level.class_tokens is None
 
@@ -251,10 +294,12 @@ def test_features_of_blocks_are_what_the_blocks_give(toy):
     assert torch.equal(last.grid, every[-1].grid)
     assert len(every) == len(blocks) + 2 * getattr(backbone.arch, "parallel_depth", 0)
     sides = {level.grid.shape[1:3] for level in levels}
-    assert {level.grid.shape[1:3] for level in every} == sides - (
-        {levels[0].grid.shape[1:3]} if isinstance(backbone, PiT) else set()
-    )
-    if not hasattr(backbone.stages[-1], "norm"):
+    if isinstance(backbone, PiT):
+        sides -= {levels[0].grid.shape[1:3]}
+    if isinstance(backbone, ColumnarBackbone):
+        sides = {tuple(math.ceil(side / backbone.patch_size) for side in (70, 90))}
+    assert {level.grid.shape[1:3] for level in every} == sides
+    if not any(part.kind in ("close", "pyramid") and part.stage == blocks[-1].stage for part in backbone.parts()):
         assert torch.equal(last.grid, levels[-1].grid)
         assert (last.class_tokens is None) or torch.equal(last.class_tokens, levels[-1].class_tokens)
     assert [block.modules[0]._forward_hooks for block in blocks] == before
@@ -310,6 +355,9 @@ DROP_PATH = {
     "MiT": linear_to_the_last,  # MMSegmentation's mit.py: linspace from 0 to the rate
     "Swin": linear_to_the_last,  # microsoft/Swin-Transformer, models/swin_transformer.py: linspace
     "PiT": linear_below_the_last,  # naver-ai/pit, pit.py: rate * i / (number of blocks)
+    "ViT": linear_to_the_last,  # facebookresearch/deit, models.py, and detectron2's vit.py: linspace from 0 to the rate
+    "DINOv2": constant,  # facebookresearch/dinov2: drop_path_uniform
+    "DINOv3": constant,  # the same
     "CoaT": constant,  # mlpc-ucsd/CoaT, src/models/coat.py: one rate, in serial and parallel blocks
 }
 """The official rule of each family."""
@@ -401,19 +449,25 @@ def test_optimizer_rules_of_mmengine_take_each_parameter_once(toy):
     for (name, p), (_, rate, decay) in zip(backbone.named_parameters(), groups, strict=True):
         embeds = "patch_embed" in name
         assert rate == (0.1 if embeds else 1.0)
-        assert decay == (1.0 if embeds or p.dim() > 1 else 0.0)
+        assert decay == (1.0 if embeds or p.dim() > 1 or name.endswith("gamma") else 0.0)
 
 
 @toys
 @pytest.mark.parametrize("out_indices", [(0, 1, 2, 3), (1, 2)], ids=str)
 def test_layer_depths_rise_from_the_stem_to_the_last_block(toy, out_indices):
     backbone = toy(out_indices=out_indices)
-    serial = [(f"stages.{i}.", len(stage.blocks)) for i, stage in enumerate(backbone.stages)]
+    columnar = isinstance(backbone, ColumnarBackbone)
+    serial = (
+        [("", len(backbone.blocks))]
+        if columnar
+        else [(f"stages.{i}.", len(stage.blocks)) for i, stage in enumerate(backbone.stages)]
+    )
     names = [name for name, _ in backbone.named_parameters()]
     depths = {name: backbone.get_layer_depth(f"backbone.{name}", "backbone.") for name in names}
     count = sum(blocks for _, blocks in serial) + len(getattr(backbone, "parallel_blocks", ())) + 2
     assert {total for _, total in depths.values()} == {count}
-    assert {depth for depth, _ in depths.values()} == {*range(count - 1)}
+    # A pyramid has the depth of what follows the backbone.
+    assert {depth for depth, _ in depths.values()} == {*range(count if "pyramid" in str(names) else count - 1)}
     first = 1
     for prefix, blocks in serial:
         for j in range(blocks):
@@ -444,7 +498,7 @@ def test_block_and_backbone_compile_to_one_graph(toy):
     torch._dynamo.reset()  # the limit of recompilations counts those of other tests too
     torch.manual_seed(7)
     backbone, image = toy().eval(), torch.randn(1, 3, 64, 96)
-    block, inputs = backbone.stages[0].blocks[0], []
+    block, inputs = blocks_of(backbone)[0].modules[0], []
     hook = block.register_forward_pre_hook(lambda block, given: inputs.extend(given))
     with torch.no_grad():
         backbone(image)
@@ -457,7 +511,7 @@ def test_block_and_backbone_compile_to_one_graph(toy):
         for a, b in zip(whole(image), backbone(image), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
     backbone.train()
-    trained = torch.compile(backbone.stages[0].blocks[0], fullgraph=True, backend="aot_eager")
+    trained = torch.compile(block, fullgraph=True, backend="aot_eager")
     tree_leaves(trained(*inputs))[-1].sum().backward()
 
 

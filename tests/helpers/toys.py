@@ -82,7 +82,7 @@ TOYS = {
         dict(depths=(1, 2, 1, 1), dims=(16, 16, 24, 32)),
         classifier=norms(norm1=16, norm2=16, norm3=24, norm4=32),
     ),
-    "vit": Toy(ViT, dict(COLUMN, pretrain_grid=3), recorded=False),
+    "vit": Toy(ViT, dict(COLUMN, pretrain_grid=3), options=dict(pyramid="taps"), recorded=False),
     "vit_windows": Toy(
         ViT,
         dict(COLUMN, pretrain_grid=3),
@@ -90,10 +90,7 @@ TOYS = {
         recorded=False,
     ),
     "dinov2": Toy(
-        DINOv2,
-        dict(COLUMN, pretrain_grid=4, registers=2, gated=True, layer_scale=0.5),
-        options=dict(pyramid="taps"),
-        recorded=False,
+        DINOv2, dict(COLUMN, pretrain_grid=4, registers=2, gated=True, layer_scale=0.5), recorded=False
     ),
     "dinov3": Toy(DINOv3, dict(COLUMN, layer_scale=0.5), recorded=False),
 }
