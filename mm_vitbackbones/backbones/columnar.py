@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from mm_vitbackbones.backbones.base import STRIDES, Backbone, Level, Part
-from mm_vitbackbones.backbones.checks import Count, Rate
+from mm_vitbackbones.backbones.checks import Count, Rate, fits
 from mm_vitbackbones.errors import ArgumentError
 from mm_vitbackbones.layers import PYRAMIDS, Block, ChannelsLastConv2d, LayerNorm, Pyramid, pad_to_multiple
 from mm_vitbackbones.layers.drop_path import check_drop_path_rate, drop_path_rates
@@ -97,21 +97,23 @@ class ColumnarBackbone(Backbone):
         self.arch = self.resolve_arch(self.default_arch if arch is None else arch)
         depth, dim = self.arch.depth, self.arch.dim
         self.patch_size = patch_size or self.arch.patch_size
-        if pyramid is not None and pyramid not in PYRAMIDS:
+        if pyramid is not None and not (isinstance(pyramid, str) and pyramid in PYRAMIDS):
             raise ArgumentError(f"pyramid={pyramid!r}: give {', '.join(map(repr, PYRAMIDS))} or None")
-        if stem not in STEMS:
+        if not isinstance(stem, str) or stem not in STEMS:
             raise ArgumentError(f"stem={stem!r}: give {' or '.join(map(repr, STEMS))}")
         if stem == "published" and pyramid is not None:
-            raise ArgumentError("stem='published' leaves pixels out, and a pyramid needs them: give pyramid=None as well")
+            raise ArgumentError(
+                "stem='published' leaves pixels out, and a pyramid needs them: give pyramid=None as well"
+            )
         self.taps = self._taps(taps, pyramid)
         strides = STRIDES if pyramid else (self.patch_size,) * len(self.taps)
         out_indices = tuple(range(len(strides)) if out_indices is None else out_indices)
         asked = {i: stride for i, stride in enumerate(strides) if i in out_indices}
         built = PYRAMIDS[pyramid](dim, self.patch_size, asked) if pyramid else None
         channels = (built.dim if built else dim,) * len(strides)
-        if frozen_stages == "all":
+        if isinstance(frozen_stages, str) and frozen_stages == "all":
             frozen_stages = depth
-        if isinstance(frozen_stages, str):
+        if not fits(frozen_stages, int):
             raise ArgumentError(f"frozen_stages={frozen_stages!r}: give -1 (none), 'all', or 0 to {depth}")
         super().__init__(
             channels, in_channels, out_indices, frozen_stages, norm_eval, with_cp, init_cfg, strides, stages=depth
@@ -134,7 +136,9 @@ class ColumnarBackbone(Backbone):
             taps = [depth - 1] if one else self.arch.taps or ends_of_quarters(depth)
         blocks = [tap + depth if tap < 0 else tap for tap in taps]
         if not blocks or any(i not in range(depth) for i in blocks) or sorted(set(blocks)) != blocks:
-            raise ArgumentError(f"taps={taps!r}: give ascending blocks out of {depth}, counted from 0, or -1 for the last")
+            raise ArgumentError(
+                f"taps={taps!r}: give ascending blocks out of {depth}, counted from 0, or -1 for the last"
+            )
         counts = {None: range(1, depth + 1), "simple": [1]}.get(pyramid, [1, len(STRIDES)])
         if len(blocks) not in counts:
             raise ArgumentError(f"taps={taps!r} and pyramid={pyramid!r}: give {' or '.join(map(str, counts))} of them")
@@ -179,7 +183,9 @@ class ColumnarBackbone(Backbone):
     def sides_of(self, image: Tensor) -> tuple[int, int]:
         """Rows and columns of patches, of an image (B, H, W, Cin)."""
         stem = cast(PatchStem, self.stem)
-        height, width = (side // self.patch_size if stem.multiple == 1 else -(-side // self.patch_size) for side in image.shape[1:3])
+        height, width = (
+            side // self.patch_size if stem.multiple == 1 else -(-side // self.patch_size) for side in image.shape[1:3]
+        )
         return height, width
 
     def _level(self, x: Tensor, sides: Sequence[int]) -> Level:

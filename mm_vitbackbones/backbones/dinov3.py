@@ -15,7 +15,7 @@ from typing import Annotated, Any, final
 import torch
 from torch import Tensor, nn
 
-from mm_vitbackbones.backbones.checks import Above, Minimum, check_heads, check_spec
+from mm_vitbackbones.backbones.checks import Above, Count, Minimum, check_heads, check_spec
 from mm_vitbackbones.backbones.columnar import ColumnarBackbone, PatchStem
 from mm_vitbackbones.layers import Block, FeedForward, GatedFeedForward, RotaryAttention, init_linears_and_norms
 from mm_vitbackbones.ops import rotary
@@ -31,7 +31,7 @@ class Arch:
     dim: int
     num_heads: int
     depth: int = 12
-    hidden_dim: int | None = None
+    hidden_dim: Count | None = None
     """Of the feed-forward network; None for four times the channels."""
     gated: bool = False
     """SwiGLU in place of the feed-forward network."""

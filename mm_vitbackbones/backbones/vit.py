@@ -160,7 +160,7 @@ class ViT(ColumnarBackbone):
         init_cfg: Any = None,
     ) -> None:
         spec: Arch = self.resolve_arch(arch)
-        if positions not in POSITIONS:
+        if not isinstance(positions, str) or positions not in POSITIONS:
             raise ArgumentError(f"positions={positions!r}: give {' or '.join(map(repr, POSITIONS))}")
         if window_size is None and global_blocks is not None:
             raise ArgumentError(f"global_blocks={global_blocks!r}: without window_size all blocks are global")

@@ -207,7 +207,7 @@ def test_hooks_reach_every_module_that_has_weights_and_every_stage_and_block_onc
     calls, network = run_with_hooks(toy, mode)[0], random_network(toy)
     assert [name for name, module in network.named_modules() if module._parameters and not calls.ended[name]] == []
     stages_and_blocks = [name for name, _ in network.named_modules() if re.search(r"(stages|blocks)\.\d+$", name)]
-    assert len(stages_and_blocks) > 6
+    assert len(stages_and_blocks) >= 4
     assert {name: calls.ended[name] for name in stages_and_blocks} == dict.fromkeys(stages_and_blocks, 1)
 
 

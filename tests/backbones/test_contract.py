@@ -25,6 +25,8 @@ from mm_vitbackbones.registry import BACKBONES, MODELS
 
 VARIANTS = [(family, arch) for family in families().values() for arch in family.archs]
 toys = pytest.mark.parametrize("toy", TOYS.values(), ids=TOYS.keys())
+
+
 def blocks_of(backbone: Backbone) -> list[Part]:
     return [part for part in backbone.parts() if part.kind == "block"]
 
@@ -336,17 +338,17 @@ def test_drop_path_drops_whole_samples_in_training_only(toy):
 
 
 def linear_to_the_last(rate, backbone):
-    count = sum(backbone.arch.depths)
+    count = len(blocks_of(backbone))
     return [rate * i / (count - 1) for i in range(count)]
 
 
 def linear_below_the_last(rate, backbone):
-    count = sum(backbone.arch.depths)
+    count = len(blocks_of(backbone))
     return [rate * i / count for i in range(count)]
 
 
 def constant(rate, backbone):
-    return [rate] * (sum(backbone.arch.depths) + backbone.arch.parallel_depth)
+    return [rate] * len(blocks_of(backbone))
 
 
 DROP_PATH = {

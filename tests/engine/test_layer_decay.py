@@ -47,13 +47,14 @@ def test_rates_halve_with_each_depth(toy):
     model = Detector(toy)
     found, groups = settings(model, **RULES)
     assert found.keys() == dict(model.named_parameters()).keys()
+    norms = tuple(f"{n}." for n, part in model.named_modules() if isinstance(part, (nn.LayerNorm, nn.BatchNorm2d)))
     for name, (rate, decay) in found.items():
         if name.startswith("head."):
             assert rate == 1.0
         else:
             depth, count = model.backbone.get_layer_depth(name, "backbone.")
             assert rate == pytest.approx(0.5 ** (count - 1 - depth))
-        spared = name.endswith(".bias") or ".norm" in name
+        spared = name.endswith(".bias") or name.startswith(norms)
         assert decay == (0.0 if spared else 0.1), name
     assert groups == len(set(found.values()))
 

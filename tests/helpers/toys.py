@@ -82,16 +82,14 @@ TOYS = {
         dict(depths=(1, 2, 1, 1), dims=(16, 16, 24, 32)),
         classifier=norms(norm1=16, norm2=16, norm3=24, norm4=32),
     ),
-    "vit": Toy(ViT, dict(COLUMN, pretrain_grid=3), options=dict(pyramid="taps"), recorded=False),
+    "vit": Toy(ViT, dict(COLUMN, pretrain_grid=3), options=dict(pyramid="taps", norm_eval=True), recorded=False),
     "vit_windows": Toy(
         ViT,
         dict(COLUMN, pretrain_grid=3),
         options=dict(window_size=2, relative_positions=4, pyramid="simple"),
         recorded=False,
     ),
-    "dinov2": Toy(
-        DINOv2, dict(COLUMN, pretrain_grid=4, registers=2, gated=True, layer_scale=0.5), recorded=False
-    ),
+    "dinov2": Toy(DINOv2, dict(COLUMN, pretrain_grid=4, registers=2, gated=True, layer_scale=0.5), recorded=False),
     "dinov3": Toy(DINOv3, dict(COLUMN, layer_scale=0.5), recorded=False),
 }
 RECORDED = {name: toy for name, toy in TOYS.items() if toy.recorded}

@@ -80,7 +80,9 @@ def _gate_of_fc1(state: State) -> State:
 
 
 def _fc1_of_gate(state: State) -> State:
-    return {re.sub(r"\.ffn\.w12\.", ".ffn.fc1.", re.sub(r"\.ffn\.w3\.", ".ffn.fc2.", key)): t for key, t in state.items()}
+    return {
+        re.sub(r"\.ffn\.w12\.", ".ffn.fc1.", re.sub(r"\.ffn\.w3\.", ".ffn.fc2.", key)): t for key, t in state.items()
+    }
 
 
 STEM_NAMES = [("patch_embed.proj.", "stem.proj."), ("pos_embed", TABLE), ("cls_token", CLASS_TOKENS)]

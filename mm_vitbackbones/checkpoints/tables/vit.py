@@ -52,7 +52,9 @@ for _level, _layers in _SIMPLE.items():
     for _number, _ours in _layers.items():
         _theirs, _ours = f"simfp_{_level}.{_number}.", f"pyramid.{_ours}."
         _convolution = "projections" in _ours
-        _PYRAMID += [(f"{_theirs}{_part}", f"{_ours}{_part}") for _part in ("weight", "bias")[: 1 if _convolution else 2]]
+        _PYRAMID += [
+            (f"{_theirs}{_part}", f"{_ours}{_part}") for _part in ("weight", "bias")[: 1 if _convolution else 2]
+        ]
         if _convolution:
             _norm = f"{_ours[:-2]}{int(_ours[-2]) + 1}."
             _PYRAMID.append((f"{_theirs}norm.", _norm))
@@ -90,9 +92,7 @@ OFFICIAL = Layout(
     KeyMap(
         [
             *STEM_NAMES,
-            *under(
-                "blocks.{block}.", "blocks.{block}.", [*BLOCK, ("gamma_1", "ls1.gamma"), ("gamma_2", "ls2.gamma")]
-            ),
+            *under("blocks.{block}.", "blocks.{block}.", [*BLOCK, ("gamma_1", "ls1.gamma"), ("gamma_2", "ls2.gamma")]),
             ("norm.", "norm."),
             *_PYRAMID,
             *CLASSIFIER,
@@ -131,7 +131,11 @@ JOIN_QKV = inverse(rows("qkv", (("q", 1), ("k", 1), ("v", 1))))
 
 HUGGINGFACE = Layout(
     "huggingface",
-    ("encoder.layer.0.attention.attention.query.weight", "embeddings.position_embeddings", "encoder.layer.0.layernorm_before.weight"),
+    (
+        "encoder.layer.0.attention.attention.query.weight",
+        "embeddings.position_embeddings",
+        "encoder.layer.0.layernorm_before.weight",
+    ),
     KeyMap(
         [
             *HUGGINGFACE_STEM,
