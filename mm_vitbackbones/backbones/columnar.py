@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from mm_vitbackbones.backbones.base import STRIDES, Backbone, Level, Part
 from mm_vitbackbones.backbones.checks import Count, Rate, fits
 from mm_vitbackbones.errors import ArgumentError
-from mm_vitbackbones.layers import PYRAMIDS, Block, ChannelsLastConv2d, LayerNorm, Pyramid, pad_to_multiple
+from mm_vitbackbones.layers import PYRAMIDS, Block, ChannelsLastConv2d, LayerNorm, pad_to_multiple
 from mm_vitbackbones.layers.drop_path import check_drop_path_rate, drop_path_rates
 from mm_vitbackbones.ops import joint, memory
 
@@ -63,7 +63,7 @@ class ColumnarBackbone(Backbone):
     out_indices: default: all levels.
     frozen_stages: each block is a stage: n freezes the stem and the first n blocks. ``"all"``: all but the pyramid.
 
-    Where nothing before the pyramid trains, it runs without autograd, and keeps nothing for the backward pass.
+    Where nothing before the pyramid trains, it keeps nothing for the backward pass.
 
     Raises:
         ArgumentError: besides what ``Backbone`` raises, for taps that do not exist or do not suit the pyramid.
@@ -116,7 +116,15 @@ class ColumnarBackbone(Backbone):
         if not fits(frozen_stages, int):
             raise ArgumentError(f"frozen_stages={frozen_stages!r}: give -1 (none), 'all', or 0 to {depth}")
         super().__init__(
-            channels, in_channels, out_indices, frozen_stages, norm_eval, with_cp, init_cfg, strides, stages=depth
+            channels,
+            in_channels,
+            out_indices,
+            cast(int, frozen_stages),
+            norm_eval,
+            with_cp,
+            init_cfg,
+            strides,
+            stages=depth,
         )
         used = [self._tap_of(level) for level in self.out_indices]
         check_drop_path_rate(drop_path_rate)

@@ -4,7 +4,7 @@ Dosovitskiy et al., ICLR 2021, arXiv:2010.11929. One class for the weights of
 
 - DeiT (Touvron et al., ICML 2021, arXiv:2012.12877), with and without a distillation token;
 - DeiT III (Touvron et al., ECCV 2022, arXiv:2204.07118): layer scale, and no position for the class token;
-- DINO (Caron et al., ICCV 2021, arXiv:2104.14294), whose positions are resized with an offset (``positions``);
+- DINO (Caron et al., ICCV 2021, arXiv:2104.14294), whose positions are resized in a way of their own (``positions``);
 - MAE (He et al., CVPR 2022, arXiv:2111.06377);
 - ViTDet (Li et al., ECCV 2022, arXiv:2203.16527): windows, blocks that attend globally, relative positions, and no class
   token in the blocks.
@@ -72,7 +72,7 @@ class Arch:
 
 TINY, SMALL, BASE = Arch(192, 3), Arch(384, 6), Arch(768, 12)
 LARGE, HUGE = Arch(1024, 16, depth=24), Arch(1280, 16, depth=32, patch_size=14, pretrain_grid=16)
-DEIT3 = dict(token_positions=False, layer_scale=1e-4, drop_paths_grow=False)
+DEIT3: dict[str, Any] = dict(token_positions=False, layer_scale=1e-4, drop_paths_grow=False)
 ARCHS = {"tiny": TINY, "small": SMALL, "base": BASE, "large": LARGE, "huge": HUGE}
 ARCHS |= {f"{name}_p8": replace(ARCHS[name], patch_size=8, pretrain_grid=28) for name in ("small", "base")}
 ARCHS |= {"base_384": replace(BASE, pretrain_grid=24)}

@@ -1,8 +1,7 @@
-"""Attention of tokens: over a reduced grid (PVT, PVTv2, MiT), over all tokens (PiT, ViT), with positions (DINOv3, ViTDet)."""
+"""Attention over a reduced grid (PVT, PVTv2, MiT), over all tokens (PiT, ViT), and with positions (DINOv3, ViTDet)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -118,8 +117,7 @@ class RelativeAttention(nn.Module):
 
     def forward(self, grid: Tensor) -> Tensor:
         if self.window_size is None:
-            sides = grid.shape[1:3]
-            out = self.attend(linear.linear(grid.flatten(1, 2), self.qkv), self.distances(*sides), sides)
+            out = self.attend(linear.linear(grid.flatten(1, 2), self.qkv), self.distances(*grid.shape[1:3]))
             return linear.linear(out, self.proj).view_as(grid)
         side = self.window_size
         tables = self.distances(side, side)
@@ -127,15 +125,17 @@ class RelativeAttention(nn.Module):
         bias = grid.new_empty(1) if tables is None else torch.stack(tables).unsqueeze(0)
 
         def attend(qkv: Tensor, bias: Tensor, _: Any = None) -> Tensor:
-            return self.attend(qkv, None if tables is None else tuple(bias[0]), (side, side))
+            return self.attend(qkv, None if tables is None else (bias[0, 0], bias[0, 1]))
 
         return windows.attention(grid, self.qkv, attend, self.proj, bias, side, shift=0)
 
-    def attend(self, qkv: Tensor, tables: tuple[Tensor, ...] | None, sides: Sequence[int]) -> Tensor:
+    def attend(self, qkv: Tensor, tables: tuple[Tensor, Tensor] | None) -> Tensor:
         """(K, H * W, 3C) -> (K, H * W, C)."""
         if tables is None:
-            return attention.attend(*qkv.chunk(3, dim=-1), self.num_heads)
-        return attention.attend_by_distance(qkv, *tables, self.num_heads)
+            query, key, value = qkv.chunk(3, dim=-1)
+            return attention.attend(query, key, value, self.num_heads)
+        rows, columns = tables
+        return attention.attend_by_distance(qkv, rows, columns, self.num_heads)
 
     def distances(self, height: int, width: int) -> tuple[Tensor, Tensor] | None:
         """For each pair of rows, and of columns, the vector of their distance: (H, H, d) and (W, W, d)."""

@@ -1,4 +1,4 @@
-"""ViT, DINOv2 and DINOv3 against recorded networks of their authors, and what is particular to networks of one width."""
+"""ViT, DINOv2 and DINOv3 against recorded networks of their authors, and what these networks alone have."""
 
 from __future__ import annotations
 

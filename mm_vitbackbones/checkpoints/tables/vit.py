@@ -1,4 +1,4 @@
-"""ViT: its weights as published by the authors of DeiT, DeiT III, DINO, MAE and ViTDet, and in other projects' naming."""
+"""ViT: its weights as the authors of DeiT, DeiT III, DINO, MAE and ViTDet publish them, and in other naming."""
 
 from __future__ import annotations
 
