@@ -6,8 +6,7 @@ Dosovitskiy et al., ICLR 2021, arXiv:2010.11929. One class for the weights of
 - DeiT III (Touvron et al., ECCV 2022, arXiv:2204.07118): layer scale, and no position for the class token;
 - DINO (Caron et al., ICCV 2021, arXiv:2104.14294), whose positions are resized in a way of their own (``positions``);
 - MAE (He et al., CVPR 2022, arXiv:2111.06377);
-- ViTDet (Li et al., ECCV 2022, arXiv:2203.16527): windows, blocks that attend globally, relative positions, and no class
-  token in the blocks.
+- ViTDet (Li et al., ECCV 2022, arXiv:2203.16527): windows, global blocks, relative positions, and no class token.
 
     x = patches + positions;  x = x + attn(norm1(x));  x = x + ffn(norm2(x))
 """

@@ -31,10 +31,15 @@ class Licence:
 APACHE = Licence("Apache-2.0")
 MIT_LICENCE = Licence("MIT")
 NVIDIA = Licence("NVIDIA Source Code License", commercial=False)
+CC_BY_NC = Licence("CC BY-NC 4.0", commercial=False)
+DINOV3 = Licence("DINOv3 License")
 
 IN1K = "ImageNet-1k"
 IN22K = "ImageNet-22k"
 IN22K_TO_1K = "ImageNet-22k, then ImageNet-1k"
+IN21K_TO_1K = "ImageNet-21k, then ImageNet-1k"
+UNLABELLED = "ImageNet-1k without labels"
+LVD142M, LVD1689M, SAT493M = "LVD-142M without labels", "LVD-1689M without labels", "SAT-493M without labels"
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,8 @@ class PublishedFile:
         size: side of the training images, in pixels.
         top1: accuracy on ImageNet-1k in percent, from the paper; None for files that do not predict its classes.
         sha256: the first digits of the file's SHA-256, as the file name carries them; empty where it carries none.
+        gated: whether its publisher gives it only to those who have accepted its licence; then the URL is the page
+            where they do.
     """
 
     family: str
@@ -64,6 +71,7 @@ class PublishedFile:
     size: int = 224
     top1: float | None = None
     sha256: str = ""
+    gated: bool = False
 
     @property
     def file_name(self) -> str:
@@ -75,6 +83,8 @@ _PVT = "https://github.com/whai362/PVT/releases/download/v2"
 _SEGFORMER = "https://download.openmmlab.com/mmsegmentation/v0.5/pretrain/segformer"
 _SWIN = "https://github.com/SwinTransformer/storage/releases/download"
 _SWIN_OPENMMLAB = "https://download.openmmlab.com/mmsegmentation/v0.5/pretrain/swin"
+_META = "https://dl.fbaipublicfiles.com"
+_DINOV3 = "https://huggingface.co/facebook"
 _COAT = "https://vcl.ucsd.edu/coat/pretrained"
 _TIMM = "https://huggingface.co/timm"
 
@@ -114,6 +124,43 @@ def _coat(arch: str, top1: float, sha256: str, name: str = "imagenet1k") -> Publ
     size = _size(name)
     url = f"{_COAT}/coat_{arch}{f'_{size}x{size}' if size != 224 else ''}_{sha256}.pth"
     return PublishedFile("CoaT", arch, name, url, APACHE, _AUTHORS, size=size, top1=top1, sha256=sha256)
+
+
+def _deit(arch: str, file: str, sha256: str, top1: float, name: str = "imagenet1k") -> PublishedFile:
+    url = f"{_META}/deit/deit_{file}-{sha256}.pth"
+    return PublishedFile("ViT", arch, name, url, APACHE, _AUTHORS, size=_size(name), top1=top1, sha256=sha256)
+
+
+def _deit3(arch: str, data: str, top1: float | None = None) -> PublishedFile:
+    kind, _, size = arch.removeprefix("deit3_").partition("_")
+    file = f"deit_3_{kind}_{size or 224}_{data}{'_v1' if (kind, data) == ('huge', '21k') else ''}"
+    name = ("imagenet1k" if data == "1k" else "imagenet21k_to_1k") + (f"_{size}" if size else "")
+    trained = IN1K if data == "1k" else IN21K_TO_1K
+    return PublishedFile(
+        "ViT", arch, name, f"{_META}/deit/{file}.pth", APACHE, _AUTHORS, trained, int(size or 224), top1
+    )
+
+
+def _dino(arch: str, file: str) -> PublishedFile:
+    url = f"{_META}/dino/dino_{file}_pretrain/dino_{file}_pretrain.pth"
+    return PublishedFile("ViT", arch, "dino", url, APACHE, _AUTHORS, UNLABELLED)
+
+
+def _mae(arch: str) -> PublishedFile:
+    url = f"{_META}/mae/pretrain/mae_pretrain_vit_{arch}.pth"
+    return PublishedFile("ViT", arch, "mae", url, CC_BY_NC, _AUTHORS, UNLABELLED)
+
+
+def _dinov2(arch: str) -> PublishedFile:
+    name = f"dinov2_vit{arch[0]}14"
+    url = f"{_META}/dinov2/{name}/{name}{'_reg4' if arch.endswith('_reg') else ''}_pretrain.pth"
+    return PublishedFile("DINOv2", arch, "lvd142m", url, APACHE, _AUTHORS, LVD142M, size=518)
+
+
+def _dinov3(arch: str, file: str, data: str = LVD1689M) -> PublishedFile:
+    name = data.partition(" ")[0].replace("-", "").lower()
+    url = f"{_DINOV3}/dinov3-{file}-pretrain-{name}"
+    return PublishedFile("DINOv3", arch, name, url, DINOV3, _AUTHORS, data, size=256, gated=True)
 
 
 def _data(name: str) -> str:
@@ -182,6 +229,53 @@ FILES = (
     _coat("lite_small", 81.9, "8d362f48"),
     _coat("lite_medium", 83.6, "a750cd63"),
     _coat("lite_medium", 84.5, "f9129688", "imagenet1k_384"),
+    _deit("tiny", "tiny_patch16_224", "a1311bcf", 72.2),
+    _deit("small", "small_patch16_224", "cd65a155", 79.9),
+    _dino("small", "deitsmall16"),
+    _deit("base", "base_patch16_224", "b5f2ef4d", 81.8),
+    _dino("base", "vitbase16"),
+    _mae("base"),
+    _mae("large"),
+    _mae("huge"),
+    _dino("small_p8", "deitsmall8"),
+    _dino("base_p8", "vitbase8"),
+    _deit("base_384", "base_patch16_384", "8de9b5d1", 82.9, "imagenet1k_384"),
+    _deit("tiny_distilled", "tiny_distilled_patch16_224", "b40b3cf7", 74.5),
+    _deit("small_distilled", "small_distilled_patch16_224", "649709d9", 81.2),
+    _deit("base_distilled", "base_distilled_patch16_224", "df68dfff", 83.4),
+    _deit("base_distilled_384", "base_distilled_patch16_384", "d0272ac0", 85.2, "imagenet1k_384"),
+    _deit3("deit3_small", "1k", 81.4),
+    _deit3("deit3_small", "21k", 83.1),
+    _deit3("deit3_medium", "1k", 83.0),
+    _deit3("deit3_medium", "21k"),
+    _deit3("deit3_base", "1k", 83.8),
+    _deit3("deit3_base", "21k", 85.7),
+    _deit3("deit3_large", "1k", 84.9),
+    _deit3("deit3_large", "21k"),
+    _deit3("deit3_huge", "1k"),
+    _deit3("deit3_huge", "21k"),
+    _deit3("deit3_small_384", "1k"),
+    _deit3("deit3_small_384", "21k"),
+    _deit3("deit3_base_384", "1k"),
+    _deit3("deit3_base_384", "21k"),
+    _deit3("deit3_large_384", "1k"),
+    _deit3("deit3_large_384", "21k"),
+    _dinov2("small"),
+    _dinov2("base"),
+    _dinov2("large"),
+    _dinov2("giant"),
+    _dinov2("small_reg"),
+    _dinov2("base_reg"),
+    _dinov2("large_reg"),
+    _dinov2("giant_reg"),
+    _dinov3("small", "vits16"),
+    _dinov3("small_plus", "vits16plus"),
+    _dinov3("base", "vitb16"),
+    _dinov3("large", "vitl16"),
+    _dinov3("large", "vitl16", SAT493M),
+    _dinov3("huge_plus", "vith16plus"),
+    _dinov3("7b", "vit7b16"),
+    _dinov3("7b", "vit7b16", SAT493M),
 )
 """Every published file whose address is known. The authors of MiT and PiT publish theirs on Google Drive, which has no
 address to download from: those files are OpenMMLab's and timm's."""
@@ -225,13 +319,28 @@ def resolve(checkpoint: str | os.PathLike[str] | None, family: str, arch: str | 
     if checkpoint is None:
         raise CheckpointError(f"checkpoint=None names no weights: {_what_there_is(family, arch)}")
     if not isinstance(checkpoint, str) or not _is_bare_word(checkpoint):
-        return checkpoint
+        record = by_address(checkpoint) if isinstance(checkpoint, str) and "://" in checkpoint else None
+        return _address(record) if record else checkpoint
     known = files_of(family, arch)
     if checkpoint in known:
-        return known[checkpoint].url
+        return _address(known[checkpoint])
     if checkpoint not in NAMES and Path(checkpoint).exists():
         return checkpoint
     raise CheckpointError(f"checkpoint={checkpoint!r} names no weights: {_what_there_is(family, arch)}")
+
+
+def _address(file: PublishedFile) -> str:
+    """The URL of a file.
+
+    Raises:
+        CheckpointError: if nobody can download it without an account.
+    """
+    if file.gated:
+        raise CheckpointError(
+            f"the weights of {file.family} {file.arch} ({file.name}) are under the {file.licence}: accept it at "
+            f"{file.url}, download the weights there, and give the path of the .safetensors or .pth file"
+        )
+    return file.url
 
 
 def check_is_address(checkpoint: Any) -> None:
@@ -256,8 +365,10 @@ def by_address(checkpoint: str) -> PublishedFile | None:
 
 
 def licence_of(family: str) -> Licence | None:
-    """The terms of a family's published weights, whoever hosts or converts them; None if none are known."""
-    return next((file.licence for file in FILES if file.family == family), None)
+    """The terms of a family's published weights, whoever hosts or converts them; None if none are known, or if they
+    differ from file to file."""
+    licences = {file.licence for file in FILES if file.family == family}
+    return licences.pop() if len(licences) == 1 else None
 
 
 def file_name_of(url: str) -> str:

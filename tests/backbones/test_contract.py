@@ -107,7 +107,6 @@ PARAMETERS = {  # of the dense forms, as the authors' own code counts them
     "DINOv3 small_plus": 28_697_088 - 4_608,
     "DINOv3 base": 85_668_864 - 9_216,
     "DINOv3 large": 303_153_152 - 24_576,
-    "DINOv3 large_plus": 403_914_752 - 24_576,
     "DINOv3 huge_plus": 840_632_320 - 40_960,
     "DINOv3 7b": 6_716_039_168 - 8_192,
 }

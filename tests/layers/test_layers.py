@@ -240,7 +240,7 @@ def test_position_is_resized_by_its_own_grid():
     wide = position(torch.zeros(1, 7, 28, 4))
     expected = F.interpolate(position.table.permute(0, 3, 1, 2), (7, 28), mode="bilinear").permute(0, 2, 3, 1)
     torch.testing.assert_close(wide, expected)
-    position.mode = "bicubic"
+    position.resize = BICUBIC
     expected = F.interpolate(position.table.permute(0, 3, 1, 2), (7, 28), mode="bicubic").permute(0, 2, 3, 1)
     torch.testing.assert_close(position(torch.zeros(1, 7, 28, 4)), expected)
 

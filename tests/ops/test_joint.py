@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from helpers.official import relative_error
 from helpers.toys import TOYS
-from mm_vitbackbones.layers import DropPath
+from mm_vitbackbones.layers import BICUBIC, DropPath
 from mm_vitbackbones.ops import context, factorized, joint
 from mm_vitbackbones.ops.resize import resize_grid, resized_table
 
@@ -143,8 +143,8 @@ def test_a_bicubic_table_is_resized_by_products():
     table = torch.randn(1, 7, 9, 5, dtype=torch.float64, requires_grad=True)
     expected = resize_grid(table, 11, 4, "bicubic")
     with context.pretend_device("cuda"):
-        resized = resized_table(table, 11, 4, "bicubic")
-        assert resized_table(table, 7, 9, "bicubic") is table
+        resized = resized_table(table, 11, 4, BICUBIC)
+        assert resized_table(table, 7, 9, BICUBIC) is table
     assert relative_error(resized, expected.detach()) <= 1e-12
     weight = torch.randn_like(expected)
     gradients = (torch.autograd.grad((x * weight).sum(), table)[0] for x in (resized, expected))
