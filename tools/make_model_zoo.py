@@ -390,10 +390,11 @@ def files(root: Path) -> dict[Path, str]:
         raise UserError(f"parameters are not the published ones: {'; '.join(wrong)}: fix the config, or state why")
     made = {root / "docs/model_zoo.md": page(entries)}
     big = [entry for entry in entries if entry.dataset not in ("mini", "trees")]
-    for family in families():
+    with_recipes = [family for family in families() if any(entry.family == family for entry in big)]
+    for family in with_recipes:
         name = root / f"configs/metafiles/{family.lower()}.yml"
         made[name] = metafile(family, [entry for entry in big if entry.family == family])
-    index = "".join(f"  - configs/metafiles/{family.lower()}.yml\n" for family in families())
+    index = "".join(f"  - configs/metafiles/{family.lower()}.yml\n" for family in with_recipes)
     made[root / "model-index.yml"] = f"# Made by tools/make_model_zoo.py: do not edit.\nImport:\n{index}"
     return made
 

@@ -1,6 +1,6 @@
-"""An Image is Worth 16x16 Words (ViT), and networks that differ from it in options.
+"""An Image is Worth 16x16 Words: Transformers for Image Recognition at Scale (ViT).
 
-Dosovitskiy et al., ICLR 2021, arXiv:2010.11929. One class for the weights of
+Dosovitskiy et al., ICLR 2021, arXiv:2010.11929. One class for these weights, as the networks differ in options alone:
 
 - DeiT (Touvron et al., ICML 2021, arXiv:2012.12877), with and without a distillation token;
 - DeiT III (Touvron et al., ECCV 2022, arXiv:2204.07118): layer scale, and no position for the class token;

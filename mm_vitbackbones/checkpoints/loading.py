@@ -250,13 +250,14 @@ def _family(backbone: nn.Module) -> Family:
 def _log_licence(family: str, source: str) -> None:
     """Names the terms of weights that may not be used commercially: one line for each licence and process."""
     record = published.by_address(source)
-    licence = record.licence if record else published.licence_of(family)
+    family = record.family if record else family
+    common = published.licence_of(family)
+    licence = record.licence if record else common
     if licence and not licence.commercial and licence not in _LOGGED:
         _LOGGED.add(licence)
-        which = f"the file {record.name!r} of {record.family}" if record else f"the published weights of {family}"
-        be = "is" if record else "are"
+        which = f"the published weights of {family}" if common else f"the published weights {source}"
         print_log(
-            f"{which} {be} under the {licence}, in any layout and from any mirror",
+            f"{which} are under the {licence}, in any layout and from any mirror",
             logger="current",
             level=logging.WARNING,
         )

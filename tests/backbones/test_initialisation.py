@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mm_vitbackbones.backbones import PVT, Backbone, CoaT, MiT, PiT, PVTv2, Swin
+from mm_vitbackbones.backbones import PVT, Backbone, CoaT, DINOv2, DINOv3, MiT, PiT, PVTv2, Swin, ViT
 from mm_vitbackbones.build import families
 
 
@@ -42,6 +42,7 @@ SMALL = Rule(lambda _: 0.02, 3.0)
 """Truncated normal. PyTorch truncates at -2 and 2, which is 100 standard deviations away."""
 PYTORCH = Rule(lambda module: (3 * fan_in(module)) ** -0.5, 1.8)
 """What a layer has that nobody initialises: uniform up to 1 / sqrt(fan-in), weights and biases alike."""
+TINY = Rule(lambda _: 1e-6, 3.0)
 BY_FAN_OUT = Rule(lambda module: math.sqrt(2 / fan_out(module)), 3.0)
 
 NORMS = {"norm.weight": ONE, "norm.bias": ZERO}
@@ -62,6 +63,12 @@ RULES: Mapping[type[Backbone], Mapping[str, Rule]] = {
     CoaT: {**SMALL_LINEARS, **PYTORCH_CONVS, "table": SMALL},
     # The official code, and timm 1.0.31 (pit_ti, pit_s_distilled): the table and the class tokens alone have a rule.
     # In the first stage of `ti` linear maps of 64 channels have a standard deviation of 0.072.
+    # facebookresearch/deit, models.py with timm's ViT: as PVT; layer scale is a constant.
+    ViT: {**SMALL_LINEARS, **PYTORCH_CONVS, "table": SMALL, "gamma": Rule(lambda _: 0.125, None)},
+    # facebookresearch/dinov2: as ViT, except for tokens that begin near zero.
+    DINOv2: {**SMALL_LINEARS, **PYTORCH_CONVS, "table": SMALL, "token": TINY, "gamma": Rule(lambda _: 0.125, None)},
+    # The paper, and timm 1.0.31 (vit_small_patch16_dinov3): as ViT; there is no table.
+    DINOv3: {**SMALL_LINEARS, **PYTORCH_CONVS, "token": SMALL, "gamma": Rule(lambda _: 0.125, None)},
     PiT: {"linear.weight": PYTORCH, "linear.bias": PYTORCH, **NORMS, **PYTORCH_CONVS, "table": SMALL},
 }
 """By family: the rule of each kind of parameter, and where it is from."""
@@ -69,6 +76,7 @@ RULES: Mapping[type[Backbone], Mapping[str, Rule]] = {
 STAGES = dict(depths=(1, 2, 1, 1), dims=(64, 64, 128, 128), num_heads=(1, 2, 4, 8), mlp_ratios=(4, 4, 4, 4))
 PIT = dict(dims=(64, 128, 256), num_heads=(2, 4, 8), depths=(2, 1, 1), pretrain_grid=9)
 COAT = dict(depths=(1, 2, 1, 1), dims=(64, 64, 64, 64), mlp_ratios=(4, 4, 4, 4))
+COLUMN = dict(dim=128, num_heads=2, depth=4, layer_scale=0.125)
 NETWORKS: list[tuple[type[Backbone], Mapping[str, Any]]] = [
     (PVT, STAGES),
     (PVTv2, STAGES),
@@ -79,6 +87,9 @@ NETWORKS: list[tuple[type[Backbone], Mapping[str, Any]]] = [
     (CoaT, COAT | {"parallel_depth": 1}),
     (PiT, PIT),
     (PiT, PIT | {"num_tokens": 2}),
+    (ViT, COLUMN | {"pretrain_grid": 9}),
+    (DINOv2, COLUMN | {"pretrain_grid": 9, "registers": 30}),
+    (DINOv3, COLUMN | {"registers": 30}),
 ]
 """Networks of every form, with enough values in each parameter."""
 
@@ -87,7 +98,9 @@ def kind_of(module: nn.Module, name: str) -> str:
     """What a parameter is called in a family's rules."""
     kinds = {nn.Linear: "linear", nn.Conv2d: "conv", nn.ConvTranspose2d: "conv", nn.LayerNorm: "norm"}
     found = next((kind for layer, kind in kinds.items() if isinstance(module, layer)), None)
-    return f"{found}.{name}" if found else "table"
+    if found:
+        return f"{found}.{name}"
+    return {"gamma": "gamma", "class_tokens": "token", "registers": "token"}.get(name, "table")
 
 
 def check_moments(values: Tensor, rule: Rule, where: str) -> None:
@@ -112,12 +125,13 @@ def test_every_parameter_follows_the_official_rule(family: type[Backbone], arch:
     for path, module in network.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
             kind, where = kind_of(module, name), f"{path}.{name}"
+            kind = "table" if kind == "token" and kind not in rules else kind
             rule, values = rules[kind], parameter.detach().flatten()
             seen.add(kind)
             if rule.kurtosis is None:
                 assert values.eq(rule.scale(module)).all(), where
                 continue
-            values = values / rule.scale(None if kind == "table" else module)
+            values = values / rule.scale(None if kind in ("table", "token") else module)
             check_moments(values, rule, where)
             if rule is PYTORCH:
                 assert values.abs().max() <= 3**0.5 * (1 + 1e-6), where

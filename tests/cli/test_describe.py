@@ -104,7 +104,7 @@ def page_rows() -> list[tuple[str, str, list[str]]]:
     rows, family = [], ""
     for line in (CONFIGS.parent / "docs/backbones.md").read_text().splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if len(cells) == 8 and re.match(r"`[a-z]+\d?\w*`", cells[1]) and "(" in cells[3]:
+        if len(cells) == 8 and re.match(r"`[a-z0-9]\w*`", cells[1]) and "(" in cells[3]:
             family = cells[0].strip("`").removeprefix("mm_vitbackbones.") or family
             rows.append((family, cells[1].split("`")[1], cells))
     return rows

@@ -18,6 +18,7 @@ from mm_vitbackbones.backbones.coat import (
 )
 from mm_vitbackbones.backbones.pit import SelfAttention
 from mm_vitbackbones.layers import (
+    BICUBIC,
     Block,
     Branch,
     ConvReduction,
