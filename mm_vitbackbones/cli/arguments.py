@@ -53,7 +53,7 @@ def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> int
         return 2
     except KeyboardInterrupt:
         if os.environ.get("RANK", "0") == "0":
-            print("\nended by Ctrl-C", file=sys.stderr)
+            sys.stderr.write("\nended by Ctrl-C\n")  # a line of its own, after the terminal's ^C
         return 128 + signal.SIGINT
     return 0
 

@@ -37,6 +37,7 @@ NOT_RUN = {
     r"CFLAGS=.* MMCV_WITH_OPS=1 pip install ": "compiles mmcv",
     r"python (tools/make_model_zoo.py|-m pytest )": "is run by tests/docs/test_contributing.py, in a copy",
     r"python tools/setup/make_hashes\.py": "asks the package index",
+    r"(torchrun --nnodes|srun --nodes) 2 ": "needs two machines",
     r"torchrun --nproc_per_node 8 ": "needs eight GPUs; tests/test_main.py starts two processes",
 }
 """How lines begin that are not run here, and why."""

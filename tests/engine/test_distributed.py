@@ -44,6 +44,7 @@ def test_two_processes_learn_what_one_does(case: tuple[str, str], learnt_by_two:
     start = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     frozen = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
     assert 0 < len(frozen) < len(start)
+    frozen |= {name for name, _ in network.named_buffers()}  # batch norms are in eval mode
     train(network, images())
     for name, tensor in network.state_dict().items():
         assert torch.equal(tensor, start[name]) == (name in frozen), name
