@@ -58,9 +58,8 @@ def set_launcher(cfg: Config, launcher: str) -> None:
 def leaving_group() -> Iterator[None]:
     """Leave the group of the processes of a distributed run, when the run is over or has stopped by itself.
 
-    With a group that is left to the end of the interpreter, a thread of gloo's can abort the process there. torchrun
-    then ends the others, and reports a run as failed that has done all its work. After an error a process just ends:
-    others may wait in the group.
+    PyTorch asks for this: the threads of a group that is left to the end of the interpreter may not end in order. After
+    an error a process just ends, as others may wait in the group.
     """
     try:
         yield

@@ -11,7 +11,6 @@ import multiprocessing
 import os
 import signal
 import subprocess
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -104,7 +103,7 @@ class EndHook(Hook):
 
     def before_run(self, runner: Any) -> None:
         if "KILL_AFTER" in os.environ and os.environ.get("KILL_RANK", "all") in ("all", str(runner.rank)):
-            threading.Thread(target=_kill_later, args=(float(os.environ["KILL_AFTER"]),), daemon=True).start()
+            _kill_later(float(os.environ["KILL_AFTER"]))
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
         reach("training")
@@ -158,8 +157,13 @@ def _reach_and_remove(self: Any, runner: Any, name: str) -> None:
 
 
 def _kill_later(seconds: float) -> None:
-    time.sleep(seconds)
-    os.kill(os.getpid(), signal.SIGKILL)
+    """Have another process kill this one: a thread that wakes while the interpreter ends can abort it."""
+    here = os.getpid()
+    if os.fork() == 0:
+        time.sleep(seconds)
+        if os.getppid() == here:
+            os.kill(here, signal.SIGKILL)
+        os._exit(0)
 
 
 if {"END_AT", "KILL_AFTER"} & os.environ.keys():  # not in the process of the tests
