@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import textwrap
@@ -58,8 +59,8 @@ def set_launcher(cfg: Config, launcher: str) -> None:
 def leaving_group() -> Iterator[None]:
     """Leave the group of the processes of a distributed run, when the run is over or has stopped by itself.
 
-    PyTorch asks for this: the threads of a group that is left to the end of the interpreter may not end in order. After
-    an error a process just ends, as others may wait in the group.
+    PyTorch asks for this: threads of a group that is left to the end of the interpreter can abort the process. After an
+    error a process just ends, as others may wait in the group.
     """
     try:
         yield
@@ -71,6 +72,7 @@ def leaving_group() -> Iterator[None]:
 
 def _leave_group() -> None:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
+        gc.collect()  # a model in a cycle of references would keep the group, and its threads, alive
         torch.distributed.destroy_process_group()
 
 

@@ -108,3 +108,22 @@ def test_commands_leave_the_group(command: Any, inside: str, tmp_path: Path, mon
     monkeypatch.setattr(command, inside, join)
     command.main(["config.py", "checkpoint.pth"][: 1 + (command is test)])
     assert not torch.distributed.is_initialized()
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux's list of threads")
+def test_no_thread_of_the_group_is_left_even_if_the_model_is_in_a_cycle(tmp_path: Path) -> None:
+    """A thread that is left to the end of the interpreter can abort the process of a training that is over."""
+
+    def threads() -> int:
+        tasks = Path("/proc/self/task").iterdir()
+        return sum("gloo" in (task / "comm").read_text() for task in tasks)
+
+    before = threads()
+    with leaving_group():
+        where = f"file://{tmp_path}/meeting"
+        torch.distributed.init_process_group("gloo", init_method=where, rank=0, world_size=1)
+        model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 2))
+        model.itself = [model]
+        assert threads() > before
+        del model
+    assert threads() == before
