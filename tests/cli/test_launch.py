@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,7 @@ def test_no_thread_of_the_group_is_left_even_if_the_model_is_in_a_cycle(tmp_path
         tasks = Path("/proc/self/task").iterdir()
         return sum("gloo" in (task / "comm").read_text() for task in tasks)
 
+    gc.collect()  # groups of tests before this one
     before = threads()
     with leaving_group():
         where = f"file://{tmp_path}/meeting"
@@ -126,4 +128,4 @@ def test_no_thread_of_the_group_is_left_even_if_the_model_is_in_a_cycle(tmp_path
         model.itself = [model]
         assert threads() > before
         del model
-    assert threads() == before
+    assert threads() <= before
