@@ -20,7 +20,14 @@ from torch import Tensor, nn
 from mm_vitbackbones.backbones.base import STRIDES, Backbone, Level, Part
 from mm_vitbackbones.backbones.checks import Count, Rate, fits
 from mm_vitbackbones.errors import ArgumentError
-from mm_vitbackbones.layers import PYRAMIDS, Block, ChannelsLastConv2d, LayerNorm, pad_to_multiple
+from mm_vitbackbones.layers import (
+    PYRAMIDS,
+    Block,
+    ChannelsLastConv2d,
+    LayerNorm,
+    init_linears_and_norms,
+    pad_to_multiple,
+)
 from mm_vitbackbones.layers.drop_path import check_drop_path_rate, drop_path_rates
 from mm_vitbackbones.ops import joint, memory
 
@@ -44,6 +51,12 @@ class PatchStem(nn.Module):
     def patches(self, image: Tensor) -> Tensor:
         with memory.saving(image):
             return self.proj(pad_to_multiple(image, self.multiple))
+
+    @staticmethod
+    def after(tokens: Sequence[Tensor | None], grid: Tensor) -> Tensor:
+        """The patches of a grid (B, H, W, C) after tokens (1, T, C) that all images share: (B, T + N, C)."""
+        first = [token.to(grid.dtype).expand(len(grid), -1, -1) for token in tokens if token is not None]
+        return torch.cat((*first, grid.flatten(1, 2)), dim=1)
 
 
 class ColumnarBackbone(Backbone):
@@ -134,7 +147,7 @@ class ColumnarBackbone(Backbone):
         normed = self.norms_taps if final_norm is None else final_norm
         self.norm = LayerNorm(dim, eps=self.norm_eps) if normed else nn.Identity()
         self.pyramid = built
-        self.init_parameters()
+        init_linears_and_norms(self)  # official in all families; the stem initialises its own tokens and tables
         self.finish()
 
     def _taps(self, taps: Sequence[int] | None, pyramid: str | None) -> tuple[int, ...]:
@@ -164,13 +177,9 @@ class ColumnarBackbone(Backbone):
     def make_block(self, index: int, drop_path: float) -> Block:
         """Block ``index`` of ``self.arch``."""
 
-    @abstractmethod
     def embed(self, image: Tensor) -> tuple[Tensor, Any]:
-        """The input of the first block, of an image (B, H, W, Cin), and what all blocks share."""
-
-    @abstractmethod
-    def init_parameters(self) -> None:
-        """The official initialisation, once all parts are built."""
+        """The input of the first block, of an image (B, H, W, Cin), and what all blocks share, if anything."""
+        return self.stem(image), None
 
     @property
     def num_tokens(self) -> int:

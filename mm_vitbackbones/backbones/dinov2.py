@@ -10,7 +10,7 @@ positions, between the class token and the patches.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, final
+from typing import Annotated, final
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,6 @@ from mm_vitbackbones.layers import (
     GatedFeedForward,
     LearnedPosition,
     SelfAttention,
-    init_linears_and_norms,
 )
 from mm_vitbackbones.ops.resize import TableResize
 from mm_vitbackbones.registry import BACKBONES
@@ -84,9 +83,7 @@ class Stem(PatchStem):
 
     def forward(self, image: Tensor) -> Tensor:
         grid = self.position(self.patches(image))
-        tokens = [self.class_tokens + self.token_positions, self.registers]
-        first = [token.to(grid.dtype).expand(len(grid), -1, -1) for token in tokens if token is not None]
-        return torch.cat((*first, grid.flatten(1, 2)), dim=1)
+        return self.after([self.class_tokens + self.token_positions, self.registers], grid)
 
 
 @final
@@ -113,9 +110,3 @@ class DINOv2(ColumnarBackbone):
         ffn = GatedFeedForward if arch.gated else FeedForward
         attn = SelfAttention(arch.dim, arch.num_heads)
         return Block(arch.dim, attn, ffn(arch.dim, arch.hidden_dim), self.norm_eps, drop_path, arch.layer_scale)
-
-    def embed(self, image: Tensor) -> tuple[Tensor, Any]:
-        return self.stem(image), None
-
-    def init_parameters(self) -> None:
-        init_linears_and_norms(self)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mm_vitbackbones.backbones.checks import Above, Count, Minimum, check_heads, check_spec
 from mm_vitbackbones.backbones.columnar import ColumnarBackbone, PatchStem
-from mm_vitbackbones.layers import Block, FeedForward, GatedFeedForward, RotaryAttention, init_linears_and_norms
+from mm_vitbackbones.layers import Block, FeedForward, GatedFeedForward, RotaryAttention
 from mm_vitbackbones.ops import rotary
 from mm_vitbackbones.registry import BACKBONES
 
@@ -78,10 +78,7 @@ class Stem(PatchStem):
     def forward(self, image: Tensor) -> tuple[Tensor, rotary.Rotation]:
         """The tokens, and how they turn."""
         grid = self.patches(image)
-        first = [tokens for tokens in (self.class_tokens, self.registers) if tokens is not None]
-        tokens = torch.cat(
-            (*(token.to(grid.dtype).expand(len(grid), -1, -1) for token in first), grid.flatten(1, 2)), dim=1
-        )
+        tokens = self.after([self.class_tokens, self.registers], grid)
         others = tokens.shape[1] - grid.shape[1] * grid.shape[2]
         return tokens, rotary.rotation(self.periods, grid.shape[1], grid.shape[2], others)
 
@@ -115,6 +112,3 @@ class DINOv3(ColumnarBackbone):
 
     def embed(self, image: Tensor) -> tuple[Tensor, Any]:
         return self.stem(image)
-
-    def init_parameters(self) -> None:
-        init_linears_and_norms(self)

@@ -30,7 +30,6 @@ from mm_vitbackbones.layers import (
     LearnedPosition,
     RelativeAttention,
     SelfAttention,
-    init_linears_and_norms,
 )
 from mm_vitbackbones.ops.resize import TableResize
 from mm_vitbackbones.registry import BACKBONES
@@ -114,7 +113,7 @@ class Stem(PatchStem):
         if self.class_tokens is None:
             return grid
         tokens = self.class_tokens if self.token_positions is None else self.class_tokens + self.token_positions
-        return torch.cat((tokens.to(grid.dtype).expand(len(grid), -1, -1), grid.flatten(1, 2)), dim=1)
+        return self.after([tokens], grid)
 
 
 @final
@@ -204,9 +203,3 @@ class ViT(ColumnarBackbone):
             attn = RelativeAttention(arch.dim, arch.num_heads, window, table)
         ffn = FeedForward(arch.dim, arch.mlp_ratio * arch.dim)
         return Block(arch.dim, attn, ffn, self.norm_eps, drop_path, arch.layer_scale)
-
-    def embed(self, image: Tensor) -> tuple[Tensor, Any]:
-        return self.stem(image), None
-
-    def init_parameters(self) -> None:
-        init_linears_and_norms(self)

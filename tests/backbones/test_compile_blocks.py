@@ -17,7 +17,7 @@ from mm_vitbackbones.backbones.base import Backbone as Base
 from mm_vitbackbones.layers import ResidualBlock
 from mm_vitbackbones.ops import compiling
 
-# PyTorch asks each input of a graph for its gradient, and hides what it is told about results of other operators.
+# PyTorch asks each input of a graph for its gradient, and hides what is known of the results of other operators.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 SIZES = [(64, 96), (96, 64), (72, 80)]
 COCO = [(800, 1344), (800, 1216), (1344, 800), (768, 1344), (960, 960), (704, 1248), (640, 1333), (1333, 640)]

@@ -8,11 +8,12 @@ from functools import partial
 
 import torch
 
+from mm_vitbackbones.checkpoints.key_map import KeyMap
 from mm_vitbackbones.checkpoints.layout import Adapter, State, Surgery
 from mm_vitbackbones.checkpoints.surgery import adapt_patches, resize_table
 
 TABLE, POSITIONS = "stem.position.table", "stem.token_positions"
-CLASS_TOKENS = "stem.class_tokens"
+CLASS_TOKENS, REGISTERS = "stem.class_tokens", "stem.registers"
 
 STEM = Adapter(
     re.compile(r"stem\.proj\.weight"),
@@ -24,6 +25,8 @@ POSITION = Adapter(
     partial(resize_table, mode="bicubic"),
     "resized from {source[1]}x{source[2]} to {target[1]}x{target[2]}",
 )
+
+OUR_NAMES = KeyMap([(f"{name}.", f"{name}.") for name in ("stem", "blocks", "norm", "pyramid", "classifier")])
 
 MLP = [("mlp.fc1.", "ffn.fc1."), ("mlp.fc2.", "ffn.fc2.")]
 NORMS = [("norm1.", "norm1."), ("norm2.", "norm2.")]

@@ -13,16 +13,16 @@ from mm_vitbackbones.checkpoints.tables.columnar import (
     MLP,
     NORMS,
     NOT_TAPPED,
+    OUR_NAMES,
     POSITION,
     POSITIONS,
     PYRAMID,
+    REGISTERS,
     SPLIT_POSITIONS,
     STEM,
     TABLE,
 )
 from mm_vitbackbones.checkpoints.tables.vit import JOIN_QKV, OF_OTHERS
-
-REGISTERS = "stem.registers"
 
 
 def _split_gate(state: State) -> State:
@@ -171,7 +171,7 @@ HUGGINGFACE = Layout(
 OURS = Layout(
     "ours",
     ("stem.position.table", "blocks.0.attn.qkv.weight", "blocks.0.ls1.gamma"),
-    KeyMap([(f"{name}.", f"{name}.") for name in ("stem", "blocks", "norm", "pyramid", "classifier")]),
+    OUR_NAMES,
 )
 
 

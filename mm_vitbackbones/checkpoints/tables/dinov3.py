@@ -9,9 +9,17 @@ import torch
 from mm_vitbackbones.checkpoints.key_map import KeyMap, under
 from mm_vitbackbones.checkpoints.layout import Family, Layout, State, Surgery
 from mm_vitbackbones.checkpoints.surgery import rows
-from mm_vitbackbones.checkpoints.tables.columnar import CLASS_TOKENS, MLP, NORMS, NOT_TAPPED, PYRAMID, STEM
+from mm_vitbackbones.checkpoints.tables.columnar import (
+    CLASS_TOKENS,
+    MLP,
+    NORMS,
+    NOT_TAPPED,
+    OUR_NAMES,
+    PYRAMID,
+    REGISTERS,
+    STEM,
+)
 
-REGISTERS = "stem.registers"
 KEY_BIAS = re.compile(r"(classifier\.)?(blocks\.\d+\.attn)\.(k\.bias|bias_mask)")
 
 
@@ -159,7 +167,7 @@ HUGGINGFACE5 = Layout(
 OURS = Layout(
     "ours",
     ("stem.periods", "blocks.0.attn.q.weight"),
-    KeyMap([(f"{name}.", f"{name}.") for name in ("stem", "blocks", "norm", "pyramid", "classifier")]),
+    OUR_NAMES,
 )
 
 FAMILY = Family(

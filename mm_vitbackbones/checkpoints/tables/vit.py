@@ -12,6 +12,7 @@ from mm_vitbackbones.checkpoints.tables.columnar import (
     MLP,
     NORMS,
     NOT_TAPPED,
+    OUR_NAMES,
     POSITION,
     POSITIONS,
     PYRAMID,
@@ -240,7 +241,7 @@ MMSEG = Layout(
 OURS = Layout(
     "ours",
     ("stem.position.table", "blocks.0.attn.qkv.weight"),
-    KeyMap([(f"{name}.", f"{name}.") for name in ("stem", "blocks", "norm", "pyramid", "classifier")]),
+    OUR_NAMES,
 )
 
 
