@@ -6,7 +6,7 @@ On a grid of patches half of the pairs turn with the row and half with the colum
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +15,8 @@ from mm_vitbackbones.ops import context
 
 
 class Rotation(NamedTuple):
-    """How each token turns: the cosine and the sine of its angles, (N, d) of a head of d channels."""
+    """How each token turns: the cosine and the sine of its angles, (N, d) of a head of d channels, whose halves are
+    alike."""
 
     cos: Tensor
     sin: Tensor
@@ -52,8 +53,34 @@ def rotation(periods: Tensor, height: int, width: int, others: int = 0) -> Rotat
 def rotate(tokens: Tensor, rotation: Rotation, num_heads: int) -> Tensor:
     """Turns queries or keys: (B, N, C) -> (B, N, C), in fp32 and back."""
     with context.autocast_to(tokens.device, None):
+        heads = tokens.unflatten(-1, (num_heads, -1))
         cos, sin = (part.unsqueeze(1) for part in rotation)
-        heads = tokens.unflatten(-1, (num_heads, -1)).to(cos.dtype)
-        first, second = heads.chunk(2, dim=-1)
-        turned = torch.cat((-second, first), dim=-1)
-        return (heads * cos + turned * sin).flatten(-2).to(tokens.dtype)
+        turned = _Turned.apply(heads, cos, sin, 1) if context.is_eager() else reference(heads, cos, sin)
+        return turned.flatten(-2)
+
+
+def reference(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """``heads`` (..., d), turned."""
+    wide = heads.to(cos.dtype)
+    first, second = wide.chunk(2, dim=-1)
+    return (wide * cos + torch.cat((-second, first), dim=-1) * sin).to(heads.dtype)
+
+
+class _Turned(torch.autograd.Function):
+    """``reference`` in fewer passes, which keeps no tokens. Its gradient turns back."""
+
+    @staticmethod
+    def forward(ctx: Any, heads: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
+        """``sign``: -1 turns back."""
+        ctx.save_for_backward(cos, sin)
+        ctx.sign = sign
+        wide, half = heads * cos, heads.shape[-1] // 2
+        first, second = heads.split(half, dim=-1)
+        wide[..., :half].addcmul_(second, sin[..., :half], value=-sign)
+        wide[..., half:].addcmul_(first, sin[..., half:], value=sign)
+        return wide.to(heads.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        cos, sin = ctx.saved_tensors
+        return _Turned.apply(grad, cos, sin, -ctx.sign), None, None, None
