@@ -82,8 +82,7 @@ class RotaryAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, tokens: Tensor, rotation: rotary.Rotation) -> Tensor:
-        query = linear.linear(tokens, self.q, again=True)
-        key, value = linear.by(tokens, self.k), linear.linear(tokens, self.v, again=True)
+        query, key, value = linear.several(tokens, (self.q, self.k, self.v))
         context.release(tokens)
         query, key = (rotary.rotate(x, rotation, self.num_heads) for x in (query, key))
         return linear.linear(attention.attend(query, key, value, self.num_heads), self.proj)

@@ -7,6 +7,7 @@ own. Everywhere else the modules are called one after the other.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -33,6 +34,15 @@ def by(x: Tensor, layer: nn.Module) -> Tensor:
     if trains_on_cuda(x, layer):
         return _Linear.apply(x, layer.weight, layer.bias, _dtype(x))
     return layer(x)
+
+
+def several(x: Tensor, layers: Sequence[nn.Module]) -> tuple[Tensor, ...]:
+    """``linear(x, layer, again=True)`` of each. In training on CUDA they are one product."""
+    if all(trains_on_cuda(x, layer, biased=False) for layer in layers):
+        parameters = [getattr(layer, name) for name in ("weight", "bias") for layer in layers]
+        if len({parameter.dtype for parameter in parameters if parameter is not None}) == 1:
+            return _Several.apply(x, _dtype(x), *parameters)
+    return tuple([linear(x, layer, again=True) for layer in layers])
 
 
 def feed_forward(x: Tensor, fc1: nn.Module, fc2: nn.Module) -> Tensor:
@@ -70,13 +80,19 @@ def over_tiles(grid: Tensor, conv: nn.Module) -> Tensor:
     return _LinearOfTiles.apply(grid, conv.weight, conv.bias, _dtype(grid))
 
 
-def trains_on_cuda(x: Tensor, layer: nn.Module) -> bool:
-    """Whether a linear map takes its gradients from here: a plain one with a bias, in eager mode on CUDA, of parameters
-    that are in the type of the computation, or in fp32 under autocast."""
+def trains_on_cuda(x: Tensor, layer: nn.Module, biased: bool = True) -> bool:
+    """Whether a linear map takes its gradients from here: a plain one, in eager mode on CUDA, of parameters that are in
+    the type of the computation, or in fp32 under autocast.
+
+    Args:
+        biased: whether it must have a bias.
+    """
     if not (torch.is_grad_enabled() and context.is_eager_on_cuda(x) and context.is_plain(layer)):
         return False
     weight, bias = cast(Tensor, layer.weight), cast("Tensor | None", layer.bias)
-    return bias is not None and x.numel() > 0 and weight.dtype in (_dtype(x), torch.float32) and _is_right(x, weight)
+    if biased and bias is None:
+        return False
+    return x.numel() > 0 and weight.dtype in (_dtype(x), torch.float32) and _is_right(x, weight)
 
 
 def _is_right(x: Tensor, weight: Tensor) -> bool:
@@ -111,6 +127,41 @@ class _Linear(torch.autograd.Function):
             column_sums(grad, ctx.dtypes[2]) if of_bias else None,
             None,
         )
+
+
+class _Several(torch.autograd.Function):
+    """``_Linear`` of several weights and as many biases, some of which may be None; all have one type."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dtype: torch.dtype, *parameters: Tensor | None) -> tuple[Tensor, ...]:
+        count = len(parameters) // 2
+        weights, biases = cast("tuple[Tensor, ...]", parameters[:count]), parameters[count:]
+        ctx.sizes = [len(weight) for weight in weights]
+        ctx.dtypes = x.dtype, weights[0].dtype
+        x = x.to(dtype)
+        weight = torch.cat([narrow.of(weight, dtype) for weight in weights])
+        ctx.save_for_backward(x, weight)
+        if all(bias is None for bias in biases):
+            return F.linear(x, weight).split(ctx.sizes, dim=-1)
+        pairs = zip(biases, ctx.sizes, strict=True)
+        bias = torch.cat([x.new_zeros(size) if bias is None else narrow.of(bias, dtype) for bias, size in pairs])
+        return F.linear(x, weight, bias).split(ctx.sizes, dim=-1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        x, weight = ctx.saved_tensors
+        of_x, _, *needed = ctx.needs_input_grad
+        shape, grad, x = x.shape, torch.cat(grads, dim=-1).flatten(0, -2), x.reshape(-1, x.shape[-1])
+        of_weights: Sequence[Tensor | None] = [None] * len(grads)
+        of_biases = of_weights
+        if any(needed[: len(grads)]):
+            of_weights = _product(grad.t(), x, ctx.dtypes[1]).split(ctx.sizes)
+        if any(needed[len(grads) :]):
+            of_biases = column_sums(grad, ctx.dtypes[1]).split(ctx.sizes)
+        pairs = zip((*of_weights, *of_biases), needed, strict=True)
+        of_parameters = [gradient if wanted else None for gradient, wanted in pairs]
+        return (grad @ weight).view(shape).to(ctx.dtypes[0]) if of_x else None, None, *of_parameters
 
 
 class _LinearOfTiles(torch.autograd.Function):

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mm_vitbackbones.layers import ChannelsLastConv2d, MixFeedForward
+from mm_vitbackbones.measuring import OperatorCount
 from mm_vitbackbones.ops import context, linear, narrow
 
 SHAPE = (2, 3, 5, 16)
@@ -47,6 +48,45 @@ def test_linear_has_the_value_and_gradients_of_the_module() -> None:
     layer, x = nn.Linear(16, 24).double(), torch.randn(SHAPE, dtype=torch.float64, requires_grad=True)
     torch.testing.assert_close(linear.linear(x, layer), layer(x))
     torch.testing.assert_close(gradients(linear.linear(x, layer), x, layer), gradients(layer(x), x, layer))
+
+
+class Maps(nn.Module):
+    """Linear maps of one input, one of which has no bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maps = nn.ModuleList([nn.Linear(16, 8), nn.Linear(16, 8, bias=False), nn.Linear(16, 12)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat(linear.several(x, list(self.maps)), dim=-1)
+
+    def reference(self, x: Tensor) -> Tensor:
+        return torch.cat([layer(x) for layer in self.maps], dim=-1)
+
+
+@pytest.mark.parametrize("frozen", ["", "maps.0", "maps.1.weight", "maps.2.bias", "maps"])
+def test_several_linear_maps_have_the_values_and_gradients_of_their_modules(frozen: str) -> None:
+    network, x = Maps().double(), torch.randn(SHAPE, dtype=torch.float64, requires_grad=True)
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(not (frozen and name.startswith(frozen)))
+    torch.testing.assert_close(network(x), network.reference(x))
+    wanted = [x, *(p for p in network.parameters() if p.requires_grad)]
+    ours, theirs = (torch.autograd.grad(y.square().sum(), wanted) for y in (network(x), network.reference(x)))
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_several_linear_maps_are_one_product() -> None:
+    network, x = Maps(), torch.randn(SHAPE, requires_grad=True)
+    with OperatorCount() as count, torch.autocast("cpu", torch.bfloat16):
+        network(x)
+    assert count.by_name["aten.addmm"] == 1
+
+
+def test_of_several_linear_maps_one_with_a_hook_is_called() -> None:
+    network, x, calls = Maps(), torch.randn(SHAPE, requires_grad=True), []
+    network.maps[1].register_forward_hook(lambda *_: calls.append(1))
+    torch.testing.assert_close(network(x), network.reference(x))
+    assert calls == [1, 1]
 
 
 def test_under_autocast_results_are_narrow_and_gradients_are_of_the_types_of_their_tensors() -> None:
