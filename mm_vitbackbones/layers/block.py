@@ -24,6 +24,8 @@ class LayerScale(nn.Module):
         self.gamma = nn.Parameter(torch.full((dim,), initial))
 
     def forward(self, x: Tensor) -> Tensor:
+        if context.may_overwrite(x) and x.dtype == self.gamma.dtype:
+            return x.mul_(self.gamma)
         return x * self.gamma
 
 
@@ -33,7 +35,7 @@ class Branch(NamedTuple):
     norm: nn.Module
     function: nn.Module
     drop_path: Callable[[Tensor], Tensor]
-    layer_scale: nn.Module | None = None
+    layer_scale: LayerScale | None = None
     shared: Any = None
     """The function's second argument, if it takes one: what all blocks share, such as the positions of an image."""
 
@@ -45,6 +47,11 @@ class Branch(NamedTuple):
     def call(self, normed: Tensor) -> Tensor:
         """The function of a norm's result."""
         return self.function(normed) if self.shared is None else self.function(normed, self.shared)
+
+    @property
+    def scale(self) -> Tensor | None:
+        """The factors of the layer scale, (C,)."""
+        return None if self.layer_scale is None else self.layer_scale.gamma
 
     def add_to(self, x: Tensor) -> Tensor:
         """x + branch(x)."""

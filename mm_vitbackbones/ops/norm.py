@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 from mm_vitbackbones.ops import context, memory
 from mm_vitbackbones.ops.kernels import norm as kernels
 from mm_vitbackbones.ops.kernels import registration
+from mm_vitbackbones.ops.kernels.scale import scale_backward
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -70,15 +71,18 @@ def fork(x: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor]:
     return _normalised(x, norm.weight, norm.bias, norm.eps, context.autocast_dtype(x.device) or norm.weight.dtype)
 
 
-def add(x: Tensor, branch: Tensor, factor: Tensor | None, norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """``fork(x + factor * branch, norm)``.
+def add(
+    x: Tensor, branch: Tensor, factor: Tensor | None, scale: Tensor | None, norm: nn.Module
+) -> tuple[Tensor, Tensor]:
+    """``fork(x + factor * scale * branch, norm)``.
 
     Args:
         factor: one for each sample, (B,), or None.
+        scale: one for each channel, (C,), or None.
     """
     norm = cast(nn.LayerNorm, norm)
     dtype = context.autocast_dtype(x.device) or norm.weight.dtype
-    arguments = x, branch, factor, norm.weight, norm.bias, norm.eps, dtype
+    arguments = x, branch, factor, scale, norm.weight, norm.bias, norm.eps, dtype
     return _NormOfSum.apply(*arguments) if torch.is_grad_enabled() else kernels.add_layer_norm(*arguments)[:2]
 
 
@@ -110,7 +114,7 @@ class _Norm(torch.autograd.Function):
 
 
 class _NormOfSum(torch.autograd.Function):
-    """x, branch -> x + factor * branch and its norm."""
+    """x, branch -> x + factor * scale * branch and its norm."""
 
     @staticmethod
     def forward(
@@ -118,13 +122,14 @@ class _NormOfSum(torch.autograd.Function):
         x: Tensor,
         branch: Tensor,
         factor: Tensor | None,
+        scale: Tensor | None,
         weight: Tensor,
         bias: Tensor,
         eps: float,
         dtype: torch.dtype,
     ) -> Any:
-        total, y, statistics = kernels.add_layer_norm(x, branch, factor, weight, bias, eps, dtype)
-        ctx.save_for_backward(total, weight, statistics, factor)
+        total, y, statistics = kernels.add_layer_norm(x, branch, factor, scale, weight, bias, eps, dtype)
+        ctx.save_for_backward(total, weight, statistics, factor, scale, None if scale is None else branch)
         ctx.dtypes = x.dtype, branch.dtype
         ctx.set_materialize_grads(False)
         return total, y
@@ -132,11 +137,17 @@ class _NormOfSum(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_total: Tensor | None, grad: Tensor | None) -> Any:
-        total, weight, statistics, factor = ctx.saved_tensors
+        total, weight, statistics, factor, scale, branch = ctx.saved_tensors
         if grad is None:  # nothing has used the norm
             grad = torch.zeros_like(total)
-        of_x, of_branch, of_weight, of_bias = kernels.add_layer_norm_backward(
-            grad, grad_total, total, statistics, weight, factor, ctx.dtypes[1]
-        )
+        of_scale = None
+        if scale is None:
+            of_x, of_branch, of_weight, of_bias = kernels.add_layer_norm_backward(
+                grad, grad_total, total, statistics, weight, factor, ctx.dtypes[1]
+            )
+        else:
+            of_x, of_weight, of_bias = kernels.layer_norm_backward(grad, grad_total, total, statistics, weight)
+            of_branch, of_scale = scale_backward(of_x, branch, factor, scale)
+            of_scale = of_scale.to(scale.dtype)
         of_weight, of_bias = of_weight.to(weight.dtype), of_bias.to(weight.dtype)
-        return of_x.to(ctx.dtypes[0]), of_branch, None, of_weight, of_bias, None, None
+        return of_x.to(ctx.dtypes[0]), of_branch, None, of_scale, of_weight, of_bias, None, None

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from mm_vitbackbones.ops import context, depthwise, norm, onednn
+from mm_vitbackbones.ops.kernels.scale import scale_backward
 
 BAND_BYTES = 8 * 2**20
 """The size of a band's widest tensor on a CPU: it fits into the caches, and the halo rows cost little."""
@@ -58,6 +59,9 @@ class BranchOf(Protocol):
     drop_path: Any
     layer_scale: nn.Module | None
 
+    @property
+    def scale(self) -> Tensor | None: ...
+
     def call(self, normed: Tensor) -> Tensor: ...
 
     def add_to(self, x: Tensor) -> Tensor: ...
@@ -79,51 +83,72 @@ def add_branches(x: Tensor, branches: Sequence[Any], lightly: Callable[..., Any]
             x = lightly(branch.add_to, x) if context.is_eager_on_cuda(x) else branch.add_to(x)
         return x
     x, normed = norm.fork(x, first.norm)
-    result, factor = first.call(normed), first.drop_path.factor(x)
+    result, factor, scale = first.call(normed), first.drop_path.factor(x), first.scale
     for branch in others:
-        x, result = lightly(_add_and_branch, x, result, factor, branch.norm, branch.function)
-        factor = branch.drop_path.factor(x)
-    return add_scaled(x, result, factor)
+        x, result = lightly(_add_and_branch, x, result, factor, scale, branch.norm, branch.function)
+        factor, scale = branch.drop_path.factor(x), branch.scale
+    return add_scaled(x, result, factor, scale)
 
 
 def _add_and_branch(
-    x: Tensor, result: Tensor, factor: Tensor | None, norm_module: nn.Module, function: nn.Module
+    x: Tensor,
+    result: Tensor,
+    factor: Tensor | None,
+    scale: Tensor | None,
+    norm_module: nn.Module,
+    function: nn.Module,
 ) -> tuple[Tensor, Tensor]:
-    """x + factor * result, and the function of its norm."""
-    x, normed = norm.add(x, result, factor, norm_module)
+    """x + factor * scale * result, and the function of its norm."""
+    x, normed = norm.add(x, result, factor, scale, norm_module)
     return x, function(normed)
 
 
 def _fuses(x: Tensor, branch: BranchOf) -> bool:
     drop_path = branch.drop_path
     plain = hasattr(drop_path, "factor") and (not isinstance(drop_path, nn.Module) or context.is_plain(drop_path))
-    return plain and branch.layer_scale is None and norm.is_fast(x, branch.norm)
+    scales = branch.layer_scale is None or context.is_plain(branch.layer_scale)
+    return plain and scales and norm.is_fast(x, branch.norm)
 
 
-def add_scaled(x: Tensor, branch: Tensor, factor: Tensor | None) -> Tensor:
-    """``x + factor * branch`` with one factor (B,) for each sample, or without."""
-    if factor is None:
+def add_scaled(x: Tensor, branch: Tensor, factor: Tensor | None, scale: Tensor | None = None) -> Tensor:
+    """``x + factor * scale * branch`` with one factor (B,) for each sample and a scale (C,) for each channel, or
+    without."""
+    if factor is None and scale is None:
         return x + branch
+    if torch.is_grad_enabled():
+        return _ScaledSum.apply(x, branch, factor, scale)
+    return torch.addcmul(x, branch, _both(x, factor, scale))
+
+
+def _both(x: Tensor, factor: Tensor | None, scale: Tensor | None) -> Tensor:
+    """factor * scale, of which one is not None, as it is broadcast to ``x``."""
+    if factor is None:
+        return cast(Tensor, scale)
     factor = factor.view(-1, *(1,) * (x.dim() - 1))
-    if not torch.is_grad_enabled():
-        return x + factor * branch
-    return _ScaledSum.apply(x, branch, factor)
+    return factor if scale is None else factor * scale
 
 
 class _ScaledSum(torch.autograd.Function):
     """One pass forward, one backward, whatever the types."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, branch: Tensor, factor: Tensor) -> Tensor:
-        ctx.save_for_backward(factor)
-        ctx.dtype = branch.dtype
-        return torch.addcmul(x, branch, factor)
+    def forward(ctx: Any, x: Tensor, branch: Tensor, factor: Tensor | None, scale: Tensor | None) -> Tensor:
+        ctx.save_for_backward(factor, scale, None if scale is None else branch)
+        ctx.dtypes = x.dtype, branch.dtype
+        return torch.addcmul(x, branch, _both(x, factor, scale))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
-        (factor,) = ctx.saved_tensors
-        return grad, torch.mul(grad, factor, out=torch.empty_like(grad, dtype=ctx.dtype)), None
+        factor, scale, branch = ctx.saved_tensors
+        of_x, of_scale = grad.to(ctx.dtypes[0]), None
+        if scale is None:
+            both = _both(grad, factor, scale)
+            of_branch = torch.mul(grad, both, out=torch.empty_like(grad, dtype=ctx.dtypes[1]))
+        else:
+            of_branch, of_scale = scale_backward(grad, branch, factor, scale)
+            of_scale = of_scale.to(scale.dtype)
+        return of_x, of_branch, None, of_scale
 
 
 def add_conv(grid: Tensor, conv: nn.Module) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -32,7 +34,7 @@ from mm_vitbackbones.layers import (
     SpatialReductionAttention,
 )
 from mm_vitbackbones.measuring import OperatorCount, copies, held_bytes, peak_bytes
-from mm_vitbackbones.ops import conv, memory, onednn, residual
+from mm_vitbackbones.ops import context, conv, memory, onednn, residual
 from mm_vitbackbones.ops.resize import resized_sum
 
 
@@ -221,6 +223,50 @@ def test_a_branch_is_scaled_and_dropped():
         torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
     dropped = Branch(norm, ffn, lambda branch: branch * 0, scale).add_to(x)
     assert torch.equal(dropped, x)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+def test_on_cuda_a_block_adds_scaled_branches_in_the_passes_of_their_norms(rate):
+    torch.manual_seed(3)
+    block = Block(16, SelfAttention(16, 2), FeedForward(16, 32), 1e-6, rate, layer_scale=0.5).train()
+    for scale in (block.ls1, block.ls2):
+        nn.init.normal_(scale.gamma)
+    x = torch.randn(4, 5, 16, requires_grad=True)
+
+    def run(cuda):
+        torch.manual_seed(4)  # of the draws
+        with context.pretend_device("cuda") if cuda else nullcontext(), OperatorCount() as count:
+            y = block(x)
+            found = torch.autograd.grad(y.square().sum(), [x, *block.parameters()])
+        return [y.detach(), *found], count.by_name
+
+    (ours, counts), (expected, _) = run(cuda=True), run(cuda=False)
+    for a, b in zip(ours, expected, strict=True):
+        assert relative_error(a, b) <= 1e-5
+    assert [counts[f"mm_vitbackbones.{name}"] for name in ("add_layer_norm", "scale_backward")] == [1, 2]
+    assert counts["aten.addcmul"] == 1
+
+
+def test_in_inference_a_branch_is_scaled_in_place_and_its_input_stays():
+    block = Block(16, SelfAttention(16, 2), FeedForward(16, 32), 1e-6, 0.0, layer_scale=0.5).eval()
+    x = torch.randn(1, 64, 16)
+    before = x.clone()
+    expected = block(x).detach()
+    with torch.no_grad(), OperatorCount() as count:
+        y = block(x)
+    torch.testing.assert_close(y, expected)
+    assert torch.equal(x, before)
+    assert count.by_name["aten.mul_"] == 2
+    assert "aten.mul" not in count.by_name
+
+
+def test_on_cuda_a_layer_scale_with_a_hook_is_called():
+    block = Block(16, SelfAttention(16, 2), FeedForward(16, 32), 1e-6, 0.0, layer_scale=0.5)
+    calls = []
+    block.ls2.register_forward_hook(lambda *_: calls.append(1))
+    with context.pretend_device("cuda"):
+        block(torch.randn(1, 5, 16))
+    assert calls == [1]
 
 
 def test_tiling_patches_pad_at_the_bottom_and_right():

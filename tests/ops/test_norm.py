@@ -35,15 +35,17 @@ def gradients(loss: Tensor, *tensors: Tensor) -> list[Tensor]:
     return list(torch.autograd.grad(loss, tensors))
 
 
+@pytest.mark.parametrize("scaled", [False, True], ids=["no scale", "scale"])
 @pytest.mark.parametrize("factor", [None, torch.tensor([0.0, 2.0])], ids=["no factor", "factor"])
 def test_sum_and_norm_have_the_values_and_gradients_of_separate_operators(
-    layer: LayerNorm, factor: Tensor | None
+    layer: LayerNorm, factor: Tensor | None, scaled: bool
 ) -> None:
     x, branch = (torch.randn(2, 3, 5, 24, requires_grad=True) for _ in range(2))
+    scale = torch.randn(24, requires_grad=True) if scaled else None
     of_total, of_norm = torch.randn(2, 3, 5, 24), torch.randn(2, 3, 5, 24)
-    parameters = x, branch, layer.weight, layer.bias
-    total, normed = norm.add(x, branch, factor, layer)
-    expected = x + branch * (1 if factor is None else factor.view(2, 1, 1, 1))
+    parameters = x, branch, layer.weight, layer.bias, *([] if scale is None else [scale])
+    total, normed = norm.add(x, branch, factor, scale, layer)
+    expected = x + branch * (1 if factor is None else factor.view(2, 1, 1, 1)) * (1 if scale is None else scale)
     torch.testing.assert_close(total, expected)
     torch.testing.assert_close(normed, plain(expected, layer))
     ours = gradients((total * of_total + normed * of_norm).sum(), *parameters)
@@ -73,7 +75,7 @@ def test_a_norm_for_a_linear_map_is_narrow_and_one_for_others_is_in_fp32_under_a
 def test_gradients_of_parameters_are_in_fp32_under_autocast(layer: LayerNorm) -> None:
     x, branch = torch.randn(2, 7, 24, requires_grad=True), torch.randn(2, 7, 24).bfloat16().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
-        total, normed = norm.add(x, branch, None, layer)
+        total, normed = norm.add(x, branch, None, None, layer)
     assert (total.dtype, normed.dtype) == (torch.float32, torch.bfloat16)
     found = gradients(total.sum() + normed.float().square().sum(), x, branch, layer.weight, layer.bias)
     assert [g.dtype for g in found] == [torch.float32, torch.bfloat16, torch.float32, torch.float32]

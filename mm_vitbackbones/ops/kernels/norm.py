@@ -1,7 +1,8 @@
 """Layer normalisation, alone and of a sum, forward and backward: each one pass over memory.
 
 PyTorch's kernel is slow for rows of few channels. Under autocast it also writes fp32, which the linear map after it
-casts in a pass of its own. And the sum before it, ``x + factor * branch``, and its gradient are passes of their own.
+casts in a pass of its own. And the sum before it, ``x + factor * scale * branch``, and its gradient are passes of their
+own.
 
 A row is one token: x (..., C), statistics (2, rows), the mean and the inverse standard deviation of each in fp32.
 """
@@ -25,17 +26,24 @@ def _reference(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch
 
 
 def _reference_of_sum(
-    x: Tensor, branch: Tensor, factor: Tensor | None, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype
+    x: Tensor,
+    branch: Tensor,
+    factor: Tensor | None,
+    scale: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, ...]:
-    total = _total(x, branch, factor)
+    total = _total(x, branch, factor, scale)
     return total, *_reference(total, weight, bias, eps, dtype)
 
 
-def _total(x: Tensor, branch: Tensor, factor: Tensor | None) -> Tensor:
+def _total(x: Tensor, branch: Tensor, factor: Tensor | None, scale: Tensor | None) -> Tensor:
     dtype = torch.promote_types(x.dtype, branch.dtype)
-    if factor is None:
-        return x + branch
-    return (x + branch * _by_sample(factor, x)).to(dtype)
+    if factor is not None:
+        branch = branch * _by_sample(factor, x)
+    return (x + (branch if scale is None else branch * scale)).to(dtype)
 
 
 def _by_sample(factor: Tensor, x: Tensor) -> Tensor:
@@ -80,13 +88,13 @@ layer_norm = operator(
 """``(y, statistics)``: the normalised x in ``dtype``."""
 
 add_layer_norm = operator(
-    "add_layer_norm(Tensor x, Tensor branch, Tensor? factor, Tensor weight, Tensor bias, float eps, ScalarType dtype)"
-    " -> (Tensor, Tensor, Tensor)",
+    "add_layer_norm(Tensor x, Tensor branch, Tensor? factor, Tensor? scale, Tensor weight, Tensor bias, float eps,"
+    " ScalarType dtype) -> (Tensor, Tensor, Tensor)",
     _reference_of_sum,
     kernel("norm", "add_layer_norm"),
 )
-"""``(total, y, statistics)``: total = x + factor * branch, with one factor (B,) for each sample, or without; y is the
-normalised total in ``dtype``."""
+"""``(total, y, statistics)``: total = x + factor * scale * branch, with one factor (B,) for each sample and a scale
+(C,) for each channel, or without; y is the normalised total in ``dtype``."""
 
 layer_norm_backward = operator(
     "layer_norm_backward(Tensor grad, Tensor? grad_total, Tensor x, Tensor statistics, Tensor weight)"
@@ -103,4 +111,5 @@ add_layer_norm_backward = operator(
     _reference_backward_of_sum,
     kernel("norm", "add_layer_norm_backward"),
 )
-"""``(grad_x, grad_branch, grad_weight, grad_bias)``; the branch's gradient is in ``dtype``."""
+"""``(grad_x, grad_branch, grad_weight, grad_bias)`` without a scale; the branch's gradient is in ``dtype``. With one,
+``layer_norm_backward`` gives that of the sum, and ``scale.scale_backward`` the others."""

@@ -1,4 +1,5 @@
-"""The kernels of norms and of GELU's gradient equal their references; without a card, in Triton's interpreter."""
+"""The kernels of norms, and of the gradients of GELU and of scaled branches, equal their references; without a card, in
+Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mm_vitbackbones.ops.kernels import gelu, norm
+from mm_vitbackbones.ops.kernels import gelu, norm, scale
 
 pytest.importorskip("triton", reason="the kernels are written in Triton")
 
@@ -38,10 +39,11 @@ def test_sum_and_norm_equal_their_reference(shape, of_x, of_branch, factor):
     x, branch = torch.randn(shape, device=DEVICE).to(of_x), torch.randn(shape, device=DEVICE).to(of_branch)
     weight, bias = torch.randn(2, shape[-1], device=DEVICE)
     factors = torch.rand(shape[0], device=DEVICE) if factor else None
-    arguments = x, branch, factors, weight, bias, 1e-6, of_branch
-    expected = norm._reference_of_sum(*arguments)
-    for actual, wanted in zip(kernels.add_layer_norm(*arguments), expected, strict=True):
-        close(actual, wanted, of_x)
+    for scales in (torch.randn(shape[-1], device=DEVICE), None):
+        arguments = x, branch, factors, scales, weight, bias, 1e-6, of_branch
+        expected = norm._reference_of_sum(*arguments)
+        for actual, wanted in zip(kernels.add_layer_norm(*arguments), expected, strict=True):
+            close(actual, wanted, of_x)
     total, _, statistics = expected
     grad, grad_total = torch.randn(shape, device=DEVICE).to(of_branch), torch.randn_like(total)
     for more in (grad_total, None):
@@ -72,4 +74,17 @@ def test_gelu_and_its_gradient_equal_their_reference(shape):
     torch.manual_seed(0)
     grad, hidden = torch.randn(2, *shape, device=DEVICE)
     for actual, wanted in zip(kernels.backward(grad, hidden), gelu._reference(grad, hidden), strict=True):
+        close(actual, wanted)
+
+
+@pytest.mark.parametrize("factor", [True, False], ids=["factor", "no factor"])
+@pytest.mark.parametrize("shape", [(3, 5, 7), (2, 70, 64), (1, 3, 11, 100)], ids=str)
+def test_the_gradients_of_a_scaled_branch_equal_their_reference(shape, factor):
+    from mm_vitbackbones.ops.kernels.triton import scale as kernels
+
+    torch.manual_seed(0)
+    grad, branch = torch.randn(2, *shape, device=DEVICE)
+    factors = torch.rand(shape[0], device=DEVICE) if factor else None
+    arguments = grad, branch, factors, torch.randn(shape[-1], device=DEVICE)
+    for actual, wanted in zip(kernels.backward(*arguments), scale._reference(*arguments), strict=True):
         close(actual, wanted)

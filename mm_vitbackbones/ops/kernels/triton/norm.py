@@ -25,8 +25,9 @@ FEW_CHANNELS, PROGRAMS = 128, 528
 
 @triton.jit(do_not_specialize=["rows", "rows_of_sample", "eps"])
 def _forward(
-    x, branch, factor, weight, bias, total, y, statistics, rows, rows_of_sample, eps,
+    x, branch, factor, scale_of, weight, bias, total, y, statistics, rows, rows_of_sample, eps,
     C: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr, SUM: tl.constexpr, FACTOR: tl.constexpr,
+    SCALE: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, COLUMNS)
@@ -37,6 +38,8 @@ def _forward(
         other = tl.load(branch + at, mask=inside, other=0.0).to(tl.float32)
         if FACTOR:
             other *= tl.load(factor + row // rows_of_sample, mask=row < rows, other=0.0).to(tl.float32)[:, None]
+        if SCALE:
+            other *= tl.load(scale_of + column, mask=column < C, other=0.0).to(tl.float32)[None, :]
         narrow = (value + other).to(total.dtype.element_ty)
         tl.store(total + at, narrow, mask=inside)
         value = narrow.to(tl.float32)
@@ -104,6 +107,7 @@ def add_layer_norm(
     x: Tensor,
     branch: Tensor | None,
     factor: Tensor | None,
+    scale: Tensor | None,
     weight: Tensor,
     bias: Tensor,
     eps: float,
@@ -121,11 +125,14 @@ def add_layer_norm(
     columns, height, warps = tile_of(channels)
     _start_forward(
         (-(-rows // height), 1, 1),
-        (x, x if branch is None else branch, x if factor is None else factor, weight, bias, total, y, statistics),
+        (
+            x, x if branch is None else branch, x if factor is None else factor, x if scale is None else scale, weight,
+            bias, total, y, statistics,
+        ),
         (rows, rows // x.shape[0], eps),
-        (channels, columns, height, branch is not None, factor is not None),
+        (channels, columns, height, branch is not None, factor is not None, scale is not None),
         warps,
-    )
+    )  # fmt: skip
     return total, y, statistics
 
 
@@ -164,7 +171,7 @@ def add_layer_norm_backward(
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    return add_layer_norm(x, None, None, weight, bias, eps, dtype)[1:]
+    return add_layer_norm(x, None, None, None, weight, bias, eps, dtype)[1:]
 
 
 def layer_norm_backward(

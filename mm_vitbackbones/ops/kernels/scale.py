@@ -1,0 +1,28 @@
+"""The gradients of ``factor * scale * branch``, with factors of samples and of channels, in one pass over memory.
+
+The sum over all tokens, which is the gradient of ``scale``, would be passes of its own: a product and its reduction.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mm_vitbackbones.ops.kernels.registration import kernel, operator
+
+
+def _reference(grad: Tensor, branch: Tensor, factor: Tensor | None, scale: Tensor) -> tuple[Tensor, Tensor]:
+    wide = torch.promote_types(grad.dtype, torch.float32)
+    grad = grad.to(wide)
+    if factor is not None:
+        grad = grad * factor.view(-1, *(1,) * (grad.dim() - 1))
+    return (grad * scale).to(branch.dtype), (grad * branch).flatten(0, -2).sum(0)
+
+
+scale_backward = operator(
+    "scale_backward(Tensor grad, Tensor branch, Tensor? factor, Tensor scale) -> (Tensor, Tensor)",
+    _reference,
+    kernel("scale", "backward"),
+)
+"""``(grad_branch, grad_scale)`` of a branch (..., C) whose samples have one ``factor`` each, (B,), or none, and whose
+channels have a ``scale`` each, (C,). ``grad_branch`` has the type of the branch, ``grad_scale`` fp32."""
