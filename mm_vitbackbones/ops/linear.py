@@ -142,10 +142,10 @@ class _Several(torch.autograd.Function):
         weight = torch.cat([narrow.of(weight, dtype) for weight in weights])
         ctx.save_for_backward(x, weight)
         if all(bias is None for bias in biases):
-            return F.linear(x, weight).split(ctx.sizes, dim=-1)
+            return F.linear(x, weight).split_with_sizes(ctx.sizes, dim=-1)
         pairs = zip(biases, ctx.sizes, strict=True)
         bias = torch.cat([x.new_zeros(size) if bias is None else narrow.of(bias, dtype) for bias, size in pairs])
-        return F.linear(x, weight, bias).split(ctx.sizes, dim=-1)
+        return F.linear(x, weight, bias).split_with_sizes(ctx.sizes, dim=-1)
 
     @staticmethod
     @once_differentiable
@@ -156,9 +156,9 @@ class _Several(torch.autograd.Function):
         of_weights: Sequence[Tensor | None] = [None] * len(grads)
         of_biases = of_weights
         if any(needed[: len(grads)]):
-            of_weights = _product(grad.t(), x, ctx.dtypes[1]).split(ctx.sizes)
+            of_weights = _product(grad.t(), x, ctx.dtypes[1]).split_with_sizes(ctx.sizes)
         if any(needed[len(grads) :]):
-            of_biases = column_sums(grad, ctx.dtypes[1]).split(ctx.sizes)
+            of_biases = column_sums(grad, ctx.dtypes[1]).split_with_sizes(ctx.sizes)
         pairs = zip((*of_weights, *of_biases), needed, strict=True)
         of_parameters = [gradient if wanted else None for gradient, wanted in pairs]
         return (grad @ weight).view(shape).to(ctx.dtypes[0]) if of_x else None, None, *of_parameters

@@ -117,7 +117,13 @@ def add_scaled(x: Tensor, branch: Tensor, factor: Tensor | None, scale: Tensor |
         return x + branch
     if torch.is_grad_enabled():
         return _ScaledSum.apply(x, branch, factor, scale)
-    return torch.addcmul(x, branch, _both(x, factor, scale))
+    return _scaled_sum(x, branch, _both(x, factor, scale))
+
+
+def _scaled_sum(x: Tensor, branch: Tensor, both: Tensor) -> Tensor:
+    # With `out`, because autocast on CUDA casts the inputs of the other form in passes of their own.
+    out = torch.empty_like(x, dtype=torch.promote_types(x.dtype, branch.dtype))
+    return torch.addcmul(x, branch, both, out=out)
 
 
 def _both(x: Tensor, factor: Tensor | None, scale: Tensor | None) -> Tensor:
@@ -135,7 +141,7 @@ class _ScaledSum(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, branch: Tensor, factor: Tensor | None, scale: Tensor | None) -> Tensor:
         ctx.save_for_backward(factor, scale, None if scale is None else branch)
         ctx.dtypes = x.dtype, branch.dtype
-        return torch.addcmul(x, branch, _both(x, factor, scale))
+        return _scaled_sum(x, branch, _both(x, factor, scale))
 
     @staticmethod
     @once_differentiable

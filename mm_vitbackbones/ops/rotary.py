@@ -15,11 +15,12 @@ from mm_vitbackbones.ops import context
 
 
 class Rotation(NamedTuple):
-    """How each token turns: the cosine and the sine of its angles, (N, d) of a head of d channels, whose halves are
-    alike."""
+    """How each token turns: the cosine and the sine of the angles of its d/2 pairs of channels, in each head."""
 
     cos: Tensor
+    """(N, 1, 1, d/2)"""
     sin: Tensor
+    """(N, 1, d/2)"""
 
 
 def rotation(periods: Tensor, height: int, width: int, others: int = 0) -> Rotation:
@@ -45,42 +46,48 @@ def rotation(periods: Tensor, height: int, width: int, others: int = 0) -> Rotat
             ),
             dim=-1,
         ).flatten(0, 1)
-        angles = torch.cat((angles, angles), dim=-1)
-        angles = torch.cat((angles.new_zeros(others, angles.shape[-1]), angles))
-        return Rotation(angles.cos(), angles.sin())
+        angles = torch.cat((angles.new_zeros(others, angles.shape[-1]), angles)).unsqueeze(1)
+        return Rotation(angles.cos().unsqueeze(1), angles.sin())
 
 
 def rotate(tokens: Tensor, rotation: Rotation, num_heads: int) -> Tensor:
     """Turns queries or keys: (B, N, C) -> (B, N, C), in fp32 and back."""
-    with context.autocast_to(tokens.device, None):
-        heads = tokens.unflatten(-1, (num_heads, -1))
-        cos, sin = (part.unsqueeze(1) for part in rotation)
-        turned = _Turned.apply(heads, cos, sin, 1) if context.is_eager() else reference(heads, cos, sin)
-        return turned.flatten(-2)
+    halves = tokens.unflatten(-1, (num_heads, 2, -1))
+    if not context.is_eager():
+        return reference(halves, *rotation).flatten(-3)
+    turned = _Turned.apply(halves, *rotation, 1) if torch.is_grad_enabled() else _turn(halves, *rotation, 1)
+    return turned.flatten(-3)
 
 
-def reference(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """``heads`` (..., d), turned."""
-    wide = heads.to(cos.dtype)
-    first, second = wide.chunk(2, dim=-1)
-    return (wide * cos + torch.cat((-second, first), dim=-1) * sin).to(heads.dtype)
+def reference(halves: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """The first and the second channels of all pairs, turned: (B, N, h, 2, d/2) -> (B, N, h, 2, d/2)."""
+    with context.autocast_to(halves.device, None):
+        first, second = halves.to(cos.dtype).unbind(-2)
+        cos = cos.squeeze(1)
+        return torch.stack((first * cos - second * sin, second * cos + first * sin), dim=-2).to(halves.dtype)
+
+
+def _turn(halves: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
+    """``reference`` in fewer passes; ``sign``: -1 turns back. Autocast leaves these operators as they are."""
+    turned = halves * cos
+    first, second = halves.unbind(-2)
+    of_first, of_second = turned.unbind(-2)
+    of_first.addcmul_(second, sin, value=-sign)
+    of_second.addcmul_(first, sin, value=sign)
+    return turned.to(halves.dtype)
 
 
 class _Turned(torch.autograd.Function):
-    """``reference`` in fewer passes, which keeps no tokens. Its gradient turns back."""
+    """``_turn``, which keeps no tokens. Its gradient turns back."""
 
     @staticmethod
-    def forward(ctx: Any, heads: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
-        """``sign``: -1 turns back."""
+    def forward(ctx: Any, halves: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
         ctx.save_for_backward(cos, sin)
         ctx.sign = sign
-        wide, half = heads * cos, heads.shape[-1] // 2
-        first, second = heads.split(half, dim=-1)
-        wide[..., :half].addcmul_(second, sin[..., :half], value=-sign)
-        wide[..., half:].addcmul_(first, sin[..., half:], value=sign)
-        return wide.to(heads.dtype)
+        return _turn(halves, cos, sin, sign)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         cos, sin = ctx.saved_tensors
-        return _Turned.apply(grad, cos, sin, -ctx.sign), None, None, None
+        turn = _Turned.apply if torch.is_grad_enabled() else _turn
+        return turn(grad, cos, sin, -ctx.sign), None, None, None
