@@ -11,9 +11,9 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from mm_vitbackbones.ops import context, linear, onednn
+from mm_vitbackbones.ops.once import once_differentiable
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> Tensor:

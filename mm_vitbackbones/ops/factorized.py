@@ -12,11 +12,11 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from mm_vitbackbones.ops import context, linear, memory, onednn
 from mm_vitbackbones.ops.joint import Pair, Rows, Tokens
 from mm_vitbackbones.ops.kernels import factorized as kernels
+from mm_vitbackbones.ops.once import once_differentiable
 
 BLOCK = 256
 """Tokens whose product is one matrix product in a compiled graph on CUDA: the sum over all tokens is one of few, long

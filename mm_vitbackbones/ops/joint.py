@@ -16,11 +16,11 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from mm_vitbackbones.ops import context, onednn, residual
 from mm_vitbackbones.ops.linear import linear as linear_map
 from mm_vitbackbones.ops.norm import for_linear
+from mm_vitbackbones.ops.once import once_differentiable
 
 Pair = tuple[Tensor, Tensor]
 """Class tokens (B, 1, 1, C) and a grid (B, H, W, C)."""

@@ -13,11 +13,11 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from mm_vitbackbones.ops import context, depthwise, narrow, onednn
 from mm_vitbackbones.ops.kernels import depthwise as kernels
 from mm_vitbackbones.ops.kernels.gelu import gelu_backward
+from mm_vitbackbones.ops.once import once_differentiable
 
 
 def linear(x: Tensor, layer: nn.Module, again: bool = False) -> Tensor:

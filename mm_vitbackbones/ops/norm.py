@@ -10,12 +10,12 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from mm_vitbackbones.ops import context, memory
 from mm_vitbackbones.ops.kernels import norm as kernels
 from mm_vitbackbones.ops.kernels import registration
 from mm_vitbackbones.ops.kernels.scale import scale_backward
+from mm_vitbackbones.ops.once import once_differentiable
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:

@@ -8,10 +8,10 @@ from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from mm_vitbackbones.ops import context, depthwise, norm, onednn
 from mm_vitbackbones.ops.kernels.scale import scale_backward
+from mm_vitbackbones.ops.once import once_differentiable
 
 BAND_BYTES = 8 * 2**20
 """The size of a band's widest tensor on a CPU: it fits into the caches, and the halo rows cost little."""
