@@ -24,6 +24,7 @@ class _Models(Registry):
 
     on_demand: ClassVar[dict[str, str]] = {
         "BandedEncoderDecoder": "mm_vitbackbones.segmentors.banded",
+        "DPTHead": "mm_vitbackbones.heads.dpt",
         "MultichannelDetDataPreprocessor": "mm_vitbackbones.engine.det_preprocessor",
         "SegFormerHead": "mm_vitbackbones.heads.segformer",
     }

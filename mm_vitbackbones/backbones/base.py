@@ -169,7 +169,11 @@ class Backbone(BaseModule):
         self._check_image(image)
         with narrow.copies(self, image):
             levels = enumerate(self.levels(image))
-            return tuple(level.grid.permute(0, 3, 1, 2).contiguous() for i, level in levels if i in self.out_indices)
+            return tuple(self.output(level) for i, level in levels if i in self.out_indices)
+
+    def output(self, level: Level) -> Any:
+        """What ``forward`` returns of a level: its map (B, C, H, W)."""
+        return level.grid.permute(0, 3, 1, 2).contiguous()
 
     def features(self, image: Tensor, blocks: Sequence[int] | None = None) -> list[Level]:
         """The levels that ``forward`` returns, as grids, with the class tokens if the family has them.

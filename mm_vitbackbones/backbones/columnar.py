@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,10 @@ from mm_vitbackbones.layers.drop_path import check_drop_path_rate, drop_path_rat
 from mm_vitbackbones.ops import joint, memory
 
 STEMS = ("aligned", "published")
+MAPS_ALONE = (
+    "this neck or head reads maps, and the backbone has with_class_token=True, which gives pairs of a map and a class "
+    "token: leave it out, or take a head that reads both, such as mm_vitbackbones.DPTHead"
+)
 
 
 def ends_of_quarters(depth: int) -> list[int]:
@@ -59,6 +63,23 @@ class PatchStem(nn.Module):
         return torch.cat((*first, grid.flatten(1, 2)), dim=1)
 
 
+class Tap(NamedTuple):
+    """What ``forward`` returns of a block for heads that read class tokens."""
+
+    map: Tensor
+    """(B, C, H, W)."""
+    class_token: Tensor
+    """(B, C)."""
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """PyTorch calls this where a ``Tap`` is taken for a tensor."""
+        raise ArgumentError(MAPS_ALONE)
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(MAPS_ALONE if hasattr(Tensor, name) else name)
+
+
 class ColumnarBackbone(Backbone):
     """The arguments are those of ``Backbone``, and
 
@@ -71,6 +92,8 @@ class ColumnarBackbone(Backbone):
     final_norm: whether the final norm is applied to each tap.
     patch_size: of the patches in pixels, if it is not that of the arch: the published patch embedding and the positions
         are resized to it. (DINOv2 with 16 has cells of exactly 16 pixels; with its own 14, levels are resized.)
+    with_class_token: without a pyramid, ``forward`` returns pairs of a map and its class token (B, C) (``Tap``), for
+        heads that read both, such as ``DPTHead``.
     stem: ``"aligned"``: an image that patches do not fill is padded, so that each level has ceil(H/stride) rows.
         ``"published"``: a remainder of rows and columns is left out, as in the official code; only without a pyramid.
     out_indices: default: all levels.
@@ -104,6 +127,7 @@ class ColumnarBackbone(Backbone):
         pyramid: str | None = "resize",
         final_norm: bool | None = None,
         patch_size: Count | None = None,
+        with_class_token: bool = False,
         stem: str = "aligned",
         init_cfg: Any = None,
     ) -> None:
@@ -118,6 +142,11 @@ class ColumnarBackbone(Backbone):
             raise ArgumentError(
                 "stem='published' leaves pixels out, and a pyramid needs them: give pyramid=None as well"
             )
+        if with_class_token and pyramid is not None:
+            raise ArgumentError("with_class_token=True goes with the grids as they are: give pyramid=None as well")
+        if with_class_token and not self.num_tokens:
+            raise ArgumentError("with_class_token=True: with windows or relative positions there is no class token")
+        self.with_class_token = with_class_token
         self.taps = self._taps(taps, pyramid)
         strides = STRIDES if pyramid else (self.patch_size,) * len(self.taps)
         out_indices = tuple(range(len(strides)) if out_indices is None else out_indices)
@@ -185,6 +214,10 @@ class ColumnarBackbone(Backbone):
     def num_tokens(self) -> int:
         """Class and register tokens, which come before the patches."""
         return 0
+
+    def output(self, level: Level) -> Any:
+        map = super().output(level)
+        return Tap(map, cast(Tensor, level.class_tokens)[:, 0]) if self.with_class_token else map
 
     def trunk(self, image: Tensor) -> dict[int, Level]:
         """The result of each tap, by its block."""

@@ -37,6 +37,7 @@ from mm_vitbackbones.registry import BACKBONES
 POSITIONS = {
     "by_size": BICUBIC,  # DeiT, MAE, ViTDet
     "by_scale": TableResize("bicubic", offset=0.1),  # DINO
+    "bilinear": TableResize("bilinear"),  # DPT
 }
 """How the table of positions is resized for other grids."""
 
@@ -121,7 +122,8 @@ class Stem(PatchStem):
 class ViT(ColumnarBackbone):
     """ViT as an encoder; the arguments are those of ``ColumnarBackbone``, and
 
-    positions: how the position table is resized: ``"by_size"``; ``"by_scale"`` for DINO's weights.
+    positions: how the position table is resized: ``"by_size"``; ``"by_scale"`` for DINO's weights; ``"bilinear"`` for
+        those of a DPT.
     window_size: side of the windows that blocks attend in, as in ViTDet (14), in patches; None: all blocks attend to
         all patches.
     global_blocks: with windows, the blocks that attend to all patches. Default: the last of each quarter.
@@ -150,6 +152,7 @@ class ViT(ColumnarBackbone):
         pyramid: str | None = "resize",
         final_norm: bool | None = None,
         patch_size: Count | None = None,
+        with_class_token: bool = False,
         stem: str = "aligned",
         positions: str = "by_size",
         window_size: Count | None = None,
@@ -159,7 +162,7 @@ class ViT(ColumnarBackbone):
     ) -> None:
         spec: Arch = self.resolve_arch(arch)
         if not isinstance(positions, str) or positions not in POSITIONS:
-            raise ArgumentError(f"positions={positions!r}: give {' or '.join(map(repr, POSITIONS))}")
+            raise ArgumentError(f"positions={positions!r}: give {', '.join(map(repr, POSITIONS))}")
         if window_size is None and global_blocks is not None:
             raise ArgumentError(f"global_blocks={global_blocks!r}: without window_size all blocks are global")
         self.global_blocks = tuple(ends_of_quarters(spec.depth) if global_blocks is None else global_blocks)
@@ -179,6 +182,7 @@ class ViT(ColumnarBackbone):
             pyramid,
             final_norm,
             patch_size,
+            with_class_token,
             stem,
             init_cfg,
         )

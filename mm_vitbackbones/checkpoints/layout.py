@@ -96,6 +96,7 @@ class Family:
         cautions: (layout, arch, text): what to know of weights that are converted to that layout.
         also: (name, layout): another publisher's name for a layout that it has, too.
         spec_of: of a head, which has no archs: the arguments that weights under our names were made with.
+        others: (name, pattern of a key): networks whose files have some of the same names, and no weights for this one.
     """
 
     name: str
@@ -108,6 +109,7 @@ class Family:
     cautions: tuple[tuple[str, str, str], ...] = ()
     also: tuple[tuple[str, str], ...] = ()
     spec_of: Callable[[State], str] | None = None
+    others: tuple[tuple[str, str], ...] = ()
 
     def layout(self, name: str) -> Layout:
         """The layout of this name; CheckpointError if the family has none."""

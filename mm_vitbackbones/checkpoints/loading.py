@@ -22,6 +22,7 @@ from mm_vitbackbones.checkpoints.recognise import (
     Outline,
     find_archs,
     find_layout,
+    find_pattern,
     looks_like,
     outline_of,
     twin_of,
@@ -174,10 +175,11 @@ def _load(backbone: nn.Module, content: Any, source: str, prefix: str | None) ->
         near = did_you_mean(prefix, {key.partition(".")[0] + "." for key in aside})
         raise CheckpointError(f"no weight has a name that begins with prefix={prefix!r}{near}")
     family, network = _family(backbone), _describe(backbone)
-    if not (found := find_layout(state, [family])):
+    other = find_pattern(family.others, state)
+    if other or not (found := find_layout(state, [family])):
         raise CheckpointMismatch(
-            f"the file looks like {looks_like(state)}, and the backbone is {network}: give a file of {family.name}; "
-            "nothing was loaded"
+            f"the file looks like {other or looks_like(state)}, and the {_part(family)} is {network}: give a file of "
+            f"{family.name}; nothing was loaded"
         )
     inside, outside = found.split(state)
     ours, unknown = found.layout.to_ours(inside)
@@ -230,8 +232,12 @@ def _load(backbone: nn.Module, content: Any, source: str, prefix: str | None) ->
             *weights.notes,
             *((f"the file may also be of {twin}, which has the same names and shapes",) if twin else ()),
         ),
-        part="backbone" if family.name in FAMILIES else "head",
+        part=_part(family),
     )
+
+
+def _part(family: Family) -> str:
+    return "backbone" if family.name in FAMILIES else "head"
 
 
 def _outline(module: nn.Module, family: Family) -> Outline:

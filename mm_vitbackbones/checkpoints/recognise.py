@@ -28,6 +28,7 @@ HEADS = {family.name: family for family in _tabled() if family.spec_of is not No
 
 # Files of other networks, by keys that all of them hold. A family that gets a table leaves this list.
 OTHERS = (
+    ("a hybrid of a ResNet and a ViT", r"patch_embed\.backbone\.stem\.conv\.weight"),
     ("a CaiT", r"blocks_token_only\.0\.attn\.q\.weight"),
     ("an XCiT", r"pos_embed(er)?\.token_projection\.weight"),
     ("an MViT", r"blocks\.0\.attn\.pool_q\.weight"),
@@ -179,7 +180,9 @@ def looks_like(state: State) -> str:
             name = f"{family.name} {' or '.join(archs)}"
             return name + (f" (or {twin}, which has the same names and shapes)" if twin else "")
         return f"a {family.name} of no published arch"
-    for name, pattern in OTHERS:
-        if any(re.search(rf"(^|\.){pattern}$", key) for key in state):
-            return name
-    return "no network that is known here"
+    return find_pattern(OTHERS, state) or "no network that is known here"
+
+
+def find_pattern(others: Iterable[tuple[str, str]], state: State) -> str | None:
+    """The first name of (name, pattern) pairs whose pattern is the end of a key, from the beginning of a name on."""
+    return next((name for name, pattern in others if any(re.search(rf"(^|\.){pattern}$", key) for key in state)), None)

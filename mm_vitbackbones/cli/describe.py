@@ -73,7 +73,7 @@ def describe(config: Mapping[str, Any], size: tuple[int, int] = (512, 512), name
         image = torch.empty(1, backbone.in_channels, *size)
         with torch.no_grad():
             maps: list[torch.Tensor] = []
-            count = multiply_adds(lambda: maps.extend(backbone(image)))
+            count = multiply_adds(lambda: maps.extend(_map(output) for output in backbone(image)))
     levels = zip(backbone.out_indices, backbone.channels, backbone.strides, maps, strict=True)
     return Description(
         name or type_name(config),
@@ -82,6 +82,11 @@ def describe(config: Mapping[str, Any], size: tuple[int, int] = (512, 512), name
         count,
         tuple(Level(i, channels, stride, *map.shape[2:]) for i, channels, stride, map in levels),
     )
+
+
+def _map(output: Any) -> torch.Tensor:
+    """Of what a backbone returns of a level: a map, or a pair of a map and a class token."""
+    return output if isinstance(output, torch.Tensor) else output[0]
 
 
 def main(argv: list[str]) -> None:

@@ -85,6 +85,7 @@ OF_OTHERS = (
     "blocks.0.attn.q_bias",  # BEiT
     "blocks.0.attn.temperature",  # XCiT
     "blocks.0.attn1.qkv.weight",  # two attentions side by side
+    "patch_embed.backbone.stem.conv.weight",  # a hybrid with a ResNet
 )
 
 OFFICIAL = Layout(
