@@ -25,8 +25,12 @@ class _Models(Registry):
     on_demand: ClassVar[dict[str, str]] = {
         "BandedEncoderDecoder": "mm_vitbackbones.segmentors.banded",
         "DPTHead": "mm_vitbackbones.heads.dpt",
+        "LinearHead": "mm_vitbackbones.heads.linear",
         "MultichannelDetDataPreprocessor": "mm_vitbackbones.engine.det_preprocessor",
+        "ResizeFeaturePyramid": "mm_vitbackbones.necks.pyramid",
         "SegFormerHead": "mm_vitbackbones.heads.segformer",
+        "SimpleFeaturePyramid": "mm_vitbackbones.necks.pyramid",
+        "TapsFeaturePyramid": "mm_vitbackbones.necks.pyramid",
     }
 
     def get(self, key: str) -> Any:

@@ -31,6 +31,7 @@ MAY_IMPORT = {
     "backbones": {"errors", "layers", "nodes", "ops", "registry"},
     "checkpoints": {"errors", "files", "limits", "ops", "progress", "registry"},
     "heads": {"errors", "nodes", "ops", "registry"},
+    "necks": {"errors", "layers", "registry"},
     "segmentors": {"registry"},
     "data": {"errors", "files", "libraries", "limits", "nodes", "printing", "progress"},
     "engine": {"backbones", "checkpoints", "data", "errors", "files", "nodes", "registry"},

@@ -131,11 +131,15 @@ class MaxPool(nn.Module):
         return pooled.permute(0, 2, 3, 1)
 
 
-class BatchNorm(nn.BatchNorm2d):
-    """``nn.BatchNorm2d`` over grids (B, H, W, C)."""
+class BatchNorm(nn.Module):
+    """``nn.BatchNorm2d`` over grids (B, H, W, C). It is a part, so that a synchronised one may take its place."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(dim)
 
     def forward(self, grid: Tensor) -> Tensor:
-        return super().forward(grid.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self.norm(grid.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 Pyramid = ResizePyramid | TapsPyramid | SimplePyramid

@@ -1,0 +1,1 @@
+"""Necks for MMDetection and MMSegmentation, imported when a config names them."""
