@@ -20,7 +20,7 @@ from torch import nn
 
 from mm_vitbackbones.backbones import Backbone
 from mm_vitbackbones.build import families
-from mm_vitbackbones.checkpoints.published import FILES, resolve
+from mm_vitbackbones.checkpoints.published import FILES, files_of, resolve
 from mm_vitbackbones.cli.arguments import Parser, run
 from mm_vitbackbones.cli.describe import Description, Level, describe
 from mm_vitbackbones.cli.model import build_model
@@ -50,6 +50,8 @@ METHODS = {
     "SegFormerHead": "SegFormer",
     "FPNHead": "Semantic FPN",
     "UPerHead": "UPerNet",
+    "DPTHead": "DPT",
+    "LinearHead": "Linear probe",
     "DINO": "DINO",
     "Mask2Former": "Mask2Former",
     "Mask2FormerHead": "Mask2Former",
@@ -119,12 +121,13 @@ def make_entry(path: Path, published: Mapping[str, Any]) -> Entry:
 
 
 def _checkpoint(backbone: Mapping[str, Any]) -> str:
-    """The URL of the pretrained weights of a backbone's config; empty if it has none."""
+    """The URL of the pretrained weights of a backbone's config, or of the page of their licence; empty without any."""
     init_cfg = backbone.get("init_cfg")
     if not isinstance(init_cfg, Mapping) or init_cfg.get("type") != "Pretrained":
         return ""
     family = backbone["type"].removeprefix("mm_vitbackbones.")
-    return os.fspath(resolve(init_cfg.get("checkpoint"), family, backbone["arch"]))
+    record = files_of(family, backbone["arch"]).get(init_cfg.get("checkpoint", ""))
+    return record.url if record else os.fspath(resolve(init_cfg.get("checkpoint"), family, backbone["arch"]))
 
 
 def count(cfg: Config, size: tuple[int, int]) -> tuple[int, int]:
@@ -136,7 +139,7 @@ def count(cfg: Config, size: tuple[int, int]) -> tuple[int, int]:
     model = build_model(cfg, "meta").eval().requires_grad_(False)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     alone = cost_of(json.dumps(backbone), size)
-    model.backbone = _Given(alone.levels)
+    model.backbone = _Given(alone.levels, backbone.get("with_class_token", False))
     with torch.device("meta"), torch.no_grad():
         rest = multiply_adds(lambda: _run(model, torch.empty(1, 3, *size)))
     return parameters, alone.multiply_adds + rest
@@ -149,14 +152,15 @@ def cost_of(backbone: str, size: tuple[int, int]) -> Description:
 
 
 class _Given(nn.Module):
-    """In place of a backbone that is counted already: gives its levels."""
+    """In place of a backbone that is counted already: gives its levels, with a class token each if asked."""
 
-    def __init__(self, levels: Iterable[Level]) -> None:
+    def __init__(self, levels: Iterable[Level], with_class_token: bool) -> None:
         super().__init__()
-        self.levels = levels
+        self.levels, self.with_class_token = levels, with_class_token
 
-    def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
-        return [torch.empty(len(image), x.channels, x.height, x.width) for x in self.levels]
+    def forward(self, image: torch.Tensor) -> list[Any]:
+        maps = [torch.empty(len(image), x.channels, x.height, x.width) for x in self.levels]
+        return [(map, torch.empty(map.shape[:2])) for map in maps] if self.with_class_token else maps
 
 
 def _run(model: Any, image: torch.Tensor) -> None:

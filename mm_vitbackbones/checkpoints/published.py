@@ -87,6 +87,7 @@ _META = "https://dl.fbaipublicfiles.com"
 _DINOV3 = "https://huggingface.co/facebook"
 _COAT = "https://vcl.ucsd.edu/coat/pretrained"
 _TIMM = "https://huggingface.co/timm"
+_TIMM_VIT = "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-vitjx"
 
 _AUTHORS, _OPENMMLAB, _BY_TIMM = "the authors", "OpenMMLab, converted", "timm, converted"
 
@@ -124,6 +125,11 @@ def _coat(arch: str, top1: float, sha256: str, name: str = "imagenet1k") -> Publ
     size = _size(name)
     url = f"{_COAT}/coat_{arch}{f'_{size}x{size}' if size != 224 else ''}_{sha256}.pth"
     return PublishedFile("CoaT", arch, name, url, APACHE, _AUTHORS, size=size, top1=top1, sha256=sha256)
+
+
+def _vit(arch: str, sha256: str) -> PublishedFile:
+    name, url = "imagenet21k_to_1k_384", f"{_TIMM_VIT}/jx_vit_{arch.removesuffix('_384')}_p16_384-{sha256}.pth"
+    return PublishedFile("ViT", arch, name, url, APACHE, _BY_TIMM, IN21K_TO_1K, _size(name), sha256=sha256)
 
 
 def _deit(arch: str, file: str, sha256: str, top1: float, name: str = "imagenet1k") -> PublishedFile:
@@ -240,6 +246,7 @@ FILES = (
     _dino("small_p8", "deitsmall8"),
     _dino("base_p8", "vitbase8"),
     _deit("base_384", "base_patch16_384", "8de9b5d1", 82.9, "imagenet1k_384"),
+    _vit("large_384", "b3be5167"),
     _deit("tiny_distilled", "tiny_distilled_patch16_224", "b40b3cf7", 74.5),
     _deit("small_distilled", "small_distilled_patch16_224", "649709d9", 81.2),
     _deit("base_distilled", "base_distilled_patch16_224", "df68dfff", 83.4),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import mmengine.config.config
 import pytest
@@ -65,13 +66,28 @@ def with_few_blocks(cfg: Config) -> Config:
             node["num_layers"] = 2
     backbone = cfg.model.backbone
     arch = families()[type_name(backbone)].archs[backbone.arch]
-    depths = {"depths": tuple(min(depth, 2) for depth in arch.depths)}
+    if hasattr(arch, "depth"):  # one column of blocks, four for the taps, and narrow
+        depths: dict[str, Any] = {"depth": 4, "dim": 64, "num_heads": 4}
+        if len(backbone.get("taps", ())) == 4:
+            backbone.taps = (0, 1, 2, 3)
+        for part in ("neck", "decode_head", "auxiliary_head"):
+            narrow(cfg.model.get(part) or {})
+    else:
+        depths = {"depths": tuple(min(depth, 2) for depth in arch.depths)}
     if getattr(arch, "parallel_depth", 0):
         depths["parallel_depth"] = 1
     backbone.arch = dataclasses.asdict(dataclasses.replace(arch, **depths))
-    backbone.drop_path_rate = 0.1
+    if backbone.get("frozen_stages") != "all":
+        backbone.drop_path_rate = 0.1
     backbone.pop("init_cfg", None)
     return cfg
+
+
+def narrow(part: dict[str, Any]) -> None:
+    """64 channels for those of the network, and for more of a head's own."""
+    for name, value in part.items():
+        if name in ("in_channels", "out_channels", "channels", "widths"):
+            part[name] = [64] * len(value) if isinstance(value, (list, tuple)) else min(value, 64)
 
 
 TRIALS: dict[str, Trial] = {}

@@ -49,7 +49,7 @@ def test_no_config_has_an_address() -> None:
 def test_recipes_are_of_methods_that_a_module_of_tests_knows() -> None:
     methods = {re.match("cascade_mask_rcnn|mask_rcnn|[a-z0-9]+", path.stem)[0] for path in recipes()}
     detectors = {"retinanet", "mask_rcnn", "cascade_mask_rcnn", "dino", "mask2former", "yolof"}
-    assert methods == {*detectors, "segformer", "fpn", "upernet"}
+    assert methods == {*detectors, "segformer", "fpn", "upernet", "dpt", "linear"}
 
 
 def test_recipes_inherit_from_parts_and_a_part_from_one_other_at_most() -> None:

@@ -52,7 +52,7 @@ def test_whole_channels_are_dropped_before_the_norm():
 
 
 def test_maps_and_indices_go_together():
-    with pytest.raises(ArgumentError, match="one of each for a map"):
+    with pytest.raises(ArgumentError, match="one of each for every map"):
         make_head(in_channels=[8, 8], in_index=[0])
 
 

@@ -26,6 +26,21 @@ RETINANET_1X = {
     "retinanet_pvt_v2_b5_coco": ("PVTv2", "b5", 0.1, "pvt_v2_b5.pth", 1, 91.69),
 }
 
+# config: (backbone type, arch, drop path, weights, frozen, parameters in M, published mIoU, with --tta)
+COLUMNS = {
+    "upernet_deit_b_ade20k": ("ViT", "base", 0.1, "deit_base_patch16_224-b5f2ef4d.pth", False, 143.54, 45.46, 47.16),
+    "upernet_mae_b_ade20k": ("ViT", "base", 0.1, "mae_pretrain_vit_base.pth", False, 162.65, 48.13, 48.7),
+    "upernet_dinov2_b_ade20k": ("DINOv2", "base", 0.1, "dinov2_vitb14_pretrain.pth", True, 127.80, None, None),
+    "dpt_vit_l_ade20k": ("ViT", "large_384", 0.0, "jx_vit_large_p16_384-b3be5167.pth", False, 342.15, None, None),
+    "dpt_dinov2_b_ade20k": ("DINOv2", "base", 0.0, "dinov2_vitb14_pretrain.pth", True, 110.49, None, None),
+    "dpt_dinov3_b_ade20k": ("DINOv3", "base", 0.0, "dinov3-vitb16-pretrain-lvd1689m", True, 109.57, None, None),
+    "linear_dinov2_s_ade20k": ("DINOv2", "small", 0.0, "dinov2_vits14_pretrain.pth", True, 22.11, 44.3, None),
+    "linear_dinov2_b_ade20k": ("DINOv2", "base", 0.0, "dinov2_vitb14_pretrain.pth", True, 86.70, 47.3, None),
+    "linear_dinov3_s_ade20k": ("DINOv3", "small", 0.0, "dinov3-vits16-pretrain-lvd1689m", True, 21.65, 47.0, None),
+    "linear_dinov3_b_ade20k": ("DINOv3", "base", 0.0, "dinov3-vitb16-pretrain-lvd1689m", True, 85.78, 51.8, None),
+}
+"""Segmentors on a ViT, DINOv2 or DINOv3."""
+
 
 def weights_of(backbone: ConfigDict) -> str:
     """The name of the published file that a backbone's config begins from."""
