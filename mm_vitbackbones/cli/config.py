@@ -145,9 +145,11 @@ def check_there(path: Path) -> None:
 
 
 def use_local_norms(cfg: Config, distributed: bool) -> None:
-    """Replace ``SyncBN`` by ``BN`` without several GPUs: PyTorch refuses it there, as nothing is synchronised."""
+    """Replace ``SyncBN`` by ``BN`` without several GPUs: PyTorch refuses it there, as nothing is synchronised.
+    MMEngine's ``sync_bn``, which does the reverse to all batch norms, is left out."""
     if distributed and torch.cuda.is_available():
         return
+    cfg.pop("sync_bn", None)
     parts = [node for _, node in nodes(cfg.model, "model") if isinstance(node, MutableMapping)]
     found = [node for node in parts if type_name(node) in SYNCHRONISED]
     for node in found:
