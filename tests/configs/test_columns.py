@@ -20,6 +20,7 @@ pytest.importorskip("mmseg")
 import mmseg
 from mmseg.registry import MODELS
 
+from mm_vitbackbones.cli.config import use_local_norms
 from mm_vitbackbones.engine.layer_decay import rules_without_effect
 
 pytestmark = pytest.mark.mmseg
@@ -202,6 +203,16 @@ def test_backbone_has_the_parameters_and_taps_of_that_of_mmseg(name: str) -> Non
         assert extra == 12 * (2 * 768 + ((2 * 14 - 1) ** 2 + 3) * 12)
     else:
         assert extra == -768  # DeiT's patch embedding has a bias, which MMSegmentation leaves out
+
+
+@pytest.mark.parametrize("gpus", [False, True])
+def test_batch_norms_of_a_pyramid_are_synchronised_where_that_is_possible(
+    gpus: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus)
+    cfg = load("upernet_mae_b_ade20k")
+    use_local_norms(cfg, distributed=True)
+    assert cfg.get("sync_bn") == ("torch" if gpus else None)
 
 
 @every

@@ -20,7 +20,7 @@ from mmseg.models.decode_heads import DPTHead as MMSegDPTHead
 from mm_vitbackbones.backbones import DINOv2, DINOv3, ViT
 from mm_vitbackbones.backbones.columnar import Tap
 from mm_vitbackbones.checkpoints import load_pretrained
-from mm_vitbackbones.checkpoints.recognise import HEADS, find_layout
+from mm_vitbackbones.checkpoints.recognise import FAMILIES, HEADS, find_layout
 from mm_vitbackbones.errors import ArgumentError, CheckpointMismatch
 from mm_vitbackbones.heads.dpt import DPTHead
 from mm_vitbackbones.registry import MODELS
@@ -164,6 +164,7 @@ SIZES = [(20, 28), (10, 14), (5, 7), (3, 4)]
 # ---- with backbones
 
 TRUNK = dict(dim=32, num_heads=2, depth=4)
+PAIRS = dict(pyramid=None, with_class_token=True)
 
 
 @pytest.mark.parametrize("family", [ViT, DINOv2, DINOv3])
@@ -303,7 +304,8 @@ def test_every_layout_is_recognised_and_holds_every_weight(layout, readout):
     other = make_head(readout=readout)
     nn.init.zeros_(other.conv_seg.weight)
     whole = {f"decode_head.{name}": tensor for name, tensor in theirs.items()} | {"backbone.x": torch.ones(1)}
-    for file in (theirs, whole):
+    published = theirs | {"backbone.x": torch.ones(1)}  # next to a backbone that has our names already
+    for file in (theirs, whole, published) if layout.besides else (theirs, whole):
         assert load_pretrained(other, file).layout == layout.name
         with torch.no_grad():
             assert torch.equal(other(taps), head(taps))
@@ -346,6 +348,38 @@ def test_weights_of_another_head_are_refused_with_its_arguments():
         load_pretrained(make_head(num_classes=7), load_fixture("dpt_head").state)
     with pytest.raises(CheckpointMismatch, match="readout='project'"):
         load_pretrained(make_head(readout="ignore"), load_fixture("dpt_head").state)
+
+
+@pytest.mark.parametrize(("trunk", "layout"), [("pretrained.model.", "official"), ("dpt.", "huggingface")])
+def test_published_file_of_a_whole_network_fills_a_segmentor(trunk, layout):
+    from mm_vitbackbones import libraries
+    from mm_vitbackbones.cli.weights import load_weights
+
+    libraries.use("mmseg")
+    model = MODELS.build(
+        dict(
+            type="mm_vitbackbones.BandedEncoderDecoder",
+            backbone=dict(type="mm_vitbackbones.ViT", arch=TRUNK, positions="bilinear", **PAIRS),
+            decode_head=dict(TOY, type="mm_vitbackbones.DPTHead"),
+            test_cfg=dict(mode="whole"),
+        )
+    ).eval()
+    names = FAMILIES["ViT"].layout(layout)
+    published = {trunk + key: tensor for key, tensor in names.to_theirs(model.backbone.state_dict())[0].items()}
+    # Classifiers have these besides.
+    final = "norm." if layout == "official" else "layernorm."
+    published |= {f"{trunk}{final}{part}": torch.ones(32) for part in ("weight", "bias")}
+    if layout == "official":
+        published |= {f"{trunk}head.weight": torch.ones(10, 32), f"{trunk}head.bias": torch.ones(10)}
+    head = FAMILY.layout(layout).to_theirs(model.decode_head.state_dict())[0]
+    published = {key: tensor.clone() for key, tensor in (published | head).items()}
+    image = torch.randn(1, 3, 64, 80)
+    with torch.no_grad():
+        expected = model(image)
+        for parameter in model.parameters():
+            parameter.zero_()
+        load_weights(model, {"state_dict": published}, "dpt.pt")
+        assert torch.equal(model(image), expected)
 
 
 def test_init_cfg_loads(tmp_path):

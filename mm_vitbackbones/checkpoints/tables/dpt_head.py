@@ -74,7 +74,7 @@ OFFICIAL = Layout(
             *_classifier("auxlayer", AUXILIARY),
         ]
     ),
-    besides=("pretrained.model.",),
+    besides=("pretrained.model.", "backbone."),
     without=("scratch.output_conv.2.weight", "pretrained.model.patch_embed.backbone.stem.conv.weight"),
 )
 
@@ -108,7 +108,7 @@ HUGGINGFACE = Layout(
             *_classifier("auxiliary_head.head", AUXILIARY),
         ]
     ),
-    besides=("dpt.",),
+    besides=("dpt.", "backbone."),
 )
 
 OPENMMLAB = Layout(

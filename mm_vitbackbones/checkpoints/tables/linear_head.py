@@ -5,12 +5,12 @@ from __future__ import annotations
 from mm_vitbackbones.checkpoints.key_map import KeyMap
 from mm_vitbackbones.checkpoints.layout import Family, Layout, State
 
-OFFICIAL = Layout(
-    "official",
+OURS = Layout(
+    "ours",
     marks=("bn.running_mean", "conv_seg.weight"),
     keys=KeyMap([(name, name) for name in ("bn.", "conv_seg.")]),
 )
-"""These names are ours, too."""
+"""The authors' names are ours."""
 
 
 def spec_of(ours: State) -> str:
@@ -21,4 +21,4 @@ def spec_of(ours: State) -> str:
     return f"channels={classifier.shape[1]}, num_classes={classifier.shape[0]}"
 
 
-FAMILY = Family("LinearHead", layouts=(OFFICIAL,), may_be_fresh=(r".*\.num_batches_tracked",), spec_of=spec_of)
+FAMILY = Family("LinearHead", layouts=(OURS,), may_be_fresh=(r".*\.num_batches_tracked",), spec_of=spec_of)
