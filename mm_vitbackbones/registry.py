@@ -26,6 +26,8 @@ class _Models(Registry):
         "BandedEncoderDecoder": "mm_vitbackbones.segmentors.banded",
         "DPTHead": "mm_vitbackbones.heads.dpt",
         "LinearHead": "mm_vitbackbones.heads.linear",
+        "LN2d": "mm_vitbackbones.heads.vitdet",
+        "MaxPoolLevel": "mm_vitbackbones.heads.vitdet",
         "MultichannelDetDataPreprocessor": "mm_vitbackbones.engine.det_preprocessor",
         "ResizeFeaturePyramid": "mm_vitbackbones.necks.pyramid",
         "SegFormerHead": "mm_vitbackbones.heads.segformer",

@@ -1,1 +1,1 @@
-"""Decode heads. They need MMSegmentation, and are imported when a config names them."""
+"""Heads and their parts. They are imported when a config names them, and decode heads need MMSegmentation."""

@@ -27,11 +27,15 @@ pytestmark = [pytest.mark.mmdet, pytest.mark.mmseg]
 
 NAMES = [path.stem for path in recipe_files()]
 ALIKE = (
+    "cascade_mask_rcnn_vitdet_l_coco",
     "dino_pvt_v2_b2_coco",
     "dino_swin_l_coco",
     "mask2former_mit_b2_ade20k",
     "mask2former_swin_b_ade20k",
     "mask2former_swin_s_coco",
+    "mask_rcnn_dinov3_b_frozen_coco",
+    "mask_rcnn_vitdet_l_coco",
+    "retinanet_dinov2_b_frozen_coco",
 )
 """Those that differ in the backbone alone from one with the same head, and take seconds: they run at full depth."""
 
@@ -47,11 +51,13 @@ def with_few_boxes(cfg: Config) -> Config:
 
 
 def with_few_queries(cfg: Config) -> Config:
-    """A small image has fewer places than DINO has queries. Mask2Former pads images to the size of its crops, and
-    compares masks at 12,544 points of any image."""
+    """A small image has fewer places than DINO has queries. Mask2Former and ViTDet pad images to the size of their
+    crops, and Mask2Former compares masks at 12,544 points of any image."""
     if "num_queries" in cfg.model:
         cfg.model.num_queries = 60
     cfg.model.data_preprocessor.pop("batch_augments", None)
+    if "pad_size_divisor" in cfg.model.data_preprocessor:
+        cfg.model.data_preprocessor.pad_size_divisor = 32
     for _, node in nodes(cfg.model, "model"):
         if isinstance(node, dict) and "num_points" in node and "assigner" in node:
             node["num_points"] = 100

@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("mmdet")
 
 from helpers.paths import CONFIGS, recipe_files
-from helpers.recipes import RETINANET_1X, build, load, weights_of
+from helpers.recipes import COLUMNAR, RETINANET_1X, build, load, weights_of
 from mm_vitbackbones.cli.config import load_config, use_local_norms
 from mm_vitbackbones.engine.layer_decay import rules_without_effect
 
@@ -83,7 +83,8 @@ def family(name: str) -> str:
 
 
 def test_every_config_is_tested() -> None:
-    known = {*ZOO, *RETINANET_1X, "mask_rcnn_swin_t_mini", "retinanet_pvt_t_mini", "retinanet_pvt_v2_b0_trees"}
+    small = {f"{name}_mini" for name in ("mask_rcnn_swin_t", "retinanet_dino_t", "retinanet_pvt_t")}
+    known = {*ZOO, *RETINANET_1X, *COLUMNAR, *small, "retinanet_pvt_v2_b0_trees"}
     starts = ("retinanet_", "mask_rcnn_", "cascade_mask_rcnn_")
     assert {path.stem for path in recipe_files() if path.stem.startswith(starts)} == known
 

@@ -40,6 +40,18 @@ COLUMNS = {
     "linear_dinov3_b_ade20k": ("DINOv3", "base", 0.0, "dinov3-vitb16-pretrain-lvd1689m", True, 85.78, 51.8, None),
 }
 """Segmentors on a ViT, DINOv2 or DINOv3."""
+# config: (backbone type, arch, drop path, weights, M of parameters, published box AP and mask AP)
+COLUMNAR: dict[str, tuple[str, str, float, str, float, tuple[float, ...]]] = {
+    "mask_rcnn_vitdet_b_coco": ("ViT", "base", 0.1, "mae_pretrain_vit_base.pth", 110.90, (51.6, 45.9)),
+    "mask_rcnn_vitdet_l_coco": ("ViT", "large", 0.4, "mae_pretrain_vit_large.pth", 330.68, (55.5, 49.2)),
+    "cascade_mask_rcnn_vitdet_b_coco": ("ViT", "base", 0.1, "mae_pretrain_vit_base.pth", 146.45, (54.0, 46.7)),
+    "cascade_mask_rcnn_vitdet_l_coco": ("ViT", "large", 0.4, "mae_pretrain_vit_large.pth", 366.24, (57.6, 50.0)),
+    "retinanet_dinov2_s_frozen_coco": ("DINOv2", "small", 0.0, "dinov2_vits14_pretrain.pth", 33.98, ()),
+    "retinanet_dinov2_b_frozen_coco": ("DINOv2", "base", 0.0, "dinov2_vitb14_pretrain.pth", 99.63, ()),
+    "mask_rcnn_dinov3_s_frozen_coco": ("DINOv3", "small", 0.0, "dinov3-vits16-pretrain-lvd1689m", 45.06, ()),
+    "mask_rcnn_dinov3_b_frozen_coco": ("DINOv3", "base", 0.0, "dinov3-vitb16-pretrain-lvd1689m", 111.39, ()),
+}
+"""Detectors on ViT and its successors."""
 
 
 def weights_of(backbone: ConfigDict) -> str:

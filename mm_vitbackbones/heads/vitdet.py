@@ -1,0 +1,29 @@
+"""What ViTDet's detectors (Li et al. 2022) have and MMDetection lacks: a norm of convolutions, and a coarsest level."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mm_vitbackbones.ops import norm
+from mm_vitbackbones.registry import MODELS
+
+
+@MODELS.register_module("LN2d")
+class LayerNorm2d(nn.LayerNorm):
+    """A layer norm over the channels of each place of maps (B, C, H, W), in fp32 under autocast. In a head's config:
+    ``norm_cfg=dict(type="mm_vitbackbones.LN2d", eps=1e-6)``."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        grid = norm.layer_norm(input.permute(0, 2, 3, 1), self.weight, self.bias, self.eps)
+        return grid.permute(0, 3, 1, 2)
+
+
+@MODELS.register_module()
+class MaxPoolLevel(nn.Module):
+    """A neck that adds a level of twice the stride, of every second place of the last one: ceil(H/2) x ceil(W/2)."""
+
+    def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        return (*maps, F.max_pool2d(maps[-1], kernel_size=1, stride=2))
