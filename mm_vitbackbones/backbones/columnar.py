@@ -59,7 +59,7 @@ class PatchStem(nn.Module):
     @staticmethod
     def after(tokens: Sequence[Tensor | None], grid: Tensor) -> Tensor:
         """The patches of a grid (B, H, W, C) after tokens (1, T, C) that all images share: (B, T + N, C)."""
-        first = [token.to(grid.dtype).expand(len(grid), -1, -1) for token in tokens if token is not None]
+        first = [token[0].to(grid.dtype).expand(len(grid), -1, -1) for token in tokens if token is not None]
         return torch.cat((*first, grid.flatten(1, 2)), dim=1)
 
 

@@ -99,7 +99,7 @@ class Stem(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         with memory.saving(image):
             grid = self.position(self.proj(pad_to_multiple(image, self.multiple)))
-        return self.class_tokens.to(grid.dtype).expand(len(grid), -1, -1), grid
+        return self.class_tokens[0].to(grid.dtype).expand(len(grid), -1, -1), grid
 
 
 class Pool(nn.Module):

@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from helpers.distributed import (
     ALL_SHARDED,
     CASES,
     SHARDED,
+    TRUNKS,
     build,
+    build_trunk,
     forms,
     images,
     train,
@@ -41,14 +44,28 @@ def learnt_by_two(folder_of_two: Path) -> list[dict]:
 @pytest.mark.parametrize("case", CASES, ids="-".join)
 def test_two_processes_learn_what_one_does(case: tuple[str, str], learnt_by_two: list[dict]) -> None:
     network = build(*case)
-    start = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     frozen = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
-    assert 0 < len(frozen) < len(start)
-    frozen |= {name for name, _ in network.named_buffers()}  # batch norms are in eval mode
+    assert 0 < len(frozen) < len(network.state_dict())
+    check_learnt(network, frozen, [learnt[case] for learnt in learnt_by_two])
+
+
+@pytest.mark.parametrize("case", TRUNKS, ids="-".join)
+def test_two_processes_learn_on_a_frozen_trunk_and_with_it_what_one_does(
+    case: tuple[str, str], learnt_by_two: list[dict]
+) -> None:
+    network = build_trunk(*case)
+    frozen = {name for name, _ in network.named_parameters() if not name.startswith("pyramid.")}
+    check_learnt(network, frozen if case[1] == "all" else set(), [learnt[case] for learnt in learnt_by_two])
+
+
+def check_learnt(network: nn.Module, frozen: set[str], learnt: list[dict[str, Any]]) -> None:
+    """Two processes have learnt the same, which is what this network learns in one: all parameters but the frozen."""
+    start = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    frozen = frozen | {name for name, _ in network.named_buffers()}  # batch norms are in eval mode
     train(network, images())
     for name, tensor in network.state_dict().items():
         assert torch.equal(tensor, start[name]) == (name in frozen), name
-        first, second = (learnt[case][name] for learnt in learnt_by_two)
+        first, second = (each[name] for each in learnt)
         assert torch.equal(first, second), name
         if name not in frozen:
             assert relative_error(first - start[name], tensor - start[name]) < 1e-9, name

@@ -15,6 +15,8 @@ from helpers.toys import TOYS
 from mm_vitbackbones.ops import context
 
 CASES = [(toy, with_cp) for toy in TOYS for with_cp in ("ffn", "block")]
+TRUNKS = [(toy, frozen) for toy in ("vit", "vit_windows", "dinov2", "dinov3") for frozen in ("all", "none")]
+"""Columnar toys, with ``frozen_stages="all"``, where the pyramid alone trains, and without."""
 SHARDED = [("swin", "ffn", "cpu"), ("coat", "block", "cpu"), ("mit", "nothing", "cuda")]
 """Toys, ``with_cp``, and the kind of device whose forms are taken."""
 ALL_SHARDED = [(*case, "cpu") for case in CASES] + [(toy, "nothing", "cuda") for toy in TOYS]
@@ -25,6 +27,13 @@ STEPS = 2
 def build(toy: str, with_cp: str) -> nn.Module:
     torch.manual_seed(0)
     return TOYS[toy](frozen_stages=1, with_cp=with_cp, drop_path_rate=0.0).double().train()
+
+
+def build_trunk(toy: str, frozen: str) -> nn.Module:
+    """With the simple pyramid, which trains in any case."""
+    torch.manual_seed(0)
+    stages = "all" if frozen == "all" else -1
+    return TOYS[toy](frozen_stages=stages, pyramid="simple", drop_path_rate=0.0).double().train()
 
 
 def images() -> Tensor:
@@ -50,6 +59,10 @@ def work(rank: int, folder: str) -> None:
     learnt = {}
     for case in CASES:
         network = nn.parallel.DistributedDataParallel(build(*case), find_unused_parameters=False)
+        train(network, images()[:, rank : rank + 1])
+        learnt[case] = network.module.state_dict()
+    for case in TRUNKS:
+        network = nn.parallel.DistributedDataParallel(build_trunk(*case), find_unused_parameters=False)
         train(network, images()[:, rank : rank + 1])
         learnt[case] = network.module.state_dict()
     torch.save(learnt, Path(folder, f"{rank}.pth"))
