@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from mm_vitbackbones import limits
-from mm_vitbackbones.errors import CheckpointError, UnsafeCheckpointError
+from mm_vitbackbones.errors import CheckpointError, UnsafeCheckpointError, printable
 from mm_vitbackbones.limits import Limit
 
 Buffer = Any
@@ -68,6 +68,9 @@ _OF_TORCH = {
 """Modules of which the restricted unpickler takes some names for the real ones."""
 
 _PARAMETER = "torch.nn.parameter.Parameter"
+
+_NESTED = ("torch.nested.", "torch._utils._rebuild_nested_tensor")
+"""How the names begin that a nested tensor is made by, jagged or strided."""
 
 _DTYPES = {f"torch.{name}": value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
 
@@ -267,6 +270,10 @@ class Scan:
         module, name = self._line(), self._line()
         module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
         full = _Name(f"{module}.{name}")
+        if full.startswith(_NESTED):
+            raise CheckpointError(
+                f"holds a nested tensor{self._place()}, and those are not read: save the plain model's state_dict()"
+            )
         if (module, name) not in self.names:
             self.names.add((module, name))
             if len(self.names) > self._most_names:
@@ -275,6 +282,19 @@ class Scan:
                 self._foreign.add(full)
         self._use(full)
         self._push(full)
+
+    def _place(self) -> str:
+        """Under which key of a dict the pickle is, as " under KEY"; empty where there is no text for one."""
+        frames = [*self.marks, self.stack]
+        of_dicts, of_others = "", ""
+        for index, frame in enumerate(frames):
+            last = frames[index - 1][-1] if index and frames[index - 1] else None
+            if text := next((item for item in reversed(frame) if type(item) is str), ""):
+                of_others = text
+                if not _is(last, LIST):
+                    of_dicts = text
+        key = of_dicts or of_others
+        return f" under {printable(key[:200])}" if key else ""
 
     def _mark(self) -> None:
         self.marks.append(self.stack)
@@ -335,7 +355,7 @@ class Scan:
             raise UnsafeCheckpointError("it sets the state of something that is neither a dict nor an unknown object")
         self._use("")
         if target.kind == DICT and not (isinstance(state, _Node) and state.kind in (DICT, "tuple")):
-            raise UnsafeCheckpointError("it sets a state that is no dict")
+            raise UnsafeCheckpointError(f"it sets a state that is no dict{self._place()}")
         if isinstance(state, _Node):
             self._copy(_ELEMENT * max(state.count, len(state.items)))
             target.add([state])
@@ -354,7 +374,9 @@ class Scan:
         elif cls in self._foreign:
             self._push(_Node(DICT if self.strict else ANY))
         else:
-            raise UnsafeCheckpointError(f"it asks for an object of {cls}, which a checkpoint has no need of")
+            raise UnsafeCheckpointError(
+                f"it asks for an object of {cls}{self._place()}, which a checkpoint has no need of"
+            )
 
     def _reduce(self) -> None:
         function, args = self._pop(2)
@@ -380,7 +402,9 @@ class Scan:
                 raise UnsafeCheckpointError(f"it asks for an array that is not empty by {function}")
             return _Node(self.values[function] if self.strict else ANY)
         if self.strict or function.startswith("torch."):
-            raise UnsafeCheckpointError(f"it asks for a call of {function}, which a checkpoint has no need of")
+            raise UnsafeCheckpointError(
+                f"it asks for a call of {function}{self._place()}, which a checkpoint has no need of"
+            )
         return _Node(ANY)
 
     def _persistent(self) -> None:
@@ -456,7 +480,7 @@ class Scan:
     def _inner_call(self, items: list[Any]) -> _Node:
         function, _, args = items[:3]
         if function not in _TENSORS or not _is(args, "tuple"):
-            raise UnsafeCheckpointError(f"it asks for a tensor made by {function!r:.80}")
+            raise UnsafeCheckpointError(f"it asks for a tensor made by {function!r:.80}{self._place()}")
         return self._result(function, args.items)
 
     def _parameter(self, items: list[Any]) -> _Node:

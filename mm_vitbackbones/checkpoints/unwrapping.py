@@ -61,7 +61,9 @@ def unwrap(content: Any) -> Weights:
     for key, tensor in state.items():
         fake = tensor.is_meta or hasattr(tensor, "fake_mode")
         if tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized or fake:
-            raise CheckpointError(f"{key} is quantized, sparse or without data: save the plain model's state_dict()")
+            raise CheckpointError(
+                f"{key} is quantized, sparse, nested or without data: save the plain model's state_dict()"
+            )
     besides += [_name(key) for key in entries if not (isinstance(key, str) and key in state)]
     return Weights(_without(COMPILED, state), tuple(besides), tuple(notes))
 

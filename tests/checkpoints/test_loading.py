@@ -532,7 +532,7 @@ def test_files_without_weights_are_refused(unchanged, tmp_path, content, message
 
 @pytest.mark.parametrize("broken", [torch.ones(8).to_sparse(), torch.ones(8, device="meta")])
 def test_tensors_without_plain_values_are_refused(unchanged, broken):
-    with pytest.raises(CheckpointError, match=r"block1\.0\.norm1\.weight is quantized, sparse or without data"):
+    with pytest.raises(CheckpointError, match=r"block1\.0\.norm1\.weight is quantized, sparse, nested or without data"):
         load_pretrained(unchanged(build("pvt")), official_state("pvt") | {"block1.0.norm1.weight": broken})
 
 

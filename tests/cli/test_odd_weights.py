@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from torch.testing._internal.two_tensor import TwoTensor
 from helpers.toy_runs import ToyModel, toy_config, toy_runner
 from helpers.toys import TOYS
 from mm_vitbackbones.checkpoints import load_pretrained
+from mm_vitbackbones.checkpoints.reading import read_checkpoint
 from mm_vitbackbones.checkpoints.values import check_values
-from mm_vitbackbones.cli import weights
+from mm_vitbackbones.cli import convert_checkpoint, weights
 from mm_vitbackbones.engine.resume import read
 from mm_vitbackbones.errors import CheckpointError, UserError
 
@@ -32,8 +34,8 @@ BROKEN = {
     "integer": (torch.ones(3, dtype=torch.long), "backbone.1.weight holds values of type int64"),
     "bool": (torch.ones(3, dtype=torch.bool), "backbone.1.weight holds values of type bool"),
     "too large": (torch.full((3,), 1e300, dtype=torch.double), "too large for the network's type: backbone.1.weight"),
-    "sparse": (torch.ones(3).to_sparse(), "backbone.1.weight is quantized, sparse or without data"),
-    "meta": (torch.ones(3, device="meta"), "backbone.1.weight is quantized, sparse or without data"),
+    "sparse": (torch.ones(3).to_sparse(), "backbone.1.weight is quantized, sparse, nested or without data"),
+    "meta": (torch.ones(3, device="meta"), "backbone.1.weight is quantized, sparse, nested or without data"),
 }
 
 
@@ -43,20 +45,22 @@ def quantized(size: int = 3) -> torch.Tensor:
         return torch.quantize_per_tensor(torch.ones(size), 0.1, 0, torch.qint8)
 
 
-BROKEN["quantized"] = (quantized(), "backbone.1.weight is quantized, sparse or without data")
+BROKEN["quantized"] = (quantized(), "backbone.1.weight is quantized, sparse, nested or without data")
 
 
-def nested() -> torch.Tensor:
+def nested(layout: torch.layout = torch.strided) -> torch.Tensor:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that they are a prototype
-        return torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
+        return torch.nested.nested_tensor([torch.ones(2, 4), torch.ones(3, 4)], layout=layout)
 
 
 CALLED = {
-    "nested": (nested, r"_rebuild_nested_tensor|may run code"),
-    "subclass": (lambda: TwoTensor(torch.ones(3), torch.ones(3)), r"_rebuild_wrapper_subclass|may run code"),
+    "strided nested": (nested, "file.pth holds a nested tensor under KEY, and those are not read"),
+    "jagged": (lambda: nested(torch.jagged), "file.pth holds a nested tensor under KEY, and those are not read"),
+    "jagged parameter": (lambda: nn.Parameter(nested(torch.jagged)), "holds a nested tensor under KEY, and"),
+    "subclass": (lambda: TwoTensor(torch.ones(3), torch.ones(3)), "_rebuild_wrapper_subclass.* under KEY"),
 }
-"""Tensors that a file can only make by a call, which is refused before it has a name."""
+"""Tensors that a file can only make by a call, which is refused."""
 
 
 def predict(path: Path, folder: Path) -> None:
@@ -113,16 +117,16 @@ def test_tensors_of_other_classes_end_in_one_line(
     content = copy.deepcopy(trained)
     make, message = CALLED[kind]
     content["state_dict"][NAME] = make()
-    check_refused(way, content, tmp_path, message)
+    check_refused(way, content, tmp_path, message.replace("KEY", NAME))
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         *CALLED.values(),
-        (lambda: quantized(32), "KEY is quantized, sparse or without data"),
-        (lambda: torch.ones(32, device="meta"), "KEY is quantized, sparse or without data"),
-        (lambda: torch.ones(32).to_sparse(), "KEY is quantized, sparse or without data"),
+        (lambda: quantized(32), "KEY is quantized, sparse, nested or without data"),
+        (lambda: torch.ones(32, device="meta"), "KEY is quantized, sparse, nested or without data"),
+        (lambda: torch.ones(32).to_sparse(), "KEY is quantized, sparse, nested or without data"),
     ],
     ids=[*CALLED, "quantized", "meta", "sparse"],
 )
@@ -140,15 +144,49 @@ def test_an_init_cfg_of_such_weights_ends_in_one_line_and_changes_nothing(
     assert all(torch.equal(tensor, before[name]) for name, tensor in backbone.state_dict().items())
 
 
-@pytest.mark.parametrize("fake", [True, False])
-def test_a_given_state_of_fake_or_nested_tensors_is_refused_with_their_name(fake: bool) -> None:
+@pytest.mark.parametrize("kind", CALLED)
+def test_a_conversion_of_such_weights_ends_in_one_line_and_writes_nothing(kind: str, tmp_path: Path) -> None:
+    make, message = CALLED[kind]
+    state = TOYS["pvt"]().state_dict()
+    key = next(name for name, tensor in state.items() if tensor.shape == (32,))
+    torch.save({"state_dict": {**state, key: make()}}, tmp_path / "file.pth")
+    with pytest.raises(CheckpointError, match=message.replace("KEY", key)) as caught:
+        convert_checkpoint.main([str(tmp_path / "file.pth"), str(tmp_path / "out.pth")])
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["file.pth"]
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_the_first_nested_tensor_is_named_wherever_it_is(zipped: bool, tmp_path: Path) -> None:
+    path = tmp_path / "file.pth"
+    jagged = nested(torch.jagged)
+    contents = {
+        "state_dict": {"state_dict": jagged},
+        "a": {"b": "text", "a": [torch.ones(1), "text", nested()], "c": jagged},
+        "exp_avg": {"optimizer": {"state": {0: {"step": 3, "exp_avg": jagged}}}},
+        "first": OrderedDict(zero=torch.ones(2), first=nested(), second=jagged),
+        r"esc\\x1b\[31m": {"esc\x1b[31m": jagged},
+    }
+    for key, content in contents.items():
+        torch.save(content, path, _use_new_zipfile_serialization=zipped)
+        with pytest.raises(CheckpointError, match=f"file.pth holds a nested tensor under {key}, and"):
+            read_checkpoint(path)
+    torch.save(jagged, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(CheckpointError, match=r"file.pth holds a nested tensor, and"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize("make", [None, nested, lambda: nested(torch.jagged)], ids=["fake", "strided", "jagged"])
+def test_a_given_state_of_fake_or_nested_tensors_is_refused_with_their_name(
+    make: Callable[[], torch.Tensor] | None,
+) -> None:
     backbone = TOYS["pvt"]()
     state = backbone.state_dict()
     key = next(name for name, tensor in state.items() if tensor.shape == (32,))
     with FakeTensorMode() as mode:
         pass
-    state[key] = mode.from_tensor(torch.ones(32)) if fake else nested()
-    with pytest.raises(CheckpointError, match=f"{key} is quantized, sparse or without data"):
+    state[key] = make() if make else mode.from_tensor(torch.ones(32))
+    with pytest.raises(CheckpointError, match=f"{key} is quantized, sparse, nested or without data"):
         load_pretrained(backbone, state)
 
 
