@@ -18,6 +18,7 @@ from PIL import TiffImagePlugin
 from mm_vitbackbones import limits
 from mm_vitbackbones.data.image_files import has, why_unreadable
 from mm_vitbackbones.data.reading import OF_BANDS, is_own, of_library, transform_class
+from mm_vitbackbones.data.tiff_parts import check_page
 from mm_vitbackbones.errors import UserError
 from mm_vitbackbones.nodes import nodes, type_name
 
@@ -186,9 +187,13 @@ def _read_tiff(path: str | Path) -> np.ndarray:
             "or save it as .npy, or with one page for each band"
         ) from None
     try:
-        with tifffile.TiffFile(path) as file:
+        with tifffile.TiffFile(path) as file, Path(path).open("rb") as raw:
             kept = [page for page in file.pages if not int(page.tags.valueof(SUBFILE, default=0)) & 5]
+            for page in kept:
+                check_page(raw, page)
             return _stack([_channels_last(page.asarray(), page) for page in kept])
+    except UserError:
+        raise
     except Exception as error:  # tifffile raises errors of many kinds
         raise UserError(f"tifffile cannot read it: {error}") from None
 

@@ -12,6 +12,7 @@ from typing import IO
 from PIL import Image
 
 from mm_vitbackbones import limits
+from mm_vitbackbones.data.tiff_tags import check_directories
 from mm_vitbackbones.files import why_no_file
 
 
@@ -26,7 +27,7 @@ def why_unreadable(path: str | Path) -> str:
         size = os.path.getsize(path)
     except (OSError, ValueError):
         return ""  # loading it says so
-    return has(limits.IMAGE.exceeded(size)) or too_many_pixels(path)
+    return has(limits.IMAGE.exceeded(size)) or check_directories(path) or too_many_pixels(path)
 
 
 def too_many_pixels(file: str | Path | IO[bytes]) -> str:
