@@ -35,6 +35,15 @@ def folder() -> Path:
     return installed if installed.is_dir() else Path(__file__).parents[1] / "configs"
 
 
+def without_templates(text: str) -> str:
+    """The text of a config that is written by a program, in which MMEngine fills in nothing.
+
+    MMEngine replaces ``{{fileDirname}}`` or ``{{$HOME:default}}`` wherever it stands, before Python reads the file. In
+    the name of a class or a folder, that would change the name, and could end the string that it is in.
+    """
+    return text.replace("{{", r"{\x7b")
+
+
 def names() -> list[str]:
     """The names of all recipes, in alphabetical order."""
     return sorted(path.stem for path in folder().glob("*.py"))

@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "nodes": set(),
     "printing": {"errors"},
     "progress": set(),
+    "recipes": {"errors"},
     "registry": {"nodes"},
     "libraries": {"errors", "mmcv_ops", "nodes"},
     "mmcv_ops": {"errors", "files"},
@@ -34,7 +35,7 @@ MAY_IMPORT = {
     "necks": {"errors", "layers", "registry"},
     "segmentors": {"registry"},
     "data": {"errors", "files", "libraries", "limits", "nodes", "printing", "progress"},
-    "engine": {"backbones", "checkpoints", "data", "errors", "files", "nodes", "registry"},
+    "engine": {"backbones", "checkpoints", "data", "errors", "files", "nodes", "printing", "recipes", "registry"},
 }
 """The parts of this package that a part may import, besides itself. The rest may import all; nothing imports cli."""
 

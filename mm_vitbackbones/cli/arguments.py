@@ -45,8 +45,9 @@ def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> int
     if argv is None:
         use_utf8()
     try:
-        with printable_logs(), bounded_pillow():
-            main(sys.argv[1:] if argv is None else argv)
+        words = sys.argv[1:] if argv is None else argv
+        with printable_logs([*words, os.environ.get("PWD", "")]), bounded_pillow():
+            main(words)
     except (UserError, CheckpointError) as error:
         if os.environ.get("RANK", "0") == "0" or isinstance(error, DataError):
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -13,13 +13,14 @@ from pathlib import Path
 
 import torch
 
+from mm_vitbackbones import recipes
 from mm_vitbackbones.backbones import Backbone
 from mm_vitbackbones.build import backbone_names
 from mm_vitbackbones.cli import preflight
 from mm_vitbackbones.cli.arguments import Parser, add_checks
 from mm_vitbackbones.cli.config import load_config
 from mm_vitbackbones.data.own import OwnData, objects_in, segments_in
-from mm_vitbackbones.errors import UserError, did_you_mean
+from mm_vitbackbones.errors import UserError, did_you_mean, printable
 from mm_vitbackbones.files import write_whole
 from mm_vitbackbones.printing import print
 
@@ -349,9 +350,9 @@ def config_text(
     quoted, names = (", ".join(map(_text, each)) for each in (parts_of(part, scratch), data.classes))
     train, val = data.splits["train"], data.splits["val"]
     lines = [
-        f"# {head.title} with {backbone[0].__name__} {backbone[1]} on {data.name}: {train.count} images to learn from, "
-        f"{val.count} to measure.",
-        f"#   {_command(out)}",
+        f"# {head.title} with {backbone[0].__name__} {backbone[1]} on {printable(data.name)}: {train.count} images to "
+        f"learn from, {val.count} to measure.",
+        f"#   {printable(_command(out))}",
         f'_base_ = [__import__("mm_vitbackbones").recipe(f"_base_/{{part}}.py") for part in (\n    {quoted},\n)]',
         f"data_root = {_text(data.root.as_posix() + '/')}",
         f"classes = ({names}{',' * (len(data.classes) == 1)})  # in the order of the file",
@@ -410,7 +411,7 @@ def config_text(
         f"param_scheduler = [dict(_base_.param_scheduler[0], end={plan.warm_up}), _base_.param_scheduler[1]]",
         f"auto_scale_lr = dict(base_batch_size={plan.batch})",
     ]
-    return "\n".join(lines) + "\n"
+    return recipes.without_templates("\n".join(lines) + "\n")
 
 
 def parts_of(part: str, scratch: bool) -> list[str]:

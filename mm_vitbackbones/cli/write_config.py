@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mm_vitbackbones import recipes
 from mm_vitbackbones.cli.arguments import Parser
-from mm_vitbackbones.errors import UserError
+from mm_vitbackbones.errors import UserError, printable
 from mm_vitbackbones.files import write_whole
 from mm_vitbackbones.printing import LAYOUT, print
 
@@ -29,7 +29,7 @@ def main(argv: list[str]) -> None:
         return
     if args.out.suffix != ".py":
         raise UserError(f"--out {args.out}: a config ends in .py")
-    text = recipes.starting_point(args.name, shlex.quote(str(args.out)))
+    text = recipes.starting_point(args.name, recipes.without_templates(printable(shlex.quote(str(args.out)))))
     try:
         write_whole(args.out, text.encode(), replace=False)
     except FileExistsError:

@@ -20,10 +20,12 @@ from mmengine.dist import master_only
 from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 
+from mm_vitbackbones import recipes
 from mm_vitbackbones.engine.ground_truth import AnnotationIdsHook
 from mm_vitbackbones.engine.summary import SummaryHook, log_file
 from mm_vitbackbones.errors import CheckpointError, UserError
 from mm_vitbackbones.files import write_whole
+from mm_vitbackbones.printing import Lines
 
 LIBRARIES = ("mmcv", "mmdet", "mmengine", "mmseg")
 """Packages that log much that nobody reads. Every message of other packages is shown."""
@@ -120,7 +122,7 @@ class Console:
             @master_only
             def dump_config(self) -> None:
                 name = Path(self.cfg.filename or f"{self.timestamp}.py").name
-                write_whole(Path(self.work_dir, name), self.cfg.dump().encode())
+                write_whole(Path(self.work_dir, name), recipes.without_templates(self.cfg.dump()).encode())
 
         runner = Quiet.from_cfg(cfg)
         runner.register_hook(SummaryHook())
@@ -168,7 +170,7 @@ class Console:
     ) -> None:
         assert self._log is not None
         text = warnings.formatwarning(message, category, filename, lineno, line).strip()
-        self._log.log(logging.WARNING, text, extra=IN_FILE)
+        self._log.log(logging.WARNING, Lines(text), extra=IN_FILE)
 
     def _print(self, *values: Any, **options: Any) -> None:
         """Replaces ``print`` in pycocotools: of its output, only the table of AP is shown."""
@@ -176,7 +178,7 @@ class Console:
             print(*values, **options)
             return
         text = " ".join(map(str, values))
-        self._log.info(text, extra={"console": text.lstrip().startswith("Average ")})
+        self._log.info(Lines(text), extra={"console": text.lstrip().startswith("Average ")})
 
 
 class ConsoleFilter(logging.Filter):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import colorsys
 import io
 import re
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,6 +30,9 @@ LONG_SIDE = 4000
 CAPTION = 26
 """Height in pixels of the line above a drawing."""
 
+LONGEST_TITLE = 120
+"""Characters of the title of curves."""
+
 
 def draw_curves(losses: Sequence[dict[str, float]], metrics: Sequence[dict[str, float]], title: str) -> bytes:
     """A PNG with losses on the left and metrics on the right. A point is a dict of ``iter`` and named values.
@@ -41,7 +45,9 @@ def draw_curves(losses: Sequence[dict[str, float]], metrics: Sequence[dict[str, 
     from matplotlib.figure import Figure  # no pyplot: it would set up a global backend
 
     figure = Figure(figsize=(12, 4.5), layout="constrained")
-    figure.suptitle(title)
+    title = printable(title)
+    # A dollar is no formula, and the font lacks the signs of many scripts.
+    figure.suptitle(title if len(title) <= LONGEST_TITLE else f"{title[:LONGEST_TITLE]}...", parse_math=False)
     left, right = figure.subplots(1, 2)
     for axes, points, label in ((left, losses, "loss"), (right, metrics, "metric on the validation set")):
         axes.set(xlabel="iteration", ylabel=label)
@@ -56,17 +62,22 @@ def draw_curves(losses: Sequence[dict[str, float]], metrics: Sequence[dict[str, 
             bold = name == "loss" or name == names[0]
             axes.plot(
                 *zip(*drawn, strict=True),
-                label=name,
+                label=printable(name),
                 linewidth=2 if bold else 1,
                 marker="o" if points is metrics else None,
                 markersize=3,
             )
         if names:
-            axes.legend(ncols=1 + len(names) // 14).set_in_layout(False)  # a long one takes no room from the curves
+            legend = axes.legend(ncols=1 + len(names) // 14)
+            legend.set_in_layout(False)  # a long one takes no room from the curves
+            for text in legend.get_texts():
+                text.set_parse_math(False)
         axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=100)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")
+        figure.savefig(buffer, format="png", dpi=100)
     return buffer.getvalue()
 
 

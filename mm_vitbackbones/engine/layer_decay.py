@@ -14,6 +14,7 @@ from torch import nn
 from mm_vitbackbones.backbones.base import Backbone
 from mm_vitbackbones.engine.console import IN_FILE
 from mm_vitbackbones.errors import ArgumentError, did_you_mean
+from mm_vitbackbones.printing import Lines
 from mm_vitbackbones.registry import OPTIM_WRAPPER_CONSTRUCTORS
 
 RULES = (
@@ -106,7 +107,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         logger = MMLogger.get_current_instance()
         rates = [group["lr"] for group in ordered]
         logger.info(f"{len(rates)} parameter groups, with rates of {rates[0]:.3g} to {rates[-1]:.3g}")
-        logger.info(self._table(ordered, model), extra=IN_FILE)
+        logger.info(Lines(self._table(ordered, model)), extra=IN_FILE)
         return ordered
 
     def _scales(self, model: nn.Module) -> dict[int, float]:

@@ -12,6 +12,8 @@ import mmengine
 from mmengine.runner import Runner
 from mmengine.visualization import LocalVisBackend
 
+from mm_vitbackbones.errors import printable
+
 
 def keep_going(runner: Runner) -> None:
     """Have a run go on where its log files cannot be written: one line on the console says so for each of them."""
@@ -72,4 +74,5 @@ class OneLine:
             self._usual(record)
         elif not self._said:
             self._said = True
-            os.write(2, f"{self.handler.baseFilename} is not written: {error.strerror}; the run goes on\n".encode())
+            name = printable(self.handler.baseFilename)
+            os.write(2, f"{name} is not written: {error.strerror}; the run goes on\n".encode())

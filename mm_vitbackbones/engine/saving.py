@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import re
 import shutil
 import signal
@@ -319,7 +320,7 @@ class AtomicCheckpointHook(CheckpointHook):
         """Have ``last_checkpoint`` name a file."""
         if is_main_process():
             try:
-                write_whole(Path(runner.work_dir, "last_checkpoint"), path.encode())
+                write_whole(Path(runner.work_dir, "last_checkpoint"), os.fsencode(path))
             except OutputError as error:
                 runner.logger.warning(f"last_checkpoint is not written: {error}")
                 return False
