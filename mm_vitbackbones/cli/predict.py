@@ -27,6 +27,7 @@ from mmengine.registry import DATASETS, DefaultScope
 from mm_vitbackbones import libraries
 from mm_vitbackbones.cli import datasets, preflight
 from mm_vitbackbones.cli.arguments import Parser, add_bands, add_checkpoint, add_config, add_options, add_verbose
+from mm_vitbackbones.cli.compiling import add_compile, compile_backbones
 from mm_vitbackbones.cli.config import load_config
 from mm_vitbackbones.cli.journal import NAME, Journal
 from mm_vitbackbones.cli.launch import registry_errors
@@ -89,6 +90,8 @@ def _predict(args: argparse.Namespace) -> None:
     preflight.check_backbone(cfg.model)
     with registry_errors(args.config):
         predictor = Predictor(cfg, pipeline, args.checkpoint, args.device)
+    if args.compile:
+        compile_backbones(predictor.model)
     make_folder(out)
     settings = {
         "config": hashlib.sha256(repr(cfg.to_dict()).encode(errors="backslashreplace")).hexdigest(),
@@ -504,6 +507,7 @@ def predict_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--score-thr", type=float, default=0.3, metavar="SCORE", help="leave out lower scores (0.3)")
     add_bands(parser)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda, cuda:1, cpu")
+    add_compile(parser)
     add_options(parser)
     add_verbose(parser)
     return parser.parse_args(argv)

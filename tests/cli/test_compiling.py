@@ -10,6 +10,7 @@ from torch import nn
 
 from helpers.toys import TOYS
 from mm_vitbackbones.cli.compiling import compile_backbones
+from mm_vitbackbones.cli.predict import predict_arguments
 from mm_vitbackbones.cli.test import test_arguments as arguments_of_test
 from mm_vitbackbones.cli.train import train_arguments
 from mm_vitbackbones.errors import UserError
@@ -30,8 +31,10 @@ def test_a_model_without_our_backbones_is_refused() -> None:
         compile_backbones(nn.Linear(2, 2))
 
 
-def test_train_and_test_take_the_option() -> None:
+def test_train_test_and_predict_take_the_option() -> None:
     config = str(Path("some", "config.py"))
     assert train_arguments([config, "--compile"]).compile
     assert not train_arguments([config]).compile
     assert arguments_of_test([config, "weights.pth", "--compile"]).compile
+    assert predict_arguments([config, "weights.pth", "photos", "--compile"]).compile
+    assert not predict_arguments([config, "weights.pth", "photos"]).compile

@@ -345,6 +345,36 @@ def test_too_large_an_image_is_skipped_before_it_is_loaded(toy, tmp_path, monkey
     assert outcome([*toy, tmp_path / "in", "--out", tmp_path / "out2"]) == 0
 
 
+@pytest.mark.parametrize("reason", [None, "OSError: no C++ compiler"], ids=["compiled", "no compiler"])
+def test_compiled_backbone_predicts_the_same_and_without_a_compiler_one_line_says_so(
+    segmentor, tmp_path, monkeypatch, reason
+):
+    calls, lines = [], []
+
+    def compiled(function: Any, **_: Any) -> Any:
+        return lambda *inputs: calls.append(function) or function(*inputs)
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    monkeypatch.setattr("mm_vitbackbones.ops.compiling.problem", lambda *_, **__: reason)
+    monkeypatch.setattr("mm_vitbackbones.backbones.base.print_log", lambda text, **_: lines.append(text))
+    images(tmp_path / "in", (64, 64))
+    command = [*segmentor, tmp_path / "in", "--device", "cpu", "--out"]
+    assert outcome([*command, tmp_path / "plain"]) == 0
+    assert not calls
+    assert outcome([*command, tmp_path / "compiled", "--compile"]) == 0
+    assert len(calls) == (4 if reason is None else 0)
+    assert [reason in line for line in lines] == ([] if reason is None else [True])
+    assert contents(tmp_path / "compiled") == contents(tmp_path / "plain")
+
+
+def test_compiling_a_model_without_our_backbones_leaves_no_folder(toy, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Toy, "model", torch.nn.Identity(), raising=False)
+    images(tmp_path / "in", (16, 16))
+    assert outcome([*toy, tmp_path / "in", "--out", tmp_path / "out", "--compile"]) != 0
+    assert "the model has none: leave it out" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("by", ["interrupt", "kill"])
 def test_interrupted_run_goes_on_and_gives_the_same(toy, tmp_path, monkeypatch, capsys, by):
     given = images(tmp_path / "in", *[(20 + i, 30) for i in range(5)])
