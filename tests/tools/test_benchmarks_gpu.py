@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from helpers.paths import ROOT
+from mm_vitbackbones.backbones import Backbone
 from mm_vitbackbones.errors import UserError
+from mm_vitbackbones.registry import BACKBONES
 from tools.benchmarks.gpu import command, contenders, page, running, worker
 from tools.benchmarks.gpu.cases import CASES, INFER_800, PARTS, TRAIN_512, TRAIN_800, Task, tasks
 from tools.benchmarks.gpu.contenders import BEFORE, BEST_COMPILED, CONTENDERS, LIGHT, OURS, Contender
@@ -47,6 +49,21 @@ def test_every_network_has_aims_a_title_and_a_compiled_peer() -> None:
     assert {*CONTENDERS} == {*page.AIMS} == {*page.TITLES} == {*BEST_COMPILED}
     for network, peer in BEST_COMPILED.items():
         assert contenders.find(network, peer).name not in (OURS, LIGHT, BEFORE)
+
+
+def test_every_family_is_measured_under_a_name_that_builds_it() -> None:
+    families = set()
+    with torch.device("meta"):
+        for network, known in CONTENDERS.items():
+            assert len(known) >= 4  # ours in three forms, and another one
+            families.add(type(backbone_of(network, OURS)))
+        assert backbone_of(NETWORK, OURS).recompute != backbone_of(NETWORK, LIGHT).recompute
+    assert families == {family for family in BACKBONES.module_dict.values() if issubclass(family, Backbone)}
+
+
+def backbone_of(network: str, name: str) -> Backbone:
+    (found,) = (m for m in contenders.find(network, name).build().modules() if isinstance(m, Backbone))
+    return found
 
 
 def test_tasks_survive_the_way_through_json() -> None:
@@ -264,6 +281,14 @@ def test_a_report_goes_on_where_it_stopped(asked: list[Task], tmp_path: Path) ->
     data = json.loads((tmp_path / "benchmarks_gpu.json").read_text())
     assert len(data["records"]) == len(tasks([NETWORK], ["train", "large"], before=False))
     assert (tmp_path / "benchmarks_gpu.md").read_text() == page.page(data)
+
+
+def test_what_no_page_shows_yet_is_measured_first(asked: list[Task], tmp_path: Path) -> None:
+    *known, last = tasks([NETWORK, "vit_s"], ["compiled"], before=False)
+    figures = {"machine": "another", "records": [{**task.to_json(), "ms": 1.0} for task in known]}
+    (tmp_path / "benchmarks_gpu.json").write_text(json.dumps(figures))
+    command.report(tmp_path, [NETWORK, "vit_s"], ["compiled"], device="cpu")
+    assert asked == [last, *known]
 
 
 def test_figures_of_two_cards_are_not_mixed(asked: list[Task], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

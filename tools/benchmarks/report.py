@@ -16,6 +16,7 @@ from mm_vitbackbones.cli.arguments import Parser
 from mm_vitbackbones.errors import UserError
 from mm_vitbackbones.files import write_whole
 
+from . import columnar
 from .contenders import CONTENDERS
 from .gpu import command
 from .gpu import contenders as gpu_contenders
@@ -81,7 +82,8 @@ def main(argv: list[str]) -> None:
         UserError: for a report that would continue another machine's.
     """
     parser = Parser(prog="benchmark.py", description="Time and memory, ours and other implementations, in turns, fp32.")
-    parser.add_argument("--networks", nargs="+", choices=CONTENDERS, default=[*CONTENDERS])
+    known = [*CONTENDERS, *columnar.CONTENDERS]
+    parser.add_argument("--networks", nargs="+", choices=known, help="all that there are, if none is named")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=[*MODES])
     parser.add_argument("--turns", type=int, default=Setup.turns, help=f"of each contender ({Setup.turns})")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
@@ -128,12 +130,14 @@ def main(argv: list[str]) -> None:
     if args.report:
         if setup != Setup(setup.turns, setup.threads):
             raise UserError("--report goes without --clock, --device, --dtype and --compiled: its page is of one setup")
-        write_report(DOCS, cases(args.networks, args.modes), setup)
+        if others := [network for network in args.networks or () if network not in CONTENDERS]:
+            raise UserError(f"--networks {others[0]}: the report on a CPU has {', '.join(CONTENDERS)}")
+        write_report(DOCS, cases(args.networks or CONTENDERS, args.modes), setup)
         return
     if args.device != "cpu" and not torch.cuda.is_available():
         raise UserError(f"--device {args.device}: there is no GPU that torch can use")
     print(machine(setup), flush=True)
-    for case in (cases if setup.device == "cpu" else gpu_cases)(args.networks, args.modes):
+    for case in (cases if setup.device == "cpu" else gpu_cases)(args.networks or known, args.modes):
         for row in measure_apart(case, setup):
             print(f"{case!s:<44} {row}", flush=True)
 
@@ -147,7 +151,8 @@ def _report_on_gpu(args: argparse.Namespace) -> None:
         raise UserError(f"--device {args.device}: there is no GPU that torch can use")
     if args.smoke and args.out == DOCS:
         raise UserError("--smoke measures nothing that docs/ should show: give --out")
-    networks = [network for network in args.networks if network in gpu_contenders.CONTENDERS]
+    asked = args.networks or gpu_contenders.CONTENDERS
+    networks = [network for network in asked if network in gpu_contenders.CONTENDERS]
     if not networks:
         raise UserError(f"--networks: the report on a GPU has {', '.join(gpu_contenders.CONTENDERS)}")
     command.report(args.out, networks, args.only, args.seconds, args.baseline, args.device, args.smoke)

@@ -62,7 +62,8 @@ def report(
     """Measures what ``benchmarks_gpu.jsonl`` in a folder does not hold yet, and writes ``benchmarks_gpu.json`` and the
     page next to it.
 
-    Each record is appended as soon as it is there, so that a run which was stopped goes on where it was.
+    Each record is appended as soon as it is there, so that a run which was stopped goes on where it was. What
+    ``benchmarks_gpu.json`` has no figure of yet comes first.
 
     Args:
         networks: out of CONTENDERS; all of them if None.
@@ -84,7 +85,7 @@ def report(
     print(f"{here['card']}, driver {here['driver']}, torch {here['torch']}, peers: {here['peers']}", flush=True)
     done = {Task.from_json(record) for record in records}
     wanted = tasks(networks or CONTENDERS, parts or PARTS, baseline is not None)
-    left = [task for task in wanted if task not in done]
+    left = sorted((task for task in wanted if task not in done), key=shown(folder / f"{NAME}.json").__contains__)
 
     def keep(record: dict[str, Any]) -> None:
         records.append(record)
@@ -100,6 +101,13 @@ def report(
     if not finished:
         missing = len(wanted) - len({Task.from_json(record) for record in records} & set(wanted))
         print(f"stopped before {seconds:.0f} s: {missing} of {len(wanted)} measurements are missing", flush=True)
+
+
+def shown(path: Path) -> set[Task]:
+    """What a file of figures, of any machine, has a figure of, or why there is none."""
+    if not path.is_file():
+        return set()
+    return {Task.from_json(record) for record in json.loads(path.read_text("utf-8"))["records"]}
 
 
 def write_pages(folder: Path, data: Mapping[str, Any]) -> None:

@@ -17,6 +17,7 @@ from torch import nn
 
 from mm_vitbackbones.backbones import PVT, CoaT, MiT, PiT, PVTv2, Swin
 
+from .. import columnar
 from ..contenders import (
     ALL_STAGES,
     CLASSES,
@@ -183,6 +184,12 @@ def _segformers(arch: str, channels: int, rate: float) -> tuple[Contender, ...]:
     )
 
 
+def _columnar(network: columnar.Network) -> tuple[Contender, ...]:
+    """timm with ``dynamic_img_size=True``, transformers with PyTorch's attention."""
+    others = Contender("timm", network.timm), Contender("transformers", network.transformers)
+    return (*_ours(network.ours), *others)
+
+
 CONTENDERS: dict[str, tuple[Contender, ...]] = {
     "pvt_s": (
         *_ours(lambda **more: PVT(arch="small", **more)),
@@ -225,6 +232,7 @@ CONTENDERS: dict[str, tuple[Contender, ...]] = {
     ),
     "segformer_b0": _segformers("b0", 256, 0.1),
     "segformer_b2": _segformers("b2", 768, 0.1),
+    **{name: _columnar(network) for name, network in columnar.NETWORKS.items()},
 }
 """Per network: ours first. timm's fused attention is on by default everywhere except in Swin, and CoaT has none."""
 
@@ -238,6 +246,7 @@ BEST_COMPILED = {
     "pit_s": "timm",
     "segformer_b0": "transformers",
     "segformer_b2": "transformers",
+    **dict.fromkeys(columnar.NETWORKS, "timm"),
 }
 """The peer that is compiled, as compiling takes a minute: the fastest one."""
 

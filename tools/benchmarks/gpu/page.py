@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .. import columnar
 from .cases import CASES, INFER_512, INFER_800, TRAIN_512, TRAIN_800, Case, Task
 from .contenders import BEFORE, CONTENDERS, LIGHT, LIGHT_FORM, OURS
 
@@ -19,6 +20,7 @@ TITLES = {
     "pit_s": "PiT-S, published geometry",
     "segformer_b0": "SegFormer-B0, E = 256",
     "segformer_b2": "SegFormer-B2, E = 768",
+    **{name: network.title for name, network in columnar.NETWORKS.items()},
 }
 
 
@@ -41,6 +43,8 @@ WALL_OVER_CUDA = 1.15
 """At most, for a training step at 512x512, batch 16."""
 
 _PVT = Aims(1.3, 0.8, 1.3, 2.0, 0.4)
+_COLUMN = Aims(1.1, 0.8, 1.1, 1.1)
+"""Of PiT, and of ViT and its successors, which take the same steps."""
 _COAT = Aims(1.15, 0.8, 1.3, 1.2)
 _SEGFORMER = Aims(1.4, 0.5, 1.5, 2.0)
 AIMS = {
@@ -50,9 +54,10 @@ AIMS = {
     "swin_t": Aims(1.15, 0.8, 1.3, 1.2, 0.4),
     "coat_lite_s": _COAT,
     "coat_mini": _COAT,
-    "pit_s": Aims(1.1, 0.8, 1.1, 1.1),
+    "pit_s": _COLUMN,
     "segformer_b0": _SEGFORMER,
     "segformer_b2": _SEGFORMER,
+    **dict.fromkeys(columnar.NETWORKS, _COLUMN),
 }
 
 Record = Mapping[str, Any]
