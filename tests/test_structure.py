@@ -16,6 +16,7 @@ PACKAGE = ROOT / "mm_vitbackbones"
 NETWORKS = [*(PACKAGE / "backbones").glob("*.py"), *(PACKAGE / "layers").glob("*.py")]
 
 MAY_IMPORT = {
+    "adapters": {"errors"},
     "errors": set(),
     "encoding": set(),
     "files": {"errors"},
@@ -29,13 +30,13 @@ MAY_IMPORT = {
     "mmcv_ops": {"errors", "files"},
     "ops": set(),
     "layers": {"ops"},
-    "backbones": {"errors", "layers", "nodes", "ops", "registry"},
-    "checkpoints": {"errors", "files", "limits", "ops", "progress", "registry"},
+    "backbones": {"adapters", "errors", "layers", "nodes", "ops", "registry"},
+    "checkpoints": {"adapters", "errors", "files", "limits", "ops", "progress", "registry"},
     "heads": {"errors", "nodes", "ops", "registry"},
     "necks": {"errors", "layers", "registry"},
     "segmentors": {"registry"},
     "data": {"errors", "files", "libraries", "limits", "nodes", "printing", "progress"},
-    "engine": {"backbones", "checkpoints", "data", "errors", "files", "nodes", "printing", "recipes", "registry"},
+    "engine": {"adapters", "backbones", "checkpoints", "data", "errors", "files", "nodes", "printing", "recipes", "registry"},
 }
 """The parts of this package that a part may import, besides itself. The rest may import all; nothing imports cli."""
 

@@ -16,6 +16,8 @@ from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from mm_vitbackbones.adapters import name_in_file
+from mm_vitbackbones.backbones.adapting import adapters_of, hold, inject, take_from_file
 from mm_vitbackbones.backbones.checks import Count, check_init_cfg, checked, make_spec
 from mm_vitbackbones.errors import ArgumentError, did_you_mean
 from mm_vitbackbones.layers import Recomputable, compile_blocks
@@ -58,6 +60,9 @@ class Part(NamedTuple):
     """``"open"`` makes the grid of a stage, ``"shared"`` serves all its blocks, then each ``"block"``, and ``"close"``
     comes after them, such as the norm of a level. What opens the first stage is the stem. ``"pyramid"`` makes levels of
     what the blocks give, like a detector's neck."""
+    fresh: bool = False
+    """Whether files of pretrained networks lack it by design: it trains in any case, also where adapters keep the rest
+    of the network as it is."""
 
 
 class Backbone(BaseModule):
@@ -82,6 +87,9 @@ class Backbone(BaseModule):
         init_cfg: MMEngine's. ``dict(type='Pretrained', checkpoint=PATH_OR_URL)`` takes any known layout of the
             family's published files (see ``mm_vitbackbones.checkpoints``). ``init_weights()`` loads it, once; a runner
             calls that, and plain PyTorch code has to.
+        adapters: low-rank adapters (LoRA) in linear maps, by the peft library: ``dict(rank=8, alpha=16, dropout=0.0,
+            targets="attention")``, see ``backbones.adapting``. They train, and what files of pretrained networks lack
+            (a pyramid); all other parameters of the network stay as they are. Frozen stages get none.
         strides: of all levels, in a family that offers others.
         stages: how many ``frozen_stages`` counts; as many as levels, if a family does not say otherwise.
 
@@ -119,8 +127,10 @@ class Backbone(BaseModule):
         init_cfg: Any,
         strides: Sequence[int] = STRIDES,
         stages: int | None = None,
+        adapters: Mapping[str, Any] | None = None,
     ) -> None:
         check_init_cfg(init_cfg)
+        asked = adapters_of(adapters)
         super().__init__(init_cfg)
         levels = range(len(dims))
         if not out_indices or any(i not in levels for i in out_indices) or sorted(set(out_indices)) != [*out_indices]:
@@ -137,6 +147,7 @@ class Backbone(BaseModule):
         self._awaits_file = any(
             is_pretrained(each) for each in (init_cfg if isinstance(init_cfg, list) else [init_cfg])
         )
+        self.adapters = asked
         self.in_channels = in_channels
         self.out_indices = tuple(out_indices)
         self.frozen_stages = frozen_stages
@@ -158,7 +169,10 @@ class Backbone(BaseModule):
         """
 
     def finish(self) -> None:
-        """Called once all parts are built: sets what training computes again, and freezes."""
+        """Called once all parts are built: gives them adapters, sets what training computes again, and freezes."""
+        if self.adapters is not None:
+            fresh = [part for part in self.parts() if part.fresh]
+            inject(self, self.adapters, _modules_of(self._frozen()), _modules_of(fresh))
         for module in self.modules():
             if isinstance(module, Recomputable):
                 module.recompute = self.recompute
@@ -257,17 +271,29 @@ class Backbone(BaseModule):
         return self
 
     def freeze(self) -> None:
-        """Freezes the stem and the first ``frozen_stages`` stages."""
+        """Freezes the stem and the first ``frozen_stages`` stages, and all but adapters and fresh parts, if there are
+        adapters."""
+        for part in self._frozen():
+            for module in part.modules:
+                if isinstance(module, nn.Module):
+                    module.eval()
+                module.requires_grad_(False)
+        if self.adapters is not None:
+            for part in self.parts():
+                for module in () if part.fresh else part.modules:
+                    hold(module)
+
+    def _frozen(self) -> list[Part]:
+        """The stem and what else opens the first stage, and the first ``frozen_stages`` stages."""
         if self.frozen_stages < 0:
-            return
+            return []
         parts = self.parts()
         first_block = next((i for i, part in enumerate(parts) if part.kind == "block"), len(parts))
-        for i, part in enumerate(parts):
-            if part.stage < self.frozen_stages or (i < first_block and part.kind == "open"):
-                for module in part.modules:
-                    if isinstance(module, nn.Module):
-                        module.eval()
-                    module.requires_grad_(False)
+        return [
+            part
+            for i, part in enumerate(parts)
+            if part.stage < self.frozen_stages or (i < first_block and part.kind == "open")
+        ]
 
     def parameter_stages(self) -> dict[str, int]:
         """The stage of each parameter and buffer, by its name in the state dict."""
@@ -275,7 +301,7 @@ class Backbone(BaseModule):
         for part, name, _ in self._names_of_parts():
             # What makes levels may be frozen with a later stage: PiT's upsampling, a pyramid, which no file holds.
             stage = stage if part.kind in ("close", "pyramid") else part.stage
-            stages[name] = stage
+            stages[name_in_file(name)] = stage
         return stages
 
     def get_layer_depth(self, param_name: str, prefix: str = "") -> tuple[int, int]:
@@ -325,6 +351,9 @@ class Backbone(BaseModule):
         self._awaits_file = False
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        if self.adapters is not None:
+            state, prefix, _, _, missing, _, errors = args
+            take_from_file(self, state, prefix, missing, errors)
         super()._load_from_state_dict(*args, **kwargs)
         self._awaits_file = False
 
@@ -357,6 +386,10 @@ class Backbone(BaseModule):
             )
         if not torch.is_floating_point(image):
             raise TypeError(f"expected a floating-point image, got {image.dtype}: normalise it first")
+
+
+def _modules_of(parts: Sequence[Part]) -> list[nn.Module]:
+    return [module for part in parts for module in part.modules if isinstance(module, nn.Module)]
 
 
 def parts_of_stage(stage: nn.Module, index: int) -> Iterator[Part]:

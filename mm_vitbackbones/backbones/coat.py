@@ -257,9 +257,12 @@ class CoaT(Backbone):
         with_cp: bool | str = False,
         drop_path_rate: Rate = 0.0,
         init_cfg: Any = None,
+        adapters: Mapping[str, Any] | None = None,
     ) -> None:
         self.arch: Arch = self.resolve_arch(arch)
-        super().__init__(self.arch.dims, in_channels, out_indices, frozen_stages, norm_eval, with_cp, init_cfg)
+        super().__init__(
+            self.arch.dims, in_channels, out_indices, frozen_stages, norm_eval, with_cp, init_cfg, adapters=adapters
+        )
         # In the parallel blocks each level needs all the others, except for level 0.
         parallel_depth = self.arch.parallel_depth if out_indices[-1] in PARALLEL else 0
         count = len(STRIDES) if parallel_depth else out_indices[-1] + 1

@@ -11,7 +11,7 @@ and 32 of them (``layers.pyramid``); without one, the levels are the grids of th
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
@@ -130,6 +130,7 @@ class ColumnarBackbone(Backbone):
         with_class_token: bool = False,
         stem: str = "aligned",
         init_cfg: Any = None,
+        adapters: Mapping[str, Any] | None = None,
     ) -> None:
         self.arch = self.resolve_arch(self.default_arch if arch is None else arch)
         depth, dim = self.arch.depth, self.arch.dim
@@ -167,6 +168,7 @@ class ColumnarBackbone(Backbone):
             init_cfg,
             strides,
             stages=depth,
+            adapters=adapters,
         )
         used = [self._tap_of(level) for level in self.out_indices]
         check_drop_path_rate(drop_path_rate)
@@ -264,7 +266,9 @@ class ColumnarBackbone(Backbone):
         parts = [Part((self.stem,), 0, "open")]
         parts += [Part((block,), i, "block") for i, block in enumerate(self.blocks)]
         parts.append(Part((self.norm,), len(self.blocks) - 1, "close"))
-        return parts if self.pyramid is None else [*parts, Part((self.pyramid,), self.arch.depth, "pyramid")]
+        if self.pyramid is not None:
+            parts.append(Part((self.pyramid,), self.arch.depth, "pyramid", fresh=True))
+        return parts
 
     def levels_of_block(self, output: Tensor, stage: int, levels: Sequence[Level], image: Tensor) -> list[Level]:
         return [self._level(output, self.sides_of(image.permute(0, 2, 3, 1)))]

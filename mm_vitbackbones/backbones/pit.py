@@ -18,7 +18,7 @@ pixels, with centres at 8i + 4, in every variant; ``stem="published"`` keeps the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, final
 
@@ -165,6 +165,7 @@ class PiT(Backbone):
         drop_path_rate: Rate = 0.1,
         stem: str = "aligned",
         init_cfg: Any = None,
+        adapters: Mapping[str, Any] | None = None,
     ) -> None:
         self.arch: Arch = self.resolve_arch(arch)
         if stem not in ("aligned", "published"):
@@ -174,7 +175,9 @@ class PiT(Backbone):
             raise ArgumentError(f"out_indices={out_indices!r}: the published geometry has levels 1, 2 and 3, and no 0")
         dims, stride = self.arch.dims, self.arch.patch_stride
         widths, strides = (dims[0], *dims), (0, stride, 2 * stride, 4 * stride) if published else STRIDES
-        super().__init__(widths, in_channels, out_indices, frozen_stages, norm_eval, with_cp, init_cfg, strides)
+        super().__init__(
+            widths, in_channels, out_indices, frozen_stages, norm_eval, with_cp, init_cfg, strides, adapters=adapters
+        )
         rates = drop_path_rates(drop_path_rate, self.arch.depths, last=False)
         self.stem = Stem(in_channels, self.arch, published)
         self.stages = nn.ModuleList(Stage(self.arch, i, rates[i]) for i in range(max(out_indices[-1], 1)))
@@ -196,7 +199,8 @@ class PiT(Backbone):
         for index, stage in enumerate(self.stages):
             parts += parts_of_stage(stage, index)
             if index == 0 and self.upsample is not None:
-                parts.append(Part((self.upsample,), STAGES, "close"))  # not a stage of the published network
+                # Not a stage of the published network.
+                parts.append(Part((self.upsample,), STAGES, "close", fresh=True))
         return parts
 
     def levels_of_block(self, output: Tensor, stage: int, levels: Sequence[Level], _: Tensor) -> list[Level]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, final
 
 from torch import Tensor, nn
@@ -39,9 +39,12 @@ class StagedBackbone(Backbone):
         drop_path_rate: Rate = 0.1,
         norm_eps: Epsilon | None = None,
         init_cfg: Any = None,
+        adapters: Mapping[str, Any] | None = None,
     ) -> None:
         self.arch = self.resolve_arch(self.default_arch if arch is None else arch)
-        super().__init__(self.arch.dims, in_channels, out_indices, frozen_stages, norm_eval, with_cp, init_cfg)
+        super().__init__(
+            self.arch.dims, in_channels, out_indices, frozen_stages, norm_eval, with_cp, init_cfg, adapters=adapters
+        )
         rates = drop_path_rates(drop_path_rate, self.arch.depths)
         widths = (in_channels, *self.arch.dims)
         self.stages = nn.ModuleList(self.make_stage(widths[i], i, rates[i]) for i in range(out_indices[-1] + 1))

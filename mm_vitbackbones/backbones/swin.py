@@ -20,7 +20,7 @@ Shapes: B images, H x W grid, C channels, h heads, w side of a window, n = w*w p
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, cast, final
 
@@ -169,9 +169,12 @@ class Swin(Backbone):
         with_cp: bool | str = False,
         drop_path_rate: Rate = 0.2,
         init_cfg: Any = None,
+        adapters: Mapping[str, Any] | None = None,
     ) -> None:
         self.arch: Arch = self.resolve_arch(arch)
-        super().__init__(self.arch.dims, in_channels, out_indices, frozen_stages, norm_eval, with_cp, init_cfg)
+        super().__init__(
+            self.arch.dims, in_channels, out_indices, frozen_stages, norm_eval, with_cp, init_cfg, adapters=adapters
+        )
         rates = drop_path_rates(drop_path_rate, self.arch.depths)
         widths = (in_channels, *self.arch.dims)
         self.stages = nn.ModuleList(
@@ -187,4 +190,5 @@ class Swin(Backbone):
             yield Level(cast(Stage, stage).norm(grid))
 
     def parts(self) -> list[Part]:
-        return [part for index, stage in enumerate(self.stages) for part in parts_of_stage(stage, index)]
+        parts = (part for index, stage in enumerate(self.stages) for part in parts_of_stage(stage, index))
+        return [part._replace(fresh=part.kind == "close") for part in parts]  # the norms of levels

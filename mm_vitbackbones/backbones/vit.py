@@ -13,7 +13,7 @@ Dosovitskiy et al., ICLR 2021, arXiv:2010.11929. One class for these weights, as
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, final
 
@@ -159,6 +159,7 @@ class ViT(ColumnarBackbone):
         global_blocks: Sequence[int] | None = None,
         relative_positions: Count | None = None,
         init_cfg: Any = None,
+        adapters: Mapping[str, Any] | None = None,
     ) -> None:
         spec: Arch = self.resolve_arch(arch)
         if not isinstance(positions, str) or positions not in POSITIONS:
@@ -185,6 +186,7 @@ class ViT(ColumnarBackbone):
             with_class_token,
             stem,
             init_cfg,
+            adapters,
         )
 
     @property

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from mm_vitbackbones import adapters
 from mm_vitbackbones.checkpoints.layout import CLASSIFIER, State
 from mm_vitbackbones.checkpoints.reading import read_checkpoint
 from mm_vitbackbones.checkpoints.recognise import (
@@ -20,7 +21,7 @@ from mm_vitbackbones.checkpoints.recognise import (
     outline_of,
     twin_of,
 )
-from mm_vitbackbones.checkpoints.unwrapping import unwrap
+from mm_vitbackbones.checkpoints.unwrapping import unwrap, unwrap_model
 from mm_vitbackbones.errors import CheckpointError, CheckpointMismatch, OutputError, shorten
 from mm_vitbackbones.files import check_room, whole_file
 
@@ -51,6 +52,7 @@ def convert_checkpoint(
     to: str = "ours",
     arch: str | dict[str, Any] | None = None,
     force: bool = False,
+    merge: bool = False,
 ) -> Conversion:
     """Writes the weights of one file in another layout; types and values stay bit for bit.
 
@@ -65,10 +67,12 @@ def convert_checkpoint(
         arch: needed for weights of no published size: a dict of the spec's fields. If it is given, the weights
             have to match it.
         force: write over an existing destination.
+        merge: merge low-rank adapters into the weights first; see ``adapters.merged``.
 
     Raises:
         FileExistsError: if the destination exists, without ``force``.
-        CheckpointError: if the source cannot be read or recognised, or the target layout cannot hold it.
+        CheckpointError: if the source cannot be read or recognised, or the target layout cannot hold it; for adapters
+            without ``merge``, and for ``merge`` without adapters.
     """
     if to not in TARGETS:
         raise CheckpointError(f"there is no layout {to!r} to convert to; there are {', '.join(TARGETS)}")
@@ -79,6 +83,10 @@ def convert_checkpoint(
     try:
         weights = unwrap(content)
         state, besides = weights.state, weights.besides
+        if merge:
+            state = adapters.merged(state)
+        elif adapters.split(state)[1]:
+            raise CheckpointError(f"has {adapters.described(state)}, which no layout holds: merge them with --merge")
         aside = _aside(content)
         found, ours, outside = _recognise(state)
         ours |= aside
@@ -103,6 +111,56 @@ def convert_checkpoint(
         *(text for layout, name, text in found.family.cautions if (layout, name) == (to, arch_name)),
     ]
     return Conversion(found.family.name, arch_name, found.layout.name, to, len(theirs), tuple(notes))
+
+
+@dataclass(frozen=True)
+class Merge:
+    """What was merged. As text, one line for it and one for what was left out."""
+
+    adapters: str
+    tensors: int
+    besides: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        head = f"{self.adapters} were merged: {self.tensors} tensors, of a model without adapters"
+        return "\n".join([head, *([f"note: left out: {shorten(self.besides)}"] if self.besides else [])])
+
+
+def merge_checkpoint(source: str | os.PathLike[str], destination: str | os.PathLike[str], force: bool = False) -> Merge:
+    """Writes all weights of a file, such as a detector's, with the low-rank adapters merged into those of the backbone:
+    for the same model without adapters, whose results are the same.
+
+    Of what stands next to the weights, the description of the data set stays: its classes.
+
+    Raises:
+        FileExistsError: if the destination exists, without ``force``.
+        CheckpointError: if the source cannot be read, or holds no adapters.
+    """
+    path = Path(destination).expanduser()
+    _check_destination(path, force)
+    content = read_checkpoint(source)
+    try:
+        weights = unwrap_model(content)
+        state = adapters.merged(weights.state)
+    except CheckpointError as error:
+        raise type(error)(f"{source}: {error}") from None
+    _check_room(path, sum(tensor.numel() * tensor.element_size() for tensor in state.values()))
+    state = {key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in state.items()}
+    meta = content.get("meta") if isinstance(content, dict) else None
+    data = meta.get("dataset_meta") if isinstance(meta, dict) else None
+    kept = {"dataset_meta": data} if _is_plain(data) and data else {}
+    _write(state if path.suffix == ".safetensors" else {"state_dict": state, "meta": kept}, path, force)
+    besides = tuple(name for name in weights.besides if name != "meta")
+    return Merge(adapters.described(weights.state), len(state), besides)
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(map(_is_plain, (*value.keys(), *value.values())))
+    return all(map(_is_plain, value)) if isinstance(value, (list, tuple)) else type(value) in _PLAIN
+
+
+_PLAIN = (str, int, float, bool, type(None))
 
 
 def _check_destination(path: Path, force: bool) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from mmengine.logging import print_log
 from torch import nn
 
+from mm_vitbackbones import adapters
 from mm_vitbackbones.checkpoints import published
 from mm_vitbackbones.checkpoints.layout import CLASSIFIER, Family, State
 from mm_vitbackbones.checkpoints.reading import read_checkpoint
@@ -174,16 +175,20 @@ def _load(backbone: nn.Module, content: Any, source: str, prefix: str | None) ->
     if prefix and not (state := {key: tensor for key, tensor in state.items() if key.startswith(prefix)}):
         near = did_you_mean(prefix, {key.partition(".")[0] + "." for key in aside})
         raise CheckpointError(f"no weight has a name that begins with prefix={prefix!r}{near}")
-    family, network = _family(backbone), _describe(backbone)
+    family, network, whole = _family(backbone), _describe(backbone), state
+    state, _ = adapters.split(whole)
     other = find_pattern(family.others, state)
     if other or not (found := find_layout(state, [family])):
         raise CheckpointMismatch(
             f"the file looks like {other or looks_like(state)}, and the {_part(family)} is {network}: give a file of "
             f"{family.name}; nothing was loaded"
         )
-    inside, outside = found.split(state)
+    inside, outside = found.split(whole)
+    inside, adapted_by = adapters.split(inside)
     ours, unknown = found.layout.to_ours(inside)
-    target = backbone.state_dict()
+    target, own = adapters.split(backbone.state_dict())
+    if reason := adapters.misfit(adapted_by, own, required=False):
+        raise CheckpointMismatch(f"{reason}; nothing was loaded")
 
     stage_of = _outline(backbone, family).stage_of
     built = max(map(stage_of, target))
@@ -205,8 +210,8 @@ def _load(backbone: nn.Module, content: Any, source: str, prefix: str | None) ->
         if given[key].dtype != target[key].dtype
     )
     prepared = {key: tensor.to(target[key].dtype) for key, tensor in prepared.items()}
-    _check_finite(given, prepared)
-    backbone.load_state_dict(target | prepared)
+    _check_finite(given | adapted_by, prepared)
+    backbone.load_state_dict(target | prepared | own | adapted_by)
 
     renamed = {key: found.layout.keys.to_ours(key) or "" for key in inside}
     split_off = set(ours) - set(renamed.values())
@@ -214,7 +219,7 @@ def _load(backbone: nn.Module, content: Any, source: str, prefix: str | None) ->
     return LoadReport(
         source=source,
         layout=found.layout.name,
-        loaded=tuple(prepared),
+        loaded=(*prepared, *adapted_by),
         parameters=sum(tensor.numel() for tensor in prepared.values()),
         fresh=tuple(fresh),
         adapted=tuple(adapted),
@@ -230,6 +235,7 @@ def _load(backbone: nn.Module, content: Any, source: str, prefix: str | None) ->
         besides=weights.besides,
         notes=(
             *weights.notes,
+            *([f"{adapters.described(own)}: {'from the file' if adapted_by else 'fresh'}"] if own else []),
             *((f"the file may also be of {twin}, which has the same names and shapes",) if twin else ()),
         ),
         part=_part(family),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from mm_vitbackbones.adapters import name_in_file
 from mm_vitbackbones.checkpoints.layout import State
 from mm_vitbackbones.errors import CheckpointError, shorten
 
@@ -24,7 +25,7 @@ def check_values(module: nn.Module, given: State, prefix: str = "") -> None:
     Raises:
         CheckpointError: a tensor is of another kind, or holds NaN or infinite values.
     """
-    parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    parameters = {name_in_file(name) for name, _ in module.named_parameters(remove_duplicate=False)}
     broken, too_large = [], []
     for name, own in module.state_dict().items():
         tensor = given.get(f"{prefix}{name}")

@@ -18,6 +18,7 @@ from mmengine.runner import Runner
 from mmengine.runner.checkpoint import load_from_local
 from torch import nn
 
+from mm_vitbackbones import adapters
 from mm_vitbackbones.checkpoints import layout_of, load_pretrained
 from mm_vitbackbones.checkpoints.addresses import loaders
 from mm_vitbackbones.checkpoints.layout import State
@@ -70,6 +71,7 @@ class Trainer(Runner):
             checkpoint, path = kwargs["checkpoint"], self._load_from or "the checkpoint"
             if self._resume:
                 check_state(checkpoint, path)
+                _check_adapters(unwrapped(self), unwrap_model(checkpoint).state, path)
             with file_named(path):
                 check_values(unwrapped(self), unwrap_model(checkpoint).state)
                 if isinstance(trained := checkpoint.get("ema_state_dict"), Mapping):
@@ -155,6 +157,7 @@ def start_from(runner: Runner, path: Path) -> dict[str, Any]:
     weights = model_weights(content, path)
     report_averages(content, path)
     given = weights.state
+    _check_adapters(model, given, path, required=False)
     with file_named(path):
         for name, part in model.named_children():
             _report_epsilon(part, name, given, path)
@@ -282,6 +285,7 @@ def fitting_weights(model: nn.Module, checkpoint: dict[str, Any], path: Path) ->
     """The weights of a checkpoint under the model's names, all of them; see ``load_weights``. Those that come in
     another layout are in the model already."""
     given = model_weights(checkpoint, path).state
+    _check_adapters(model, given, path)
     report_averages(checkpoint, path)
     with file_named(path):
         foreign = foreign_parts(model, given)
@@ -295,6 +299,12 @@ def fitting_weights(model: nn.Module, checkpoint: dict[str, Any], path: Path) ->
     with file_named(path):
         check_values(model, given)
     return given
+
+
+def _check_adapters(model: nn.Module, given: State, path: Path, required: bool = True) -> None:
+    """Check that weights have the adapters of the model, or none where they may have none."""
+    if reason := adapters.misfit(given, model.state_dict(), required):
+        raise UserError(f"{path}: {reason}")
 
 
 def _report_epsilon(part: nn.Module, name: str, given: State, path: Path) -> None:

@@ -17,6 +17,7 @@ from mmengine.dist import all_gather_object, master_only
 from mmengine.hooks import EMAHook, Hook
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
+from mm_vitbackbones import adapters
 from mm_vitbackbones.data.reading import ImageReader
 from mm_vitbackbones.engine.drawing import displayable, draw_curves, draw_pair
 from mm_vitbackbones.engine.plain_data import make_plain, restore
@@ -68,7 +69,8 @@ class PlainCheckpointHook(Hook):
     """Makes checkpoints plain data: ``torch.load(weights_only=True)``, and so ``init_detector`` and ``init_model`` on
     torch 2.6 and newer, read them in any process.
 
-    They hold all that resuming needs, and a record of the run (``meta["run"]``). Files without this hook can be
+    They hold all that resuming needs, and a record of the run (``meta["run"]``); ``meta["adapters"]`` says
+    the rank and the alpha of a backbone's adapters, and how many linear maps have one. Files without this hook can be
     resumed, too. ``train`` adds it to a config that has it not.
     """
 
@@ -76,6 +78,8 @@ class PlainCheckpointHook(Hook):
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         checkpoint["meta"][RECORD] = run_record(runner)
+        if found := adapters.summary(checkpoint["state_dict"]):
+            checkpoint["meta"]["adapters"] = found
         if unknown := make_plain(checkpoint):
             runner.logger.warning(
                 f"the checkpoint is not plain data, as it holds {shorten(unknown, 3)}: to load it, torch needs "

@@ -13,6 +13,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 from torch import nn
 
+from mm_vitbackbones import adapters
 from mm_vitbackbones.errors import shorten
 from mm_vitbackbones.nodes import is_pretrained
 
@@ -62,6 +63,8 @@ def describe_model(model: nn.Module, config: Mapping[str, Any]) -> str:
     if isinstance(backbone := getattr(model, "backbone", None), nn.Module):
         arch = (config.get("backbone") or {}).get("arch")
         text += f", backbone {type(backbone).__name__}" + (f" {arch}" if isinstance(arch, str) else "")
+        if adapters.summary(state := backbone.state_dict()):
+            text += f" with {adapters.described(state)}"
         parts.append(f"{_count(backbone.parameters())} of the backbone")
     if frozen := [parameter for parameter in model.parameters() if not parameter.requires_grad]:
         parts.append(f"{_count(frozen)} frozen")

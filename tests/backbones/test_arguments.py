@@ -46,6 +46,7 @@ WRONG = {
     "global_blocks": (*NO_LIST, (0, 9)),
     "relative_positions": (*NO_INTEGER, 0, -1),
     "init_cfg": ("pvt.pth", 3, {}, dict(checkpoint="pvt.pth"), ["pvt.pth"], [dict(type="Constant"), {}]),
+    "adapters": (*JUNK[1:3], *JUNK[4:], True, [8], dict(ranks=4), dict(rank=0), dict(rank=8.0), dict(alpha=0)),
     "arch": tuple(
         value for value in (*JUNK, True, 3, ["tiny"], PVT, torch.zeros(1)) if value is not None and value != {}
     ),
