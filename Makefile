@@ -42,7 +42,7 @@ help: ## list the targets
 	@echo '  PYTHON=python3.12  another Python for .venv;  TORCH="torch==... --index-url ..."  another torch'
 	@echo '  MMCV=compiled  mmcv built from source, with its compiled operators;  VENV=.venv-2  another environment'
 
-setup: $(DONE)/checked ## make .venv: torch, mmcv-lite, mmdet, mmsegmentation, this package
+setup: $(DONE)/checked $(DONE)/adapters ## make .venv: torch, mmcv-lite, mmdet, mmsegmentation, this package
 
 $(DONE)/venv:
 	@command -v $(PYTHON) >/dev/null || { echo 'error: there is no $(PYTHON): apt-get install python3 python3-venv' >&2; exit 1; }
@@ -97,9 +97,14 @@ endif
 	@$(PY) -m mm_vitbackbones doctor
 	@touch $@
 
+$(DONE)/adapters: constraints.txt | $(DONE)/package
+	@echo 'Installing peft, for the tests of adapters, into $(VENV)/adapters'
+	@$(PINNED) adapters --target $(VENV)/adapters
+	@touch $@
+
 $(DONE)/peers: constraints.txt $(DONE)/package
 	@echo 'Installing timm, transformers and peft, to compare with, into $(VENV)/peers'
-	@$(PINNED) peers --target $(VENV)/peers
+	@$(PINNED) adapters peers --target $(VENV)/peers
 	@touch $@
 
 demo: setup ## detection on photographs of trees, then segmentation of drawn scenes: train, evaluate, draw

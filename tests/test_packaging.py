@@ -192,7 +192,7 @@ def test_wheel_states_licence_and_python(metadata):
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Requires-Python"] == ">=3.10"
     without = {"det-without-mmcv", "seg-without-mmcv"}
-    assert set(metadata.get_all("Provides-Extra")) == {"det", "seg", *without, "peers", "test", "dev", *LOGGERS}
+    assert set(metadata.get_all("Provides-Extra")) == {"det", "seg", *without, "adapters", "peers", "test", "dev", *LOGGERS}
 
 
 def wanted_by(extra: str, metadata: Message) -> set[str]:
@@ -233,11 +233,14 @@ def test_constraints_cover_every_extra(metadata):
     assert wanted - LOGGERS - {"mm-vitbackbones"} - pins((ROOT / "constraints.txt").read_text()) == set()
 
 
-def test_peers_are_kept_apart():
-    """With timm installed too, mmsegmentation imports torchvision, and fails if that belongs to another torch."""
-    ours, _, peers = (ROOT / "constraints.txt").read_text().partition("# peers")
-    assert {"timm", "transformers", "torchvision"} <= pins(peers)
-    assert pins(ours).isdisjoint(pins(peers))
+def test_adapters_and_peers_are_kept_apart():
+    """With transformers installed, mmdet imports it at each start. With timm installed too, mmsegmentation imports
+    torchvision, and fails if that belongs to another torch."""
+    ours, _, apart = (ROOT / "constraints.txt").read_text().partition("# adapters")
+    adapters, _, peers = apart.partition("# peers")
+    assert {"peft", "transformers"} <= pins(adapters)
+    assert pins(peers) == {"timm", "torchvision"}
+    assert pins(ours).isdisjoint(pins(apart))
 
 
 def test_what_a_build_imports_needs_no_installed_package():
