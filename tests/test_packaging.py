@@ -191,8 +191,8 @@ LOGGERS = {"mlflow", "tensorboard", "wandb"}
 def test_wheel_states_licence_and_python(metadata):
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Requires-Python"] == ">=3.10"
-    without = {"det-without-mmcv", "seg-without-mmcv"}
-    assert set(metadata.get_all("Provides-Extra")) == {"det", "seg", *without, "adapters", "peers", "test", "dev", *LOGGERS}
+    libraries = {"det", "seg", "det-without-mmcv", "seg-without-mmcv", "adapters"}
+    assert set(metadata.get_all("Provides-Extra")) == {*libraries, "peers", "test", "dev", *LOGGERS}
 
 
 def wanted_by(extra: str, metadata: Message) -> set[str]:

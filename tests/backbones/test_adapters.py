@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from helpers.attachments import MODES, difference, random_image, random_network, run
+from helpers.memory import kept_bytes
 from helpers.peft import needs_peft, peft  # noqa: F401
 from helpers.toys import TOYS
 from mm_vitbackbones import adapters
@@ -310,28 +311,11 @@ def test_an_adapter_has_the_depth_and_the_stage_of_its_linear_map(toy):
         assert stages[adapters.name_in_file(name)] == plain_stages[base]
 
 
-def kept_bytes(network: Backbone, image: Tensor) -> int:
-    """Bytes of what autograd keeps, each storage once, without parameters."""
-    known = {p.untyped_storage().data_ptr() for p in network.parameters()}
-    kept: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        network(image)
-    return sum(kept.values())
-
-
 @toys
 def test_a_step_keeps_less_than_one_of_a_full_training(toy):
     arguments = dict(drop_path_rate=0.0)
     if issubclass(TOYS[toy].family, ColumnarBackbone):
         arguments["pyramid"] = "resize"  # others train, and keep as much in either case
-    kept = [
-        kept_bytes(TOYS[toy](**arguments, adapters=asked).train(), random_image()) for asked in (None, dict(rank=1))
-    ]
+    networks = [TOYS[toy](**arguments, adapters=asked).train() for asked in (None, dict(rank=1))]
+    kept = [kept_bytes(network, lambda network=network: network(random_image())) for network in networks]
     assert kept[1] < 0.95 * kept[0]

@@ -8,12 +8,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
+from helpers.memory import kept_bytes
 from helpers.official import load_fixture, relative_error
 from helpers.paths import DATA
 from mm_vitbackbones.backbones import DINOv2, DINOv3, ViT
-from mm_vitbackbones.backbones.columnar import ColumnarBackbone
 from mm_vitbackbones.checkpoints import load_pretrained
 from mm_vitbackbones.checkpoints.recognise import FAMILIES, find_layout
 from mm_vitbackbones.errors import ArgumentError, CheckpointMismatch
@@ -242,22 +241,6 @@ def test_what_does_not_fit_together_is_one_line(arguments, message):
 # ---- frozen trunks
 
 
-def kept_bytes(network: ColumnarBackbone, image: Tensor) -> int:
-    """Bytes of what autograd keeps, each storage once, without parameters."""
-    known = {p.untyped_storage().data_ptr() for p in network.parameters()}
-    kept: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        network(image)
-    return sum(kept.values())
-
-
 @pytest.mark.parametrize("family", [ViT, DINOv2, DINOv3])
 def test_a_frozen_trunk_keeps_nothing_and_its_pyramid_trains(family):
     network = family(SPEC | dict(depth=4), pyramid="simple", frozen_stages="all").train()
@@ -267,7 +250,7 @@ def test_a_frozen_trunk_keeps_nothing_and_its_pyramid_trains(family):
     trained = {name.split(".")[0] for name, p in network.named_parameters() if p.grad is not None}
     assert trained == {"pyramid"}
     without = family(SPEC | dict(depth=4), frozen_stages="all").train()
-    assert kept_bytes(without, image) == 0
+    assert kept_bytes(without, lambda: without(image)) == 0
     assert not without(image)[0].requires_grad
 
 
