@@ -36,7 +36,18 @@ MAY_IMPORT = {
     "necks": {"errors", "layers", "registry"},
     "segmentors": {"registry"},
     "data": {"errors", "files", "libraries", "limits", "nodes", "printing", "progress"},
-    "engine": {"adapters", "backbones", "checkpoints", "data", "errors", "files", "nodes", "printing", "recipes", "registry"},
+    "engine": {
+        "adapters",
+        "backbones",
+        "checkpoints",
+        "data",
+        "errors",
+        "files",
+        "nodes",
+        "printing",
+        "recipes",
+        "registry",
+    },
 }
 """The parts of this package that a part may import, besides itself. The rest may import all; nothing imports cli."""
 

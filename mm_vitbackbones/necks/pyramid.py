@@ -80,7 +80,8 @@ class FeaturePyramid(BaseModule):
         return tuple(levels)
 
     def _level(self, map: Tensor, index: int) -> Tensor:
-        size = tuple(-(-side * self.patch_size // self.strides[index]) for side in map.shape[2:])
+        height, width = (-(-side * self.patch_size // self.strides[index]) for side in map.shape[2:])
+        size = height, width
         return self.pyramid.level(map.permute(0, 2, 3, 1), index, size).permute(0, 3, 1, 2).contiguous()
 
 
