@@ -71,9 +71,11 @@ class Trainer(Runner):
             checkpoint, path = kwargs["checkpoint"], self._load_from or "the checkpoint"
             if self._resume:
                 check_state(checkpoint, path)
-                _check_adapters(unwrapped(self), unwrap_model(checkpoint).state, path)
             with file_named(path):
-                check_values(unwrapped(self), unwrap_model(checkpoint).state)
+                state = unwrap_model(checkpoint).state
+                if self._resume:
+                    _check_adapters(unwrapped(self), state, path)
+                check_values(unwrapped(self), state)
                 if isinstance(trained := checkpoint.get("ema_state_dict"), Mapping):
                     check_values(unwrapped(self), dict(trained), "module.")
         super().call_hook(fn_name, **kwargs)

@@ -72,14 +72,16 @@ def with_few_blocks(cfg: Config) -> Config:
             node["num_layers"] = 2
     backbone = cfg.model.backbone
     arch = families()[type_name(backbone)].archs[backbone.arch]
-    if hasattr(arch, "depth"):  # one column of blocks, four for the taps, and narrow
-        depths: dict[str, Any] = {"depth": 4, "dim": 64, "num_heads": 4}
+    if hasattr(arch, "depths"):
+        depths: dict[str, Any] = {"depths": tuple(min(depth, 2) for depth in arch.depths)}
+    elif "decode_head" not in cfg.model:  # one column of blocks
+        depths = {"depth": 2}
+    else:  # with four for the taps, and narrow
+        depths = {"depth": 4, "dim": 64, "num_heads": 4}
         if len(backbone.get("taps", ())) == 4:
             backbone.taps = (0, 1, 2, 3)
         for part in ("neck", "decode_head", "auxiliary_head"):
             narrow(cfg.model.get(part) or {})
-    else:
-        depths = {"depths": tuple(min(depth, 2) for depth in arch.depths)}
     if getattr(arch, "parallel_depth", 0):
         depths["parallel_depth"] = 1
     backbone.arch = dataclasses.asdict(dataclasses.replace(arch, **depths))
