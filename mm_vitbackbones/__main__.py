@@ -11,6 +11,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import NoReturn
 
 from mm_vitbackbones import __version__
 from mm_vitbackbones.encoding import use_utf8
@@ -37,12 +38,20 @@ COMMANDS = {
 DOCTOR = "print the versions in use, what is wrong and the line that fixes it; exit code 1 on a blocker"
 
 
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, as those of all commands."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"error: {message} (see {self.prog} --help)", file=sys.stderr)
+        raise SystemExit(2)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. An unknown one exits with code 2."""
     name, *rest = (sys.argv[1:] if argv is None else argv) or ["help"]
     command = name.replace("-", "_")
     if command == "doctor":
-        argparse.ArgumentParser(prog="python -m mm_vitbackbones doctor", description=f"{DOCTOR}.").parse_args(rest)
+        _Parser(prog="python -m mm_vitbackbones doctor", description=f"{DOCTOR}.").parse_args(rest)
         from mm_vitbackbones import doctor
 
         return doctor.main()
