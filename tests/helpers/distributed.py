@@ -61,18 +61,25 @@ def work(rank: int, folder: str) -> None:
         network = nn.parallel.DistributedDataParallel(build(*case), find_unused_parameters=False)
         train(network, images()[:, rank : rank + 1])
         learnt[case] = network.module.state_dict()
-    for case in TRUNKS:
-        network = nn.parallel.DistributedDataParallel(build_trunk(*case), find_unused_parameters=False)
-        train(network, images()[:, rank : rank + 1])
-        learnt[case] = network.module.state_dict()
     torch.save(learnt, Path(folder, f"{rank}.pth"))
     work_in_shards(rank, folder, SHARDED)
+    work_on_trunks(rank, folder)
     torch.distributed.destroy_process_group()
 
 
 def forms(kind: str) -> AbstractContextManager[Any]:
     """Within it, the forms of this kind of device are taken."""
     return nullcontext() if kind == "cpu" else context.pretend_device(kind)
+
+
+def work_on_trunks(rank: int, folder: str) -> None:
+    """Trains pyramids, with the trunks below them or without, and saves what they have learnt."""
+    learnt = {}
+    for case in TRUNKS:
+        network = nn.parallel.DistributedDataParallel(build_trunk(*case), find_unused_parameters=False)
+        train(network, images()[:, rank : rank + 1])
+        learnt[case] = network.module.state_dict()
+    torch.save(learnt, Path(folder, f"trunks_{rank}.pth"))
 
 
 def shard(network: Any) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mm_vitbackbones.backbones import PVT, CoaT, MiT, PiT, PVTv2, Swin
+from mm_vitbackbones.backbones import PVT, CoaT, DINOv2, DINOv3, MiT, PiT, PVTv2, Swin, ViT
 
 DEPTHS_OF_B2 = (3, 4, 6, 3)
 
@@ -250,6 +250,41 @@ class ForSize(nn.Module):
         return self.networks[name](image)
 
 
+LAST_BLOCK: dict[str, Any] = dict(arch="small", pyramid=None, taps=(-1,), final_norm=True, drop_path_rate=0.0)
+"""Of our ViT and its successors: the normed result of the last block."""
+
+
+class Tokens(nn.Module):
+    """A network as a function from an image to the tokens of its last block, (B, T + N, C), in a tuple."""
+
+    def __init__(self, network: nn.Module, tokens: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.network, self.tokens = network, tokens
+
+    def forward(self, image: Tensor) -> tuple[Tensor]:
+        return (self.tokens(image),)
+
+
+def timm_vit(name: str) -> nn.Module:
+    declare_torchvision_operators()
+    import timm
+
+    network = timm.create_model(name, num_classes=0, dynamic_img_size=True)
+    return Tokens(network, network.forward_features)
+
+
+def transformers_vit(family: str, **arguments: Any) -> nn.Module:
+    """``family`` is ViT, Dinov2 or DINOv3ViT, in the small size, with PyTorch's attention kernel."""
+    declare_torchvision_operators()
+    import transformers
+
+    options = dict(interpolate_pos_encoding=True) if family == "ViT" else {}
+    sizes = dict(hidden_size=384, num_attention_heads=6, num_hidden_layers=12)
+    config = getattr(transformers, f"{family}Config")(**sizes, **arguments, attn_implementation="sdpa")
+    network = getattr(transformers, f"{family}Model")(config)
+    return Tokens(network, lambda image: network(image, **options).last_hidden_state)
+
+
 def timm_pit(size: tuple[int, int]) -> nn.Module:
     return timm_levels("pit_s_224", 0.1, img_size=size)
 
@@ -286,6 +321,21 @@ CONTENDERS: dict[str, tuple[Contender, ...]] = {
     "pit_s": (
         Contender("ours", lambda: PiT(arch="s", stem="published", out_indices=(1, 2, 3))),
         Contender("timm", lambda: ForSize(timm_pit)),
+    ),
+    "deit_s": (
+        Contender("ours", lambda: ViT(**LAST_BLOCK)),
+        Contender("timm", lambda: timm_vit("deit_small_patch16_224")),
+        Contender("transformers", lambda: transformers_vit("ViT", intermediate_size=1536)),
+    ),
+    "dinov2_s": (
+        Contender("ours", lambda: DINOv2(**LAST_BLOCK)),
+        Contender("timm", lambda: timm_vit("vit_small_patch14_dinov2")),
+        Contender("transformers", lambda: transformers_vit("Dinov2", image_size=518, patch_size=14)),
+    ),
+    "dinov3_s": (
+        Contender("ours", lambda: DINOv3(**LAST_BLOCK)),
+        Contender("timm", lambda: timm_vit("vit_small_patch16_dinov3")),
+        Contender("transformers", lambda: transformers_vit("DINOv3ViT", intermediate_size=1536, num_register_tokens=4)),
     ),
     "swin_t": (
         Contender("ours", lambda: Swin(arch="tiny")),

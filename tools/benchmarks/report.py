@@ -21,7 +21,7 @@ from .contenders import CONTENDERS
 from .gpu import command
 from .gpu import contenders as gpu_contenders
 from .gpu.cases import PARTS
-from .running import DTYPES, MODES, Case, Setup, cases, gpu_cases, machine, measure_apart
+from .running import DTYPES, MODES, SIZES_OF, Case, Setup, cases, gpu_cases, machine, measure_apart
 
 SETTINGS: dict[str, dict[str, str]] = {"stock": {}, "huge pages": {"THP_MEM_ALLOC_ENABLE": "1"}}
 """Environment variables of the memory allocator, by the name of the setting."""
@@ -42,6 +42,9 @@ TITLES = {
     "segformer_b0": "SegFormer-B0, E = 256",
     "segformer_b0_wide": "SegFormer-B0, E = 768",
     "segformer_b2": "SegFormer-B2, E = 768",
+    "deit_s": "ViT-S (DeiT), the last block",
+    "dinov2_s": "DINOv2-S, the last block",
+    "dinov3_s": "DINOv3-S, the last block",
     "segformer_head": "SegFormer's head alone, E = 768, on MiT-B2's maps",
 }
 
@@ -59,6 +62,11 @@ TARGETS: dict[tuple[str, tuple[int, int]], dict[str, float]] = {
     ("coat_mini", (512, 512)): {"timm": 1.4},
     ("coat_mini", (800, 1344)): {"timm": 1.5},
     ("pit_s", (224, 224)): {"timm": 1.0},
+    **{
+        (network, size): {"timm": 1.0, "transformers": 1.0}
+        for network in ("deit_s", "dinov2_s", "dinov3_s")
+        for size in SIZES_OF[network]
+    },
     ("segformer_b0", (512, 512)): {"mmseg": 2.5, "transformers": 2.5},
     ("segformer_b0_wide", (512, 512)): {"mmseg": 2.5, "transformers": 2.5},
     ("segformer_b2", (512, 512)): {"mmseg": 2.5, "transformers": 2.5},

@@ -70,7 +70,12 @@ RUNS_OF_A_TURN = {"cpu": 1, "cuda": 20}
 """On a GPU a single pass is too short to be timed."""
 
 SIZES = ((224, 224), (512, 512), (800, 1344))
-SIZES_OF = dict.fromkeys(("segformer_b0", "segformer_b0_wide", "segformer_b2", "segformer_head"), ((512, 512),))
+SIZES_OF: dict[str, tuple[tuple[int, int], ...]] = dict.fromkeys(
+    ("segformer_b0", "segformer_b0_wide", "segformer_b2", "segformer_head"), ((512, 512),)
+)
+SIZES_OF |= dict.fromkeys(("deit_s", "dinov3_s"), SIZES[1:])
+SIZES_OF |= {"dinov2_s": ((518, 518), (798, 1344))}
+"""timm's takes only images that patches of 14 pixels fill."""
 
 
 GPU_SIZES = (((800, 1344), 1), ((800, 1344), 2), ((512, 512), 16))
