@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from mm_vitbackbones.cli.datasets import datasets_of
 from mm_vitbackbones.cli.launch import registry_errors
 from mm_vitbackbones.cli.model import build_model
 from mm_vitbackbones.cli.preflight import check_backbone, check_optimizer
+from mm_vitbackbones.engine.console import HARMLESS
 from mm_vitbackbones.errors import CheckpointError, UserError
 from mm_vitbackbones.measuring import peak_bytes
 from mm_vitbackbones.nodes import heads, type_name
@@ -115,10 +117,16 @@ def _quiet() -> Iterator[None]:
     logger = MMLogger.get_current_instance()
     level = logger.level
     logger.setLevel("WARNING")
+    logger.addFilter(_is_for_users)
     try:
         yield
     finally:
+        logger.removeFilter(_is_for_users)
         logger.setLevel(level)
+
+
+def _is_for_users(record: logging.LogRecord) -> bool:
+    return not HARMLESS.search(record.getMessage())
 
 
 def _batch(draw: Any, images: int, shape: tuple[int, int, int], classes: int) -> dict[str, list[Any]]:

@@ -41,7 +41,10 @@ REPORTS = re.compile(
 NOISE = re.compile(r"Exp name: |Checkpoints will be saved to")
 """Beginnings of messages of the reporters that are not shown."""
 
-HARMLESS = re.compile(r"deprecated|^The prefix is not set in metric class|^`save_param_scheduler` is True but")
+HARMLESS = re.compile(
+    r"deprecated|^The prefix is not set in metric class|^`save_param_scheduler` is True but"
+    r"|is skipped since its requires_grad=False$"  # one line for each frozen parameter
+)
 """Warnings of the libraries that a user can do nothing about."""
 
 PRINTING = (

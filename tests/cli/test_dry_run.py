@@ -11,6 +11,7 @@ import mmengine.config.config
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 
 from helpers.paths import CONFIGS, recipe_files
 
@@ -18,7 +19,7 @@ pytest.importorskip("mmdet")
 pytest.importorskip("mmseg")
 
 from mm_vitbackbones.build import families
-from mm_vitbackbones.cli.dry_run import Trial, image_size, main, try_config
+from mm_vitbackbones.cli.dry_run import Trial, _quiet, image_size, main, try_config
 from mm_vitbackbones.errors import UserError
 from mm_vitbackbones.nodes import nodes, type_name
 
@@ -180,6 +181,16 @@ def test_the_tool_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     name, size, images, *numbers = line.strip("| ").split(" | ")
     assert (name, size, images) == ("segformer_mit_b0_mini", "64x96", "2")
     assert [float(number) > 0 for number in numbers] == [True] * 3
+
+
+def test_frozen_parameters_are_not_listed_and_other_warnings_are(capsys: pytest.CaptureFixture[str]) -> None:
+    logger = MMLogger.get_instance("dry_run_test")
+    with _quiet():
+        logger.warning("backbone.stem.proj.bias is skipped since its requires_grad=False")
+        logger.warning("optim_wrapper.paramwise_cfg has no effect here")
+    shown = "".join(capsys.readouterr())
+    assert "has no effect here" in shown
+    assert "is skipped" not in shown
 
 
 @pytest.mark.parametrize("options", [["--size", "1", "2", "3"], ["--size", "0"], ["--images", "0"]], ids=str)

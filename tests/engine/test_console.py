@@ -179,6 +179,12 @@ SAID = [
     ("mm_vitbackbones.engine.amp", "is deprecated", logging.WARNING, True),
     ("my_hooks", "of the user", logging.INFO, True),
     ("mmengine.optim.optimizer.default_constructor", "paramwise_options -- x", logging.INFO, False),
+    (
+        "mmengine.optim.optimizer.default_constructor",
+        "backbone.x is skipped since its requires_grad=False",
+        logging.WARNING,
+        False,
+    ),
     ("mmengine.runner.runner", "Config:\nmodel = dict()", logging.INFO, False),
     ("mmengine.runner.runner", "Load checkpoint from a.pth", logging.INFO, True),
     ("mmengine.runner.runner", "resumed epoch: 3, iter: 9", logging.INFO, True),
