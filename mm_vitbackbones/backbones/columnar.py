@@ -63,6 +63,10 @@ class PatchStem(nn.Module):
         return torch.cat((*first, grid.flatten(1, 2)), dim=1)
 
 
+class NoTensorError(ArgumentError, AttributeError):
+    """An attribute of a tensor, such as its shape, was asked for where there is a pair."""
+
+
 class Tap(NamedTuple):
     """What ``forward`` returns of a block for heads that read class tokens."""
 
@@ -77,7 +81,7 @@ class Tap(NamedTuple):
         raise ArgumentError(MAPS_ALONE)
 
     def __getattr__(self, name: str) -> Any:
-        raise AttributeError(MAPS_ALONE if hasattr(Tensor, name) else name)
+        raise NoTensorError(MAPS_ALONE) if hasattr(Tensor, name) else AttributeError(name)
 
 
 class ColumnarBackbone(Backbone):

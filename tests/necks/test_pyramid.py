@@ -97,7 +97,7 @@ def test_arguments_that_make_no_pyramid_are_one_line(kind, arguments, message):
 
 def test_pairs_with_class_tokens_are_refused_in_one_line():
     backbone = ViT(TRUNK, pyramid=None, taps=[-1], with_class_token=True)
-    with pytest.raises(AttributeError, match="reads maps, and the backbone has with_class_token=True"):
+    with pytest.raises(ArgumentError, match="reads maps, and the backbone has with_class_token=True"):
         SimpleFeaturePyramid(32)(backbone(torch.randn(1, 3, 64, 64)))
 
 
