@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from helpers.distributed import (
+    ADAPTED,
+    ADAPTERS,
     ALL_SHARDED,
     CASES,
     SHARDED,
@@ -24,6 +26,8 @@ from helpers.distributed import (
     work_in_all_shards,
 )
 from helpers.official import relative_error
+from helpers.peft import needs_peft, peft  # noqa: F401
+from mm_vitbackbones.adapters import name_in_file
 
 pytestmark = pytest.mark.xdist_group("distributed")
 
@@ -44,9 +48,21 @@ def learnt_by_two(folder_of_two: Path) -> list[dict]:
 @pytest.mark.parametrize("case", CASES, ids="-".join)
 def test_two_processes_learn_what_one_does(case: tuple[str, str], learnt_by_two: list[dict]) -> None:
     network = build(*case)
-    frozen = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
+    check_learnt(network, frozen_in(network), [learnt[case] for learnt in learnt_by_two])
+
+
+@needs_peft
+def test_two_processes_learn_the_adapters_that_one_does(learnt_by_two: list[dict], peft: None) -> None:  # noqa: F811
+    network = build("dinov3", "block", adapters=ADAPTERS)
+    frozen = frozen_in(network) | {"lora_alpha"}  # which is given
+    check_learnt(network, frozen, [learnt[ADAPTED] for learnt in learnt_by_two])
+
+
+def frozen_in(network: nn.Module) -> set[str]:
+    """The names of its parameters that are not trained, of which there are some."""
+    frozen = {name_in_file(name) for name, parameter in network.named_parameters() if not parameter.requires_grad}
     assert 0 < len(frozen) < len(network.state_dict())
-    check_learnt(network, frozen, [learnt[case] for learnt in learnt_by_two])
+    return frozen
 
 
 @pytest.mark.parametrize("case", TRUNKS, ids="-".join)

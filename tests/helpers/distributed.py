@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from helpers import peft
 from helpers.toys import TOYS
 from mm_vitbackbones.ops import context
 
@@ -20,13 +21,16 @@ TRUNKS = [(toy, frozen) for toy in ("vit", "vit_windows", "dinov2", "dinov3") fo
 SHARDED = [("swin", "ffn", "cpu"), ("coat", "block", "cpu"), ("mit", "nothing", "cuda")]
 """Toys, ``with_cp``, and the kind of device whose forms are taken."""
 ALL_SHARDED = [(*case, "cpu") for case in CASES] + [(toy, "nothing", "cuda") for toy in TOYS]
+ADAPTED = "adapters"
+"""What the results of a network with these are kept under."""
+ADAPTERS = dict(rank=2, targets="all")
 STEPS = 2
 """The second one is where a missing gradient of the first is noticed."""
 
 
-def build(toy: str, with_cp: str) -> nn.Module:
+def build(toy: str, with_cp: str, **arguments: Any) -> nn.Module:
     torch.manual_seed(0)
-    return TOYS[toy](frozen_stages=1, with_cp=with_cp, drop_path_rate=0.0).double().train()
+    return TOYS[toy](frozen_stages=1, with_cp=with_cp, drop_path_rate=0.0, **arguments).double().train()
 
 
 def build_trunk(toy: str, frozen: str) -> nn.Module:
@@ -56,15 +60,21 @@ def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("error")  # as pytest's own: gradients in another memory format than the weight's
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    learnt = {}
-    for case in CASES:
-        network = nn.parallel.DistributedDataParallel(build(*case), find_unused_parameters=False)
-        train(network, images()[:, rank : rank + 1])
-        learnt[case] = network.module.state_dict()
+    learnt = {case: learn(build(*case), rank) for case in CASES}
+    if peft.IS_THERE:
+        with peft.importable():
+            learnt[ADAPTED] = learn(build("dinov3", "block", adapters=ADAPTERS), rank)
     torch.save(learnt, Path(folder, f"{rank}.pth"))
     work_in_shards(rank, folder, SHARDED)
     work_on_trunks(rank, folder)
     torch.distributed.destroy_process_group()
+
+
+def learn(network: nn.Module, rank: int) -> dict[str, Tensor]:
+    """What a network has learnt in two processes of which this is one."""
+    wrapped = nn.parallel.DistributedDataParallel(network, find_unused_parameters=False)
+    train(wrapped, images()[:, rank : rank + 1])
+    return network.state_dict()
 
 
 def forms(kind: str) -> AbstractContextManager[Any]:
