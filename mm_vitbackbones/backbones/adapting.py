@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import torch
 from torch import nn
 
-from mm_vitbackbones.adapters import ALPHA, State, is_adapter, name_in_file
+from mm_vitbackbones.adapters import ALPHA, UP, State, is_adapter, name_in_file
 from mm_vitbackbones.backbones.checks import Above, Count, Rate, fits, is_list, takes
 from mm_vitbackbones.errors import ArgumentError, did_you_mean, shorten
 
@@ -145,6 +145,12 @@ def _check_pattern(pattern: str, trunk: Mapping[str, nn.Module], linears: Mappin
 def _names_within(network: nn.Module, parts: Sequence[nn.Module]) -> set[str]:
     inside = {id(module) for part in parts for module in part.modules()}
     return {name for name, module in network.named_modules() if id(module) in inside}
+
+
+def fresh_adapters(network: nn.Module) -> list[nn.Parameter]:
+    """Those of the second maps of adapters that are zero, as they begin: such an adapter has no effect yet."""
+    second = [p for name, p in network.named_parameters() if name_in_file(name).endswith(UP)]
+    return [p for p in second if not p.is_meta and not p.any()]
 
 
 def hold(part: nn.Module | nn.Parameter) -> None:

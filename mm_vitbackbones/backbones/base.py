@@ -17,7 +17,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from mm_vitbackbones.adapters import name_in_file
-from mm_vitbackbones.backbones.adapting import adapters_of, hold, inject, take_from_file
+from mm_vitbackbones.backbones.adapting import adapters_of, fresh_adapters, hold, inject, take_from_file
 from mm_vitbackbones.backbones.checks import Count, check_init_cfg, checked, make_spec
 from mm_vitbackbones.errors import ArgumentError, did_you_mean
 from mm_vitbackbones.layers import Recomputable, compile_blocks
@@ -347,8 +347,14 @@ class Backbone(BaseModule):
 
     def init_weights(self) -> None:
         """MMEngine's hook. The constructor has initialised all parameters; only ``init_cfg`` remains."""
-        init_weights(self, super().init_weights)
+        init_weights(self, self._init_without_files)
         self._awaits_file = False
+
+    def _init_without_files(self) -> None:
+        without_effect = fresh_adapters(self)
+        super().init_weights()
+        for p in without_effect:  # a rule for linear maps is not meant for them
+            nn.init.zeros_(p)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         if self.adapters is not None:

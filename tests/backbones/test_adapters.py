@@ -250,6 +250,20 @@ def test_a_pretrained_file_goes_into_an_adapted_network_and_changes_nothing_at_f
     assert difference(maps_of(network), maps_of(file)) < 1e-6
 
 
+@pytest.mark.parametrize(
+    "kind", [dict(type="Normal", layer="Linear", std=1.0), dict(type="mm_vitbackbones.FromScratch")]
+)
+def test_an_initialisation_of_linear_maps_leaves_adapters_without_effect(kind):
+    network = TOYS["pvt"](adapters=ASKED, init_cfg=kind)
+    before = network.stages[0].blocks[0].ffn.fc1.base_layer.weight.clone()
+    network.init_weights()
+    assert not torch.equal(network.stages[0].blocks[0].ffn.fc1.base_layer.weight, before)
+    assert not any(p.any() for name, p in network.named_parameters() if ".lora_B." in name)
+    trained = adapted("pvt", init_cfg=None)
+    trained.init_weights()
+    assert all(p.any() for name, p in trained.named_parameters() if ".lora_B." in name)
+
+
 @toys
 def test_an_adapted_file_goes_into_the_same_network(toy):
     file, network = adapted(toy), random_network(toy, seed=1, adapters=ASKED)
