@@ -32,12 +32,18 @@ def write_data(root: Path) -> None:
 
 
 def write_weights(hub: Path, here: Path) -> None:
-    """Random weights of PVTv2-B0 as if they were downloaded: in PyTorch's cache (``TORCH_HOME``), and by hand."""
+    """Random weights of PVTv2-B0 as if they were downloaded: in PyTorch's cache (``TORCH_HOME``), and by hand; and those
+    of a training with an adapter."""
     url = published.resolve("imagenet1k", "PVTv2", "b0")
     name = published.file_name_of(url)
     with DefaultScope.overwrite_default_scope(None):
         backbone = build_backbone("pvt_v2_b0")
     torch.save(backbone.state_dict(), here / name)
+    adapted = {"lora_alpha": torch.tensor(16.0)}
+    for key in ("weight", "lora_A.weight", "lora_B.weight"):
+        adapted[f"stages.0.blocks.0.attn.q.{key}"] = torch.zeros(32, 32)
+    state = {f"backbone.{key}": tensor for key, tensor in (backbone.state_dict() | adapted).items()}
+    torch.save({"state_dict": state}, here / "adapted.pth")
     cache = hub / "hub/checkpoints"
     cache.mkdir(parents=True)
     (cache / f"{hashlib.sha256(url.encode()).hexdigest()[:8]}-{name}").symlink_to(here / name)
