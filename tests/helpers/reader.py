@@ -32,8 +32,8 @@ def write_data(root: Path) -> None:
 
 
 def write_weights(hub: Path, here: Path) -> None:
-    """Random weights of PVTv2-B0 as if they were downloaded: in PyTorch's cache (``TORCH_HOME``), and by hand; and those
-    of a training with an adapter."""
+    """Random weights of PVTv2-B0 as if they were downloaded: in PyTorch's cache (``TORCH_HOME``), and by hand. Those of
+    a training with an adapter."""
     url = published.resolve("imagenet1k", "PVTv2", "b0")
     name = published.file_name_of(url)
     with DefaultScope.overwrite_default_scope(None):
