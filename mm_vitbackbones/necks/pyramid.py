@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from typing import Any, final
 
 import torch.nn.functional as F
@@ -40,12 +40,11 @@ class FeaturePyramid(BaseModule):
 
     def __init__(
         self,
-        make: Callable[..., Pyramid],
         in_channels: int | Sequence[int],
-        patch_size: int,
-        strides: Sequence[int],
-        num_outs: int | None,
-        init_cfg: Any,
+        patch_size: int = 16,
+        strides: Sequence[int] = STRIDES,
+        num_outs: int | None = None,
+        init_cfg: Any = None,
     ) -> None:
         super().__init__(init_cfg)
         dims = {in_channels} if isinstance(in_channels, int) else {*in_channels}
@@ -57,9 +56,13 @@ class FeaturePyramid(BaseModule):
                 f"num_outs={num_outs!r}: give {len(strides)} or more, or fewer strides than {strides!r}"
             )
         self.in_channels, self.patch_size, self.strides = dims.pop(), patch_size, tuple(strides)
-        self.pyramid = make(self.in_channels, patch_size, dict(enumerate(strides)))
+        self.pyramid = self.make(dict(enumerate(strides)))
         self.out_channels = self.pyramid.dim
         self._exact = all(patch_size == stride * 2 ** halvings(patch_size, stride) for stride in strides)
+
+    @abstractmethod
+    def make(self, strides: Mapping[int, int]) -> Pyramid:
+        """The layer, for strides by the numbers of the levels."""
 
     def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """One map (B, C, H, W), or one for each level -> maps (B, out_channels, *, *), the finest first."""
@@ -106,9 +109,11 @@ class SimpleFeaturePyramid(FeaturePyramid):
         ceil: bool = True,
         init_cfg: Any = None,
     ) -> None:
-        make = partial(SimplePyramid, out_channels=out_channels, ceil=ceil)
-        super().__init__(make, in_channels, patch_size, strides, num_outs, init_cfg)
-        self.ceil = ceil
+        self.width, self.ceil = out_channels, ceil
+        super().__init__(in_channels, patch_size, strides, num_outs, init_cfg)
+
+    def make(self, strides: Mapping[int, int]) -> Pyramid:
+        return SimplePyramid(self.in_channels, self.patch_size, strides, self.width, self.ceil)
 
     def _level(self, map: Tensor, index: int) -> Tensor:
         if self.ceil or not self._exact:
@@ -122,15 +127,8 @@ class SimpleFeaturePyramid(FeaturePyramid):
 class TapsFeaturePyramid(FeaturePyramid):
     """XCiT's and BEiT's: each level of a map of its own, or all of one, by transposed convolutions and max pooling."""
 
-    def __init__(
-        self,
-        in_channels: int | Sequence[int],
-        patch_size: int = 16,
-        strides: Sequence[int] = STRIDES,
-        num_outs: int | None = None,
-        init_cfg: Any = None,
-    ) -> None:
-        super().__init__(TapsPyramid, in_channels, patch_size, strides, num_outs, init_cfg)
+    def make(self, strides: Mapping[int, int]) -> Pyramid:
+        return TapsPyramid(self.in_channels, self.patch_size, strides)
 
 
 @final
@@ -138,12 +136,5 @@ class TapsFeaturePyramid(FeaturePyramid):
 class ResizeFeaturePyramid(FeaturePyramid):
     """Each level is a map, resized: no parameters."""
 
-    def __init__(
-        self,
-        in_channels: int | Sequence[int],
-        patch_size: int = 16,
-        strides: Sequence[int] = STRIDES,
-        num_outs: int | None = None,
-        init_cfg: Any = None,
-    ) -> None:
-        super().__init__(ResizePyramid, in_channels, patch_size, strides, num_outs, init_cfg)
+    def make(self, strides: Mapping[int, int]) -> Pyramid:
+        return ResizePyramid(self.in_channels, self.patch_size, strides)

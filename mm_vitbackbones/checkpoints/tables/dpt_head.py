@@ -23,17 +23,18 @@ def _unit(conv: str, norm: str) -> Pairs:
     return pairs
 
 
-def _fusion(theirs: str, unit: str, number: int, project: str, layers: Pairs, unused: bool) -> Pairs:
-    """Of the fusion ``number`` of theirs and ours. The first unit of the coarsest one, which is not used, is in the
-    files of some publishers, and stays there."""
-    pairs = [(f"{theirs}.{project}.", f"fusions.{number}.project.")]
-    for n in "12":
-        ours = f"fusions.{number}.unit{n}."
-        if number == COARSEST and n == "1":
-            if not unused:
-                continue
-            ours = f"classifier.{ours}"
-        pairs += under(f"{theirs}.{unit.replace('{n}', n)}.", ours, layers)
+def _fusions(theirs: str, unit: str, project: str, layers: Pairs, reversed: bool, unused: bool) -> Pairs:
+    """Of the four fusions, which some publishers count from 1 with the finest, and others from 0 with the coarsest.
+    The first unit of the coarsest one, which nothing uses, is in the files of some, and stays there."""
+    pairs: Pairs = []
+    for i in LEVELS:
+        name = f"{theirs}{COARSEST - i if reversed else i + 1}"
+        pairs.append((f"{name}.{project}.", f"fusions.{i}.project."))
+        for n in "12":
+            idle = i == COARSEST and n == "1"
+            if unused or not idle:
+                ours = f"{'classifier.' if idle else ''}fusions.{i}.unit{n}."
+                pairs += under(f"{name}.{unit}{n}.", ours, layers)
     return pairs
 
 
@@ -58,17 +59,13 @@ OFFICIAL = Layout(
             ("pretrained.act_postprocess{level+1}.3.", "reassemble.{level}.project."),
             ("pretrained.act_postprocess{level+1}.4.", "reassemble.{level}.resize."),
             ("scratch.layer{level+1}_rn.weight", "laterals.{level}.weight"),
-            *(
-                pair
-                for i in LEVELS
-                for pair in _fusion(
-                    f"scratch.refinenet{i + 1}",
-                    "resConfUnit{n}",
-                    i,
-                    "out_conv",
-                    _unit("conv{n}.weight", "bn{n}"),
-                    unused=True,
-                )
+            *_fusions(
+                "scratch.refinenet",
+                "resConfUnit",
+                "out_conv",
+                _unit("conv{n}.weight", "bn{n}"),
+                reversed=False,
+                unused=True,
             ),
             *_classifier("scratch.output_conv"),
             *_classifier("auxlayer", AUXILIARY),
@@ -92,17 +89,13 @@ HUGGINGFACE = Layout(
             ("neck.reassemble_stage.layers.{level}.projection.", "reassemble.{level}.project."),
             ("neck.reassemble_stage.layers.{level}.resize.", "reassemble.{level}.resize."),
             ("neck.convs.{level}.weight", "laterals.{level}.weight"),
-            *(
-                pair
-                for i in LEVELS
-                for pair in _fusion(
-                    f"neck.fusion_stage.layers.{COARSEST - i}",
-                    "residual_layer{n}",
-                    i,
-                    "projection",
-                    _unit("convolution{n}.weight", "batch_norm{n}"),
-                    unused=True,
-                )
+            *_fusions(
+                "neck.fusion_stage.layers.",
+                "residual_layer",
+                "projection",
+                _unit("convolution{n}.weight", "batch_norm{n}"),
+                reversed=True,
+                unused=True,
             ),
             *_classifier("head.head"),
             *_classifier("auxiliary_head.head", AUXILIARY),
@@ -120,17 +113,13 @@ OPENMMLAB = Layout(
             ("reassemble_blocks.projects.{level}.conv.", "reassemble.{level}.project."),
             ("reassemble_blocks.resize_layers.{level}.", "reassemble.{level}.resize."),
             ("convs.{level}.conv.weight", "laterals.{level}.weight"),
-            *(
-                pair
-                for i in LEVELS
-                for pair in _fusion(
-                    f"fusion_blocks.{COARSEST - i}",
-                    "res_conv_unit{n}",
-                    i,
-                    "project.conv",
-                    _unit("conv{n}.conv.weight", "conv{n}.bn"),
-                    unused=False,
-                )
+            *_fusions(
+                "fusion_blocks.",
+                "res_conv_unit",
+                "project.conv",
+                _unit("conv{n}.conv.weight", "conv{n}.bn"),
+                reversed=True,
+                unused=False,
             ),
             ("project.conv.weight", "project.weight"),
             ("project.bn.", "norm."),
