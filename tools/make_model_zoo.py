@@ -100,6 +100,7 @@ def make_entry(path: Path, published: Mapping[str, Any]) -> Entry:
     """Counts what a config costs, without allocating its weights."""
     cfg = Config.fromfile(path)
     task = "segmentation" if cfg.default_scope == "mmseg" else "detection"
+    cfg.model.backbone.pop("adapters", None)  # `convert_checkpoint --merge` makes them a part of the weights
     backbone = cfg.model.backbone.to_dict()
     alone = cost_of(json.dumps(backbone), SIZES[task])
     parameters, multiply_adds = count(cfg, SIZES[task])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 
+from helpers import peft
 from helpers.paths import CONFIGS, recipe_files
 
 pytest.importorskip("mmdet")
@@ -35,6 +37,7 @@ ALIKE = (
     "mask2former_swin_b_ade20k",
     "mask2former_swin_s_coco",
     "mask_rcnn_dinov3_b_frozen_coco",
+    "mask_rcnn_dinov3_b_lora_coco",
     "mask_rcnn_vitdet_l_coco",
     "retinanet_dinov2_b_frozen_coco",
 )
@@ -103,11 +106,21 @@ TRIALS: dict[str, Trial] = {}
 """By the network and the optimizer. Many configs differ in their schedule, their weights and their depth alone."""
 
 
+def adapters_of(cfg: Config) -> AbstractContextManager[None]:
+    """Within it, the library of adapters can be imported, if the config has some."""
+    if not cfg.model.backbone.get("adapters"):
+        return nullcontext()
+    if not peft.IS_THERE:
+        pytest.skip("peft is not installed: `make test` installs it")
+    return peft.importable()
+
+
 def trial_of(cfg: Config) -> Trial:
     parts = {"model": cfg.model.to_dict(), "optim_wrapper": cfg.optim_wrapper.to_dict()}
     key = json.dumps(parts, sort_keys=True)
     if key not in TRIALS:
-        TRIALS[key] = try_config(cfg, size=(64, 96), images=2)
+        with adapters_of(cfg):
+            TRIALS[key] = try_config(cfg, size=(64, 96), images=2)
     return TRIALS[key]
 
 
@@ -122,7 +135,8 @@ def test_training_and_test_step_run(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_training_and_test_step_run_at_full_depth(name: str) -> None:
     cfg = with_few_queries(with_few_boxes(Config.fromfile(CONFIGS / f"{name}.py")))
-    check_trial(name, cfg.default_scope, try_config(cfg, size=(64, 96), images=2))
+    with adapters_of(cfg):
+        check_trial(name, cfg.default_scope, try_config(cfg, size=(64, 96), images=2))
 
 
 def check_trial(name: str, scope: str, trial: Trial) -> None:

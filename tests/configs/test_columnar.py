@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from contextlib import nullcontext
 
 import pytest
 from mmengine.optim import build_optim_wrapper
@@ -10,6 +11,7 @@ from torch import nn
 
 pytest.importorskip("mmdet")
 
+from helpers import peft
 from helpers.paths import CONFIGS
 from helpers.recipes import COLUMNAR, build, load, weights_of
 from mm_vitbackbones.cli.config import use_local_norms
@@ -20,7 +22,10 @@ pytestmark = pytest.mark.mmdet
 
 VITDET = [name for name in COLUMNAR if "_vitdet_" in name]
 FROZEN = [name for name in COLUMNAR if "_frozen_" in name]
-columnar = pytest.mark.parametrize("name", COLUMNAR)
+ADAPTED = [name for name in COLUMNAR if "_lora_" in name]
+columnar = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=peft.needs_peft if name in ADAPTED else ()) for name in COLUMNAR]
+)
 vitdet = pytest.mark.parametrize("name", VITDET)
 frozen = pytest.mark.parametrize("name", FROZEN)
 
@@ -29,7 +34,8 @@ frozen = pytest.mark.parametrize("name", FROZEN)
 def network_of(name: str) -> nn.Module:
     cfg = load(name)
     use_local_norms(cfg, distributed=False)
-    return build(cfg)
+    with peft.importable() if name in ADAPTED else nullcontext():
+        return build(cfg)
 
 
 @columnar
@@ -145,3 +151,22 @@ def test_only_the_pyramid_of_a_frozen_backbone_trains(name: str) -> None:
     cfg = load(name)
     assert (cfg.train_cfg.max_epochs, 8 * cfg.train_dataloader.batch_size) == (12, 16)
     assert (cfg.optim_wrapper.optimizer.lr, cfg.optim_wrapper.optimizer.weight_decay) == (1e-4, 0.05)
+
+
+# ---- adapters
+
+
+@peft.needs_peft
+@pytest.mark.parametrize("name", ADAPTED)
+def test_only_adapters_and_the_pyramid_of_an_adapted_backbone_train(name: str) -> None:
+    model, cfg = network_of(name), load(name)
+    trained = [key for key, p in model.named_parameters() if key.startswith("backbone.") and p.requires_grad]
+    assert {".lora_" in key or key.startswith("backbone.pyramid.") for key in trained} == {True}
+    assert sum(".lora_A." in key for key in trained) == 4 * 12  # queries, keys, values and the projection
+    frozen = load(name.replace("_lora_", "_frozen_"))
+    for each in (cfg, frozen):
+        for key in ("adapters", "frozen_stages"):
+            each.model.backbone.pop(key, None)
+        for key in ("adapters", "backbone"):
+            each.pop(key, None)
+    assert cfg.to_dict() == frozen.to_dict()

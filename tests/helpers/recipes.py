@@ -50,6 +50,8 @@ COLUMNAR: dict[str, tuple[str, str, float, str, float, tuple[float, ...]]] = {
     "retinanet_dinov2_b_frozen_coco": ("DINOv2", "base", 0.0, "dinov2_vitb14_pretrain.pth", 99.63, ()),
     "mask_rcnn_dinov3_s_frozen_coco": ("DINOv3", "small", 0.0, "dinov3-vits16-pretrain-lvd1689m", 45.06, ()),
     "mask_rcnn_dinov3_b_frozen_coco": ("DINOv3", "base", 0.0, "dinov3-vitb16-pretrain-lvd1689m", 111.39, ()),
+    "mask_rcnn_dinov3_s_lora_coco": ("DINOv3", "small", 0.0, "dinov3-vits16-pretrain-lvd1689m", 45.36, ()),
+    "mask_rcnn_dinov3_b_lora_coco": ("DINOv3", "base", 0.0, "dinov3-vitb16-pretrain-lvd1689m", 111.98, ()),
 }
 """Detectors on ViT and its successors."""
 
