@@ -91,6 +91,9 @@ IMAGE = Limit(2 * GIB, "bytes")
 ANNOTATIONS = Limit(4 * GIB, "bytes")
 """An annotation file. COCO's has 450 MB."""
 
+CLASS_LIST = Limit(4 * MIB, "bytes with all that its names refer to")
+"""A ``data.yaml`` with names of classes. One in which a list holds another ten times, and so on, has a few bytes."""
+
 OPENCV = "OPENCV_IO_MAX_IMAGE_PIXELS"
 """OpenCV's own switch, which it reads when it is imported."""
 

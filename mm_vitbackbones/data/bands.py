@@ -91,7 +91,8 @@ def read_bands(path: str | Path, bands: Sequence[int] | None = None, channels_fi
         if missing := [band for band in bands if band > image.shape[2]]:
             raise UserError(f"it has {image.shape[2]} bands, and bands={[*bands]} takes band {missing[0]}")
         image = image[..., [band - 1 for band in bands]]
-    return np.ascontiguousarray(image, image.dtype if image.dtype == np.uint8 else np.float32)
+    with np.errstate(invalid="ignore", over="ignore"):  # what float32 does not hold is infinite
+        return np.ascontiguousarray(image, image.dtype if image.dtype == np.uint8 else np.float32)
 
 
 def check_bands(bands: Any, what: str) -> None:

@@ -36,7 +36,9 @@ class Statistics:
             raise UserError(f"it has {channels} channels, and the images before it have {len(self.count)}")
         self.images += 1
         for part in parts(image):
-            self._add_part(part.reshape(-1, channels).astype(np.float64))
+            with np.errstate(invalid="ignore"):  # a signalling NaN is left out as any other
+                values = part.reshape(-1, channels).astype(np.float64)
+            self._add_part(values)
 
     def _add_part(self, values: np.ndarray) -> None:
         finite = np.isfinite(values)

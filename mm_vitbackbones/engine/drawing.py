@@ -242,7 +242,8 @@ def displayable(image: np.ndarray, bands: Sequence[int] | None = None) -> np.nda
     scale = 255 / ((high - low) or 1) if low < 0 or high > 255 or fractions else None
     drawn = np.empty(image.shape, np.uint8)
     for chosen in rows(image):
-        values = image[chosen].astype(np.float64)
+        with np.errstate(invalid="ignore"):  # of a signalling NaN
+            values = image[chosen].astype(np.float64)
         values[~np.isfinite(values)] = low
         drawn[chosen] = (values if scale is None else (values - low) * scale).round().astype(np.uint8)
     return drawn

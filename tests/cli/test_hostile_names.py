@@ -255,9 +255,9 @@ def walk_of_a_run(name: str, command: Callable[..., str]) -> None:
     config = write_detector(name)
     run, out = Path(f"run{name}"[:200]), Path(f"out{name}"[:200])
     command("train", config, "--work-dir", run)
-    command("train", config, "--work-dir", run, "--resume", "--cfg-options", "train_cfg.max_epochs=2")
     (dumped,) = run.glob("*.py")
     command("check_data", dumped)
+    command("train", config, "--work-dir", run, "--resume", "--cfg-options", "train_cfg.max_epochs=2")
     checkpoint = run / f"{f'weights{name}'[:240]}.pth"
     shutil.copy(run / "epoch_2.pth", checkpoint)
     drawings = run / f"drawings{name}"[:200]

@@ -14,6 +14,7 @@ from helpers.bands import write_tiff
 from mm_vitbackbones import limits
 from mm_vitbackbones.data.bands import check_steps, read_bands, warn_of_pages
 from mm_vitbackbones.data.statistics import Statistics
+from mm_vitbackbones.engine.drawing import displayable
 from mm_vitbackbones.errors import UserError
 
 TYPES = [np.uint8, np.uint16, np.int16, np.float32]
@@ -156,6 +157,21 @@ def test_statistics_are_those_of_all_pixels() -> None:
     pixels = np.concatenate([each.reshape(-1, 2) for each in images])
     np.testing.assert_allclose(statistics.mean, pixels.mean(0))
     np.testing.assert_allclose(statistics.std, pixels.std(0))
+
+
+@pytest.mark.filterwarnings("error")
+def test_signalling_nan_and_values_that_float32_does_not_hold_are_read_without_a_warning(tmp_path: Path) -> None:
+    signalling = np.array([0x7FA00001, 0x3F800000, 0x7F800000], np.uint32).view(np.float32)
+    values = np.array([0x7FF4000000000001, 0, 0], np.uint64).view(np.float64)
+    values[1:] = 1, 1e300
+    for given in (signalling, values):
+        np.save(tmp_path / "a.npy", given.reshape(1, 3, 1))
+        read = read_bands(tmp_path / "a.npy")
+        assert np.array_equal(read.ravel(), np.float32([np.nan, 1, np.inf])[[0, 1, 2]], equal_nan=True)
+        statistics = Statistics()
+        statistics.add(read)
+        assert (statistics.left_out, statistics.mean[0]) == (2, 1)
+        assert displayable(read).shape == (1, 3, 3)
 
 
 def test_statistics_leave_out_what_is_not_finite() -> None:

@@ -7,9 +7,11 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
+from mm_vitbackbones import limits
 from mm_vitbackbones.data.reading import IMAGES
 from mm_vitbackbones.errors import UserError
 from mm_vitbackbones.files import why_no_file
+from mm_vitbackbones.limits import Limit
 
 WORDS = {
     "train": ("train", "training", "trainval"),
@@ -107,15 +109,17 @@ def _common_end(one: Sequence[str], other: Sequence[str]) -> Iterator[str]:
         yield a
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, limit: Limit = limits.ANNOTATIONS) -> str:
     """The text of a file.
 
     Raises:
-        UserError: it cannot be read as UTF-8.
+        UserError: it cannot be read as UTF-8, or is larger than the limit.
     """
     if kind := why_no_file(path):
         raise UserError(f"{path} is {kind}, and no file")
     try:
+        if why := limit.exceeded(path.stat().st_size):
+            raise UserError(f"{path} has {why}")
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as text in UTF-8 ({error})") from None

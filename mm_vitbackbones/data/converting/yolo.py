@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from mm_vitbackbones import limits
 from mm_vitbackbones.data.converting.collection import Collection, Size, Thing
 from mm_vitbackbones.data.converting.sources import files_in, folder_split, images_in, read_lines, read_text
 from mm_vitbackbones.data.reading import IMAGES
@@ -21,12 +23,18 @@ SLACK = 0.01
 
 
 def find_yaml(folder: Path) -> Path | None:
-    """The file that lists names of classes, the one nearest to the folder's root."""
+    """The file that lists names of classes, the one nearest to the folder's root.
+
+    Raises:
+        UserError: a ``data.yaml`` cannot be read.
+    """
     found = []
     for path in files_in(folder, (".yaml", ".yml")):
         try:
-            content = yaml.safe_load(read_text(path))
-        except (yaml.YAMLError, UserError):
+            content = _loaded(path)
+        except UserError:
+            if path.stem == "data":
+                raise
             continue
         if isinstance(content, dict) and content.get("names"):
             found.append(path)
@@ -89,13 +97,39 @@ def read(folder: Path, file: Path | None = None) -> Collection:
 
 
 def _yaml(file: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(read_text(file))
-    except yaml.YAMLError as error:
-        raise UserError(f"{file} is no YAML: {' '.join(str(error).split())}") from None
+    content = _loaded(file)
     if not isinstance(content, dict) or not content.get("names"):
         raise UserError(f"{file} has no names: write names: [cat, dog], in the order of the classes' numbers")
     return content
+
+
+def _loaded(file: Path) -> Any:
+    """The content of a YAML file.
+
+    Raises:
+        UserError: it is none, or larger than the limit, with all that it refers to by ``*name``.
+    """
+    text = read_text(file, limits.CLASS_LIST)
+    try:
+        content = yaml.safe_load(text)
+    except RecursionError:
+        raise UserError(f"{file} is no YAML: it is nested too deeply") from None
+    except Exception as error:  # such as ValueError, for a day that is none
+        raise UserError(f"{file} is no YAML: {' '.join(str(error).split())}") from None
+    if why := limits.CLASS_LIST.exceeded(_size(content, {})):
+        raise UserError(f"{file} has {why}")
+    return content
+
+
+def _size(content: Any, known: dict[int, float]) -> float:
+    """The characters of all that is in a container, each as often as it is referred to."""
+    if not isinstance(content, (Mapping, list, set)):
+        return len(content) if isinstance(content, (str, bytes)) else 1
+    if id(content) not in known:
+        known[id(content)] = math.inf  # where it holds itself
+        items = [*content.keys(), *content.values()] if isinstance(content, Mapping) else content
+        known[id(content)] = 1 + sum(_size(item, known) for item in items)
+    return known[id(content)]
 
 
 def _classes(names: Any, file: Path) -> list[str]:
@@ -106,6 +140,9 @@ def _classes(names: Any, file: Path) -> list[str]:
         names = [names[key] for key in keys]
     if not isinstance(names, list):
         raise UserError(f"{file}: names is no list: write names: [cat, dog]")
+    for number, name in enumerate(names):
+        if isinstance(name, (Mapping, list, set)) or (isinstance(name, int) and abs(name) >= 2**63):
+            raise UserError(f"{file}: the name of class {number} is of type {type(name).__name__}: write a text")
     return [str(name) for name in names]
 
 
