@@ -1,6 +1,7 @@
 """The families: one file each. They import torch and MMEngine only."""
 
 from mm_vitbackbones.backbones.base import Backbone
+from mm_vitbackbones.backbones.cait import CaiT
 from mm_vitbackbones.backbones.coat import CoaT
 from mm_vitbackbones.backbones.dinov2 import DINOv2
 from mm_vitbackbones.backbones.dinov3 import DINOv3
@@ -11,4 +12,4 @@ from mm_vitbackbones.backbones.pvt_v2 import PVTv2
 from mm_vitbackbones.backbones.swin import Swin
 from mm_vitbackbones.backbones.vit import ViT
 
-__all__ = ["PVT", "Backbone", "CoaT", "DINOv2", "DINOv3", "MiT", "PVTv2", "PiT", "Swin", "ViT"]
+__all__ = ["PVT", "Backbone", "CaiT", "CoaT", "DINOv2", "DINOv3", "MiT", "PVTv2", "PiT", "Swin", "ViT"]

@@ -11,7 +11,7 @@ and 32 of them (``layers.pyramid``); without one, the levels are the grids of th
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
@@ -181,6 +181,7 @@ class ColumnarBackbone(Backbone):
         self.blocks = nn.ModuleList(self.make_block(i, rates[i]) for i in range(max(used) + 1))
         normed = self.norms_taps if final_norm is None else final_norm
         self.norm = LayerNorm(dim, eps=self.norm_eps) if normed else nn.Identity()
+        self.class_attention = self.make_class_attention()
         self.pyramid = built
         init_linears_and_norms(self)  # official in all families; the stem initialises its own tokens and tables
         self.finish()
@@ -212,6 +213,11 @@ class ColumnarBackbone(Backbone):
     def make_block(self, index: int, drop_path: float) -> Block:
         """Block ``index`` of ``self.arch``."""
 
+    def make_class_attention(self) -> nn.Module | None:
+        """What makes class tokens (B, T, C) of the grid that the last block gives; None where there are none, or where
+        they pass through the blocks."""
+        return None
+
     def embed(self, image: Tensor) -> tuple[Tensor, Any]:
         """The input of the first block, of an image (B, H, W, Cin), and what all blocks share, if anything."""
         return self.stem(image), None
@@ -233,7 +239,7 @@ class ColumnarBackbone(Backbone):
         for i, block in enumerate(self.blocks):
             x = block(x, shared)
             if i in self.taps:
-                taps[i] = self._level(self.norm(x), sides)
+                taps[i] = self._level(x, i, sides, self.norm)
         return taps
 
     def sides_of(self, image: Tensor) -> tuple[int, int]:
@@ -244,11 +250,14 @@ class ColumnarBackbone(Backbone):
         )
         return height, width
 
-    def _level(self, x: Tensor, sides: Sequence[int]) -> Level:
+    def _level(
+        self, x: Tensor, block: int, sides: Sequence[int], norm: Callable[[Tensor], Tensor] = nn.Identity()
+    ) -> Level:
         """Of the result of a block: tokens (B, T + N, C), or a grid."""
         if x.dim() == 4:
-            return Level(x)
-        tokens, grid = joint.split(x, self.num_tokens)
+            attends = self.class_attention is not None and block == self.arch.depth - 1
+            return Level(norm(x), norm(self.class_attention(x)) if attends else None)  # type: ignore[misc]
+        tokens, grid = joint.split(norm(x), self.num_tokens)
         return Level(grid.unflatten(1, tuple(sides)), tokens)
 
     def levels(self, image: Tensor) -> Iterator[Level]:
@@ -264,15 +273,17 @@ class ColumnarBackbone(Backbone):
             yield Level(grid, tokens)
 
     def _trunk_trains(self) -> bool:
-        return any(p.requires_grad for part in (self.stem, self.blocks, self.norm) for p in part.parameters())
+        trunk = [part for part in self.parts() if part.kind != "pyramid"]
+        return any(p.requires_grad for part in trunk for module in part.modules for p in module.parameters())
 
     def parts(self) -> list[Part]:
         parts = [Part((self.stem,), 0, "open")]
         parts += [Part((block,), i, "block") for i, block in enumerate(self.blocks)]
-        parts.append(Part((self.norm,), len(self.blocks) - 1, "close"))
+        closing = (self.norm,) if self.class_attention is None else (self.norm, self.class_attention)
+        parts.append(Part(closing, len(self.blocks) - 1, "close"))
         if self.pyramid is not None:
             parts.append(Part((self.pyramid,), self.arch.depth, "pyramid", fresh=True))
         return parts
 
     def levels_of_block(self, output: Tensor, stage: int, levels: Sequence[Level], image: Tensor) -> list[Level]:
-        return [self._level(output, self.sides_of(image.permute(0, 2, 3, 1)))]
+        return [self._level(output, stage, self.sides_of(image.permute(0, 2, 3, 1)))]

@@ -5,7 +5,7 @@ B batch, N query tokens, M key tokens, C channels, h heads, d = C / h channels o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mm_vitbackbones.ops import context, linear, onednn
+from mm_vitbackbones.ops.kernels import registration
 from mm_vitbackbones.ops.once import once_differentiable
 
 
@@ -168,3 +169,154 @@ class _BiasedAttention(torch.autograd.Function):
         torch.bmm(of_scores.mT, query, out=of_heads[1])
         of_qkv = of_heads.unflatten(1, (-1, ctx.num_heads)).permute(1, 3, 0, 2, 4).flatten(2)
         return of_qkv, of_bias, None, None
+
+
+# ---- with heads that are mixed
+
+BAND_BYTES = {"cpu": 4 * 2**20, "cuda": 64 * 2**20}
+"""The size of one tensor (h, n, N) of a band of n queries: on a CPU it fits into the caches, on CUDA there are few
+launches."""
+
+
+def attend_with_mixed_heads(qkv: Tensor, before: nn.Module, after: nn.Module, num_heads: int) -> Tensor:
+    """Attention whose heads are mixed before the softmax and after it: tokens (B, N, 3C) -> (B, N, C).
+
+        scores  S_h = q_h k_h' / sqrt(d)
+        shares  P_h = softmax(sum over g of before[h, g] S_g)
+        result  (sum over g of after[h, g] P_g + bias_h) v_h
+
+    This takes the scores of all heads at once, so none of PyTorch's kernels serves, and the reference keeps several
+    tensors (B, h, N, N). But a row of them is of one query. So some queries of an image are computed at a time, and the
+    backward pass computes each such band again: what is held grows with the band, and not with the square of N.
+
+    Two terms are cheap. The bias of ``before`` adds one number to all keys of a head: the softmax does not see it, and
+    its gradient is zero. That of ``after`` adds itself times the sum of the head's values.
+
+    Args:
+        qkv: queries, keys and values.
+        before: a linear map of the heads, h -> h.
+        after: another one.
+    """
+    if not _mixes_in_bands(qkv, before, after):
+        return _mixed_reference(qkv, before, after, num_heads)
+    weights = before.weight, after.weight, after.bias
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (qkv, before.bias, *weights)):
+        return _MixedHeads.apply(qkv, before.bias, *weights, num_heads)
+    return mixed_heads(qkv, *weights, num_heads)
+
+
+def _mixed_reference(qkv: Tensor, before: nn.Module, after: nn.Module, num_heads: int) -> Tensor:
+    query, key, value = qkv.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)
+    scores = (query * query.shape[-1] ** -0.5) @ key.mT
+    shares = before(scores.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).softmax(-1)
+    mixed = after(shares.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    return (mixed @ value).transpose(1, 2).flatten(2)
+
+
+def _mixes_in_bands(qkv: Tensor, before: nn.Module, after: nn.Module) -> bool:
+    """Whether bands take the place of the reference: not on tensors without data, and not in a graph."""
+    if not context.is_eager() or type(qkv) is not Tensor or qkv.is_meta:
+        return False
+    plain = context.is_plain(before) and context.is_plain(after)
+    return plain and before.bias is not None and after.bias is not None
+
+
+def _bands(qkv: Tensor, num_heads: int) -> Iterator[slice]:
+    """The queries of each band of an image."""
+    tokens = qkv.shape[1]
+    budget = BAND_BYTES.get(qkv.device.type, BAND_BYTES["cuda"])
+    size = max(1, budget // (num_heads * tokens * qkv.element_size()))
+    return (slice(first, first + size) for first in range(0, tokens, size))
+
+
+def _heads_of(qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Scaled queries, keys and values of an image: (N, 3C) -> three of (h, N, d)."""
+    query, key, value = qkv.unflatten(-1, (3, num_heads, -1)).permute(1, 2, 0, 3).contiguous()
+    return query.mul_(query.shape[-1] ** -0.5), key, value
+
+
+def _mix(weight: Tensor, heads: Tensor) -> Tensor:
+    """(h, n, N) -> (h, n, N), by a weight (h, h)."""
+    return (weight @ heads.flatten(1)).view_as(heads)
+
+
+def _mixed_heads(qkv: Tensor, before: Tensor, after: Tensor, bias: Tensor, num_heads: int) -> Tensor:
+    """``attend_with_mixed_heads`` in bands, in the type of ``qkv``."""
+    with context.autocast_to(qkv.device, None):
+        before, after, bias = (x.to(qkv.dtype) for x in (before, after, bias))
+        out = qkv.new_empty(*qkv.shape[:2], qkv.shape[2] // 3)
+        for image, result in zip(qkv, out, strict=True):
+            query, key, value = _heads_of(image, num_heads)
+            constant = bias[:, None, None] * value.sum(1, keepdim=True)
+            of_heads = result.unflatten(-1, (num_heads, -1)).transpose(0, 1)
+            for band in _bands(qkv, num_heads):
+                shares = _mix(before, query[:, band] @ key.mT).softmax(-1)
+                of_heads[:, band] = torch.baddbmm(constant, _mix(after, shares), value)
+        return out
+
+
+def _mixed_heads_backward(
+    grad: Tensor, qkv: Tensor, before: Tensor, after: Tensor, bias: Tensor, num_heads: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of all arguments of ``_mixed_heads``. Sums over bands are in fp32 at least."""
+    with context.autocast_to(qkv.device, None):
+        dtypes, wide = [x.dtype for x in (before, after, bias)], torch.promote_types(qkv.dtype, torch.float32)
+        before, after, bias = (x.to(qkv.dtype) for x in (before, after, bias))
+        of_qkv = torch.empty_like(qkv)
+        sums = [torch.zeros_like(x, dtype=wide) for x in (before, after, bias)]
+        of_before, of_after, of_bias = sums
+        for image, of_out, result in zip(qkv, grad.to(qkv.dtype), of_qkv, strict=True):
+            query, key, value = heads = _heads_of(image, num_heads)
+            of_out = of_out.unflatten(-1, (num_heads, -1)).transpose(0, 1).contiguous()
+            column = of_out.sum(1, keepdim=True, dtype=wide)
+            of_bias += (column * value.sum(1, keepdim=True, dtype=wide)).sum((1, 2))
+            of_query, of_key, of_value = (torch.zeros_like(x, dtype=wide) for x in heads)
+            of_value += bias[:, None, None] * column
+            for band in _bands(qkv, num_heads):
+                scores = query[:, band] @ key.mT
+                shares = _mix(before, scores).softmax(-1)
+                of_value += _mix(after, shares).mT @ of_out[:, band]
+                of_mixed = of_out[:, band] @ value.mT
+                of_after += of_mixed.flatten(1) @ shares.flatten(1).t()
+                of_shares = _mix(after.t(), of_mixed)
+                del of_mixed
+                of_logits = torch._softmax_backward_data(of_shares, shares, -1, shares.dtype)
+                del of_shares, shares
+                of_before += of_logits.flatten(1) @ scores.flatten(1).t()
+                scores = _mix(before.t(), of_logits)  # their gradient
+                del of_logits
+                of_query[:, band] = scores @ key
+                of_key += scores.mT @ query[:, band]
+                del scores
+            of_query *= query.shape[-1] ** -0.5
+            result.copy_(torch.stack((of_query, of_key, of_value)).permute(2, 0, 1, 3).flatten(1))
+        of_before, of_after, of_bias = (x.to(dtype) for x, dtype in zip(sums, dtypes, strict=True))
+        return of_qkv, of_before, of_after, of_bias
+
+
+_TENSORS = "Tensor qkv, Tensor before, Tensor after, Tensor bias, int num_heads"
+mixed_heads = registration.operator(f"mixed_heads({_TENSORS}) -> Tensor", _mixed_heads, _mixed_heads)
+mixed_heads_backward = registration.operator(
+    f"mixed_heads_backward(Tensor grad, {_TENSORS}) -> (Tensor, Tensor, Tensor, Tensor)",
+    _mixed_heads_backward,
+    _mixed_heads_backward,
+)
+
+
+class _MixedHeads(torch.autograd.Function):
+    """``mixed_heads``, which keeps its arguments alone."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, qkv: Tensor, unseen: Tensor, before: Tensor, after: Tensor, bias: Tensor, num_heads: int
+    ) -> Tensor:
+        ctx.save_for_backward(qkv, unseen, before, after, bias)
+        ctx.num_heads = num_heads
+        return mixed_heads(qkv, before, after, bias, num_heads)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        qkv, unseen, *weights = ctx.saved_tensors
+        of_qkv, *of_weights = mixed_heads_backward(grad, qkv, *weights, ctx.num_heads)
+        return of_qkv, torch.zeros_like(unseen), *of_weights, None

@@ -22,6 +22,7 @@ from torch.utils import checkpoint as checkpointing
 from torch.utils.checkpoint import checkpoint
 
 from mm_vitbackbones.ops import context
+from mm_vitbackbones.ops.kernels import registration
 
 T = TypeVar("T")
 
@@ -35,6 +36,8 @@ ATTENTION_KERNELS = (
     "_scaled_dot_product_cudnn_attention",
 )
 """The operators that ``F.scaled_dot_product_attention`` calls, by device and shapes."""
+OWN_ATTENTION = (f"{registration.NAMESPACE}::mixed_heads",)
+"""Operators of ours, whose first argument holds queries, keys and values (B, N, 3C)."""
 
 
 class _Local(threading.local):
@@ -248,10 +251,12 @@ def _attention_kept() -> Callable[[], Any] | None:
     kernels = {getattr(torch.ops.aten, name).default for name in ATTENTION_KERNELS if hasattr(torch.ops.aten, name)}
 
     def choose(_: Any, operator: Any, *args: Any, **kwargs: Any) -> Any:
-        if operator not in kernels:
-            return policy.PREFER_RECOMPUTE
-        _, heads, keys, width = args[1].shape
-        return policy.MUST_SAVE if keys > heads * width else policy.PREFER_RECOMPUTE
+        if operator in kernels:
+            _, heads, keys, width = args[1].shape
+            expensive = keys > heads * width
+        else:
+            expensive = operator.name() in OWN_ATTENTION and args[0].shape[1] > args[0].shape[2] // 3
+        return policy.MUST_SAVE if expensive else policy.PREFER_RECOMPUTE
 
     return partial(make, choose)
 

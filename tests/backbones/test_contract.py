@@ -109,6 +109,17 @@ PARAMETERS = {  # of the dense forms, as the authors' own code counts them
     "DINOv3 large": 303_153_152 - 24_576,
     "DINOv3 huge_plus": 840_632_320 - 40_960,
     "DINOv3 7b": 6_716_039_168 - 8_192,
+    # CaiT without the final norm and what its class token alone passes through.
+    "CaiT xxs24": 10_872_192,
+    "CaiT xxs24_384": 10_945_152,
+    "CaiT xxs36": 16_215_648,
+    "CaiT xxs36_384": 16_288_608,
+    "CaiT xs24_384": 24_380_928,
+    "CaiT s24": 42_979_584,
+    "CaiT s24_384": 43_125_504,
+    "CaiT s36_384": 64_430_016,
+    "CaiT m36_384": 256_271_232,
+    "CaiT m48_448": 341_510_400,
 }
 
 
@@ -368,6 +379,7 @@ DROP_PATH = {
     "ViT": linear_to_the_last,  # facebookresearch/deit, models.py, and detectron2's vit.py: linspace from 0 to the rate
     "DINOv2": constant,  # facebookresearch/dinov2: drop_path_uniform
     "DINOv3": constant,  # the same
+    "CaiT": constant,  # facebookresearch/deit, cait_models.py: one rate, and none for class attention
     "CoaT": constant,  # mlpc-ucsd/CoaT, src/models/coat.py: one rate, in serial and parallel blocks
 }
 """The official rule of each family."""

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mm_vitbackbones.backbones import PVT, Backbone, CoaT, DINOv2, DINOv3, MiT, PiT, PVTv2, Swin, ViT
+from mm_vitbackbones.backbones import PVT, Backbone, CaiT, CoaT, DINOv2, DINOv3, MiT, PiT, PVTv2, Swin, ViT
 from mm_vitbackbones.build import families
 
 
@@ -69,6 +69,8 @@ RULES: Mapping[type[Backbone], Mapping[str, Rule]] = {
     DINOv2: {**SMALL_LINEARS, **PYTORCH_CONVS, "table": SMALL, "token": TINY, "gamma": Rule(lambda _: 0.125, None)},
     # The paper, and timm 1.0.31 (vit_small_patch16_dinov3): as ViT; there is no table.
     DINOv3: {**SMALL_LINEARS, **PYTORCH_CONVS, "token": SMALL, "gamma": Rule(lambda _: 0.125, None)},
+    # facebookresearch/deit, cait_models.py: as ViT.
+    CaiT: {**SMALL_LINEARS, **PYTORCH_CONVS, "table": SMALL, "gamma": Rule(lambda _: 0.125, None)},
     PiT: {"linear.weight": PYTORCH, "linear.bias": PYTORCH, **NORMS, **PYTORCH_CONVS, "table": SMALL},
 }
 """By family: the rule of each kind of parameter, and where it is from."""
@@ -90,6 +92,7 @@ NETWORKS: list[tuple[type[Backbone], Mapping[str, Any]]] = [
     (ViT, COLUMN | {"pretrain_grid": 9}),
     (DINOv2, COLUMN | {"pretrain_grid": 9, "registers": 30}),
     (DINOv3, COLUMN | {"registers": 30}),
+    (CaiT, COLUMN | {"pretrain_grid": 9, "num_heads": 16}),
 ]
 """Networks of every form, with enough values in each parameter."""
 

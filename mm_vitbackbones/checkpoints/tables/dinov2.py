@@ -172,6 +172,7 @@ OURS = Layout(
     "ours",
     ("stem.position.table", "blocks.0.attn.qkv.weight", "blocks.0.ls1.gamma"),
     OUR_NAMES,
+    without=OF_OTHERS,
 )
 
 

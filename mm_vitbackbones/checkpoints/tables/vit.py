@@ -243,6 +243,7 @@ OURS = Layout(
     "ours",
     ("stem.position.table", "blocks.0.attn.qkv.weight"),
     OUR_NAMES,
+    without=OF_OTHERS,
 )
 
 
