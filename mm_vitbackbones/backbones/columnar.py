@@ -43,6 +43,10 @@ def ends_of_quarters(depth: int) -> list[int]:
     return [depth * quarter // 4 - 1 for quarter in range(1, 5) if depth * quarter >= 4]
 
 
+def _same(x: Tensor) -> Tensor:
+    return x
+
+
 class PatchStem(nn.Module):
     """Patches side by side: (B, H, W, Cin) -> (B, ceil(H/p), ceil(W/p), C), with zeros at the bottom and right. In the
     published form a remainder of rows or columns is left out."""
@@ -250,13 +254,12 @@ class ColumnarBackbone(Backbone):
         )
         return height, width
 
-    def _level(
-        self, x: Tensor, block: int, sides: Sequence[int], norm: Callable[[Tensor], Tensor] = nn.Identity()
-    ) -> Level:
+    def _level(self, x: Tensor, block: int, sides: Sequence[int], norm: Callable[[Tensor], Tensor] = _same) -> Level:
         """Of the result of a block: tokens (B, T + N, C), or a grid."""
         if x.dim() == 4:
-            attends = self.class_attention is not None and block == self.arch.depth - 1
-            return Level(norm(x), norm(self.class_attention(x)) if attends else None)  # type: ignore[misc]
+            if self.class_attention is None or block != self.arch.depth - 1:
+                return Level(norm(x))
+            return Level(norm(x), norm(self.class_attention(x)))
         tokens, grid = joint.split(norm(x), self.num_tokens)
         return Level(grid.unflatten(1, tuple(sides)), tokens)
 
@@ -273,8 +276,8 @@ class ColumnarBackbone(Backbone):
             yield Level(grid, tokens)
 
     def _trunk_trains(self) -> bool:
-        trunk = [part for part in self.parts() if part.kind != "pyramid"]
-        return any(p.requires_grad for part in trunk for module in part.modules for p in module.parameters())
+        trunk = (self.stem, self.blocks, self.norm, self.class_attention)
+        return any(p.requires_grad for part in trunk if part is not None for p in part.parameters())
 
     def parts(self) -> list[Part]:
         parts = [Part((self.stem,), 0, "open")]

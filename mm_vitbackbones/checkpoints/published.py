@@ -169,6 +169,13 @@ def _dinov3(arch: str, file: str, data: str = LVD1689M) -> PublishedFile:
     return PublishedFile("DINOv3", arch, name, url, DINOV3, _AUTHORS, data, size=256, gated=True)
 
 
+def _cait(arch: str, top1: float) -> PublishedFile:
+    kind, _, side = arch.partition("_")
+    name = f"imagenet1k_{side}" if side else "imagenet1k"
+    url = f"{_META}/deit/{kind.upper()}_{side or 224}.pth"
+    return PublishedFile("CaiT", arch, name, url, APACHE, _AUTHORS, size=int(side or 224), top1=top1)
+
+
 def _data(name: str) -> str:
     return IN22K_TO_1K if "to_1k" in name else IN22K if "22k" in name else IN1K
 
@@ -283,6 +290,16 @@ FILES = (
     _dinov3("huge_plus", "vith16plus"),
     _dinov3("7b", "vit7b16"),
     _dinov3("7b", "vit7b16", SAT493M),
+    _cait("xxs24", 78.4),
+    _cait("xxs24_384", 80.95),
+    _cait("xxs36", 79.75),
+    _cait("xxs36_384", 82.2),
+    _cait("xs24_384", 84.1),
+    _cait("s24", 83.5),
+    _cait("s24_384", 85.1),
+    _cait("s36_384", 85.4),
+    _cait("m36_384", 86.1),
+    _cait("m48_448", 86.5),
 )
 """Every published file whose address is known. The authors of MiT and PiT publish theirs on Google Drive, which has no
 address to download from: those files are OpenMMLab's and timm's."""

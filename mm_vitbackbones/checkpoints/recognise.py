@@ -98,10 +98,13 @@ def _prefixes(keys: Collection[str], marks: tuple[str, ...], without: tuple[str,
 def find_archs(family: Family, ours: State) -> tuple[str, ...]:
     """The published archs that a state has the names and shapes of: one, or several if it lacks the later stages.
 
-    Of archs that differ only in what can be adapted, those that need the fewest adaptations are returned.
+    A state that is the whole of one arch and the beginning of a deeper one is of the first. Of archs that differ only
+    in what can be adapted, those that need the fewest adaptations are returned.
     """
     outlines = _outlines(family.name).items()
-    archs = {arch: outline.shapes for arch, outline in outlines if not differences(family, outline, ours)}
+    fits = {arch: outline for arch, outline in outlines if not differences(family, outline, ours)}
+    whole = {arch: x for arch, x in fits.items() if max(map(x.stage_of, ours), default=0) == x.last}
+    archs = {arch: outline.shapes for arch, outline in (whole or fits).items()}
     adapted = {arch: sum(ours[k].shape != shapes[k] for k in ours if k in shapes) for arch, shapes in archs.items()}
     return tuple(arch for arch in archs if adapted[arch] == min(adapted.values()))
 
@@ -133,6 +136,8 @@ class Outline:
 
     def __init__(self, shapes: Shapes, stages: Mapping[str, int]) -> None:
         self.shapes = shapes
+        self.last = max(stages.values(), default=0)
+        """The last stage."""
         self._stages: dict[str, set[int]] = {}
         for name, stage in stages.items():
             while name:

@@ -173,7 +173,7 @@ class _BiasedAttention(torch.autograd.Function):
 
 # ---- with heads that are mixed
 
-BAND_BYTES = {"cpu": 4 * 2**20, "cuda": 64 * 2**20}
+BAND_BYTES, CUDA_BAND_BYTES = 4 * 2**20, 64 * 2**20
 """The size of one tensor (h, n, N) of a band of n queries: on a CPU it fits into the caches, on CUDA there are few
 launches."""
 
@@ -224,7 +224,7 @@ def _mixes_in_bands(qkv: Tensor, before: nn.Module, after: nn.Module) -> bool:
 def _bands(qkv: Tensor, num_heads: int) -> Iterator[slice]:
     """The queries of each band of an image."""
     tokens = qkv.shape[1]
-    budget = BAND_BYTES.get(qkv.device.type, BAND_BYTES["cuda"])
+    budget = CUDA_BAND_BYTES if context.device_type(qkv) == "cuda" else BAND_BYTES
     size = max(1, budget // (num_heads * tokens * qkv.element_size()))
     return (slice(first, first + size) for first in range(0, tokens, size))
 

@@ -6,9 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils import checkpoint as checkpointing
 
 from helpers.official import relative_error
-from mm_vitbackbones.ops import attention, context, factorized
+from mm_vitbackbones.measuring import OperatorCount, held_bytes, peak_bytes
+from mm_vitbackbones.ops import attention, context, factorized, memory
 
 
 def naive_attention(query, key, value, heads):
@@ -110,3 +112,101 @@ def test_contraction_and_its_use_change_no_input(grad):
     )
     torch.testing.assert_close(out, expected + query * position, rtol=1e-5, atol=1e-5)
     assert all(torch.equal(a, b) for a, b in zip(inputs, before, strict=True))
+
+
+# ---- with heads that are mixed
+
+
+def mixing(heads: int, dtype: torch.dtype) -> list[nn.Linear]:
+    torch.manual_seed(5)
+    return [nn.Linear(heads, heads, dtype=dtype) for _ in range(2)]
+
+
+def with_gradients(attend, qkv, linears, of_out):
+    inputs = [qkv, *(p for linear in linears for p in linear.parameters())]
+    out = attend(qkv, *linears, len(linears[0].bias))
+    return [out.detach(), *torch.autograd.grad((out * of_out).sum(), inputs)]
+
+
+@pytest.mark.parametrize("band", [1, 7, 10**6])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_mixed_heads_in_bands_are_the_reference_with_its_gradients(band, device, monkeypatch):
+    for name in ("BAND_BYTES", "CUDA_BAND_BYTES"):
+        monkeypatch.setattr(attention, name, 4 * 30 * 8 * band)
+    linears = mixing(4, torch.float64)
+    qkv = torch.randn(2, 30, 3 * 24, dtype=torch.float64, requires_grad=True)
+    of_out = torch.randn(2, 30, 24, dtype=torch.float64)
+    with context.pretend_device(device):
+        found = with_gradients(attention.attend_with_mixed_heads, qkv, linears, of_out)
+        with torch.no_grad():
+            assert relative_error(attention.attend_with_mixed_heads(qkv, *linears, 4), found[0]) == 0
+    expected = with_gradients(attention._mixed_reference, qkv, linears, of_out)
+    for i, (a, b) in enumerate(zip(found, expected, strict=True)):
+        if i == 3:  # of the bias that the softmax does not see
+            assert a.abs().max() == 0 < 1e-12 > b.abs().max()
+        else:
+            assert relative_error(a, b) <= 1e-12
+
+
+def test_mixed_heads_under_autocast_are_as_near_as_the_reference(monkeypatch):
+    monkeypatch.setattr(attention, "BAND_BYTES", 4 * 50 * 2 * 7)
+    linears = mixing(4, torch.float32)
+    qkv, of_out = torch.randn(2, 50, 3 * 32, requires_grad=True), torch.randn(2, 50, 32)
+    exact = with_gradients(attention._mixed_reference, qkv, linears, of_out)
+
+    def errors(attend):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = with_gradients(lambda x, *args: attend(x.bfloat16(), *args), qkv, linears, of_out)
+        assert found[0].dtype == torch.bfloat16
+        assert all(a.dtype == torch.float32 for a in found[1:])
+        pairs = zip(found, exact, strict=True)
+        return [float((a - b).norm() / b.norm()) for i, (a, b) in enumerate(pairs) if i != 3]
+
+    pairs = zip(errors(attention.attend_with_mixed_heads), errors(attention._mixed_reference), strict=True)
+    for bands, reference in pairs:
+        assert bands < max(2 * reference, 0.005)
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_mixing_that_somebody_observes_is_called(index):
+    linears, seen = mixing(2, torch.float32), []
+    qkv = torch.randn(1, 6, 24)
+    expected = attention.attend_with_mixed_heads(qkv, *linears, 2)
+    linears[index].register_forward_hook(lambda _, __, out: seen.append(out.shape))
+    torch.testing.assert_close(attention.attend_with_mixed_heads(qkv, *linears, 2), expected)
+    assert seen == [(1, 6, 6, 2)]
+
+
+def test_memory_of_mixed_heads_grows_with_the_band_and_not_with_the_square_of_tokens(monkeypatch):
+    heads, dim, linears = 4, 8, mixing(4, torch.float32)
+
+    def training(tokens, rows):
+        monkeypatch.setattr(attention, "BAND_BYTES", heads * tokens * 4 * rows)
+        qkv = torch.randn(1, tokens, 3 * dim, requires_grad=True)
+        band, maps = heads * tokens * 4 * rows, qkv.nbytes
+        kept = held_bytes(lambda: attention.attend_with_mixed_heads(qkv, *linears, heads))
+        peak = peak_bytes(lambda: attention.attend_with_mixed_heads(qkv, *linears, heads).sum().backward())
+        # Nothing but the result is kept. A band holds six tensors at most; sums and gradients are three times as large
+        # as queries, keys and values.
+        assert kept <= maps / 3 + 1000
+        assert peak <= 6 * band + 5 * maps + 10_000
+        return peak
+
+    whole = 256 * 256 * heads * 4
+    assert training(256, 8) < whole
+    assert training(256, 32) > 2 * training(256, 8) - 5 * 256 * 3 * dim * 4
+    assert training(512, 8) < 2.2 * training(256, 8)
+
+
+@pytest.mark.parametrize(("tokens", "runs"), [(40, 1), (8, 2)])
+def test_mixed_heads_over_many_tokens_are_not_computed_again_with_what_is_cheap(tokens, runs):
+    if not hasattr(checkpointing, "create_selective_checkpoint_contexts"):
+        pytest.skip("this PyTorch cannot keep the result of an operator alone")
+    linears, qkv = mixing(2, torch.float32), torch.randn(1, tokens, 3 * 16, requires_grad=True)
+    with OperatorCount() as count:
+        out = memory.recomputed(
+            lambda x: attention.attend_with_mixed_heads(x.sin(), *linears, 2).sin(), qkv, what=memory.ALL_BUT_ATTENTION
+        )
+        out.sum().backward()
+    assert count.by_name["mm_vitbackbones.mixed_heads"] == runs
+    assert count.by_name["aten.sin"] == 3  # the second computation ends before the last one
