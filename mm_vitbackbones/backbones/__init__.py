@@ -11,5 +11,6 @@ from mm_vitbackbones.backbones.pvt import PVT
 from mm_vitbackbones.backbones.pvt_v2 import PVTv2
 from mm_vitbackbones.backbones.swin import Swin
 from mm_vitbackbones.backbones.vit import ViT
+from mm_vitbackbones.backbones.xcit import XCiT
 
-__all__ = ["PVT", "Backbone", "CaiT", "CoaT", "DINOv2", "DINOv3", "MiT", "PVTv2", "PiT", "Swin", "ViT"]
+__all__ = ["PVT", "Backbone", "CaiT", "CoaT", "DINOv2", "DINOv3", "MiT", "PVTv2", "PiT", "Swin", "ViT", "XCiT"]

@@ -22,7 +22,7 @@ from mm_vitbackbones.backbones.checks import Count, Rate, fits
 from mm_vitbackbones.errors import ArgumentError
 from mm_vitbackbones.layers import (
     PYRAMIDS,
-    Block,
+    ResidualBlock,
     ChannelsLastConv2d,
     LayerNorm,
     init_linears_and_norms,
@@ -214,7 +214,7 @@ class ColumnarBackbone(Backbone):
         """What makes the input of the first block of an image."""
 
     @abstractmethod
-    def make_block(self, index: int, drop_path: float) -> Block:
+    def make_block(self, index: int, drop_path: float) -> ResidualBlock:
         """Block ``index`` of ``self.arch``."""
 
     def make_class_attention(self) -> nn.Module | None:

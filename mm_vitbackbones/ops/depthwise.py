@@ -56,6 +56,11 @@ def run(grid: Tensor, convs: Sequence[nn.Module], gelu: bool = False, add: bool 
     return kernels.depthwise(grid, weights, biases, gelu, add)
 
 
+def one(grid: Tensor, conv: nn.Module) -> Tensor:
+    """``conv(grid)``: (B, H, W, C) -> (B, H, W, C)."""
+    return run(grid, [conv]) if serves(grid, [conv]) else conv(grid)
+
+
 def split(grid: Tensor, convs: Sequence[nn.Module], widths: Sequence[int]) -> Tensor:
     """The results of several convolutions, each of so many channels: (B, H, W, C) -> (B, H, W, C)."""
     if serves(grid, convs):

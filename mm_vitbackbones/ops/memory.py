@@ -47,6 +47,8 @@ class _Local(threading.local):
     """Of the innermost ``saving``."""
     inside_larger = False
     """Whether what runs now will be computed again, as a part of something larger."""
+    again = False
+    """Whether what runs now is computed again, in the backward pass."""
 
 
 _local = _Local()
@@ -226,19 +228,28 @@ def recomputed(function: Callable[..., T], *inputs: Any, what: str = ALL, random
         return function(*inputs)
     make_contexts = _ATTENTION_KEPT if what == ALL_BUT_ATTENTION else None
 
+    runs = 0
+
     def run(*inputs: Any) -> T:
+        nonlocal runs
+        runs += 1
         # The same both times, whatever contexts are around the first call.
-        before = _local.recipes, _local.inside_larger
-        _local.recipes, _local.inside_larger = None, make_contexts is not None
+        before = _local.recipes, _local.inside_larger, _local.again
+        _local.recipes, _local.inside_larger, _local.again = None, make_contexts is not None, runs > 1 or before[2]
         try:
             return function(*inputs)
         finally:
-            _local.recipes, _local.inside_larger = before
+            _local.recipes, _local.inside_larger, _local.again = before
 
     options: dict[str, Any] = {} if make_contexts is None else {"context_fn": make_contexts}
     if not context.is_eager():  # there are no recipes, and a compiler cannot follow what a thread keeps
         return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=random, **options)
     return checkpoint(run, *inputs, use_reentrant=False, preserve_rng_state=random, **options)
+
+
+def is_again() -> bool:
+    """Whether this call is the second one of something ``recomputed``, which must leave no further trace."""
+    return _local.again
 
 
 def _attention_kept() -> Callable[[], Any] | None:

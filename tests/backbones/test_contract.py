@@ -120,6 +120,21 @@ PARAMETERS = {  # of the dense forms, as the authors' own code counts them
     "CaiT s36_384": 64_430_016,
     "CaiT m36_384": 256_271_232,
     "CaiT m48_448": 341_510_400,
+    # XCiT with its pyramid, as the authors' detectors have it.
+    "XCiT nano_12_p16": 2_724_032,
+    "XCiT tiny_12_p16": 6_075_528,
+    "XCiT tiny_24_p16": 11_476_152,
+    "XCiT small_12_p16": 24_088_080,
+    "XCiT small_24_p16": 45_506_160,
+    "XCiT medium_24_p16": 80_722_688,
+    "XCiT large_24_p16": 181_227_744,
+    "XCiT nano_12_p8": 2_588_240,
+    "XCiT tiny_12_p8": 5_770_080,
+    "XCiT tiny_24_p8": 11_170_704,
+    "XCiT small_12_p8": 22_866_624,
+    "XCiT small_24_p8": 44_284_704,
+    "XCiT medium_24_p8": 78_551_360,
+    "XCiT large_24_p8": 176_342_592,
 }
 
 
@@ -380,6 +395,7 @@ DROP_PATH = {
     "DINOv2": constant,  # facebookresearch/dinov2: drop_path_uniform
     "DINOv3": constant,  # the same
     "CaiT": constant,  # facebookresearch/deit, cait_models.py: one rate, and none for class attention
+    "XCiT": constant,  # facebookresearch/xcit, xcit.py: one rate
     "CoaT": constant,  # mlpc-ucsd/CoaT, src/models/coat.py: one rate, in serial and parallel blocks
 }
 """The official rule of each family."""

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mm_vitbackbones.backbones import PVT, Backbone, CaiT, CoaT, DINOv2, DINOv3, MiT, PiT, PVTv2, Swin, ViT
+from mm_vitbackbones.backbones import PVT, Backbone, CaiT, CoaT, DINOv2, DINOv3, MiT, PiT, PVTv2, Swin, ViT, XCiT
 from mm_vitbackbones.build import families
 
 
@@ -71,6 +71,14 @@ RULES: Mapping[type[Backbone], Mapping[str, Rule]] = {
     DINOv3: {**SMALL_LINEARS, **PYTORCH_CONVS, "token": SMALL, "gamma": Rule(lambda _: 0.125, None)},
     # facebookresearch/deit, cait_models.py: as ViT.
     CaiT: {**SMALL_LINEARS, **PYTORCH_CONVS, "table": SMALL, "gamma": Rule(lambda _: 0.125, None)},
+    # facebookresearch/xcit, xcit.py: as PVT; no rule for convolutions, and constants.
+    XCiT: {
+        **SMALL_LINEARS,
+        "conv.weight": PYTORCH,
+        "conv.bias": PYTORCH,
+        "temperature": ONE,
+        "gamma": Rule(lambda _: 0.125, None),
+    },
     PiT: {"linear.weight": PYTORCH, "linear.bias": PYTORCH, **NORMS, **PYTORCH_CONVS, "table": SMALL},
 }
 """By family: the rule of each kind of parameter, and where it is from."""
@@ -93,17 +101,18 @@ NETWORKS: list[tuple[type[Backbone], Mapping[str, Any]]] = [
     (DINOv2, COLUMN | {"pretrain_grid": 9, "registers": 30}),
     (DINOv3, COLUMN | {"registers": 30}),
     (CaiT, COLUMN | {"pretrain_grid": 9, "num_heads": 16}),
+    (XCiT, COLUMN),
 ]
 """Networks of every form, with enough values in each parameter."""
 
 
 def kind_of(module: nn.Module, name: str) -> str:
     """What a parameter is called in a family's rules."""
-    kinds = {nn.Linear: "linear", nn.Conv2d: "conv", nn.ConvTranspose2d: "conv", nn.LayerNorm: "norm"}
+    kinds = {nn.Linear: "linear", nn.Conv2d: "conv", nn.ConvTranspose2d: "conv", nn.LayerNorm: "norm", nn.BatchNorm2d: "norm"}
     found = next((kind for layer, kind in kinds.items() if isinstance(module, layer)), None)
     if found:
         return f"{found}.{name}"
-    return {"gamma": "gamma", "class_tokens": "token", "registers": "token"}.get(name, "table")
+    return {"gamma": "gamma", "class_tokens": "token", "registers": "token", "temperature": "temperature"}.get(name, "table")
 
 
 def check_moments(values: Tensor, rule: Rule, where: str) -> None:

@@ -1,0 +1,134 @@
+"""XCiT: its weights as the authors publish them, of classifiers and of detectors, and in timm's and mmpretrain's naming."""
+
+from __future__ import annotations
+
+import re
+
+from mm_vitbackbones.checkpoints.key_map import KeyMap, under
+from mm_vitbackbones.checkpoints.layout import Adapter, Family, Layout, State, Surgery
+from mm_vitbackbones.checkpoints.surgery import adapt_in_channels, inverse, rows
+from mm_vitbackbones.checkpoints.tables.columnar import MLP, NOT_TAPPED, OUR_NAMES, PYRAMID
+
+CONVS = range(4)
+"""Of the stem; patches of 8 pixels have three."""
+SCALES = [(f"gamma{i}", f"ls{i}.gamma") for i in (1, 2, 3)]
+SAME = [(f"{name}.", f"{name}.") for name in ("norm1", "norm2", "norm3", "attn.qkv", "attn.proj")]
+SAME.append(("attn.temperature", "attn.temperature"))
+LOCAL = [("local_mp.conv1.", "lpi.conv1."), ("local_mp.bn.", "lpi.norm."), ("local_mp.conv2.", "lpi.conv2.")]
+STEM_NAMES = [
+    pair
+    for i in CONVS
+    for pair in (
+        (f"patch_embed.proj.{2 * i}.0.", f"stem.convs.{i}."),
+        (f"patch_embed.proj.{2 * i}.1.", f"stem.norms.{i}."),
+    )
+]
+BLOCKS = under("blocks.{block}.", "blocks.{block}.", [*SAME, *MLP, *LOCAL, *SCALES])
+REST = [
+    ("norm.", "norm."),
+    ("cls_token", "classifier.cls_token"),
+    ("cls_attn_blocks.", "classifier.cls_attn_blocks."),
+    ("head.", "classifier.head."),
+]
+LEVELS = [
+    ("fpn1.0.", "pyramid.resizes.0.0."),
+    ("fpn1.1.", "pyramid.resizes.0.1."),
+    ("fpn1.3.", "pyramid.resizes.0.3."),
+    ("fpn2.0.", "pyramid.resizes.1.0."),
+]
+"""Of the authors' detectors and segmentors."""
+
+CLASS_BLOCKS = "classifier.cls_attn_blocks."
+_JOIN = inverse(rows("qkv", (("q", 1), ("k", 1), ("v", 1))))
+
+
+def _in_class_blocks(state: State, step: Surgery, back: bool) -> State:
+    inside = {key: tensor for key, tensor in state.items() if key.startswith(CLASS_BLOCKS)}
+    changed = (step.to_theirs if back else step.to_ours)(inside)
+    return {key: tensor for key, tensor in state.items() if key not in inside} | changed
+
+
+JOIN_OF_CLASSIFIER = Surgery(
+    lambda state: _in_class_blocks(state, _JOIN, back=False),
+    lambda state: _in_class_blocks(state, _JOIN, back=True),
+)
+"""The official class attention has one map for queries, keys and values, and that of others has three."""
+
+OFFICIAL = Layout(
+    "official",
+    ("pos_embeder.token_projection.weight", "blocks.0.attn.temperature", "patch_embed.proj.0.0.weight"),
+    KeyMap(
+        [("pos_embeder.token_projection.", "stem.position.proj."), *STEM_NAMES, *BLOCKS, *LEVELS, *REST],
+    ),
+)
+
+TIMM = Layout(
+    "timm",
+    ("pos_embed.token_projection.weight", "blocks.0.attn.temperature", "patch_embed.proj.0.0.weight"),
+    KeyMap([("pos_embed.token_projection.", "stem.position.proj."), *STEM_NAMES, *BLOCKS, *REST]),
+    surgery=(JOIN_OF_CLASSIFIER,),
+)
+
+
+def _mmpretrain_names(text: str) -> str:
+    """What a name of the classifier is called there."""
+    return re.sub(r"ffn\.layers\.0\.0\.", "mlp.fc1.", re.sub(r"ffn\.layers\.1\.", "mlp.fc2.", text))
+
+
+def _names_of_mmpretrain(text: str) -> str:
+    return text.replace(".mlp.fc1.", ".ffn.layers.0.0.").replace(".mlp.fc2.", ".ffn.layers.1.")
+
+
+RENAME_CLASSIFIER = Surgery(
+    lambda state: {_mmpretrain_names(key) if key.startswith(CLASS_BLOCKS) else key: x for key, x in state.items()},
+    lambda state: {_names_of_mmpretrain(key) if key.startswith(CLASS_BLOCKS) else key: x for key, x in state.items()},
+)
+
+MMPRETRAIN = Layout(
+    "openmmlab",
+    ("pos_embed.token_projection.conv.weight", "xca_layers.0.attn.temperature", "patch_embed.proj.0.conv.weight"),
+    KeyMap(
+        [
+            ("pos_embed.token_projection.conv.", "stem.position.proj."),
+            *(
+                pair
+                for i in CONVS
+                for pair in (
+                    (f"patch_embed.proj.{i}.conv.", f"stem.convs.{i}."),
+                    (f"patch_embed.proj.{i}.bn.", f"stem.norms.{i}."),
+                )
+            ),
+            *under(
+                "xca_layers.{block}.",
+                "blocks.{block}.",
+                [
+                    *SAME,
+                    *SCALES,
+                    ("local_mp.conv1.conv.", "lpi.conv1."),
+                    ("local_mp.conv1.bn.", "lpi.norm."),
+                    ("local_mp.conv2.conv.", "lpi.conv2."),
+                    ("ffn.layers.0.0.", "ffn.fc1."),
+                    ("ffn.layers.1.", "ffn.fc2."),
+                ],
+            ),
+            ("norm.", "norm."),
+            ("cls_token", "classifier.cls_token"),
+            ("ca_layers.", CLASS_BLOCKS),
+        ]
+    ),
+    surgery=(RENAME_CLASSIFIER, JOIN_OF_CLASSIFIER),
+)
+
+OURS = Layout("ours", ("stem.position.proj.weight", "blocks.0.attn.temperature"), OUR_NAMES)
+
+STEM = Adapter(
+    re.compile(r"stem\.convs\.0\.weight"), adapt_in_channels, "adapted from {source[1]} to {target[1]} input channels"
+)
+
+FAMILY = Family(
+    "XCiT",
+    layouts=(OFFICIAL, TIMM, MMPRETRAIN, OURS),
+    adapters=(STEM,),
+    may_be_fresh=(PYRAMID,),
+    level_only=NOT_TAPPED,
+)
