@@ -22,9 +22,9 @@ from mm_vitbackbones.backbones.checks import Count, Rate, fits
 from mm_vitbackbones.errors import ArgumentError
 from mm_vitbackbones.layers import (
     PYRAMIDS,
-    ResidualBlock,
     ChannelsLastConv2d,
     LayerNorm,
+    ResidualBlock,
     init_linears_and_norms,
     pad_to_multiple,
 )

@@ -1,6 +1,7 @@
 """XCiT: Cross-Covariance Image Transformers.
 
-El-Nouby et al., NeurIPS 2021, arXiv:2106.09681. Official code and weights: github.com/facebookresearch/xcit (Apache-2.0).
+El-Nouby et al., NeurIPS 2021, arXiv:2106.09681. Official code and weights: github.com/facebookresearch/xcit
+(Apache-2.0).
 
 One grid of patches of 16 or 8 pixels, whose blocks have three branches:
 
@@ -35,9 +36,8 @@ from mm_vitbackbones.layers import (
     LayerNorm,
     LayerScale,
     ResidualBlock,
-    batch_norm,
 )
-from mm_vitbackbones.ops import context, covariance, depthwise, linear, memory, onednn, residual
+from mm_vitbackbones.ops import context, covariance, depthwise, linear, memory, norm, onednn, residual
 from mm_vitbackbones.registry import BACKBONES
 
 PATCH_SIZES = (8, 16)
@@ -87,7 +87,7 @@ ARCHS = {
 
 
 class FourierPosition(nn.Module):
-    """Adds a linear map of sines and cosines of the rows and columns to a grid (B, H, W, C) of any size (section 3.5)."""
+    """Adds a linear map of sines and cosines of rows and columns to a grid (B, H, W, C) of any size (section 3.5)."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -127,8 +127,8 @@ class Stem(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         grid = image
         with memory.saving(image):
-            for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
-                grid = batch_norm(conv(memory.cheap(F.gelu, grid) if i else grid), norm)
+            for i, conv in enumerate(self.convs):
+                grid = norm.batch_norm(conv(memory.cheap(F.gelu, grid) if i else grid), self.norms[i])
             return self.position(grid)
 
 
@@ -158,7 +158,7 @@ class LocalPatchInteraction(nn.Module):
         self.norm = nn.BatchNorm2d(dim)
 
     def forward(self, grid: Tensor) -> Tensor:
-        return depthwise.one(batch_norm(onednn.conv_gelu(grid, self.conv1), self.norm), self.conv2)
+        return depthwise.one(norm.batch_norm(onednn.conv_gelu(grid, self.conv1), self.norm), self.conv2)
 
 
 class XCiTBlock(ResidualBlock):
@@ -201,8 +201,8 @@ class XCiTBlock(ResidualBlock):
 @final
 @BACKBONES.register_module()
 class XCiT(ColumnarBackbone):
-    """XCiT as an encoder; the arguments are those of ``ColumnarBackbone`` except for the size of patches and the form of
-    the stem. All blocks have the same rate of stochastic depth. Batch norms are in the stem, in the blocks, and in
+    """XCiT as an encoder; the arguments are those of ``ColumnarBackbone`` except for the size of patches and the form
+    of the stem. All blocks have the same rate of stochastic depth. Batch norms are in the stem, in the blocks, and in
     level 0 of the authors' pyramid, ``"taps"``, which is the default."""
 
     archs = ARCHS

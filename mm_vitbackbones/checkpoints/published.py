@@ -176,6 +176,29 @@ def _cait(arch: str, top1: float) -> PublishedFile:
     return PublishedFile("CaiT", arch, name, url, APACHE, _AUTHORS, size=int(side or 224), top1=top1)
 
 
+def _xcit(arch: str, *top1: float) -> tuple[PublishedFile, ...]:
+    """Trained on images of 224 pixels, the same with distillation, and then of 384 pixels, in this order."""
+    kinds = zip(("", "_distilled", "_distilled_384"), ("224", "224_dist", "384_dist"), top1, strict=True)
+    return tuple(
+        PublishedFile(
+            "XCiT",
+            arch,
+            f"imagenet1k{kind}",
+            f"{_META}/xcit/xcit_{arch}_{file}.pth",
+            APACHE,
+            _AUTHORS,
+            size=_size(kind),
+            top1=accuracy,
+        )
+        for kind, file, accuracy in kinds
+    )
+
+
+def _xcit_dino(arch: str) -> PublishedFile:
+    file = f"dino_xcit_{arch}_pretrain"
+    return PublishedFile("XCiT", arch, "dino", f"{_META}/dino/{file}/{file}.pth", APACHE, _AUTHORS, UNLABELLED)
+
+
 def _data(name: str) -> str:
     return IN22K_TO_1K if "to_1k" in name else IN22K if "22k" in name else IN1K
 
@@ -300,6 +323,24 @@ FILES = (
     _cait("s36_384", 85.4),
     _cait("m36_384", 86.1),
     _cait("m48_448", 86.5),
+    *_xcit("nano_12_p16", 69.9, 72.2, 75.4),
+    *_xcit("tiny_12_p16", 77.1, 78.6, 80.9),
+    *_xcit("tiny_24_p16", 79.4, 80.4, 82.6),
+    *_xcit("small_12_p16", 82.0, 83.3, 84.7),
+    _xcit_dino("small_12_p16"),
+    *_xcit("small_24_p16", 82.6, 83.9, 85.1),
+    *_xcit("medium_24_p16", 82.7, 84.3, 85.4),
+    _xcit_dino("medium_24_p16"),
+    *_xcit("large_24_p16", 82.9, 84.9, 85.8),
+    *_xcit("nano_12_p8", 73.8, 76.3, 77.8),
+    *_xcit("tiny_12_p8", 79.7, 81.2, 82.4),
+    *_xcit("tiny_24_p8", 81.9, 82.6, 83.7),
+    *_xcit("small_12_p8", 83.4, 84.2, 85.1),
+    _xcit_dino("small_12_p8"),
+    *_xcit("small_24_p8", 83.9, 84.9, 85.6),
+    *_xcit("medium_24_p8", 83.7, 85.1, 85.8),
+    _xcit_dino("medium_24_p8"),
+    *_xcit("large_24_p8", 84.4, 85.4, 86.0),
 )
 """Every published file whose address is known. The authors of MiT and PiT publish theirs on Google Drive, which has no
 address to download from: those files are OpenMMLab's and timm's."""

@@ -12,7 +12,7 @@ from mm_vitbackbones.layers.conv import ChannelsLastConv2d, Upsample2x
 from mm_vitbackbones.layers.drop_path import DropPath, drop_path_rates
 from mm_vitbackbones.layers.feed_forward import FeedForward, GatedFeedForward, MixFeedForward
 from mm_vitbackbones.layers.initialise import init_convs_fan_out, init_linears_and_norms
-from mm_vitbackbones.layers.norm import LayerNorm, batch_norm, set_norm_eps
+from mm_vitbackbones.layers.norm import LayerNorm, set_norm_eps
 from mm_vitbackbones.layers.overlap_stage import OverlapStage
 from mm_vitbackbones.layers.patch_embed import PatchEmbed, pad_to_multiple
 from mm_vitbackbones.layers.position import BICUBIC, LearnedPosition
@@ -43,7 +43,6 @@ __all__ = [
     "SimplePyramid",
     "SpatialReductionAttention",
     "Upsample2x",
-    "batch_norm",
     "compile_blocks",
     "drop_path_rates",
     "init_convs_fan_out",

@@ -92,6 +92,23 @@ def _normalised(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torc
     return x, kernels.layer_norm(x, weight, bias, eps, dtype)[0]
 
 
+def batch_norm(grid: Tensor, norm: nn.Module) -> Tensor:
+    """A batch norm of maps, such as ``nn.BatchNorm2d`` or what a conversion to synchronised norms puts in its place, of
+    a grid (B, H, W, C). What is computed again counts its batch once."""
+    maps = grid.permute(0, 3, 1, 2)
+    counts = getattr(norm, "track_running_stats", False) and norm.training
+    if not (counts and memory.is_again()):
+        return norm(maps).permute(0, 2, 3, 1)
+    norm = cast(nn.BatchNorm2d, norm)
+    kept = norm.momentum, norm.num_batches_tracked
+    # Without statistics at all, autograd would keep other tensors than in the first computation.
+    norm.momentum, norm.num_batches_tracked = 0.0, None
+    try:
+        return norm(maps).permute(0, 2, 3, 1)
+    finally:
+        norm.momentum, norm.num_batches_tracked = kept
+
+
 class _Norm(torch.autograd.Function):
     """x -> x and its norm."""
 

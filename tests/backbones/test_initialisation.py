@@ -108,11 +108,19 @@ NETWORKS: list[tuple[type[Backbone], Mapping[str, Any]]] = [
 
 def kind_of(module: nn.Module, name: str) -> str:
     """What a parameter is called in a family's rules."""
-    kinds = {nn.Linear: "linear", nn.Conv2d: "conv", nn.ConvTranspose2d: "conv", nn.LayerNorm: "norm", nn.BatchNorm2d: "norm"}
+    kinds = {
+        nn.Linear: "linear",
+        nn.Conv2d: "conv",
+        nn.ConvTranspose2d: "conv",
+        nn.LayerNorm: "norm",
+        nn.BatchNorm2d: "norm",
+    }
     found = next((kind for layer, kind in kinds.items() if isinstance(module, layer)), None)
     if found:
         return f"{found}.{name}"
-    return {"gamma": "gamma", "class_tokens": "token", "registers": "token", "temperature": "temperature"}.get(name, "table")
+    return {"gamma": "gamma", "class_tokens": "token", "registers": "token", "temperature": "temperature"}.get(
+        name, "table"
+    )
 
 
 def check_moments(values: Tensor, rule: Rule, where: str) -> None:

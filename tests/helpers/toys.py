@@ -92,7 +92,7 @@ TOYS = {
     "dinov2": Toy(DINOv2, dict(COLUMN, pretrain_grid=4, registers=2, gated=True, layer_scale=0.5), recorded=False),
     "dinov3": Toy(DINOv3, dict(COLUMN, layer_scale=0.5), recorded=False),
     "cait": Toy(CaiT, dict(COLUMN, pretrain_grid=3, layer_scale=0.5), recorded=False),
-    "xcit": Toy(XCiT, dict(COLUMN, layer_scale=0.5), options=dict(norm_eval=True), recorded=False),
+    "xcit": Toy(XCiT, dict(COLUMN, dim=32), options=dict(norm_eval=True), recorded=False),
 }
 RECORDED = {name: toy for name, toy in TOYS.items() if toy.recorded}
 """Those to compare with the official networks."""

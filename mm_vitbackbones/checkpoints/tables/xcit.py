@@ -1,4 +1,4 @@
-"""XCiT: its weights as the authors publish them, of classifiers and of detectors, and in timm's and mmpretrain's naming."""
+"""XCiT: its weights as the authors publish them, of classifiers and of detectors, and as timm and MMPretrain do."""
 
 from __future__ import annotations
 
