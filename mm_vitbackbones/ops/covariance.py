@@ -14,9 +14,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from mm_vitbackbones.ops import context
+from mm_vitbackbones.ops.once import once_differentiable
 
 SHORTEST = 1e-12
 """The least length that is divided by."""
