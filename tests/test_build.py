@@ -41,7 +41,7 @@ def test_the_default_scope_does_not_matter():
 def test_every_arch_has_a_name():
     known = backbone_names()
     assert len(known) == len(set(known.values())) == sum(len(f.archs) for f in {f for f, _ in known.values()})
-    assert len({family for family, _ in known.values()}) == 11
+    assert len({family for family, _ in known.values()}) == 12
 
 
 def test_arguments_and_weights_reach_the_backbone(tmp_path):

@@ -79,7 +79,7 @@ def test_configs_name_them_and_recipes_are_found(scope: str | None) -> None:
         backbone.init_weights()
         assert isinstance(backbone, Backbone)
     assert Path(mm_vitbackbones.recipe("retinanet_pvt_t_mini")).is_file()
-    assert len(families()) == len({family for family, _ in backbone_names().values()}) == 11
+    assert len(families()) == len({family for family, _ in backbone_names().values()}) == 12
 
 
 @pytest.mark.mmdet

@@ -29,7 +29,8 @@ HEADS = {family.name: family for family in _tabled() if family.spec_of is not No
 # Files of other networks, by keys that all of them hold. A family that gets a table leaves this list.
 OTHERS = (
     ("a hybrid of a ResNet and a ViT", r"patch_embed\.backbone\.stem\.conv\.weight"),
-    ("an MViT", r"blocks\.0\.attn\.pool_q\.weight"),
+    ("an MViTv2 that widens in its feed-forward networks", r"stages\.1\.blocks\.0\.shortcut_proj_mlp\.weight"),
+    ("an MViT of a kind that is not known here", r"blocks\.0\.attn\.pool_q\.weight"),
     ("a BEiT", r"blocks\.0\.attn\.q_bias"),
     ("a ViT with two attentions side by side in a block", r"blocks\.0\.attn1\.qkv\.weight"),
     ("a ViT with a stem of several convolutions", r"patch_embed\.proj\.0\.0\.weight"),

@@ -12,7 +12,7 @@ from torch import Tensor
 from mm_vitbackbones.checkpoints.layout import State
 from mm_vitbackbones.errors import CheckpointError, shorten
 
-CONTAINERS = ("state_dict", "model", "model_ema", "state_dict_ema", "teacher", "student")
+CONTAINERS = ("state_dict", "model", "model_state", "model_ema", "state_dict_ema", "teacher", "student")
 """Where files keep their weights, next to other things. Of several the first is taken, and the log says so."""
 
 COMPILED, PARALLEL = r"(^|(?<=\.))_orig_mod\.", r"^(module\.)+"

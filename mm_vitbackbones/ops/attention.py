@@ -90,17 +90,28 @@ def attend_by_distance(qkv: Tensor, rows: Tensor, columns: Tensor, num_heads: in
         rows: (H, H, d), of the pairs of rows; see ``by_distance``.
         columns: (W, W, d), of the pairs of columns.
     """
-    height, width = len(rows), len(columns)
     query, key, value = qkv.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)
+    return attend_heads_by_distance(query, key, value, rows, columns).transpose(1, 2).flatten(2)
+
+
+def attend_heads_by_distance(query: Tensor, key: Tensor, value: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """``attend_by_distance`` of heads, whose keys may be on another grid: (K, h, H * W, d) over (K, h, H' * W', d) ->
+    (K, h, H * W, d).
+
+    Args:
+        rows: (H, H', d).
+        columns: (W, W', d).
+    """
+    height, width = rows.shape[1], columns.shape[1]
     dim, dtype = query.shape[-1], query.dtype
-    grid = query.unflatten(2, (height, width))
+    grid = query.unflatten(2, (len(rows), len(columns)))
     of_rows = torch.einsum("khyxd,yzd->khyxz", grid, rows.to(dtype)).flatten(2, 3)
     of_columns = torch.einsum("khyxd,xzd->khyxz", grid, columns.to(dtype)).flatten(2, 3)
     terms = torch.cat((of_rows, of_columns), dim=-1) * dim**0.5  # the scale is for q k' alone
     ones = torch.cat(
         (
-            torch.eye(height, dtype=dtype, device=qkv.device).repeat_interleave(width, 0),
-            torch.eye(width, dtype=dtype, device=qkv.device).repeat(height, 1),
+            torch.eye(height, dtype=dtype, device=query.device).repeat_interleave(width, 0),
+            torch.eye(width, dtype=dtype, device=query.device).repeat(height, 1),
         ),
         dim=-1,
     )
@@ -108,17 +119,23 @@ def attend_by_distance(qkv: Tensor, rows: Tensor, columns: Tensor, num_heads: in
     key = torch.cat((key, ones.expand(*key.shape[:3], -1)), dim=-1)
     # The fused kernels take values of the width of the keys.
     out = F.scaled_dot_product_attention(query, key, F.pad(value, (0, height + width)), scale=dim**-0.5)
-    return out[..., :dim].transpose(1, 2).flatten(2)
+    return out[..., :dim]
 
 
-def by_distance(table: Tensor, side: int) -> Tensor:
-    """The entry of each pair of places on a line, by their distance: (2s - 1, d) -> (side, side, d). A table for
-    another side is resized linearly."""
-    count = 2 * side - 1
+def by_distance(table: Tensor, side: int, key_side: int | None = None) -> Tensor:
+    """The entry of each pair of places on a line, by their distance: (2s - 1, d) -> (side, key_side, d). A table for
+    another side is resized linearly. Keys on a line of other steps (MViTv2) have their distance in the smaller steps.
+    """
+    key_side = side if key_side is None else key_side
+    largest = max(side, key_side)
+    count = 2 * largest - 1
     if len(table) != count:
         table = F.interpolate(table.t().unsqueeze(0), size=count, mode="linear")[0].t()
-    places = torch.arange(side, device=table.device)
-    return table[places[:, None] - places + side - 1]
+    places, keys = (torch.arange(n, device=table.device) for n in (side, key_side))
+    if side == key_side:
+        return table[places[:, None] - keys + side - 1]
+    step, key_step = max(key_side / side, 1.0), max(side / key_side, 1.0)
+    return table[(places[:, None] * step - keys * key_step + (key_side - 1) * key_step).long()]
 
 
 def _in_two_groups(sizes: Sequence[int], bias: Tensor) -> tuple[list[int], list[Tensor]]:

@@ -135,6 +135,11 @@ PARAMETERS = {  # of the dense forms, as the authors' own code counts them
     "XCiT small_24_p8": 44_284_704,
     "XCiT medium_24_p8": 78_551_360,
     "XCiT large_24_p8": 176_342_592,
+    # MViTv2 with the norms of its levels, as detectron2 has it.
+    "MViTv2 tiny": 23_405_664,
+    "MViTv2 small": 34_102_560,
+    "MViTv2 base": 50_705_088,
+    "MViTv2 large": 212_484_384,
 }
 
 
@@ -396,6 +401,7 @@ DROP_PATH = {
     "DINOv3": constant,  # the same
     "CaiT": constant,  # facebookresearch/deit, cait_models.py: one rate, and none for class attention
     "XCiT": constant,  # facebookresearch/xcit, xcit.py: one rate
+    "MViTv2": linear_to_the_last,  # detectron2's mvit.py: linspace from 0 to the rate
     "CoaT": constant,  # mlpc-ucsd/CoaT, src/models/coat.py: one rate, in serial and parallel blocks
 }
 """The official rule of each family."""

@@ -11,7 +11,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mm_vitbackbones.backbones import PVT, Backbone, CaiT, CoaT, DINOv2, DINOv3, MiT, PiT, PVTv2, Swin, ViT, XCiT
+from mm_vitbackbones.backbones import (
+    PVT,
+    Backbone,
+    CaiT,
+    CoaT,
+    DINOv2,
+    DINOv3,
+    MiT,
+    MViTv2,
+    PiT,
+    PVTv2,
+    Swin,
+    ViT,
+    XCiT,
+)
 from mm_vitbackbones.build import families
 
 
@@ -79,6 +93,8 @@ RULES: Mapping[type[Backbone], Mapping[str, Rule]] = {
         "temperature": ONE,
         "gamma": Rule(lambda _: 0.125, None),
     },
+    # detectron2's mvit.py: as PVT; the tables are those of distances.
+    MViTv2: {**SMALL_LINEARS, **PYTORCH_CONVS, "table": SMALL},
     PiT: {"linear.weight": PYTORCH, "linear.bias": PYTORCH, **NORMS, **PYTORCH_CONVS, "table": SMALL},
 }
 """By family: the rule of each kind of parameter, and where it is from."""
@@ -102,6 +118,7 @@ NETWORKS: list[tuple[type[Backbone], Mapping[str, Any]]] = [
     (DINOv3, COLUMN | {"registers": 30}),
     (CaiT, COLUMN | {"pretrain_grid": 9, "num_heads": 16}),
     (XCiT, COLUMN),
+    (MViTv2, {key: STAGES[key] for key in ("depths", "num_heads")} | {"dims": (64, 128, 256, 512)}),
 ]
 """Networks of every form, with enough values in each parameter."""
 

@@ -9,7 +9,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mm_vitbackbones.backbones import PVT, Backbone, CaiT, CoaT, DINOv2, DINOv3, MiT, PiT, PVTv2, Swin, ViT, XCiT
+from mm_vitbackbones.backbones import (
+    PVT,
+    Backbone,
+    CaiT,
+    CoaT,
+    DINOv2,
+    DINOv3,
+    MiT,
+    MViTv2,
+    PiT,
+    PVTv2,
+    Swin,
+    ViT,
+    XCiT,
+)
 
 SPEC = dict(
     depths=(2, 1, 1, 1),
@@ -92,6 +106,11 @@ TOYS = {
     "dinov2": Toy(DINOv2, dict(COLUMN, pretrain_grid=4, registers=2, gated=True, layer_scale=0.5), recorded=False),
     "dinov3": Toy(DINOv3, dict(COLUMN, layer_scale=0.5), recorded=False),
     "cait": Toy(CaiT, dict(COLUMN, pretrain_grid=3, layer_scale=0.5), recorded=False),
+    "mvit_v2": Toy(
+        MViTv2,
+        dict(depths=(1, 2, 2, 2), dims=(8, 16, 32, 64), num_heads=(1, 2, 4, 8), window_size=8, pretrain_grid=16),
+        classifier=norms(norm=64),
+    ),
     "xcit": Toy(XCiT, dict(COLUMN, dim=32), options=dict(norm_eval=True), recorded=False),
 }
 RECORDED = {name: toy for name, toy in TOYS.items() if toy.recorded}
