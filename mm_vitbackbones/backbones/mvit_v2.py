@@ -143,7 +143,8 @@ class PoolingBlock(ResidualBlock):
             if self.shortcut is None:
                 return residual.add_branches(grid, (attn, ffn), self.lightly)
             normed = norm.for_linear(grid, self.norm1)
-            grid = halved(linear.linear(normed, self.shortcut)) + first(self.attn(normed))
+            # Under autocast the sums stay in fp32, also after a linear map.
+            grid = halved(linear.linear(normed, self.shortcut).to(grid.dtype)) + first(self.attn(normed))
             return residual.add_branches(grid, (ffn,), self.lightly)
 
 
@@ -160,7 +161,7 @@ class PatchEmbed(nn.Module):
         self.proj = ChannelsLastConv2d(in_channels, dim, 7, 4, 3)
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.proj(image)
+        return self.proj(image).to(image.dtype)
 
 
 class Stage(nn.Module):

@@ -37,6 +37,7 @@ DINOV3 = Licence("DINOv3 License")
 IN1K = "ImageNet-1k"
 IN22K = "ImageNet-22k"
 IN22K_TO_1K = "ImageNet-22k, then ImageNet-1k"
+IN21K = "ImageNet-21k"
 IN21K_TO_1K = "ImageNet-21k, then ImageNet-1k"
 UNLABELLED = "ImageNet-1k without labels"
 LVD142M, LVD1689M, SAT493M = "LVD-142M without labels", "LVD-1689M without labels", "SAT-493M without labels"
@@ -199,6 +200,13 @@ def _xcit_dino(arch: str) -> PublishedFile:
     return PublishedFile("XCiT", arch, "dino", f"{_META}/dino/{file}/{file}.pth", APACHE, _AUTHORS, UNLABELLED)
 
 
+def _mvit_v2(arch: str, top1: float | None = None) -> PublishedFile:
+    """Without an accuracy: of ImageNet-21k."""
+    name, data = ("imagenet21k", IN21K) if top1 is None else ("imagenet1k", IN1K)
+    url = f"{_META}/mvit/mvitv2_models/MViTv2_{arch[0].upper()}_in{name[8:]}.pyth"
+    return PublishedFile("MViTv2", arch, name, url, APACHE, _AUTHORS, data, top1=top1)
+
+
 def _data(name: str) -> str:
     return IN22K_TO_1K if "to_1k" in name else IN22K if "22k" in name else IN1K
 
@@ -341,6 +349,12 @@ FILES = (
     *_xcit("medium_24_p8", 83.7, 85.1, 85.8),
     _xcit_dino("medium_24_p8"),
     *_xcit("large_24_p8", 84.4, 85.4, 86.0),
+    _mvit_v2("tiny", 82.3),
+    _mvit_v2("small", 83.6),
+    _mvit_v2("base", 84.4),
+    _mvit_v2("base"),
+    # That of ImageNet-1k is of another network, which widens in its feed-forward networks.
+    _mvit_v2("large"),
 )
 """Every published file whose address is known. The authors of MiT and PiT publish theirs on Google Drive, which has no
 address to download from: those files are OpenMMLab's and timm's."""

@@ -48,12 +48,10 @@ def attend(
     batch, height, width = query.shape[:3]
     if windows is None:
         query_sides, key_sides = (height, width), (key.shape[1], key.shape[2])
-        tokens = [x.flatten(1, 2).transpose(1, 2) for x in (query, key, value)]
+        tokens = [heads.flatten(1, 2).transpose(1, 2) for heads in (query, key, value)]
     else:
         query_sides, key_sides = ((side, side) for side in windows)
-        tokens = [
-            cut(x, side) for x, side in zip((query, key, value), (windows[0], windows[1], windows[1]), strict=True)
-        ]
+        tokens = [cut(query, windows[0]), cut(key, windows[1]), cut(value, windows[1])]
     pairs = zip((rows, columns), query_sides, key_sides, strict=True)
     distances = [attention.by_distance(table, *sides) for table, *sides in pairs]
     out = attention.attend_heads_by_distance(*tokens, *distances)

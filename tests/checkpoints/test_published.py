@@ -33,14 +33,14 @@ def test_records_of_one_arch_have_names_of_their_own():
 def test_a_record_agrees_with_its_url():
     for file in FILES:
         assert file.url.startswith("https://")
-        assert file.gated or file.file_name.endswith((".pth", ".safetensors"))
+        assert file.gated or file.file_name.endswith((".pth", ".pyth", ".safetensors"))
         assert file.sha256 in file.file_name
         assert re.fullmatch(r"[0-9a-f]{8}|", file.sha256)
         assert ("22k" in file.url) == ("22k" in file.name) == ("22k" in file.data)
         assert ("384" in file.file_name) == ("384" in file.name) == (file.size == 384)
         kind = re.sub(r"_(li|distilled|distilled_384|384|small|mini|medium|w12|tiny|p8|reg|plus)$", "", file.arch)
         kind = file.arch.split("_")[1] if file.arch.startswith("deit3_") else kind
-        assert (kind[:1] if file.family.startswith("DINO") else kind) in file.url.lower()
+        assert (kind[:1] if file.family.startswith(("DINO", "MViT")) else kind) in file.url.lower()
 
 
 def test_a_file_that_predicts_imagenet1k_says_how_well():

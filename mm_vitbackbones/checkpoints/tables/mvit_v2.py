@@ -36,13 +36,18 @@ def _in_stages(state: State) -> State:
 
 
 def _through_stages(state: State) -> State:
-    numbers = [(int(found[1]), int(found[2])) for key in state if (found := STAGED.fullmatch(key))]
-    depths = {stage: 1 + max(block for s, block in numbers if s == stage) for stage, _ in numbers}
+    """``_in_stages``, backwards. Blocks after a stage that is not here keep their names: their number is not known."""
+    blocks: dict[int, set[int]] = {}
+    for key in state:
+        if found := STAGED.fullmatch(key):
+            blocks.setdefault(int(found[1]), set()).add(int(found[2]))
     result: State = {}
     for key, tensor in state.items():
         if found := STAGED.fullmatch(key):
             stage, block = int(found[1]), int(found[2])
-            key = f"blocks.{sum(depths.get(i, 0) for i in range(stage)) + block}.{found[3]}"
+            before = [blocks.get(i, set()) for i in range(stage)]
+            if all(numbers == {*range(len(numbers))} and numbers for numbers in before):
+                key = f"blocks.{sum(map(len, before)) + block}.{found[3]}"
         result[key] = tensor
     return result
 

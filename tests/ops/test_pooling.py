@@ -1,0 +1,113 @@
+"""Attention over pooled queries, keys and values, against what is written out place by place."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from helpers.official import relative_error
+from mm_vitbackbones.layers import ChannelsLastConv2d
+from mm_vitbackbones.measuring import copies
+from mm_vitbackbones.ops import attention, pooling
+
+
+@pytest.mark.parametrize("stride", [1, 2, 4])
+@pytest.mark.parametrize("heads", [1, 3])
+@pytest.mark.parametrize("size", [(8, 8), (7, 10)], ids=str)
+def test_one_convolution_of_all_heads_is_that_of_each(stride, heads, size):
+    torch.manual_seed(0)
+    pool = ChannelsLastConv2d(4, 4, 3, stride, 1, groups=4, bias=False).double()
+    grid = torch.randn(2, *size, 4 * heads, dtype=torch.float64, requires_grad=True)
+    found, expected = (f(grid, pool, heads) for f in (pooling.pooled, pooling.pooled_reference))
+    assert found.shape == (2, -(-size[0] // stride), -(-size[1] // stride), heads, 4)
+    assert relative_error(found, expected.detach()) <= 1e-12
+    weight = torch.randn_like(found)
+    gradients = [torch.autograd.grad((x * weight).sum(), (grid, pool.weight)) for x in (found, expected)]
+    for a, b in zip(*gradients, strict=True):
+        assert relative_error(a, b) <= 1e-12
+
+
+def test_a_convolution_that_somebody_observes_is_called():
+    pool, seen = ChannelsLastConv2d(4, 4, 3, 2, 1, groups=4, bias=False), []
+    grid = torch.randn(2, 6, 8, 8)
+    expected = pooling.pooled(grid, pool, 2)
+    pool.register_forward_hook(lambda _, given, __: seen.append(given[0].shape))
+    torch.testing.assert_close(pooling.pooled(grid, pool, 2), expected)
+    assert seen == [(4, 6, 8, 4)]
+
+
+def test_heads_of_a_grid_are_pooled_without_copies():
+    pool, grid = ChannelsLastConv2d(8, 8, 3, 2, 1, groups=8, bias=False), torch.randn(1, 40, 40, 32)
+    with torch.no_grad():
+        assert not copies(lambda: pooling.pooled(grid, pool, 4), grid.numel())
+        assert copies(lambda: pooling.pooled_reference(grid, pool, 4), grid.numel())
+
+
+def written_out(query, key, value, rows, columns):
+    """Of one head: grids (H, W, d) and (H', W', d), and entries (H, H', d) and (W, W', d)."""
+    dim = query.shape[-1]
+    scores = torch.einsum("yxd,zwd->yxzw", query, key) * dim**-0.5
+    scores = scores + torch.einsum("yxd,yzd->yxz", query, rows)[..., None]
+    scores = scores + torch.einsum("yxd,xwd->yxw", query, columns)[:, :, None]
+    shares = scores.flatten(2).softmax(-1).view_as(scores)
+    return torch.einsum("yxzw,zwd->yxd", shares, value) + query
+
+
+@pytest.mark.parametrize(("sides", "key_sides"), [((6, 4), (3, 2)), ((3, 5), (3, 5)), ((5, 3), (3, 2))], ids=str)
+def test_all_queries_attend_to_all_keys_of_another_grid(sides, key_sides):
+    torch.manual_seed(0)
+    query = torch.randn(2, *sides, 2, 4, dtype=torch.float64)
+    key, value = (torch.randn(2, *key_sides, 2, 4, dtype=torch.float64) for _ in range(2))
+    tables = torch.randn(2, 11, 4, dtype=torch.float64)
+    found = pooling.attend(query, key, value, *tables, None)
+    pairs = zip(tables, sides, key_sides, strict=True)
+    entries = [attention.by_distance(table, *both) for table, *both in pairs]
+    for image in range(2):
+        expected = [written_out(*(x[image, :, :, head] for x in (query, key, value)), *entries) for head in range(2)]
+        torch.testing.assert_close(found[image], torch.cat(expected, dim=-1))
+
+
+def test_windows_of_queries_and_keys_are_padded_apart_and_zero_keys_take_part():
+    torch.manual_seed(0)
+    query, tables = torch.randn(1, 6, 5, 1, 4, dtype=torch.float64), torch.randn(2, 7, 4, dtype=torch.float64)
+    key, value = (torch.randn(1, 3, 3, 1, 4, dtype=torch.float64) for _ in range(2))
+    found = pooling.attend(query, key, value, *tables, (4, 2))
+    padded = F.pad(query[0, :, :, 0], (0, 0, 0, 3, 0, 2))
+    keys, values = (F.pad(x[0, :, :, 0], (0, 0, 0, 1, 0, 1)) for x in (key, value))
+    entries = [attention.by_distance(table, 4, 2) for table in tables]
+    expected = torch.zeros_like(padded)
+    for y in (0, 1):
+        for x in (0, 1):
+            of_queries = slice(4 * y, 4 * y + 4), slice(4 * x, 4 * x + 4)
+            of_keys = slice(2 * y, 2 * y + 2), slice(2 * x, 2 * x + 2)
+            expected[of_queries] = written_out(padded[of_queries], keys[of_keys], values[of_keys], *entries)
+    torch.testing.assert_close(found[0], expected[:6, :5])
+
+
+@pytest.mark.parametrize("size", [(8, 4), (5, 9)], ids=str)
+def test_windows_are_joined_where_they_were_cut(size):
+    heads = torch.randn(2, *size, 3, 4)
+    windows = pooling.cut(heads, 4)
+    assert windows.shape == (2 * -(-size[0] // 4) * -(-size[1] // 4), 3, 16, 4)
+    assert torch.equal(pooling.joined(windows, 4, 2, *size), heads)
+
+
+@pytest.mark.parametrize(
+    ("side", "key_side", "expected"),
+    [
+        (4, 2, [[2, 0], [3, 1], [4, 2], [5, 3]]),  # i - 2 j + 2
+        (2, 4, [[3, 2, 1, 0], [5, 4, 3, 2]]),  # 2 i - j + 3
+        (3, 3, [[2, 1, 0], [3, 2, 1], [4, 3, 2]]),
+        (3, 2, [[1, 0], [2, 1], [3, 2]]),  # i - 1.5 j + 1.5, cut off
+    ],
+)
+def test_distances_of_lines_of_other_steps(side, key_side, expected):
+    table = torch.arange(2.0 * max(side, key_side) - 1)[:, None]
+    assert attention.by_distance(table, side, key_side).squeeze(-1).tolist() == expected
+
+
+def test_pooling_takes_modules_that_are_no_convolution():
+    grid = torch.randn(1, 4, 4, 8)
+    torch.testing.assert_close(pooling.pooled(grid, nn.Identity(), 2), grid.unflatten(-1, (2, 4)))
