@@ -15,7 +15,7 @@ A ViT with three changes, for more depth and better class tokens:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, final
 
@@ -92,6 +92,12 @@ class Stem(PatchStem):
 
 
 @context.plain
+class HeadMixing(nn.Linear):
+    """A linear map of the heads. It is a class of its own, as adapters are for linear maps of channels: one here would
+    ask for the scores of all heads as a whole."""
+
+
+@context.plain
 class TalkingHeadsAttention(nn.Module):
     """Attention of every token of a grid over all of them, with heads that are mixed: (B, H, W, C) -> (B, H, W, C)
     (Shazeer et al. 2020, arXiv:2003.02436):
@@ -103,8 +109,8 @@ class TalkingHeadsAttention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj_l = nn.Linear(num_heads, num_heads)
-        self.proj_w = nn.Linear(num_heads, num_heads)
+        self.proj_l = HeadMixing(num_heads, num_heads)
+        self.proj_w = HeadMixing(num_heads, num_heads)
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, grid: Tensor) -> Tensor:
@@ -202,6 +208,7 @@ class CaiT(ColumnarBackbone):
         stem: str = "aligned",
         class_attention: bool = False,
         init_cfg: Any = None,
+        adapters: Mapping[str, Any] | None = None,
     ) -> None:
         self._gives_class_tokens = class_attention
         super().__init__(
@@ -216,8 +223,9 @@ class CaiT(ColumnarBackbone):
             pyramid,
             final_norm,
             patch_size,
-            stem,
-            init_cfg,
+            stem=stem,
+            init_cfg=init_cfg,
+            adapters=adapters,
         )
 
     def make_stem(self, in_channels: int, published: bool) -> nn.Module:

@@ -18,7 +18,7 @@ R are terms for the distance in rows and in columns. Blocks attend in windows, e
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast, final
 
@@ -216,9 +216,12 @@ class MViTv2(Backbone):
         with_cp: bool | str = False,
         drop_path_rate: Rate = 0.2,
         init_cfg: Any = None,
+        adapters: Mapping[str, Any] | None = None,
     ) -> None:
         self.arch: Arch = self.resolve_arch(arch)
-        super().__init__(self.arch.dims, in_channels, out_indices, frozen_stages, norm_eval, with_cp, init_cfg)
+        super().__init__(
+            self.arch.dims, in_channels, out_indices, frozen_stages, norm_eval, with_cp, init_cfg, adapters=adapters
+        )
         rates = drop_path_rates(drop_path_rate, self.arch.depths)
         self.stages = nn.ModuleList(
             Stage(in_channels, self.arch, i, rates[i], returned=i in out_indices) for i in range(out_indices[-1] + 1)
@@ -233,4 +236,5 @@ class MViTv2(Backbone):
             yield Level(cast(Stage, stage).norm(grid))
 
     def parts(self) -> list[Part]:
-        return [part for index, stage in enumerate(self.stages) for part in parts_of_stage(stage, index)]
+        parts = (part for index, stage in enumerate(self.stages) for part in parts_of_stage(stage, index))
+        return [part._replace(fresh=part.kind == "close") for part in parts]  # the norms of levels

@@ -17,7 +17,7 @@ of them by transposed convolutions and max pooling. The class attention of the c
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, final
 
@@ -224,6 +224,7 @@ class XCiT(ColumnarBackbone):
         pyramid: str | None = "taps",
         final_norm: bool | None = None,
         init_cfg: Any = None,
+        adapters: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(
             arch,
@@ -237,6 +238,7 @@ class XCiT(ColumnarBackbone):
             pyramid,
             final_norm,
             init_cfg=init_cfg,
+            adapters=adapters,
         )
 
     def make_stem(self, in_channels: int, published: bool) -> nn.Module:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from mm_vitbackbones.layers.conv import ChannelsLastConv2d, Upsample2x
 from mm_vitbackbones.layers.norm import LayerNorm
+from mm_vitbackbones.ops import norm
 from mm_vitbackbones.ops.resize import resize_cells
 
 Size = tuple[int, int]
@@ -139,7 +140,7 @@ class BatchNorm(nn.Module):
         self.norm = nn.BatchNorm2d(dim)
 
     def forward(self, grid: Tensor) -> Tensor:
-        return self.norm(grid.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return norm.batch_norm(grid, self.norm)
 
 
 Pyramid = ResizePyramid | TapsPyramid | SimplePyramid

@@ -32,7 +32,7 @@ REST = [
 ]
 LEVELS = [
     ("fpn1.0.", "pyramid.resizes.0.0."),
-    ("fpn1.1.", "pyramid.resizes.0.1."),
+    ("fpn1.1.", "pyramid.resizes.0.1.norm."),
     ("fpn1.3.", "pyramid.resizes.0.3."),
     ("fpn2.0.", "pyramid.resizes.1.0."),
 ]
