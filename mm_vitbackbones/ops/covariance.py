@@ -48,16 +48,19 @@ def reference(qkv: Tensor, temperature: Tensor, num_heads: int) -> Tensor:
 
 
 def _product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
-    """The sum over tokens of the products of channels: two of (B, N, C), as views -> (B, h, d, d)."""
+    """The sum over tokens of the products of channels: two of (B, h, N, d), as views -> (B, h, d, d)."""
+    if context.device_type(left) == "cuda":  # copies of the views cost less than calls for each image
+        return (left.mT @ right).to(dtype)
     return torch.stack([torch.bmm(a.mT, b) for a, b in zip(left, right, strict=True)]).to(dtype)
 
 
 def _apply(maps: Tensor, matrices: Tensor, out: Tensor) -> None:
     """Writes ``maps @ matrices`` into ``out``: views of (B, h, N, d), and (B, h, d, d)."""
-    for image, matrix, result in zip(maps, matrices.to(maps.dtype), out, strict=True):
-        if maps.is_cuda:
-            result.copy_(torch.bmm(image, matrix))
-            continue
+    matrices = matrices.to(maps.dtype)
+    if context.device_type(maps) == "cuda":
+        out.copy_(maps @ matrices)
+        return
+    for image, matrix, result in zip(maps, matrices, out, strict=True):
         for head, of_head, result_of_head in zip(image, matrix, result, strict=True):
             torch.mm(head, of_head, out=result_of_head)
 

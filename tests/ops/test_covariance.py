@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from helpers.official import relative_error
-from mm_vitbackbones.measuring import copies, held_bytes, peak_bytes
-from mm_vitbackbones.ops import covariance
+from mm_vitbackbones.measuring import OperatorCount, copies, held_bytes, peak_bytes
+from mm_vitbackbones.ops import context, covariance
 
 
 def inputs(dtype: torch.dtype, tokens: int = 50, dim: int = 32) -> tuple[Tensor, Tensor, Tensor]:
@@ -24,13 +24,26 @@ def with_gradients(attend, qkv, temperature, of_out, autocast=False):
     return [out.detach(), *torch.autograd.grad((out * of_out).sum(), (qkv, temperature))]
 
 
-def test_lengths_that_divide_products_are_normalised_maps_with_their_gradients():
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_lengths_that_divide_products_are_normalised_maps_with_their_gradients(device):
     arguments = inputs(torch.float64)
-    found = with_gradients(covariance.attend, *arguments)
+    with context.pretend_device(device):
+        found = with_gradients(covariance.attend, *arguments)
     for a, b in zip(found, with_gradients(covariance.reference, *arguments), strict=True):
         assert relative_error(a, b) <= 1e-12
-    with torch.no_grad():
+    with torch.no_grad(), context.pretend_device(device):
         assert torch.equal(covariance.attend(*arguments[:2], 4), found[0])
+
+
+def test_on_cuda_the_number_of_operators_is_that_of_one_image():
+    counts = []
+    for images in (1, 3):
+        qkv, temperature, of_out = inputs(torch.float32)
+        qkv, of_out = qkv.detach()[:images].requires_grad_(), of_out[:images]
+        with context.pretend_device("cuda"), OperatorCount() as count:
+            with_gradients(covariance.attend, qkv, temperature, of_out)
+        counts.append(sum(number for name, number in count.by_name.items() if "bmm" in name or "copy_" in name))
+    assert counts[0] == counts[1] > 0
 
 
 def test_under_autocast_it_is_as_near_as_the_reference():
