@@ -47,10 +47,14 @@ pytestmark = [pytest.mark.mmdet, pytest.mark.mmseg]
 
 
 @pytest.fixture(autouse=True)
-def own_scope(monkeypatch: pytest.MonkeyPatch) -> None:
-    """MMEngine keeps the default scope, which a command sets, and its logger for the whole process."""
+def own_scope(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """MMEngine keeps the default scope, which a command sets, and its loggers for the whole process."""
     for singleton in (DefaultScope, MMLogger):
         monkeypatch.setattr(singleton, "_instance_dict", OrderedDict())
+    yield
+    for logger in MMLogger._instance_dict.values():
+        for handler in logger.handlers:
+            handler.close()
 
 
 def check_inert(text: str) -> None:
