@@ -250,6 +250,7 @@ class Backbone(BaseModule):
             whether the blocks are compiled. Where no compiler works, the log says why in one line, and they stay as
             they are.
         """
+        options = compiling.for_any_size(options)
         if (reason := compiling.problem(next(self.parameters()).device, **options)) is not None:
             print_log(
                 f"nothing can be compiled here, and the network computes as without: {reason}",

@@ -3,11 +3,107 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+
+def for_any_size(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of ``torch.compile`` with which one graph serves images of any size.
+
+    At sizes that it does not know, PyTorch's compiler (of 2.13) has two faults. It chooses memory formats for
+    convolutions, and fails where the input of one is kept for the backward pass, as it compares strides of unknown
+    values: our grids have the right format, and nothing is to be chosen. And the backward pass of a convolution makes a
+    graph valid for one size alone: an operator of our own calls it instead.
+    """
+    if options.get("backend", "inductor") != "inductor":
+        return {**options}
+    others = {name: value for name, value in options.items() if name not in ("mode", "options")}
+    mode, chosen = options.get("mode"), options.get("options") or {}
+    if mode is not None and chosen:
+        return {**options}  # which PyTorch refuses, with its own words
+    if mode not in (None, "default"):
+        from torch._inductor import list_mode_options
+
+        chosen = list_mode_options(mode, options.get("dynamic"))
+    return {**others, "options": {"layout_optimization": False, **_passes(), **chosen}}
+
+
+def _passes() -> dict[str, Any]:
+    try:
+        from torch._inductor.custom_graph_pass import CustomGraphPass
+    except ImportError:  # an older PyTorch
+        return {}
+
+    class Convolutions(CustomGraphPass):
+        def __call__(self, graph: Any) -> None:
+            call_convolutions(graph)
+
+        def uuid(self) -> str:
+            """Of this pass, for PyTorch's cache of generated code."""
+            return "mm_vitbackbones: convolutions, 1"
+
+    return {"post_grad_custom_post_pass": Convolutions()}
+
+
+def call_convolutions(graph: Any) -> None:
+    """Replaces the backward passes of convolutions over maps, in a ``torch.fx`` graph, by the operator below."""
+    for node in graph.find_nodes(op="call_function", target=torch.ops.aten.convolution_backward.default):
+        grad, x, weight, _, stride, padding, dilation, transposed, _, groups, mask = node.args
+        if transposed or x.meta["val"].dim() != 4:
+            continue
+        with graph.inserting_before(node):
+            arguments = (grad, x, weight, stride, padding, dilation, groups, mask)
+            call = graph.call_function(torch.ops.mm_vitbackbones.convolution_backward.default, arguments)
+        call.meta = dict(node.meta)
+        node.replace_all_uses_with(call)
+        graph.erase_node(node)
+
+
+_library = torch.library.Library("mm_vitbackbones", "FRAGMENT")
+_library.define(
+    "convolution_backward(Tensor grad, Tensor input, Tensor weight, int[] stride, int[] padding, int[] dilation, "
+    "int groups, bool[] mask) -> (Tensor, Tensor, Tensor)"
+)
+
+
+def _convolution_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    mask: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of the input (channels last), the weight and the bias; empty tensors where ``mask`` is False."""
+    found = torch.ops.aten.convolution_backward(
+        grad, x, weight, [len(weight)], stride, padding, dilation, False, [0] * len(stride), groups, mask
+    )
+    formats = (torch.channels_last, torch.contiguous_format, torch.contiguous_format)
+    of_x, of_weight, of_bias = (
+        gradient.contiguous(memory_format=format)
+        if is_asked
+        else x.new_empty(0)  # a CPU gives some that nobody asked for
+        for gradient, format, is_asked in zip(found, formats, mask, strict=True)
+    )
+    return of_x, of_weight, of_bias
+
+
+def _shapes_of_gradients(grad: Tensor, x: Tensor, weight: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+    mask = others[-1]
+    batch, channels, height, width = x.shape
+    strides = (height * width * channels, 1, width * channels, channels)
+    of_x = x.new_empty_strided((batch, channels, height, width), strides) if mask[0] else x.new_empty(0)
+    of_weight = weight.new_empty(weight.shape if mask[1] else 0)
+    return of_x, of_weight, weight.new_empty(weight.shape[0] if mask[2] else 0)
+
+
+_library.impl("convolution_backward", _convolution_backward, "CompositeExplicitAutograd")
+torch.library.register_fake("mm_vitbackbones::convolution_backward", _shapes_of_gradients, lib=_library)
 
 
 def problem(device: torch.device, **options: Any) -> str | None:

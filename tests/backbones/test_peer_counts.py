@@ -16,10 +16,11 @@ from torch.utils._pytree import tree_leaves
 
 from helpers import as_on_cuda
 from mm_vitbackbones.ops import context
+from tools.benchmarks import columnar
 from tools.benchmarks.contenders import CONTENDERS
 
 pytestmark = [pytest.mark.parity, pytest.mark.slow]
-NETWORKS = ("pvt_s", "pvt_v2_b2", "mit_b2", "swin_t", "coat_lite_s", "coat_mini", "pit_s")
+NETWORKS = ("pvt_s", "pvt_v2_b2", "mit_b2", "swin_t", "coat_lite_s", "coat_mini", "pit_s", *columnar.CONTENDERS)
 MOST_OPERATORS, MOST_BYTES = 0.9, 0.85
 """Of the other implementation that has the fewest."""
 MEMORY_ALONE = (
@@ -68,7 +69,7 @@ def traffic(network: nn.Module, ours: bool) -> Traffic:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_training_step_has_fewer_operators_and_moves_fewer_bytes_than_other_implementations(name: str) -> None:
     found = {}
-    for contender in CONTENDERS[name]:
+    for contender in {**CONTENDERS, **columnar.CONTENDERS}[name]:
         try:
             network = contender.build()
         except ImportError:

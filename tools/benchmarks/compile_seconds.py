@@ -1,53 +1,95 @@
 """Seconds until the blocks of each family are compiled: ``python -m tools.benchmarks.compile_seconds``.
 
 A training step at two image sizes: graphs for the first size, then for any size. A step without compilation is left out
-of the seconds. PyTorch's cache of generated code is not used.
+of the seconds. PyTorch's cache of generated code is not used, and one process compiles. Seconds of one core count no
+other work of the machine, those of the clock do.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import platform
+import resource
 import time
+from typing import NamedTuple
 
 import torch
+from torch import nn
 
 from mm_vitbackbones import build_backbone
 
-NETWORKS = ("pvt_small", "pvt_v2_b2", "mit_b2", "swin_tiny", "coat_lite_small", "coat_mini", "pit_s")
+from .running import cpu_name
+
+NETWORKS = (
+    "vit_small",
+    "dino_v2_small",
+    "dino_v3_small",
+    "pit_s",
+    "coat_lite_small",
+    "coat_mini",
+    "swin_tiny",
+    "pvt_small",
+    "pvt_v2_b2",
+    "mit_b2",
+)
+"""One of each family, and of CoaT both forms."""
 SIZES = ((224, 256), (256, 320))
+TABLE = "| network | graphs | first size: s of one core | on the clock | any size: s of one core | on the clock |\n"
 
 
-def seconds(device: torch.device, size: tuple[int, int], network: torch.nn.Module) -> float:
-    """Of a training step."""
+class Seconds(NamedTuple):
+    core: float
+    clock: float
+
+    def over(self, other: Seconds) -> str:
+        """What is more than the other, for a table."""
+        return " | ".join(f"{max(mine - theirs, 0):.0f}" for mine, theirs in zip(self, other, strict=True))
+
+
+def now() -> Seconds:
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return Seconds(sum(each.ru_utime + each.ru_stime for each in used), time.perf_counter())
+
+
+def training_step(network: nn.Module, size: tuple[int, int], device: torch.device) -> Seconds:
     image = torch.randn(1, 3, *size, device=device)
-    start = time.perf_counter()
+    start = now()
     sum(level.mean() for level in network(image)).backward()
     if device.type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return Seconds(*(after - before for after, before in zip(now(), start, strict=True)))
 
 
-def main() -> None:
+def row(name: str, device: torch.device, backend: str) -> str | None:
+    """A line of the table; None where nothing can be compiled."""
+    from torch._dynamo.utils import counters
+
+    torch._dynamo.reset()
+    network = build_backbone(name).to(device).train()
+    plain = [training_step(network, size, device) for size in SIZES]
+    if not network.compile_blocks(backend=backend):
+        return None
+    counters.clear()
+    first, second = (training_step(network, size, device) for size in SIZES)
+    graphs = counters["stats"]["unique_graphs"]
+    return f"| {name} | {graphs} | {first.over(plain[0])} | {second.over(plain[1])} |"
+
+
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     parser.add_argument("--backend", default="inductor")
     parser.add_argument("networks", nargs="*", default=NETWORKS)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
-    machine = torch.cuda.get_device_name() if args.device.type == "cuda" else platform.processor() or platform.machine()
-    print(f"{machine}, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
-    print("| network | first size, s | any size, s |\n| --- | --- | --- |")
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
+    machine = torch.cuda.get_device_name() if args.device.type == "cuda" else cpu_name()
+    print(f"{machine}, {torch.get_num_threads()} thread(s), torch {torch.__version__}\n")
+    print(f"{TABLE}| --- | --- | --- | --- | --- | --- |", flush=True)
     for name in args.networks:
-        torch._dynamo.reset()
-        network = build_backbone(name).to(args.device).train()
-        plain = [seconds(args.device, size, network) for size in SIZES]
-        if not network.compile_blocks(backend=args.backend):
+        if (line := row(name, args.device, args.backend)) is None:
             return
-        compiled = [seconds(args.device, size, network) for size in SIZES]
-        first, second = (max(a - b, 0) for a, b in zip(compiled, plain, strict=True))
-        print(f"| {name} | {first:.1f} | {second:.1f} |", flush=True)
+        print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,81 @@
+"""Options for compilers. What is compiled with them: tests/backbones/test_compile_blocks.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from mm_vitbackbones.ops import compiling
+
+
+def for_any_size(options: dict[str, Any]) -> dict[str, Any]:
+    """Without the pass, which is no plain value."""
+    found = compiling.for_any_size(options)
+    if "options" in found:
+        found["options"].pop("post_grad_custom_post_pass")
+    return found
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, {"options": {"layout_optimization": False}}),
+        ({"fullgraph": True, "mode": None}, {"fullgraph": True, "options": {"layout_optimization": False}}),
+        (
+            {"backend": "inductor", "options": {"layout_optimization": True, "max_autotune": True}},
+            {"backend": "inductor", "options": {"layout_optimization": True, "max_autotune": True}},
+        ),
+        ({"backend": "eager", "mode": "default"}, {"backend": "eager", "mode": "default"}),
+    ],
+    ids=str,
+)
+def test_options_for_pytorchs_compiler_leave_memory_formats_alone(
+    given: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    assert for_any_size(given) == expected
+
+
+def test_a_mode_stands_for_its_options() -> None:
+    found = for_any_size({"mode": "reduce-overhead", "dynamic": True})
+    assert "mode" not in found
+    assert found["dynamic"] is True
+    assert found["options"] == {"layout_optimization": False, "triton.cudagraphs": True}
+
+
+def test_an_unknown_mode_is_no_missing_compiler() -> None:
+    with pytest.raises(RuntimeError, match="Unrecognized mode=fastest"):
+        for_any_size({"mode": "fastest"})
+
+
+@pytest.mark.parametrize("groups", [1, 8])
+@pytest.mark.parametrize("mask", [(True, True, True), (False, True, False), (True, False, True)], ids=str)
+def test_our_operator_is_the_backward_pass_of_a_convolution(groups: int, mask: tuple[bool, ...]) -> None:
+    x = torch.randn(2, 9, 7, 8).permute(0, 3, 1, 2)
+    weight = torch.randn(8, 8 // groups, 3, 3)
+    grad = torch.randn_like(torch.nn.functional.conv2d(x, weight, None, 2, 1, 1, groups))
+    arguments = (grad, x, weight, [2, 2], [1, 1], [1, 1], groups, [*mask])
+    operator = torch.ops.mm_vitbackbones.convolution_backward.default
+    torch.library.opcheck(operator, arguments)
+    rest = ([8], [2, 2], [1, 1], [1, 1], False, [0, 0], groups, [*mask])
+    expected = torch.ops.aten.convolution_backward(grad, x, weight, *rest)
+    for found, wanted, is_asked in zip(operator(*arguments), expected, mask, strict=True):
+        assert torch.equal(found, wanted) if is_asked else found.numel() == 0
+
+
+def test_backward_passes_of_convolutions_become_our_operator_in_a_graph() -> None:
+    x, weight = torch.randn(1, 9, 7, 8).permute(0, 3, 1, 2), torch.randn(8, 8, 3, 3)
+
+    def gradients(grad: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> Any:
+        rest = ([8], [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [True, True, True])
+        return torch.ops.aten.convolution_backward(grad, x, weight, *rest)
+
+    grad = torch.randn(1, 8, 9, 7)
+    traced = torch.fx.experimental.proxy_tensor.make_fx(gradients, tracing_mode="fake")(grad, x, weight)
+    compiling.call_convolutions(traced.graph)
+    traced.recompile()
+    targets = [node.target for node in traced.graph.nodes if "convolution" in str(node.target)]
+    assert targets == [torch.ops.mm_vitbackbones.convolution_backward.default]
+    for found, wanted in zip(traced(grad, x, weight), gradients(grad, x, weight), strict=True):
+        assert torch.equal(found, wanted)

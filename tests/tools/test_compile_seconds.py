@@ -1,0 +1,32 @@
+"""The program that measures seconds of compilation: what it measures, and what it prints."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+from helpers.toys import TOYS
+from mm_vitbackbones.build import backbone_names, families
+from tools.benchmarks import compile_seconds
+
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+
+
+def test_every_family_is_measured() -> None:
+    known = backbone_names()
+    assert {known[name][0] for name in compile_seconds.NETWORKS} == {*families().values()}
+
+
+def test_a_network_has_a_line_of_graphs_and_seconds(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "TORCHINDUCTOR_COMPILE_THREADS"):
+        monkeypatch.setenv(name, "")  # set by the program, for its own process
+    monkeypatch.setattr(compile_seconds, "build_backbone", lambda name: TOYS[name](out_indices=(0,)))
+    compile_seconds.main(["--backend", "eager", "vit"])
+    *_, header, _, line = capsys.readouterr().out.splitlines()
+    assert header.count("|") == line.count("|")
+    assert re.fullmatch(r"\| vit \| 2 \| \d+ \| \d+ \| \d+ \| \d+ \|", line)
+    torch._dynamo.reset()
