@@ -122,7 +122,10 @@ class Stage(nn.Module):
         dim, heads = arch.dims[index], arch.num_heads[index]
         self.pool = Pool(arch.dims[index - 1], dim) if index > 0 else None
         self.blocks = nn.Sequential(
-            *(Block(dim, SelfAttention(dim, heads), FeedForward(dim, 4 * dim), 1e-6, rate) for rate in drop_paths)
+            *(
+                Block(dim, SelfAttention(dim, heads, again=True), FeedForward(dim, 4 * dim), 1e-6, rate)
+                for rate in drop_paths
+            )
         )
 
     def forward(self, class_tokens: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:

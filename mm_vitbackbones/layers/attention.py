@@ -49,18 +49,20 @@ class SpatialReductionAttention(nn.Module):
 
 @context.plain
 class SelfAttention(nn.Module):
-    """Attention of every token over all of them: (B, N, C) -> (B, N, C)."""
+    """Attention of every token over all of them: (B, N, C) -> (B, N, C).
 
-    def __init__(self, dim: int, num_heads: int) -> None:
+    Args:
+        again: whether training on a CPU computes queries, keys and values again, which are a third of what it keeps.
+    """
+
+    def __init__(self, dim: int, num_heads: int, again: bool = False) -> None:
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads, self.again = num_heads, again
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        # Training computes queries, keys and values again: here they would be a third of what is kept. In other
-        # families they are small, compared with a hidden map of eight times the width.
-        query, key, value = linear.linear(tokens, self.qkv, again=True).chunk(3, dim=-1)
+        query, key, value = linear.linear(tokens, self.qkv, self.again).chunk(3, dim=-1)
         context.release(tokens)
         return linear.linear(attention.attend(query, key, value, self.num_heads), self.proj)
 

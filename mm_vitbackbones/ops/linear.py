@@ -37,12 +37,12 @@ def by(x: Tensor, layer: nn.Module) -> Tensor:
 
 
 def several(x: Tensor, layers: Sequence[nn.Module]) -> tuple[Tensor, ...]:
-    """``linear(x, layer, again=True)`` of each. In training on CUDA they are one product."""
+    """``linear(x, layer)`` of each. In training on CUDA they are one product."""
     if all(trains_on_cuda(x, layer, biased=False) for layer in layers):
         parameters = [getattr(layer, name) for name in ("weight", "bias") for layer in layers]
         if len({parameter.dtype for parameter in parameters if parameter is not None}) == 1:
             return _Several.apply(x, _dtype(x), *parameters)
-    return tuple([linear(x, layer, again=True) for layer in layers])
+    return tuple([linear(x, layer) for layer in layers])
 
 
 def feed_forward(x: Tensor, fc1: nn.Module, fc2: nn.Module) -> Tensor:

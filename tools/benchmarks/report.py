@@ -21,7 +21,7 @@ from .contenders import CONTENDERS
 from .gpu import command
 from .gpu import contenders as gpu_contenders
 from .gpu.cases import PARTS
-from .running import DTYPES, MODES, SIZES_OF, Case, Setup, cases, gpu_cases, machine, measure_apart
+from .running import DTYPES, MODES, Case, Setup, cases, gpu_cases, machine, measure_apart
 
 SETTINGS: dict[str, dict[str, str]] = {"stock": {}, "huge pages": {"THP_MEM_ALLOC_ENABLE": "1"}}
 """Environment variables of the memory allocator, by the name of the setting."""
@@ -62,16 +62,14 @@ TARGETS: dict[tuple[str, tuple[int, int]], dict[str, float]] = {
     ("coat_mini", (512, 512)): {"timm": 1.4},
     ("coat_mini", (800, 1344)): {"timm": 1.5},
     ("pit_s", (224, 224)): {"timm": 1.0},
-    **{
-        (network, size): {"timm": 1.0, "transformers": 1.0}
-        for network in ("deit_s", "dinov2_s", "dinov3_s")
-        for size in SIZES_OF[network]
-    },
     ("segformer_b0", (512, 512)): {"mmseg": 2.5, "transformers": 2.5},
     ("segformer_b0_wide", (512, 512)): {"mmseg": 2.5, "transformers": 2.5},
     ("segformer_b2", (512, 512)): {"mmseg": 2.5, "transformers": 2.5},
 }
 """How much faster than another implementation the forward pass is meant to be: network and size, name, ratio."""
+
+IN_NOTES = ("deit_s", "dinov2_s", "dinov3_s")
+"""Networks whose figures are in docs/benchmarks_notes.md: measured on another machine, or by the clock of the CPU."""
 
 PLOTTED = ("pvt_s", "pvt_v2_b2", "mit_b2", "swin_t", "coat_lite_s", "coat_mini", "pit_s")
 
