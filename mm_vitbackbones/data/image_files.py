@@ -33,11 +33,32 @@ def why_unreadable(path: str | Path) -> str:
 def too_many_pixels(file: str | Path | IO[bytes]) -> str:
     """What is too large in an image, as "it has ..."; empty also where the header says no size."""
     try:
+        width, height = webp_size(file)
+        if why := limits.PIXELS.exceeded(width * height):
+            return has(why)
         with opened(file) as image:
             width, height = image.size
     except Exception:  # Pillow raises many kinds for a file that is broken, or none of an image
         return ""
     return has(limits.PIXELS.exceeded(width * height))
+
+
+def webp_size(file: str | Path | IO[bytes]) -> tuple[int, int]:
+    """The size that the header of a WebP file says; zeros for other files. Pillow takes memory for all at once."""
+    if isinstance(file, (str, Path)):
+        with open(file, "rb") as raw:
+            head = raw.read(30)
+    else:
+        head = file.read(30)
+        file.seek(-len(head), os.SEEK_CUR)
+    if head[:4] != b"RIFF" or head[8:12] != b"WEBP" or len(head) < 30:
+        return 0, 0
+    if head[12:16] == b"VP8X":
+        return int.from_bytes(head[24:27], "little") + 1, int.from_bytes(head[27:30], "little") + 1
+    if head[12:16] == b"VP8L":
+        bits = int.from_bytes(head[21:25], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    return int.from_bytes(head[26:28], "little") & 0x3FFF, int.from_bytes(head[28:30], "little") & 0x3FFF
 
 
 def has(exceeded: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mm_vitbackbones import limits
-from mm_vitbackbones.data.image_files import has, opened
+from mm_vitbackbones.data.image_files import has, opened, webp_size
 from mm_vitbackbones.data.reading import ImageReader, UnreadableImage, transform_class
 from mm_vitbackbones.files import why_no_file
 
@@ -49,6 +49,9 @@ def header_size(path: str, color_type: str) -> tuple[int, int] | None:
     if why_no_file(path):
         return None
     try:
+        width, height = webp_size(path)
+        if limits.PIXELS.exceeded(width * height):
+            return height, width
         with opened(path) as image:
             width, height = image.size
             kind = image.format

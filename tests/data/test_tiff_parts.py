@@ -20,7 +20,7 @@ from helpers.bands import write_tiff
 from mm_vitbackbones import limits
 from mm_vitbackbones.data import tiff_parts
 from mm_vitbackbones.data.bands import read_bands
-from mm_vitbackbones.data.image_files import why_unreadable
+from mm_vitbackbones.data.image_files import too_many_pixels, why_unreadable
 from mm_vitbackbones.data.tiff_parts import Part, check_parts
 from mm_vitbackbones.errors import UserError
 
@@ -250,6 +250,22 @@ def test_tifffile_is_not_given_what_asks_for_more(kind: str, tmp_path: Path) -> 
     tifffile.imwrite(path, iter([data]), shape=given.shape, dtype=given.dtype, compression=compression, rowsperstrip=32)
     with pytest.raises(UserError, match="one of its strips or tiles holds"):
         read_bands(path)
+
+
+# ---- headers of other formats
+
+
+@pytest.mark.parametrize("options", [{}, {"lossless": True}, {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\0\0\0\0\0"}])
+def test_a_webp_that_is_too_large_is_refused_before_pillow_takes_its_canvas(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.webp"
+    Image.new("RGB", (300, 200)).save(path, **options)
+    assert why_unreadable(path) == ""
+    monkeypatch.setattr(limits, "PIXELS", limits.Limit(59_999, "pixels"))
+    monkeypatch.setattr(Image, "open", lambda *_: pytest.fail("it was opened"))
+    for file in (path, io.BytesIO(path.read_bytes())):
+        assert too_many_pixels(file).startswith("it has 60,000 pixels, and the limit is 59,999;")
 
 
 # ---- tags
