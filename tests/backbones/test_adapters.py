@@ -106,6 +106,13 @@ def test_what_files_lack_is_named():
     assert all(p.requires_grad for stage in network.stages for p in stage.norm.parameters())
 
 
+def test_what_somebody_unfroze_is_frozen_again_when_a_training_begins():
+    network = random_network("swin", adapters=ASKED)
+    expected = {name for name, p in network.named_parameters() if p.requires_grad}
+    network.requires_grad_(True).train()
+    assert {name for name, p in network.named_parameters() if p.requires_grad} == expected
+
+
 def test_batch_norms_train_in_a_pyramid_alone_and_paths_are_dropped():
     network = TOYS["vit"](adapters={}, norm_eval=False, drop_path_rate=0.5)
     network.blocks[0].attn.proj = nn.Sequential(network.blocks[0].attn.proj, nn.BatchNorm1d(16))

@@ -114,6 +114,16 @@ def test_an_adapted_training_starts_from_weights_without_adapters_but_does_not_g
     assert all(torch.equal(found[key], tensor) for key, tensor in state.items())
 
 
+@pytest.mark.parametrize("name", ["norm.weight", "blocks.0.attn.q.weight", "blocks.0.attn.q.lora_A.weight"])
+def test_infinite_weights_are_refused_by_their_plain_name(name: str) -> None:
+    state = Toy(ASKED).state_dict()
+    state[f"backbone.{name}"].view(-1)[0] = float("inf")
+    with pytest.raises(CheckpointError, match=rf"NaN or infinite weights, under backbone\.{name}"):
+        weights.load_weights(Toy(ASKED), {"state_dict": state}, "file.pth")
+    with pytest.raises(CheckpointError, match=rf"NaN or infinite weights, under {name}"):
+        load_pretrained(random_network("dinov3", adapters=ASKED), state)
+
+
 def test_merged_weights_give_the_same_without_adapters(trained: Path, tmp_path: Path, capsys: Any) -> None:
     file, model, without = trained / "epoch_3.pth", Toy(ASKED).eval(), Toy(None).eval()
     weights.load_weights(model, read(file), file)
