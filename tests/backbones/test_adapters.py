@@ -23,7 +23,11 @@ from mm_vitbackbones.checkpoints import CheckpointMismatch, load_pretrained
 from mm_vitbackbones.errors import ArgumentError
 from mm_vitbackbones.ops import context
 
+slow = pytest.mark.slow
 toys = pytest.mark.parametrize("toy", TOYS)
+some_toys = pytest.mark.parametrize(
+    "toy", [pytest.param(toy, marks=[] if toy in ("dinov3", "coat", "pvt_v2") else slow) for toy in TOYS]
+)
 pytestmark = [needs_peft, pytest.mark.usefixtures("peft")]
 ASKED = dict(rank=4, alpha=6, targets="all")
 SCALE = 6 / 4
@@ -162,7 +166,7 @@ TARGETS = {
 
 
 @toys
-@pytest.mark.parametrize("targets", TARGETS)
+@pytest.mark.parametrize("targets", ["attention", *(pytest.param(x, marks=slow) for x in ("feed_forward", "all"))])
 def test_targets_are_linear_maps_of_every_block(toy, targets):
     network, without = TOYS[toy](adapters=dict(targets=targets)), TOYS[toy]()
     linears = {name for name, module in without.named_modules() if type(module) is nn.Linear}
@@ -271,7 +275,7 @@ def test_an_initialisation_of_linear_maps_leaves_adapters_without_effect(kind):
     assert all(p.any() for name, p in trained.named_parameters() if ".lora_B." in name)
 
 
-@toys
+@some_toys
 def test_an_adapted_file_goes_into_the_same_network(toy):
     file, network = adapted(toy), random_network(toy, seed=1, adapters=ASKED)
     whole = {f"backbone.{key}": tensor for key, tensor in file.state_dict().items()}
