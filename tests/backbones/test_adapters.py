@@ -196,7 +196,7 @@ def test_names_and_patterns_are_targets():
         (DINOv3, dict(dropout=1), "adapters.dropout=1: give a finite number of at least 0 and below 1"),
         (DINOv3, dict(r=4), "adapters has no field 'r'; it takes rank, alpha, dropout, targets"),
         (DINOv3, dict(target="q"), "adapters has no field 'target'; did you mean 'targets'"),
-        (DINOv3, dict(targets="atention"), "did you mean 'attention'"),
+        (DINOv3, dict(targets="attentions"), "did you mean 'attention'"),
         (DINOv3, dict(targets=[]), r"adapters.targets=\[\]: give 'attention', 'feed_forward', 'all', or a list"),
         (DINOv3, dict(targets=["qkv"]), "no linear map is called 'qkv'; there are fc1, fc2, k, proj, q, v"),
         (DINOv3, dict(targets=["q", "stem.proj"]), "stem.proj is a ChannelsLastConv2d, and adapters are for linear"),
