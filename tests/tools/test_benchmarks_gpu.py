@@ -24,6 +24,8 @@ from tools.benchmarks.gpu.cases import CASES, INFER_800, PARTS, TRAIN_512, TRAIN
 from tools.benchmarks.gpu.contenders import BEFORE, BEST_COMPILED, CONTENDERS, LIGHT, OURS, Contender
 
 NETWORK = "pvt_s"
+NOT_MEASURED = {"CaiT", "MViTv2", "XCiT"}
+"""Families that the benchmark on a GPU does not have yet."""
 
 
 def record(contender: str, part: str, case: Any, what: str = "time", network: str = NETWORK, **values: Any) -> Any:
@@ -58,7 +60,8 @@ def test_every_family_is_measured_under_a_name_that_builds_it() -> None:
             assert len(known) >= 4  # ours in three forms, and another one
             families.add(type(backbone_of(network, OURS)))
         assert backbone_of(NETWORK, OURS).recompute != backbone_of(NETWORK, LIGHT).recompute
-    assert families == {family for family in BACKBONES.module_dict.values() if issubclass(family, Backbone)}
+    registered = {family for family in BACKBONES.module_dict.values() if issubclass(family, Backbone)}
+    assert {family.__name__ for family in registered - families} == NOT_MEASURED
 
 
 def backbone_of(network: str, name: str) -> Backbone:

@@ -22,7 +22,7 @@ def test_every_family_is_measured() -> None:
 def test_a_network_has_a_line_of_graphs_and_seconds(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "TORCHINDUCTOR_COMPILE_THREADS"):
+    for name in ("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "TORCHINDUCTOR_COMPILE_THREADS", "TORCHINDUCTOR_CACHE_DIR"):
         monkeypatch.setenv(name, "")  # set by the program, for its own process
     monkeypatch.setattr(compile_seconds, "build_backbone", lambda name: TOYS[name](out_indices=(0,)))
     compile_seconds.main(["--backend", "eager", "vit"])

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mm_vitbackbones.backbones import Backbone, DINOv2, DINOv3, ViT
 
-from .contenders import Contender, Levels, declare_torchvision_operators
+from .contenders import Levels, declare_torchvision_operators
 
 PATCH = 16
 TAPS = (2, 5, 8, 11)
@@ -119,7 +119,7 @@ NETWORKS = {
         lambda: _timm("vit_small_patch16_224", False, 0.1),
         lambda: _transformers_vit(distilled=False),
     ),
-    "deit_s": Network(
+    "deit_s_distilled": Network(
         "DeiT-S, distilled",
         _ours(ViT, "small_distilled"),
         lambda: _timm("deit_small_distilled_patch16_224", False, 0.1),
@@ -139,12 +139,3 @@ NETWORKS = {
     ),
 }
 """transformers' ViT and DeiT drop no paths in training, and timm's do as ours."""
-
-CONTENDERS = {
-    name: (
-        Contender("ours", network.ours),
-        Contender("timm", network.timm),
-        Contender("transformers", network.transformers),
-    )
-    for name, network in NETWORKS.items()
-}

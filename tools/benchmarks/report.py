@@ -16,7 +16,6 @@ from mm_vitbackbones.cli.arguments import Parser
 from mm_vitbackbones.errors import UserError
 from mm_vitbackbones.files import write_whole
 
-from . import columnar
 from .contenders import CONTENDERS
 from .gpu import command
 from .gpu import contenders as gpu_contenders
@@ -88,7 +87,7 @@ def main(argv: list[str]) -> None:
         UserError: for a report that would continue another machine's.
     """
     parser = Parser(prog="benchmark.py", description="Time and memory, ours and other implementations, in turns, fp32.")
-    known = [*CONTENDERS, *columnar.CONTENDERS]
+    known = [*dict.fromkeys((*CONTENDERS, *gpu_contenders.CONTENDERS))]
     parser.add_argument("--networks", nargs="+", choices=known, help="all that there are, if none is named")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=[*MODES])
     parser.add_argument("--turns", type=int, default=Setup.turns, help=f"of each contender ({Setup.turns})")
@@ -133,17 +132,17 @@ def main(argv: list[str]) -> None:
         return
     if args.only or args.seconds is not None or args.baseline is not None:
         raise UserError("--only, --seconds and --baseline are of the report on a GPU: --device cuda --report")
+    if others := [network for network in args.networks or () if network not in CONTENDERS]:
+        raise UserError(f"--networks {others[0]}: only the report on a GPU has it: --device cuda --report")
     if args.report:
         if setup != Setup(setup.turns, setup.threads):
             raise UserError("--report goes without --clock, --device, --dtype and --compiled: its page is of one setup")
-        if others := [network for network in args.networks or () if network not in CONTENDERS]:
-            raise UserError(f"--networks {others[0]}: the report on a CPU has {', '.join(CONTENDERS)}")
         write_report(DOCS, cases(args.networks or CONTENDERS, args.modes), setup)
         return
     if args.device != "cpu" and not torch.cuda.is_available():
         raise UserError(f"--device {args.device}: there is no GPU that torch can use")
     print(machine(setup), flush=True)
-    for case in (cases if setup.device == "cpu" else gpu_cases)(args.networks or known, args.modes):
+    for case in (cases if setup.device == "cpu" else gpu_cases)(args.networks or CONTENDERS, args.modes):
         for row in measure_apart(case, setup):
             print(f"{case!s:<44} {row}", flush=True)
 

@@ -27,7 +27,6 @@ from torch import Tensor, nn
 
 from mm_vitbackbones.measuring import peak_bytes
 
-from . import columnar
 from .contenders import CONTENDERS
 
 
@@ -201,7 +200,7 @@ def measure(case: Case, setup: Setup) -> list[Row]:
     run = MODES[case.mode]
     models: dict[str, Any] = {}
     failures: dict[str, str] = {}
-    for contender in {**CONTENDERS, **columnar.CONTENDERS}[case.network]:
+    for contender in CONTENDERS[case.network]:
         try:
             network = contender.build().to(**placed)
             model: Any = torch.compile(network, dynamic=False) if setup.compiled else network
