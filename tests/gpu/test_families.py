@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from helpers.toys import TOYS
-from mm_vitbackbones.backbones import PVT, Backbone, CoaT, MiT, PiT, PVTv2, Swin
+from mm_vitbackbones.backbones import PVT, Backbone, CoaT, DINOv2, DINOv3, MiT, PiT, PVTv2, Swin, ViT
 from mm_vitbackbones.ops.kernels import registration
 
 DEVICE = "cuda"
@@ -32,6 +32,9 @@ WIDE = {
     "swin": (Swin, "tiny"),
     "coat": (CoaT, "lite_small"),
     "pit": (PiT, "s"),
+    "vit": (ViT, "small"),
+    "dinov2": (DINOv2, "small_reg"),
+    "dinov3": (DINOv3, "small"),
 }
 """Published widths, which kernels of our own are made for."""
 
@@ -51,12 +54,15 @@ def build(toy: str, **arguments: object) -> Backbone:
 
 
 def shallow(name: str) -> Backbone:
-    """A network of published widths, with one block in each stage (Swin: two)."""
+    """A network of published widths, with one block in each stage (Swin: two), or two blocks in all."""
     family, arch = WIDE[name]
     spec = family.archs[arch]
-    depths = (2 if family is Swin else 1,) * len(spec.depths)
+    if hasattr(spec, "depths"):
+        few = {"depths": (2 if family is Swin else 1,) * len(spec.depths)}
+    else:
+        few = {"depth": 2}
     torch.manual_seed(0)
-    return family(arch=dataclasses.replace(spec, depths=depths), drop_path_rate=0.0)
+    return family(arch=dataclasses.replace(spec, **few), drop_path_rate=0.0)
 
 
 def image(batch: int = 2) -> Tensor:
