@@ -57,10 +57,8 @@ def shallow(name: str) -> Backbone:
     """A network of published widths, with one block in each stage (Swin: two), or two blocks in all."""
     family, arch = WIDE[name]
     spec = family.archs[arch]
-    if hasattr(spec, "depths"):
-        few = {"depths": (2 if family is Swin else 1,) * len(spec.depths)}
-    else:
-        few = {"depth": 2}
+    in_stages = (2 if family is Swin else 1,) * len(getattr(spec, "depths", ()))
+    few = {"depths": in_stages} if in_stages else {"depth": 2}
     torch.manual_seed(0)
     return family(arch=dataclasses.replace(spec, **few), drop_path_rate=0.0)
 
