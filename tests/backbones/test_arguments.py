@@ -45,6 +45,7 @@ WRONG = {
     "window_size": (*NO_INTEGER, 0, -1),
     "global_blocks": (*NO_LIST, (0, 9)),
     "class_attention": NO_BOOL,
+    "with_class_token": NO_BOOL,
     "relative_positions": (*NO_INTEGER, 0, -1),
     "init_cfg": ("pvt.pth", 3, {}, dict(checkpoint="pvt.pth"), ["pvt.pth"], [dict(type="Constant"), {}]),
     "adapters": (*JUNK[1:3], *JUNK[4:], True, [8], dict(ranks=4), dict(rank=0), dict(rank=8.0), dict(alpha=0)),
