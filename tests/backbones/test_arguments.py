@@ -40,6 +40,7 @@ WRONG = {
     "taps": (*NO_LIST, (), (0, 0), (1, 0), (0, 9), (-9,)),
     "pyramid": (*JUNK[1:], True, "pyramids", ["simple"]),
     "final_norm": NO_BOOL,
+    "with_class_token": NO_BOOL,
     "patch_size": (*NO_INTEGER, 0, -1),
     "positions": (*JUNK, True, "size", ["by_size"]),
     "window_size": (*NO_INTEGER, 0, -1),
@@ -47,6 +48,7 @@ WRONG = {
     "class_attention": NO_BOOL,
     "with_class_token": NO_BOOL,
     "relative_positions": (*NO_INTEGER, 0, -1),
+    "rescale_positions": (*NO_NUMBER, 0, 1, -2.0),
     "init_cfg": ("pvt.pth", 3, {}, dict(checkpoint="pvt.pth"), ["pvt.pth"], [dict(type="Constant"), {}]),
     "adapters": (*JUNK[1:3], *JUNK[4:], True, [8], dict(ranks=4), dict(rank=0), dict(rank=8.0), dict(alpha=0)),
     "arch": tuple(

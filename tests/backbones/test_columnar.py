@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from helpers.memory import kept_bytes
 from helpers.official import load_fixture, relative_error
@@ -17,6 +18,7 @@ from mm_vitbackbones.checkpoints import load_pretrained
 from mm_vitbackbones.checkpoints.recognise import FAMILIES, find_layout
 from mm_vitbackbones.errors import ArgumentError, CheckpointMismatch
 from mm_vitbackbones.layers.pyramid import ResizePyramid, SimplePyramid
+from mm_vitbackbones.ops.rotary import Rotation
 
 TRUNK = dict(taps=(0, 2), pyramid=None, final_norm=True, stem="published")
 SPEC = dict(dim=32, num_heads=2, depth=3)
@@ -259,3 +261,45 @@ def test_a_parameter_that_somebody_trains_in_a_frozen_trunk_gets_its_gradient():
     network.blocks[2].attn.proj.weight.requires_grad_(True)
     sum(one.sum() for one in network(torch.randn(1, 3, 64, 64))).backward()
     assert network.blocks[2].attn.proj.weight.grad.abs().sum() > 0
+
+
+# ---- random factors of the coordinates of DINOv3
+
+
+def rescaled(**arguments: object) -> DINOv3:
+    return DINOv3(SPEC | dict(depth=4, layer_scale=0.5), rescale_positions=2.0, **arguments)
+
+
+def angles_of(rotation: Rotation) -> Tensor:
+    return torch.atan2(rotation.sin, rotation.cos.squeeze(1))
+
+
+def test_coordinates_are_rescaled_in_training_alone_by_a_factor_for_each_batch():
+    stem, image = rescaled().stem, torch.randn(2, 48, 64, 3)
+    torch.manual_seed(0)
+    angles = [angles_of(stem(image)[1]) for _ in range(50)]
+    plain = angles_of(stem.eval()(image)[1])
+    slow = plain.abs().amax((0, 1)) < 0.5 * torch.pi  # these do not pass a full turn
+    factors = [(each[..., slow] / plain[..., slow]).nanmedian() for each in angles]
+    for each, factor in zip(angles, factors, strict=True):
+        assert torch.allclose(each[..., slow], factor * plain[..., slow], atol=1e-4)
+    assert 0.5 <= min(factors) < 0.6
+    assert 1.7 < max(factors) <= 2.0
+    assert 15 < sum(factor < 1 for factor in factors) < 35  # the logarithm is uniform
+
+
+def test_a_network_that_is_evaluated_or_frozen_rescales_nothing():
+    image = torch.randn(1, 3, 64, 64)
+    network = rescaled(frozen_stages="all").eval()
+    plain = DINOv3(network.arch).eval()
+    for block in plain.blocks:  # so that the positions matter
+        torch.nn.init.normal_(block.attn.q.weight, std=0.5)
+        torch.nn.init.normal_(block.attn.k.weight, std=0.5)
+    network.load_state_dict(plain.state_dict())
+    with torch.no_grad():
+        expected = plain(image)
+    for found in (network(image), network.train()(image)):
+        assert all(relative_error(one, other) < 1e-5 for one, other in zip(found, expected, strict=True))
+    whole = rescaled().train()
+    whole.load_state_dict(plain.state_dict())
+    assert relative_error(whole(image)[0], expected[0]) > 1e-3
