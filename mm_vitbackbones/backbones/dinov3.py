@@ -53,7 +53,6 @@ ARCHS = {
     "small_plus": Arch(384, 6, hidden_dim=1536, gated=True),
     "base": Arch(768, 12),
     "large": Arch(1024, 16, depth=24),
-    "large_plus": Arch(1024, 16, depth=24, hidden_dim=4096, gated=True),
     "huge_plus": Arch(1280, 20, depth=32, hidden_dim=5120, gated=True),
     "7b": Arch(4096, 32, depth=40, hidden_dim=8192, gated=True, qkv_bias=False),
 }

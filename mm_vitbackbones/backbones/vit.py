@@ -74,7 +74,6 @@ LARGE, HUGE = Arch(1024, 16, depth=24), Arch(1280, 16, depth=32, patch_size=14, 
 DEIT3: dict[str, Any] = dict(token_positions=False, layer_scale=1e-4, drop_paths_grow=False)
 ARCHS = {"tiny": TINY, "small": SMALL, "base": BASE, "large": LARGE, "huge": HUGE}
 ARCHS |= {f"{name}_p8": replace(ARCHS[name], patch_size=8, pretrain_grid=28) for name in ("small", "base")}
-ARCHS |= {"huge_p16": replace(HUGE, patch_size=16, pretrain_grid=14)}  # as in ViTDet
 ARCHS |= {"base_384": replace(BASE, pretrain_grid=24), "large_384": replace(LARGE, pretrain_grid=24)}
 ARCHS |= {
     f"{name}_distilled{size}": replace(ARCHS[f"{name}{size}"], num_tokens=2)

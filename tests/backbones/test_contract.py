@@ -95,7 +95,6 @@ PARAMETERS = {  # of the dense forms, as the authors' own code counts them
     "ViT deit3_large_384": 303_736_832,
     "ViT large": 303_299_584,
     "ViT huge": 630_762_240,
-    "ViT huge_p16": 631_116_800 - 202_240 + 1_280,  # without ViTDet's relative positions, with a class token
     "DINOv2 small": 22_056_192,
     "DINOv2 base": 86_579_712,
     "DINOv2 large": 304_367_616,
@@ -108,7 +107,6 @@ PARAMETERS = {  # of the dense forms, as the authors' own code counts them
     "DINOv3 small_plus": 28_697_088 - 4_608,
     "DINOv3 base": 85_668_864 - 9_216,
     "DINOv3 large": 303_153_152 - 24_576,
-    "DINOv3 large_plus": 403_914_752 - 24_576,
     "DINOv3 huge_plus": 840_632_320 - 40_960,
     "DINOv3 7b": 6_716_039_168 - 8_192,
     # CaiT without the final norm and what its class token alone passes through.
