@@ -46,7 +46,6 @@ WRONG = {
     "window_size": (*NO_INTEGER, 0, -1),
     "global_blocks": (*NO_LIST, (0, 9)),
     "class_attention": NO_BOOL,
-    "with_class_token": NO_BOOL,
     "relative_positions": (*NO_INTEGER, 0, -1),
     "rescale_positions": (*NO_NUMBER, 0, 1, -2.0),
     "init_cfg": ("pvt.pth", 3, {}, dict(checkpoint="pvt.pth"), ["pvt.pth"], [dict(type="Constant"), {}]),

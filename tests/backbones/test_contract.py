@@ -94,6 +94,7 @@ PARAMETERS = {  # of the dense forms, as the authors' own code counts them
     "ViT deit3_base_384": 86_106_624,
     "ViT deit3_large_384": 303_736_832,
     "ViT large": 303_299_584,
+    "ViT large_384": 303_688_704,
     "ViT huge": 630_762_240,
     "DINOv2 small": 22_056_192,
     "DINOv2 base": 86_579_712,

@@ -38,8 +38,8 @@ def load_fixture(name: str) -> Fixture:
 
 def official_state(toy: str) -> dict[str, Tensor]:
     """The recorded network's weights, and what a classifier's file holds besides them."""
-    width = TOYS[toy].arch["dims"][-1]
-    shapes = {"head.weight": (10, width), "head.bias": (10,), **TOYS[toy].classifier}
+    width, head = TOYS[toy].arch["dims"][-1], TOYS[toy].head
+    shapes = {f"{head}weight": (10, width), f"{head}bias": (10,), **TOYS[toy].classifier}
     return load_fixture(toy).state | {name: torch.randn(shape) for name, shape in shapes.items()}
 
 

@@ -48,6 +48,8 @@ class Toy:
     """Arguments that give the network the form of the official one."""
     classifier: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Names and shapes of what the official classifier's file holds besides this network's weights and the head."""
+    head: str = "head."
+    """What the names of the official classifier's last linear map begin with."""
     recorded: bool = True
     """The official network of this size has its weights and features in tests/data/<name>.npz."""
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -110,6 +112,7 @@ TOYS = {
         MViTv2,
         dict(depths=(1, 2, 2, 2), dims=(8, 16, 32, 64), num_heads=(1, 2, 4, 8), window_size=8, pretrain_grid=16),
         classifier=norms(norm=64),
+        head="head.projection.",
     ),
     "xcit": Toy(XCiT, dict(COLUMN, dim=32), options=dict(norm_eval=True), recorded=False),
 }
