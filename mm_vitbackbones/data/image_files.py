@@ -12,7 +12,7 @@ from typing import IO
 from PIL import Image
 
 from mm_vitbackbones import limits
-from mm_vitbackbones.data.tiff_tags import check_directories
+from mm_vitbackbones.data.tiff_tags import SPARE, check_directories
 from mm_vitbackbones.files import why_no_file
 
 
@@ -27,7 +27,32 @@ def why_unreadable(path: str | Path) -> str:
         size = os.path.getsize(path)
     except (OSError, ValueError):
         return ""  # loading it says so
-    return has(limits.IMAGE.exceeded(size)) or check_directories(path) or too_many_pixels(path)
+    return has(limits.IMAGE.exceeded(size)) or check_directories(path) or _check_chunks(path) or too_many_pixels(path)
+
+
+MOST_CHUNKS = 1_000_000
+"""Of a PNG file. One of 2 GiB has 260,000, as they are written."""
+
+
+def _check_chunks(path: str | Path) -> str:
+    """What is wrong with the chunks of a PNG file, as "it is ..."; empty for other files, and where nothing is.
+
+    Readers take memory for all that a chunk says to hold before they look how much there is.
+    """
+    with contextlib.suppress(OSError, ValueError), open(path, "rb") as file:
+        if file.read(8) != b"\x89PNG\r\n\x1a\n":
+            return ""
+        size = os.fstat(file.fileno()).st_size
+        for _ in range(MOST_CHUNKS):
+            head = file.read(8)
+            length = int.from_bytes(head[:4], "big")
+            if len(head) < 8 or head[4:] == b"IEND":
+                return ""
+            if length > size + SPARE:
+                return f"it is broken: a chunk says {length:,} bytes, and the file has {size:,}"
+            file.seek(length + 4, os.SEEK_CUR)
+        return f"it is broken: it has more than {MOST_CHUNKS:,} chunks"
+    return ""
 
 
 def too_many_pixels(file: str | Path | IO[bytes]) -> str:

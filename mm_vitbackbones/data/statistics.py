@@ -36,19 +36,32 @@ class Statistics:
             raise UserError(f"it has {channels} channels, and the images before it have {len(self.count)}")
         self.images += 1
         for part in parts(image):
+            values = part.reshape(-1, channels)
+            if values.dtype == np.uint8:
+                self._add_counted(values)
+                continue
             with np.errstate(invalid="ignore"):  # a signalling NaN is left out as any other
-                values = part.reshape(-1, channels).astype(np.float64)
-            self._add_part(values)
+                self._add_part(values.astype(np.float64))
 
     def _add_part(self, values: np.ndarray) -> None:
         finite = np.isfinite(values)
         self.left_out += int(values.size - finite.sum())
         new = finite.sum(0)
         mean = np.where(finite, values, 0).sum(0) / np.maximum(new, 1)
-        squares = (np.where(finite, values, mean) - mean) ** 2
+        self._merge(new, mean, ((np.where(finite, values, mean) - mean) ** 2).sum(0))
+
+    def _add_counted(self, values: np.ndarray) -> None:
+        """``_add_part`` of bytes, by how often each value is there: an image of 100 million pixels takes a second."""
+        levels = np.arange(256.0)[:, None]
+        often = np.stack([np.bincount(channel, minlength=256) for channel in values.T], axis=1)
+        mean = (often * levels).sum(0) / max(len(values), 1)
+        self._merge(often.sum(0), mean, (often * (levels - mean) ** 2).sum(0))
+
+    def _merge(self, new: np.ndarray, mean: np.ndarray, squares: np.ndarray) -> None:
+        """Take in so many more values of each channel, with their mean and the sum of their squared distances to it."""
         total = np.maximum(self.count + new, 1)
         apart = mean - self.mean
-        self._squares = self._squares + squares.sum(0) + apart**2 * self.count * new / total
+        self._squares = self._squares + squares + apart**2 * self.count * new / total
         self.mean = self.mean + apart * new / total
         self.count = self.count + new
 
