@@ -251,8 +251,8 @@ def differing(entries: Iterable[Entry]) -> list[str]:
     ]
 
 
-def page(entries: list[Entry]) -> str:
-    """docs/model_zoo.md."""
+def page(entries: list[Entry], order: Sequence[str]) -> str:
+    """docs/model_zoo.md, with the weights of the families in this order."""
     parts = [HEAD]
     for task, title in (("detection", "Detection on COCO"), ("segmentation", "Segmentation on ADE20K")):
         height, width = SIZES[task]
@@ -264,14 +264,14 @@ def page(entries: list[Entry]) -> str:
     small = [entry for entry in entries if entry.dataset in ("mini", "trees")]
     parts.append("\n## The embedded sets\n\nFor trying things out, from random weights; no benchmarks.\n\n")
     parts.append(_table(small, "512x512 (segmentation) or 800x1280"))
-    parts.append("\n## Pretrained weights\n\n" + WEIGHTS + _weights())
+    parts.append("\n## Pretrained weights\n\n" + WEIGHTS + _weights(order))
     return "".join(parts)
 
 
 HEAD = """# Model zoo
 
-Made by `tools/make_model_zoo.py` from the configs, `docs/published.json` and
-`mm_vitbackbones/checkpoints/published.py`: do not edit.
+Made by `tools/make_model_zoo.py` from the configs, `docs/published.json` and the records in
+`mm_vitbackbones/checkpoints/tables/`: do not edit.
 
 **Nothing of COCO and ADE20K was trained here.** Results are those that were published, with their source: papers, the
 authors' repositories, third parties. "untested" marks configs without a published result. Parameters and multiply-adds
@@ -318,16 +318,28 @@ accuracy as published.
 """
 
 
-def _weights() -> str:
+def _weights(order: Sequence[str]) -> str:
     rows = [
         "| backbone | name | trained on | pixels | top-1 | file | published by | licence |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for file in FILES:
+    for file in sorted(FILES, key=lambda file: order.index(file.family)):
         cells = [f"{file.family} {file.arch}", f"`{file.name}`", file.data, file.size, file.top1 or "-"]
         cells += [f"[{file.file_name}]({file.url})", file.source, file.licence]
         rows.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(rows) + "\n"
+
+
+def order_of_families(backbones: str) -> list[str]:
+    """The families in the order of docs/backbones.md.
+
+    Raises:
+        UserError: if the page has no row of a family.
+    """
+    order = list(dict.fromkeys(re.findall(r"^\| `mm_vitbackbones\.(\w+)` \|", backbones, flags=re.MULTILINE)))
+    if missing := sorted({*families()} - {*order}):
+        raise UserError(f"docs/backbones.md has no row of {', '.join(missing)}: write one for each variant")
+    return order
 
 
 def paper_of(family: type[Backbone]) -> tuple[str, str]:
@@ -388,12 +400,13 @@ def files(root: Path) -> dict[Path, str]:
     """Everything that is made of the configs, by where it belongs.
 
     Raises:
-        UserError: if counted parameters are not the published ones.
+        UserError: if counted parameters are not the published ones, or the page of backbones lacks a family.
     """
+    order = order_of_families((root / "docs/backbones.md").read_text(encoding="utf-8"))
     entries = collect(root / "configs", root / "docs/published.json")
     if wrong := differing(entries):
         raise UserError(f"parameters are not the published ones: {'; '.join(wrong)}: fix the config, or state why")
-    made = {root / "docs/model_zoo.md": page(entries)}
+    made = {root / "docs/model_zoo.md": page(entries, order)}
     big = [entry for entry in entries if entry.dataset not in ("mini", "trees")]
     with_recipes = [family for family in families() if any(entry.family == family for entry in big)]
     for family in with_recipes:

@@ -28,6 +28,7 @@ from mm_vitbackbones.checkpoints.recognise import (
     outline_of,
     twin_of,
 )
+from mm_vitbackbones.checkpoints.record import Licence
 from mm_vitbackbones.checkpoints.unwrapping import unwrap
 from mm_vitbackbones.errors import CheckpointError, CheckpointMismatch, did_you_mean, shorten
 from mm_vitbackbones.registry import BACKBONES
@@ -35,7 +36,7 @@ from mm_vitbackbones.registry import BACKBONES
 KNOWN = FAMILIES | HEADS
 """What has key tables, by the registered class's name."""
 
-_LOGGED: set[published.Licence] = set()
+_LOGGED: set[Licence] = set()
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from mmengine.logging import print_log
 
 from mm_vitbackbones import limits
 from mm_vitbackbones.checkpoints import addresses, downloading, published, scanning
+from mm_vitbackbones.checkpoints.record import file_name_of
 from mm_vitbackbones.checkpoints.scanning import Scan
 from mm_vitbackbones.errors import CheckpointError, DownloadError, UnsafeCheckpointError, UserError, printable, shorten
 from mm_vitbackbones.files import sha256
@@ -78,7 +79,7 @@ def local_copy(checkpoint: str) -> Iterator[tuple[Path, str]]:
         yield path, path.name
         return
     _check_is_whole(name)
-    source = published.file_name_of(name)
+    source = file_name_of(name)
     if not addresses.STORAGE.match(name):
         yield _fetch(name), source
         return
@@ -509,7 +510,7 @@ def _fetch(url: str) -> Path:
     # The URL's hash separates files of the same name: many repositories have a pytorch_model.bin. It comes first: at
     # the end of a name it would be taken for the hash of the content.
     digest = hashlib.sha256(url.encode()).hexdigest()[:8]
-    path = Path(torch.hub.get_dir(), "checkpoints", f"{digest}-{published.file_name_of(url) or 'checkpoint'}")
+    path = Path(torch.hub.get_dir(), "checkpoints", f"{digest}-{file_name_of(url) or 'checkpoint'}")
     rank, world_size = get_dist_info()
     failure: list[CheckpointError | None] = [None]
     if rank == 0:
@@ -531,7 +532,7 @@ def _is_good(path: Path, url: str) -> bool:
     if not path.exists():
         return False
     try:
-        _check_digest(path, published.file_name_of(url))
+        _check_digest(path, file_name_of(url))
         with _opened(path) as file, _named(path):
             kind = _kind(path, file)
             if kind == "safetensors":
@@ -553,7 +554,7 @@ def _download(url: str, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         downloading.download(url, partial)
-        _read_file(partial, published.file_name_of(url))
+        _read_file(partial, file_name_of(url))
         partial.replace(path)
     except DownloadError as error:
         raise DownloadError(f"{error}: {by_hand}") from error.__cause__

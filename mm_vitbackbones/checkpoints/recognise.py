@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
-import pkgutil
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -16,15 +14,10 @@ from mm_vitbackbones.checkpoints.layout import CLASSIFIER, Family, Layout, State
 from mm_vitbackbones.errors import CheckpointError
 from mm_vitbackbones.registry import BACKBONES
 
+_TABLED: list[Family] = tables.gather("FAMILY")
 
-def _tabled() -> list[Family]:
-    """What each module in tables/ describes. A new table is found by its place."""
-    modules = [importlib.import_module(f"{tables.__name__}.{x.name}") for x in pkgutil.iter_modules(tables.__path__)]
-    return [module.FAMILY for module in modules if hasattr(module, "FAMILY")]
-
-
-FAMILIES = {family.name: family for family in _tabled() if family.spec_of is None}
-HEADS = {family.name: family for family in _tabled() if family.spec_of is not None}
+FAMILIES = {family.name: family for family in _TABLED if family.spec_of is None}
+HEADS = {family.name: family for family in _TABLED if family.spec_of is not None}
 
 # Files of other networks, by keys that all of them hold. A family that gets a table leaves this list.
 OTHERS = (

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import re
+import sys
+import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,8 +17,8 @@ from helpers.official import official_state
 from helpers.paths import ROOT
 from helpers.toys import TOYS
 from mm_vitbackbones.backbones import PVT, MiT, PVTv2, Swin
-from mm_vitbackbones.build import backbone_names
-from mm_vitbackbones.checkpoints import CheckpointError, load_pretrained, loading, published
+from mm_vitbackbones.build import backbone_names, families
+from mm_vitbackbones.checkpoints import CheckpointError, load_pretrained, loading, published, record, tables
 from mm_vitbackbones.checkpoints.published import FILES, files_of, licence_of, resolve
 
 # ---- the records
@@ -22,6 +27,30 @@ from mm_vitbackbones.checkpoints.published import FILES, files_of, licence_of, r
 def test_every_record_is_of_a_known_backbone_and_every_backbone_has_one():
     known = {(family.__name__, arch) for family, arch in backbone_names().values()}
     assert {(file.family, file.arch) for file in FILES} == known
+
+
+def test_the_records_of_a_family_stand_in_its_table():
+    for name, family in families().items():
+        table = importlib.import_module(f"{tables.__name__}.{family.__module__.rpartition('.')[2]}")
+        assert table.FAMILY.name == name
+        assert {file.family for file in table.FILES} == {name}
+
+
+def test_a_new_table_is_found_by_its_place(tmp_path, monkeypatch):
+    table = types.ModuleType(f"{tables.__name__}.puddle")
+    table.FILES = ("a record",)
+    (tmp_path / "puddle.py").touch()
+    monkeypatch.setattr(tables, "__path__", [*tables.__path__, str(tmp_path)])
+    monkeypatch.setitem(sys.modules, table.__name__, table)
+    assert tables.gather("FILES")[-1] == ("a record",)
+    assert len(tables.gather("FAMILY")) == len(loading.KNOWN)
+
+
+def test_what_is_shared_names_no_family():
+    for module in (published, record, tables):
+        tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
+        words = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+        assert not words & {*families()}
 
 
 def test_records_of_one_arch_have_names_of_their_own():
@@ -45,9 +74,9 @@ def test_a_record_agrees_with_its_url():
 
 def test_a_file_that_predicts_imagenet1k_says_how_well():
     for file in FILES:
-        if file.data in (published.IN1K, published.IN22K_TO_1K):
+        if file.data in (record.IN1K, record.IN22K_TO_1K):
             assert file.top1 or file.arch.startswith("deit3_")  # not all of DeiT III's are known here
-        elif file.data != published.IN21K_TO_1K:
+        elif file.data != record.IN21K_TO_1K:
             assert file.top1 is None
 
 
@@ -69,12 +98,12 @@ def test_the_pages_top1_is_the_records():
         expected = []
         for arch in archs:
             known = files_of(family, arch).values()
-            rated = [x for data in (published.IN1K, published.IN22K_TO_1K) for x in known if x.data == data and x.top1]
+            rated = [x for data in (record.IN1K, record.IN22K_TO_1K) for x in known if x.data == data and x.top1]
             if not rated:
                 expected.append("-")
                 continue
             file = rated[0]
-            notes = ["22k"] * (file.data == published.IN22K_TO_1K) + [str(file.size)] * (file.size != 224)
+            notes = ["22k"] * (file.data == record.IN22K_TO_1K) + [str(file.size)] * (file.size != 224)
             expected.append(f"{file.top1}" + (f" ({', '.join(notes)})" if notes else ""))
         assert cell == ", ".join(expected)
 

@@ -94,11 +94,6 @@ def step_2(copy: Copy) -> None:
 
 
 def step_3(copy: Copy) -> None:
-    record = '"Pool", "tiny", "imagenet1k", "https://example.org/pool_tiny.pth", APACHE, _AUTHORS, top1=71.5'
-    copy.add("mm_vitbackbones/checkpoints/published.py", "FILES", f"    PublishedFile({record}),\n")
-
-
-def step_4(copy: Copy) -> None:
     copy.run(str(FILES / "official.py"), str(copy.root / "tests/data"))
     copy.written.add("tests/data/pool.npz")
     copy.imports("tests/helpers/toys.py")
@@ -106,7 +101,7 @@ def step_4(copy: Copy) -> None:
     copy.add("tests/helpers/toys.py", "TOYS", toy)
 
 
-def step_5(copy: Copy) -> None:
+def step_4(copy: Copy) -> None:
     made = copy.root / "tests/data"
     copy.written.add("tests/data/pool_names.txt")
     contract, parity, initialisation = (
@@ -122,12 +117,12 @@ def step_5(copy: Copy) -> None:
     copy.add(initialisation, "NETWORKS", "    (Pool, dict(depths=(1, 2, 1, 1), dims=(64, 64, 128, 128))),\n")
 
 
-def step_6(copy: Copy) -> None:
+def step_5(copy: Copy) -> None:
     copy.write("configs/retinanet_pool_t_coco.py", CONFIG)
     copy.add("tests/configs/test_detection.py", "ZOO", '    "retinanet_pool_t_coco": (0.1, None, ()),\n')
 
 
-def step_7(copy: Copy) -> None:
+def step_6(copy: Copy) -> None:
     figures = [described(copy, side) for side in ("224", "512")]
     (millions, small), (_, large) = figures
     name, paper = "`mm_vitbackbones.Pool`", "[Nobody 2021](https://arxiv.org/abs/2100.00001)"
@@ -149,11 +144,11 @@ def described(copy: Copy, side: str) -> tuple[str, str]:
     return found[1], found[2]
 
 
-def step_8(copy: Copy) -> None:
+def step_7(copy: Copy) -> None:
     """The command of the guide is all of it."""
 
 
-STEPS: list[Callable[[Copy], None]] = [step_1, step_2, step_3, step_4, step_5, step_6, step_7, step_8]
+STEPS: list[Callable[[Copy], None]] = [step_1, step_2, step_3, step_4, step_5, step_6, step_7]
 
 
 def guide() -> str:

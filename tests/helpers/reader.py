@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw
 
 from mm_vitbackbones import build_backbone
 from mm_vitbackbones.checkpoints import published
+from mm_vitbackbones.checkpoints.record import file_name_of
 
 WIDTH, HEIGHT = 96, 64
 CLASSES = ("cat", "dog")
@@ -35,7 +36,7 @@ def write_weights(hub: Path, here: Path) -> None:
     """Random weights of PVTv2-B0 as if they were downloaded: in PyTorch's cache (``TORCH_HOME``), and by hand. Those of
     a training with an adapter."""
     url = published.resolve("imagenet1k", "PVTv2", "b0")
-    name = published.file_name_of(url)
+    name = file_name_of(url)
     with DefaultScope.overwrite_default_scope(None):
         backbone = build_backbone("pvt_v2_b0")
     torch.save(backbone.state_dict(), here / name)

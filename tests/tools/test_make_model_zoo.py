@@ -91,6 +91,16 @@ def test_results_of_no_config_are_refused(tmp_path):
         zoo.collect(ROOT / "configs", tmp_path / "published.json")
 
 
+def test_weights_are_in_the_order_of_the_page_of_backbones(made):
+    rows = made[ROOT / "docs/model_zoo.md"].partition("## Pretrained weights")[2].splitlines()
+    listed = [row.split()[1] for row in rows if "](https://" in row]
+    assert len(listed) == len(zoo.FILES)
+    backbones = (ROOT / "docs/backbones.md").read_text(encoding="utf-8")
+    assert list(dict.fromkeys(listed)) == zoo.order_of_families(backbones)
+    with pytest.raises(UserError, match="has no row of Swin: write one for each variant"):
+        zoo.order_of_families(backbones.replace("| `mm_vitbackbones.Swin` |", "| |"))
+
+
 def test_metafiles_are_yaml_of_openmmlabs_form(made):
     import yaml
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mm_vitbackbones.checkpoints.key_map import KeyMap, under
 from mm_vitbackbones.checkpoints.layout import Family, Layout
+from mm_vitbackbones.checkpoints.record import APACHE, BY_AUTHORS, META, PublishedFile
 from mm_vitbackbones.checkpoints.tables.columnar import (
     MLP,
     NORMS,
@@ -57,4 +58,25 @@ FAMILY = Family(
     may_be_fresh=(PYRAMID,),
     level_only=(*NOT_TAPPED, CLASS_ATTENTION),
     also=(("timm", "official"),),
+)
+
+
+def _file(arch: str, top1: float) -> PublishedFile:
+    kind, _, side = arch.partition("_")
+    name = f"imagenet1k_{side}" if side else "imagenet1k"
+    url = f"{META}/deit/{kind.upper()}_{side or 224}.pth"
+    return PublishedFile("CaiT", arch, name, url, APACHE, BY_AUTHORS, size=int(side or 224), top1=top1)
+
+
+FILES = (
+    _file("xxs24", 78.4),
+    _file("xxs24_384", 80.95),
+    _file("xxs36", 79.75),
+    _file("xxs36_384", 82.2),
+    _file("xs24_384", 84.1),
+    _file("s24", 83.5),
+    _file("s24_384", 85.1),
+    _file("s36_384", 85.4),
+    _file("m36_384", 86.1),
+    _file("m48_448", 86.5),
 )

@@ -8,6 +8,7 @@ import torch
 
 from mm_vitbackbones.checkpoints.key_map import KeyMap, under
 from mm_vitbackbones.checkpoints.layout import Family, Layout, State, Surgery
+from mm_vitbackbones.checkpoints.record import APACHE, BY_AUTHORS, PublishedFile, size_of
 from mm_vitbackbones.checkpoints.surgery import STEM, rows
 from mm_vitbackbones.errors import CheckpointError
 
@@ -121,4 +122,22 @@ FAMILY = Family(
     adapters=(STEM,),
     also=(("timm", "official"),),
     level_only=(r"parallel_blocks\.\d+\.norm2\.\d+\..+",),
+)
+
+
+def _file(arch: str, top1: float, sha256: str, name: str = "imagenet1k") -> PublishedFile:
+    size = size_of(name)
+    url = f"https://vcl.ucsd.edu/coat/pretrained/coat_{arch}{f'_{size}x{size}' if size != 224 else ''}_{sha256}.pth"
+    return PublishedFile("CoaT", arch, name, url, APACHE, BY_AUTHORS, size=size, top1=top1, sha256=sha256)
+
+
+FILES = (
+    _file("tiny", 78.3, "c6efc33c"),
+    _file("mini", 81.0, "40667eec"),
+    _file("small", 82.1, "7479cf9b"),
+    _file("lite_tiny", 77.5, "e88e96b0"),
+    _file("lite_mini", 79.1, "6b4a8ae5"),
+    _file("lite_small", 81.9, "8d362f48"),
+    _file("lite_medium", 83.6, "a750cd63"),
+    _file("lite_medium", 84.5, "f9129688", "imagenet1k_384"),
 )

@@ -8,6 +8,7 @@ import torch
 
 from mm_vitbackbones.checkpoints.key_map import KeyMap, under
 from mm_vitbackbones.checkpoints.layout import Family, Layout, State, Surgery
+from mm_vitbackbones.checkpoints.record import APACHE, BY_AUTHORS, META, PublishedFile
 from mm_vitbackbones.checkpoints.tables.columnar import (
     CLASS_TOKENS,
     MLP,
@@ -187,4 +188,24 @@ FAMILY = Family(
     may_be_fresh=(PYRAMID,),
     level_only=NOT_TAPPED,
     claims=_is_dinov2,
+)
+
+LVD142M = "LVD-142M without labels"
+
+
+def _file(arch: str) -> PublishedFile:
+    name = f"dinov2_vit{arch[0]}14"
+    url = f"{META}/dinov2/{name}/{name}{'_reg4' if arch.endswith('_reg') else ''}_pretrain.pth"
+    return PublishedFile("DINOv2", arch, "lvd142m", url, APACHE, BY_AUTHORS, LVD142M, size=518)
+
+
+FILES = (
+    _file("small"),
+    _file("base"),
+    _file("large"),
+    _file("giant"),
+    _file("small_reg"),
+    _file("base_reg"),
+    _file("large_reg"),
+    _file("giant_reg"),
 )

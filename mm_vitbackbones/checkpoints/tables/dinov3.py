@@ -8,6 +8,7 @@ import torch
 
 from mm_vitbackbones.checkpoints.key_map import KeyMap, under
 from mm_vitbackbones.checkpoints.layout import Family, Layout, State, Surgery
+from mm_vitbackbones.checkpoints.record import BY_AUTHORS, Licence, PublishedFile
 from mm_vitbackbones.checkpoints.surgery import rows
 from mm_vitbackbones.checkpoints.tables.columnar import (
     CLASS_TOKENS,
@@ -177,4 +178,25 @@ FAMILY = Family(
     # Files in other naming lack the periods, which follow from a formula, and some of them biases that are zero.
     may_be_fresh=(PYRAMID, r"stem\.periods", r"blocks\.\d+\.attn\.[qv]\.bias"),
     level_only=NOT_TAPPED,
+)
+
+LVD1689M, SAT493M = "LVD-1689M without labels", "SAT-493M without labels"
+DINOV3 = Licence("DINOv3 License")
+
+
+def _file(arch: str, file: str, data: str = LVD1689M) -> PublishedFile:
+    name = data.partition(" ")[0].replace("-", "").lower()
+    url = f"https://huggingface.co/facebook/dinov3-{file}-pretrain-{name}"
+    return PublishedFile("DINOv3", arch, name, url, DINOV3, BY_AUTHORS, data, size=256, gated=True)
+
+
+FILES = (
+    _file("small", "vits16"),
+    _file("small_plus", "vits16plus"),
+    _file("base", "vitb16"),
+    _file("large", "vitl16"),
+    _file("large", "vitl16", SAT493M),
+    _file("huge_plus", "vith16plus"),
+    _file("7b", "vit7b16"),
+    _file("7b", "vit7b16", SAT493M),
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from mm_vitbackbones.checkpoints.key_map import KeyMap, under
 from mm_vitbackbones.checkpoints.layout import Family, Layout
+from mm_vitbackbones.checkpoints.record import BY_OPENMMLAB, Licence, PublishedFile
 from mm_vitbackbones.checkpoints.surgery import STEM
 from mm_vitbackbones.checkpoints.tables.pvt_common import (
     HUGGINGFACE_BLOCK,
@@ -89,4 +90,23 @@ FAMILY = Family(
     adapters=(STEM,),
     claims=has_mit_ratio,
     twins=(("b5", "PVTv2 b5"),),
+)
+
+SEGFORMER = "https://download.openmmlab.com/mmsegmentation/v0.5/pretrain/segformer"
+NVIDIA = Licence("NVIDIA Source Code License", commercial=False)
+
+
+def _file(arch: str, top1: float, sha256: str) -> PublishedFile:
+    url = f"{SEGFORMER}/mit_{arch}_20220624-{sha256}.pth"
+    return PublishedFile("MiT", arch, "imagenet1k", url, NVIDIA, BY_OPENMMLAB, top1=top1, sha256=sha256)
+
+
+# The authors publish theirs on Google Drive, which has no address to download from: these are OpenMMLab's.
+FILES = (
+    _file("b0", 70.5, "7e0fe6dd"),
+    _file("b1", 78.7, "02e5a6a1"),
+    _file("b2", 81.6, "66e8bf70"),
+    _file("b3", 83.1, "13b1141c"),
+    _file("b4", 83.6, "d588d980"),
+    _file("b5", 83.8, "658746d9"),
 )

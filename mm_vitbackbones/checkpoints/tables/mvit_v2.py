@@ -6,6 +6,7 @@ import re
 
 from mm_vitbackbones.checkpoints.key_map import KeyMap, under
 from mm_vitbackbones.checkpoints.layout import Family, Layout, State, Surgery
+from mm_vitbackbones.checkpoints.record import APACHE, BY_AUTHORS, IN1K, IN21K, META, PublishedFile
 from mm_vitbackbones.checkpoints.surgery import STEM
 
 BLOCK = [
@@ -103,4 +104,21 @@ FAMILY = Family(
     layouts=(OFFICIAL, TIMM, OURS),
     adapters=(STEM,),
     may_be_fresh=(r"stages\.\d+\.norm\.(weight|bias)",),
+)
+
+
+def _file(arch: str, top1: float | None = None) -> PublishedFile:
+    """Without an accuracy: of ImageNet-21k."""
+    name, data = ("imagenet21k", IN21K) if top1 is None else ("imagenet1k", IN1K)
+    url = f"{META}/mvit/mvitv2_models/MViTv2_{arch[0].upper()}_in{name[8:]}.pyth"
+    return PublishedFile("MViTv2", arch, name, url, APACHE, BY_AUTHORS, data, top1=top1)
+
+
+FILES = (
+    _file("tiny", 82.3),
+    _file("small", 83.6),
+    _file("base", 84.4),
+    _file("base"),
+    # That of ImageNet-1k is of another network, which widens in its feed-forward networks.
+    _file("large"),
 )

@@ -8,6 +8,7 @@ from functools import partial
 
 from mm_vitbackbones.checkpoints.key_map import KeyMap, under
 from mm_vitbackbones.checkpoints.layout import Adapter, Family, Layout, State, Surgery
+from mm_vitbackbones.checkpoints.record import APACHE, BY_TIMM, PublishedFile
 from mm_vitbackbones.checkpoints.surgery import STEM, resize_table
 
 TABLE = "stem.position.table"
@@ -82,4 +83,22 @@ FAMILY = Family(
     layouts=(OFFICIAL, TIMM, OURS),
     adapters=(replace(STEM, key=re.compile(r"stem\.proj\.weight")), POSITION),
     may_be_fresh=(r"upsample\..+",),  # level 0 is not part of the published network
+)
+
+
+def _file(arch: str, top1: float) -> PublishedFile:
+    url = f"https://huggingface.co/timm/pit_{arch}_224.in1k/resolve/main/model.safetensors"
+    return PublishedFile("PiT", arch, "imagenet1k", url, APACHE, BY_TIMM, top1=top1)
+
+
+# The authors publish theirs on Google Drive, which has no address to download from: these are timm's.
+FILES = (
+    _file("ti", 73.0),
+    _file("ti_distilled", 74.6),
+    _file("xs", 78.1),
+    _file("xs_distilled", 79.1),
+    _file("s", 80.9),
+    _file("s_distilled", 81.9),
+    _file("b", 82.0),
+    _file("b_distilled", 84.0),
 )

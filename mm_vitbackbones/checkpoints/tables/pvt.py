@@ -8,12 +8,14 @@ import torch
 
 from mm_vitbackbones.checkpoints.key_map import KeyMap, under
 from mm_vitbackbones.checkpoints.layout import Adapter, Family, Layout, State, Surgery
+from mm_vitbackbones.checkpoints.record import APACHE, BY_AUTHORS, PublishedFile
 from mm_vitbackbones.checkpoints.surgery import STEM, resize_table, square_side
 from mm_vitbackbones.checkpoints.tables.pvt_common import (
     HUGGINGFACE_BLOCK,
     JOIN_KV,
     OFFICIAL_BLOCK,
     OPENMMLAB_BLOCK,
+    RELEASES,
     SPLIT_QKV,
     SQUEEZE_FFN,
 )
@@ -137,3 +139,15 @@ OURS = Layout(
 )
 
 FAMILY = Family("PVT", layouts=(OFFICIAL, OPENMMLAB, HUGGINGFACE, OURS), adapters=(STEM, POSITION))
+
+
+def _file(arch: str, top1: float) -> PublishedFile:
+    return PublishedFile("PVT", arch, "imagenet1k", f"{RELEASES}/pvt_{arch}.pth", APACHE, BY_AUTHORS, top1=top1)
+
+
+FILES = (
+    _file("tiny", 75.1),
+    _file("small", 79.8),
+    _file("medium", 81.2),
+    _file("large", 81.7),
+)

@@ -6,6 +6,9 @@ from mm_vitbackbones.checkpoints.key_map import KeyMap, under
 from mm_vitbackbones.checkpoints.layout import Layout, State
 from mm_vitbackbones.checkpoints.surgery import inverse, pointwise, rows
 
+RELEASES = "https://github.com/whai362/PVT/releases/download/v2"
+"""The authors' files of PVT and PVTv2."""
+
 OFFICIAL_BLOCK = [
     ("norm1.", "norm1."),
     ("attn.q.", "attn.q."),

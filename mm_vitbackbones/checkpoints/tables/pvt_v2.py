@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from mm_vitbackbones.checkpoints.key_map import KeyMap, under
 from mm_vitbackbones.checkpoints.layout import Family, Layout
+from mm_vitbackbones.checkpoints.record import APACHE, BY_AUTHORS, PublishedFile
 from mm_vitbackbones.checkpoints.surgery import STEM
 from mm_vitbackbones.checkpoints.tables.pvt_common import (
     JOIN_KV,
@@ -14,6 +15,7 @@ from mm_vitbackbones.checkpoints.tables.pvt_common import (
     OVERLAP_OFFICIAL,
     OVERLAP_OPENMMLAB,
     OVERLAP_OURS,
+    RELEASES,
     has_mit_ratio,
 )
 
@@ -92,4 +94,19 @@ FAMILY = Family(
     cautions=(
         ("openmmlab", "b2_li", "OpenMMLab's PVTv2 has no linear attention: no module of theirs takes this file"),
     ),
+)
+
+
+def _file(arch: str, top1: float) -> PublishedFile:
+    return PublishedFile("PVTv2", arch, "imagenet1k", f"{RELEASES}/pvt_v2_{arch}.pth", APACHE, BY_AUTHORS, top1=top1)
+
+
+FILES = (
+    _file("b0", 70.5),
+    _file("b1", 78.7),
+    _file("b2_li", 82.1),
+    _file("b2", 82.0),
+    _file("b3", 83.1),
+    _file("b4", 83.6),
+    _file("b5", 83.8),
 )

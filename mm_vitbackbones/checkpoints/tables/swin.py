@@ -10,6 +10,16 @@ from torch import Tensor
 
 from mm_vitbackbones.checkpoints.key_map import KeyMap, under
 from mm_vitbackbones.checkpoints.layout import Adapter, Family, Layout, State, Surgery
+from mm_vitbackbones.checkpoints.record import (
+    BY_AUTHORS,
+    BY_OPENMMLAB,
+    IN1K,
+    IN22K,
+    IN22K_TO_1K,
+    MIT_LICENCE,
+    PublishedFile,
+    size_of,
+)
 from mm_vitbackbones.checkpoints.surgery import STEM, inverse, resize_table, rows, square_side
 from mm_vitbackbones.errors import CheckpointError
 from mm_vitbackbones.ops.windows import relative_positions
@@ -245,4 +255,50 @@ FAMILY = Family(
     layouts=(OFFICIAL, OPENMMLAB, HUGGINGFACE, HUGGINGFACE_5, TIMM, TIMM_FEATURES, OURS),
     adapters=(STEM, BIAS),
     may_be_fresh=(r"stages\.\d+\.norm\.(weight|bias)",),
+)
+
+RELEASES = "https://github.com/SwinTransformer/storage/releases/download"
+CONVERTED = "https://download.openmmlab.com/mmsegmentation/v0.5/pretrain/swin"
+
+
+def _file(arch: str, name: str, file: str, top1: float | None, release: str = "v1.0.0") -> PublishedFile:
+    url = f"{RELEASES}/{release}/swin_{file}.pth"
+    return PublishedFile("Swin", arch, name, url, MIT_LICENCE, BY_AUTHORS, _data(name), size_of(name), top1)
+
+
+def _openmmlab_file(arch: str, name: str, file: str, sha256: str, top1: float | None) -> PublishedFile:
+    url = f"{CONVERTED}/swin_{file}-{sha256}.pth"
+    name = f"{name}_openmmlab"
+    return PublishedFile("Swin", arch, name, url, MIT_LICENCE, BY_OPENMMLAB, _data(name), size_of(name), top1, sha256)
+
+
+def _data(name: str) -> str:
+    return IN22K_TO_1K if "to_1k" in name else IN22K if "22k" in name else IN1K
+
+
+FILES = (
+    _file("tiny", "imagenet1k", "tiny_patch4_window7_224", 81.2),
+    _file("tiny", "imagenet22k", "tiny_patch4_window7_224_22k", None, "v1.0.8"),
+    _file("tiny", "imagenet22k_to_1k", "tiny_patch4_window7_224_22kto1k_finetune", 80.9, "v1.0.8"),
+    _openmmlab_file("tiny", "imagenet1k", "tiny_patch4_window7_224_20220317", "1cdeb081", 81.2),
+    _file("small", "imagenet1k", "small_patch4_window7_224", 83.2),
+    _file("small", "imagenet22k", "small_patch4_window7_224_22k", None, "v1.0.8"),
+    _file("small", "imagenet22k_to_1k", "small_patch4_window7_224_22kto1k_finetune", 83.2, "v1.0.8"),
+    _openmmlab_file("small", "imagenet1k", "small_patch4_window7_224_20220317", "7ba6d6dd", 83.2),
+    _file("base", "imagenet1k", "base_patch4_window7_224", 83.5),
+    _file("base", "imagenet22k", "base_patch4_window7_224_22k", None),
+    _file("base", "imagenet22k_to_1k", "base_patch4_window7_224_22kto1k", 85.2),
+    _openmmlab_file("base", "imagenet1k", "base_patch4_window7_224_20220317", "e9b98025", 83.5),
+    _openmmlab_file("base", "imagenet22k", "base_patch4_window7_224_22k_20220317", "4f79f7c0", None),
+    _file("large", "imagenet22k", "large_patch4_window7_224_22k", None),
+    _file("large", "imagenet22k_to_1k", "large_patch4_window7_224_22kto1k", 86.3),
+    _openmmlab_file("large", "imagenet22k", "large_patch4_window7_224_22k_20220412", "aeecf2aa", None),
+    _file("base_w12", "imagenet1k_384", "base_patch4_window12_384", 84.5),
+    _file("base_w12", "imagenet22k_384", "base_patch4_window12_384_22k", None),
+    _file("base_w12", "imagenet22k_to_1k_384", "base_patch4_window12_384_22kto1k", 86.4),
+    _openmmlab_file("base_w12", "imagenet1k_384", "base_patch4_window12_384_20220317", "55b0104a", 84.5),
+    _openmmlab_file("base_w12", "imagenet22k_384", "base_patch4_window12_384_22k_20220317", "e5c09f74", None),
+    _file("large_w12", "imagenet22k_384", "large_patch4_window12_384_22k", None),
+    _file("large_w12", "imagenet22k_to_1k_384", "large_patch4_window12_384_22kto1k", 87.3),
+    _openmmlab_file("large_w12", "imagenet22k_384", "large_patch4_window12_384_22k_20220412", "6580f57d", None),
 )

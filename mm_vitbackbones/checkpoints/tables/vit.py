@@ -6,6 +6,18 @@ import torch
 
 from mm_vitbackbones.checkpoints.key_map import KeyMap, under
 from mm_vitbackbones.checkpoints.layout import Family, Layout, State, Surgery
+from mm_vitbackbones.checkpoints.record import (
+    APACHE,
+    BY_AUTHORS,
+    BY_TIMM,
+    CC_BY_NC,
+    IN1K,
+    IN21K_TO_1K,
+    META,
+    UNLABELLED,
+    PublishedFile,
+    size_of,
+)
 from mm_vitbackbones.checkpoints.surgery import inverse, rows
 from mm_vitbackbones.checkpoints.tables.columnar import (
     CLASS_TOKENS,
@@ -261,4 +273,72 @@ FAMILY = Family(
     # With windows or relative positions there are no class tokens.
     level_only=(*NOT_TAPPED, r"stem\.(class_tokens|token_positions)"),
     claims=_is_vit,
+)
+
+TIMM_FILES = "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-vitjx"
+
+
+def _timm_file(arch: str, sha256: str) -> PublishedFile:
+    name, url = "imagenet21k_to_1k_384", f"{TIMM_FILES}/jx_vit_{arch.removesuffix('_384')}_p16_384-{sha256}.pth"
+    return PublishedFile("ViT", arch, name, url, APACHE, BY_TIMM, IN21K_TO_1K, size_of(name), sha256=sha256)
+
+
+def _deit(arch: str, file: str, sha256: str, top1: float, name: str = "imagenet1k") -> PublishedFile:
+    url = f"{META}/deit/deit_{file}-{sha256}.pth"
+    return PublishedFile("ViT", arch, name, url, APACHE, BY_AUTHORS, size=size_of(name), top1=top1, sha256=sha256)
+
+
+def _deit3(arch: str, data: str, top1: float | None = None) -> PublishedFile:
+    kind, _, size = arch.removeprefix("deit3_").partition("_")
+    file = f"deit_3_{kind}_{size or 224}_{data}{'_v1' if (kind, data) == ('huge', '21k') else ''}"
+    name = ("imagenet1k" if data == "1k" else "imagenet21k_to_1k") + (f"_{size}" if size else "")
+    trained = IN1K if data == "1k" else IN21K_TO_1K
+    return PublishedFile(
+        "ViT", arch, name, f"{META}/deit/{file}.pth", APACHE, BY_AUTHORS, trained, int(size or 224), top1
+    )
+
+
+def _dino(arch: str, file: str) -> PublishedFile:
+    url = f"{META}/dino/dino_{file}_pretrain/dino_{file}_pretrain.pth"
+    return PublishedFile("ViT", arch, "dino", url, APACHE, BY_AUTHORS, UNLABELLED)
+
+
+def _mae(arch: str) -> PublishedFile:
+    url = f"{META}/mae/pretrain/mae_pretrain_vit_{arch}.pth"
+    return PublishedFile("ViT", arch, "mae", url, CC_BY_NC, BY_AUTHORS, UNLABELLED)
+
+
+FILES = (
+    _deit("tiny", "tiny_patch16_224", "a1311bcf", 72.2),
+    _deit("small", "small_patch16_224", "cd65a155", 79.9),
+    _dino("small", "deitsmall16"),
+    _deit("base", "base_patch16_224", "b5f2ef4d", 81.8),
+    _dino("base", "vitbase16"),
+    _mae("base"),
+    _mae("large"),
+    _mae("huge"),
+    _dino("small_p8", "deitsmall8"),
+    _dino("base_p8", "vitbase8"),
+    _deit("base_384", "base_patch16_384", "8de9b5d1", 82.9, "imagenet1k_384"),
+    _timm_file("large_384", "b3be5167"),
+    _deit("tiny_distilled", "tiny_distilled_patch16_224", "b40b3cf7", 74.5),
+    _deit("small_distilled", "small_distilled_patch16_224", "649709d9", 81.2),
+    _deit("base_distilled", "base_distilled_patch16_224", "df68dfff", 83.4),
+    _deit("base_distilled_384", "base_distilled_patch16_384", "d0272ac0", 85.2, "imagenet1k_384"),
+    _deit3("deit3_small", "1k", 81.4),
+    _deit3("deit3_small", "21k", 83.1),
+    _deit3("deit3_medium", "1k", 83.0),
+    _deit3("deit3_medium", "21k"),
+    _deit3("deit3_base", "1k", 83.8),
+    _deit3("deit3_base", "21k", 85.7),
+    _deit3("deit3_large", "1k", 84.9),
+    _deit3("deit3_large", "21k"),
+    _deit3("deit3_huge", "1k"),
+    _deit3("deit3_huge", "21k"),
+    _deit3("deit3_small_384", "1k"),
+    _deit3("deit3_small_384", "21k"),
+    _deit3("deit3_base_384", "1k"),
+    _deit3("deit3_base_384", "21k"),
+    _deit3("deit3_large_384", "1k"),
+    _deit3("deit3_large_384", "21k"),
 )

@@ -6,6 +6,7 @@ import re
 
 from mm_vitbackbones.checkpoints.key_map import KeyMap, under
 from mm_vitbackbones.checkpoints.layout import Adapter, Family, Layout, State, Surgery
+from mm_vitbackbones.checkpoints.record import APACHE, BY_AUTHORS, META, UNLABELLED, PublishedFile, size_of
 from mm_vitbackbones.checkpoints.surgery import adapt_in_channels, inverse, rows
 from mm_vitbackbones.checkpoints.tables.columnar import MLP, NOT_TAPPED, OUR_NAMES, PYRAMID
 
@@ -131,4 +132,49 @@ FAMILY = Family(
     adapters=(STEM,),
     may_be_fresh=(PYRAMID,),
     level_only=NOT_TAPPED,
+)
+
+
+def _files(arch: str, *top1: float) -> tuple[PublishedFile, ...]:
+    """Trained on images of 224 pixels, the same with distillation, and then of 384 pixels, in this order."""
+    kinds = zip(("", "_distilled", "_distilled_384"), ("224", "224_dist", "384_dist"), top1, strict=True)
+    return tuple(
+        PublishedFile(
+            "XCiT",
+            arch,
+            f"imagenet1k{kind}",
+            f"{META}/xcit/xcit_{arch}_{file}.pth",
+            APACHE,
+            BY_AUTHORS,
+            size=size_of(kind),
+            top1=accuracy,
+        )
+        for kind, file, accuracy in kinds
+    )
+
+
+def _dino_file(arch: str) -> PublishedFile:
+    file = f"dino_xcit_{arch}_pretrain"
+    return PublishedFile("XCiT", arch, "dino", f"{META}/dino/{file}/{file}.pth", APACHE, BY_AUTHORS, UNLABELLED)
+
+
+FILES = (
+    *_files("nano_12_p16", 69.9, 72.2, 75.4),
+    *_files("tiny_12_p16", 77.1, 78.6, 80.9),
+    *_files("tiny_24_p16", 79.4, 80.4, 82.6),
+    *_files("small_12_p16", 82.0, 83.3, 84.7),
+    _dino_file("small_12_p16"),
+    *_files("small_24_p16", 82.6, 83.9, 85.1),
+    *_files("medium_24_p16", 82.7, 84.3, 85.4),
+    _dino_file("medium_24_p16"),
+    *_files("large_24_p16", 82.9, 84.9, 85.8),
+    *_files("nano_12_p8", 73.8, 76.3, 77.8),
+    *_files("tiny_12_p8", 79.7, 81.2, 82.4),
+    *_files("tiny_24_p8", 81.9, 82.6, 83.7),
+    *_files("small_12_p8", 83.4, 84.2, 85.1),
+    _dino_file("small_12_p8"),
+    *_files("small_24_p8", 83.9, 84.9, 85.6),
+    *_files("medium_24_p8", 83.7, 85.1, 85.8),
+    _dino_file("medium_24_p8"),
+    *_files("large_24_p8", 84.4, 85.4, 86.0),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mm_vitbackbones.checkpoints.key_map import KeyMap, under
 from mm_vitbackbones.checkpoints.layout import Family, Layout
+from mm_vitbackbones.checkpoints.record import APACHE, BY_AUTHORS, PublishedFile
 from mm_vitbackbones.checkpoints.surgery import STEM
 
 OFFICIAL = Layout(
@@ -30,3 +31,7 @@ OURS = Layout(
 )
 
 FAMILY = Family("Pool", layouts=(OFFICIAL, OURS), adapters=(STEM,))
+
+FILES = (
+    PublishedFile("Pool", "tiny", "imagenet1k", "https://example.org/pool_tiny.pth", APACHE, BY_AUTHORS, top1=71.5),
+)
