@@ -66,8 +66,8 @@ class Copy:
 
     def imports(self, name: str) -> None:
         """Import Pool next to the other families."""
-        content = (self.root / name).read_text()
-        changed = re.sub(r"(import PVT, .*)\bPVTv2\b", r"\1Pool, PVTv2", content, count=1)
+        content, line = (self.root / name).read_text(), "from mm_vitbackbones.backbones import "
+        changed = content.replace(f"\n{line}", f"\n{line}Pool\n{line}", 1)
         assert changed != content
         (self.root / name).write_text(changed)
 
