@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -13,21 +12,16 @@ import pytest
 import torch
 from mmengine.registry import MODELS
 
-from helpers.toys import TOYS
+from helpers.junk import JUNK, NO_BOOL, NO_INTEGER, NO_LIST, NO_NUMBER
+from helpers.toys import BY_FAMILY, TOYS
 from mm_vitbackbones.backbones import PVT, MiT, PiT, PVTv2, Swin
 from mm_vitbackbones.backbones.base import Backbone
 from mm_vitbackbones.build import build_backbone, families
 from mm_vitbackbones.errors import ArgumentError
 
-ONE_OF_EACH = {toy.family.__name__: toy for toy in reversed(TOYS.values())}
+ONE_OF_EACH = {name: next(iter(family.toys.values())) for name, family in BY_FAMILY.items()}
 """A toy of each family."""
 
-JUNK = (None, "", "2", {}, object(), [[1]], math.nan, math.inf, -7, 2.5)
-"""What fits no argument and no field, except where the type says so."""
-NO_INTEGER = (*JUNK, True, 2.0, [2])
-NO_LIST = (*JUNK, True, 5, "2222", b"22", [1, 2.0], [1, True], [1, None], [1, "1"], [[1], [2]])
-NO_NUMBER = (*JUNK[:7], True, [0.1], 1j)
-NO_BOOL = (*JUNK, 1, 0, "yes", [True])
 WRONG = {
     "in_channels": (*NO_INTEGER, 0, -1),
     "out_indices": (*NO_LIST, (), (0, 0), (1, 0), (0, 9), (-1,)),
@@ -42,24 +36,27 @@ WRONG = {
     "final_norm": NO_BOOL,
     "with_class_token": NO_BOOL,
     "patch_size": (*NO_INTEGER, 0, -1),
-    "positions": (*JUNK, True, "size", ["by_size"]),
-    "window_size": (*NO_INTEGER, 0, -1),
-    "global_blocks": (*NO_LIST, (0, 9)),
-    "class_attention": NO_BOOL,
-    "relative_positions": (*NO_INTEGER, 0, -1),
-    "rescale_positions": (*NO_NUMBER, 0, 1, -2.0),
     "init_cfg": ("pvt.pth", 3, {}, dict(checkpoint="pvt.pth"), ["pvt.pth"], [dict(type="Constant"), {}]),
     "adapters": (*JUNK[1:3], *JUNK[4:], True, [8], dict(ranks=4), dict(rank=0), dict(rank=8.0), dict(alpha=0)),
     "arch": tuple(
         value for value in (*JUNK, True, 3, ["tiny"], PVT, torch.zeros(1)) if value is not None and value != {}
     ),
 }
-"""Values that each argument has no use for."""
+"""Values that each argument of several families has no use for."""
+
+
+def wrong(family: str) -> dict[str, Sequence[Any]]:
+    return {**WRONG, **BY_FAMILY[family].wrong}
 
 
 def test_the_table_has_every_argument_of_every_family() -> None:
-    known = {name for family in families().values() for name in inspect.signature(family).parameters}
-    assert known == WRONG.keys()
+    used = set()
+    for name, family in families().items():
+        known = inspect.signature(family).parameters.keys()
+        assert known <= wrong(name).keys()
+        assert BY_FAMILY[name].wrong.keys() <= known
+        used |= known
+    assert used >= WRONG.keys()
 
 
 @pytest.mark.parametrize(
@@ -69,7 +66,7 @@ def test_the_table_has_every_argument_of_every_family() -> None:
 def test_a_value_of_another_type_is_one_line_that_names_the_argument(family: str, name: str) -> None:
     toy = ONE_OF_EACH[family]
     default = inspect.signature(toy.family).parameters[name].default
-    for value in WRONG[name]:
+    for value in wrong(family)[name]:
         if value is None and default is None:
             continue
         with pytest.raises(ArgumentError) as caught:

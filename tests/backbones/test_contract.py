@@ -14,7 +14,9 @@ from torch import nn
 from torch._dynamo.backends.debugging import aot_eager
 from torch.utils._pytree import tree_leaves
 
-from helpers.toys import PIT, TOYS
+from helpers.families import blocks_of
+from helpers.toys import BY_FAMILY, TOYS
+from helpers.toys.pit import PIT
 from mm_vitbackbones.backbones import PVT, Backbone, CoaT, MViTv2, PiT, PVTv2
 from mm_vitbackbones.backbones.base import Level, Part
 from mm_vitbackbones.backbones.columnar import ColumnarBackbone
@@ -27,121 +29,7 @@ VARIANTS = [(family, arch) for family in families().values() for arch in family.
 toys = pytest.mark.parametrize("toy", TOYS.values(), ids=TOYS.keys())
 
 
-def blocks_of(backbone: Backbone) -> list[Part]:
-    return [part for part in backbone.parts() if part.kind == "block"]
-
-
 SUBSETS = [subset for n in (1, 2, 3, 4) for subset in itertools.combinations(range(4), n)]
-
-PARAMETERS = {  # of the dense forms, as the authors' own code counts them
-    "CoaT tiny": 5_344_624,
-    "CoaT mini": 10_118_704,
-    "CoaT small": 21_370_984,
-    "CoaT lite_tiny": 5_400_320,
-    "CoaT lite_mini": 10_497_536,
-    "CoaT lite_small": 19_324_480,
-    "CoaT lite_medium": 44_057_024,
-    "PVT tiny": 12_714_240,
-    "PVT small": 23_970_816,
-    "PVT medium": 43_693_056,
-    "PVT large": 60_854_272,
-    "PVTv2 b0": 3_409_760,
-    "PVTv2 b1": 13_496_000,
-    "PVTv2 b2_li": 22_040_512,
-    "PVTv2 b2": 24_849_856,
-    "PVTv2 b3": 44_725_696,
-    "PVTv2 b4": 62_043_072,
-    "PVTv2 b5": 81_443_008,
-    "MiT b0": 3_319_392,
-    "MiT b1": 13_151_424,
-    "MiT b2": 24_196_288,
-    "MiT b3": 44_072_128,
-    "MiT b4": 60_842_688,
-    "MiT b5": 81_443_008,
-    # PiT: as published without the final norm and the heads, and its upsampling to level 0, of 4 C^2 + C.
-    "PiT ti": 4_589_760 + 16_448,
-    "PiT xs": 10_233_120 + 36_960,
-    "PiT s": 22_883_760 + 83_088,
-    "PiT b": 72_737_792 + 262_400,
-    "PiT ti_distilled": 4_589_760 + 64 + 16_448,
-    "PiT xs_distilled": 10_233_120 + 96 + 36_960,
-    "PiT s_distilled": 22_883_760 + 144 + 83_088,
-    "PiT b_distilled": 72_737_792 + 256 + 262_400,
-    "Swin tiny": 27_520_698,
-    "Swin small": 48_838_602,
-    "Swin base": 86_745_016,
-    "Swin large": 194_998_164,
-    "Swin base_w12": 86_880_376,
-    "Swin large_w12": 195_201_204,
-    # ViT without the final norm, which only some dense heads have; DINOv3 without the bias of the keys, which is
-    # masked, and the norm that its 7b has for training alone.
-    "ViT tiny": 5_524_032,
-    "ViT small": 21_664_896,
-    "ViT base": 85_797_120,
-    "ViT tiny_distilled": 5_524_416,
-    "ViT small_distilled": 21_665_664,
-    "ViT base_distilled": 85_798_656,
-    "ViT deit3_small": 21_673_728,
-    "ViT deit3_medium": 38_335_488,
-    "ViT deit3_base": 85_814_784,
-    "ViT deit3_large": 303_347_712,
-    "ViT deit3_huge": 630_842_880,
-    "ViT small_p8": 21_669_504,
-    "ViT base_p8": 85_806_336,
-    "ViT base_384": 86_088_960,
-    "ViT base_distilled_384": 86_090_496,
-    "ViT deit3_small_384": 21_819_648,
-    "ViT deit3_base_384": 86_106_624,
-    "ViT deit3_large_384": 303_736_832,
-    "ViT large": 303_299_584,
-    "ViT large_384": 303_688_704,
-    "ViT huge": 630_762_240,
-    "DINOv2 small": 22_056_192,
-    "DINOv2 base": 86_579_712,
-    "DINOv2 large": 304_367_616,
-    "DINOv2 giant": 1_136_479_232,
-    "DINOv2 small_reg": 22_057_728,
-    "DINOv2 base_reg": 86_582_784,
-    "DINOv2 large_reg": 304_371_712,
-    "DINOv2 giant_reg": 1_136_485_376,
-    "DINOv3 small": 21_600_768 - 4_608,
-    "DINOv3 small_plus": 28_697_088 - 4_608,
-    "DINOv3 base": 85_668_864 - 9_216,
-    "DINOv3 large": 303_153_152 - 24_576,
-    "DINOv3 huge_plus": 840_632_320 - 40_960,
-    "DINOv3 7b": 6_716_039_168 - 8_192,
-    # CaiT without the final norm and what its class token alone passes through.
-    "CaiT xxs24": 10_872_192,
-    "CaiT xxs24_384": 10_945_152,
-    "CaiT xxs36": 16_215_648,
-    "CaiT xxs36_384": 16_288_608,
-    "CaiT xs24_384": 24_380_928,
-    "CaiT s24": 42_979_584,
-    "CaiT s24_384": 43_125_504,
-    "CaiT s36_384": 64_430_016,
-    "CaiT m36_384": 256_271_232,
-    "CaiT m48_448": 341_510_400,
-    # XCiT with its pyramid, as the authors' detectors have it.
-    "XCiT nano_12_p16": 2_724_032,
-    "XCiT tiny_12_p16": 6_075_528,
-    "XCiT tiny_24_p16": 11_476_152,
-    "XCiT small_12_p16": 24_088_080,
-    "XCiT small_24_p16": 45_506_160,
-    "XCiT medium_24_p16": 80_722_688,
-    "XCiT large_24_p16": 181_227_744,
-    "XCiT nano_12_p8": 2_588_240,
-    "XCiT tiny_12_p8": 5_770_080,
-    "XCiT tiny_24_p8": 11_170_704,
-    "XCiT small_12_p8": 22_866_624,
-    "XCiT small_24_p8": 44_284_704,
-    "XCiT medium_24_p8": 78_551_360,
-    "XCiT large_24_p8": 176_342_592,
-    # MViTv2 with the norms of its levels, as detectron2 has it.
-    "MViTv2 tiny": 23_405_664,
-    "MViTv2 small": 34_102_560,
-    "MViTv2 base": 50_705_088,
-    "MViTv2 large": 212_484_384,
-}
 
 
 def total(outputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
@@ -150,14 +38,17 @@ def total(outputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
 
 
 def test_every_family_has_a_toy():
-    assert {toy.family for toy in TOYS.values()} == {*families().values()}
+    assert {name: family.network for name, family in BY_FAMILY.items()} == families()
+    for family in BY_FAMILY.values():
+        assert {toy.family for toy in family.toys.values()} == {family.network}
+        assert family.parameters.keys() == family.network.archs.keys()
 
 
 @pytest.mark.parametrize(("family", "arch"), VARIANTS, ids=lambda v: getattr(v, "__name__", v))
 def test_parameter_counts_are_the_official_ones(family, arch):
     with torch.device("meta"):
         backbone = family(arch=arch)
-    assert sum(p.numel() for p in backbone.parameters()) == PARAMETERS[f"{family.__name__} {arch}"]
+    assert sum(p.numel() for p in backbone.parameters()) == BY_FAMILY[family.__name__].parameters[arch]
 
 
 @pytest.mark.parametrize(("family", "arch"), VARIANTS, ids=lambda v: getattr(v, "__name__", v))
@@ -377,42 +268,11 @@ def test_drop_path_drops_whole_samples_in_training_only(toy):
     assert len(outputs) > 5
 
 
-def linear_to_the_last(rate, backbone):
-    count = len(blocks_of(backbone))
-    return [rate * i / (count - 1) for i in range(count)]
-
-
-def linear_below_the_last(rate, backbone):
-    count = len(blocks_of(backbone))
-    return [rate * i / count for i in range(count)]
-
-
-def constant(rate, backbone):
-    return [rate] * len(blocks_of(backbone))
-
-
-DROP_PATH = {
-    "PVT": linear_to_the_last,  # whai362/PVT, classification/pvt.py: linspace from 0 to the rate over all blocks
-    "PVTv2": linear_to_the_last,  # the same, classification/pvt_v2.py
-    "MiT": linear_to_the_last,  # MMSegmentation's mit.py: linspace from 0 to the rate
-    "Swin": linear_to_the_last,  # microsoft/Swin-Transformer, models/swin_transformer.py: linspace
-    "PiT": linear_below_the_last,  # naver-ai/pit, pit.py: rate * i / (number of blocks)
-    "ViT": linear_to_the_last,  # facebookresearch/deit, models.py, and detectron2's vit.py: linspace from 0 to the rate
-    "DINOv2": constant,  # facebookresearch/dinov2: drop_path_uniform
-    "DINOv3": constant,  # the same
-    "CaiT": constant,  # facebookresearch/deit, cait_models.py: one rate, and none for class attention
-    "XCiT": constant,  # facebookresearch/xcit, xcit.py: one rate
-    "MViTv2": linear_to_the_last,  # detectron2's mvit.py: linspace from 0 to the rate
-    "CoaT": constant,  # mlpc-ucsd/CoaT, src/models/coat.py: one rate, in serial and parallel blocks
-}
-"""The official rule of each family."""
-
-
 @toys
 def test_drop_path_rates_follow_the_official_rule(toy):
     backbone = toy(drop_path_rate=0.5)
     rates = [module.rate for module in backbone.modules() if isinstance(module, DropPath)]
-    assert rates == pytest.approx(DROP_PATH[type(backbone).__name__](0.5, backbone))
+    assert rates == pytest.approx(BY_FAMILY[type(backbone).__name__].drop_path(0.5, backbone))
 
 
 @toys

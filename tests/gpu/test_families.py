@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from helpers.toys import TOYS
-from mm_vitbackbones.backbones import PVT, Backbone, CoaT, DINOv2, DINOv3, MiT, PiT, PVTv2, Swin, ViT
+from helpers.toys import BY_FAMILY, TOYS
+from mm_vitbackbones.backbones import Backbone, Swin
 from mm_vitbackbones.ops.kernels import registration
 
 DEVICE = "cuda"
@@ -25,17 +25,7 @@ pytestmark = [
 ]
 each_toy = pytest.mark.parametrize("toy", TOYS)
 NARROW = (torch.bfloat16, torch.float16)
-WIDE = {
-    "pvt": (PVT, "small"),
-    "pvt_v2": (PVTv2, "b2"),
-    "mit": (MiT, "b2"),
-    "swin": (Swin, "tiny"),
-    "coat": (CoaT, "lite_small"),
-    "pit": (PiT, "s"),
-    "vit": (ViT, "small"),
-    "dinov2": (DINOv2, "small_reg"),
-    "dinov3": (DINOv3, "small"),
-}
+WIDE = {next(iter(x.toys)): (x.network, x.on_gpu) for x in BY_FAMILY.values() if x.on_gpu}
 """Published widths, which kernels of our own are made for."""
 
 

@@ -1,0 +1,23 @@
+"""Toy networks of all families: each stage and each kind of block, in milliseconds. And what else tests know of them.
+
+A module for each family, found by its place here: a new family adds its module, and nothing else in the tests over all
+families.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from importlib import import_module
+
+from helpers.families import COLUMN, SPEC, Family, Toy
+
+__all__ = ["BY_FAMILY", "COLUMN", "RECORDED", "SPEC", "TOYS", "Family", "Toy"]
+
+BY_FAMILY: dict[str, Family] = {
+    family.network.__name__: family
+    for family in (import_module(f"{__name__}.{module.name}").FAMILY for module in pkgutil.iter_modules(__path__))
+}
+"""By the name of the class."""
+TOYS = {name: toy for family in BY_FAMILY.values() for name, toy in family.toys.items()}
+RECORDED = {name: toy for name, toy in TOYS.items() if toy.recorded}
+"""Those to compare with the official networks."""
