@@ -16,6 +16,7 @@ from helpers.pages import blocks, path_of
 from helpers.paths import ROOT
 
 FILES = Path(__file__).parent / "family"
+TOYS = "tests/helpers/toys/pool.py"
 NAMES = {"<family>": "pool", "<Family>": "Pool", "<method>": "retinanet", "<size>": "t", "<dataset>": "coco"}
 """What the guide's words in angle brackets are here."""
 
@@ -64,13 +65,6 @@ class Copy:
         (self.root / name).write_text(content[: found.end()] + text + content[found.end() :])
         self.written.add(name)
 
-    def imports(self, name: str) -> None:
-        """Import Pool next to the other families."""
-        content, line = (self.root / name).read_text(), "from mm_vitbackbones.backbones import "
-        changed = content.replace(f"\n{line}", f"\n{line}Pool\n{line}", 1)
-        assert changed != content
-        (self.root / name).write_text(changed)
-
     def run(self, *command: str) -> str:
         environment = {**os.environ, "PYTHONPATH": f"{self.root}{os.pathsep}{self.root / 'tests'}"}
         environment.pop("PYTEST_ADDOPTS", None)
@@ -96,25 +90,17 @@ def step_2(copy: Copy) -> None:
 def step_3(copy: Copy) -> None:
     copy.run(str(FILES / "official.py"), str(copy.root / "tests/data"))
     copy.written.add("tests/data/pool.npz")
-    copy.imports("tests/helpers/toys.py")
-    toy = '    "pool": Toy(Pool, dict(depths=(1, 2, 1, 1), dims=(8, 16, 20, 32))),\n'
-    copy.add("tests/helpers/toys.py", "TOYS", toy)
+    copy.write(TOYS, (FILES / "pool_toys.py").read_text())
 
 
 def step_4(copy: Copy) -> None:
     made = copy.root / "tests/data"
     copy.written.add("tests/data/pool_names.txt")
-    contract, parity, initialisation = (
-        f"tests/backbones/test_{name}.py" for name in ("contract", "official_parity", "initialisation")
-    )
-    copy.add(contract, "PARAMETERS", (made / "pool_parameters.txt").read_text())
-    copy.add(contract, "DROP_PATH", '    "Pool": linear_to_the_last,\n')
-    copy.imports(parity)
-    copy.add(parity, "GOLDEN", (made / "pool_golden.txt").read_text())
-    copy.imports(initialisation)
-    rules = "    Pool: {**SMALL_LINEARS, **PYTORCH_CONVS},\n"
-    copy.add(initialisation, "RULES", rules)
-    copy.add(initialisation, "NETWORKS", "    (Pool, dict(depths=(1, 2, 1, 1), dims=(64, 64, 128, 128))),\n")
+    values = [(made / f"pool_{name}.txt").read_text() for name in ("parameters", "golden")]
+    values.append("    drop_path=linear_to_the_last,\n")
+    values.append("    rules={**SMALL_LINEARS, **PYTORCH_CONVS},\n")
+    values.append("    wide=[dict(depths=(1, 2, 1, 1), dims=(64, 64, 128, 128))],\n")
+    copy.insert(TOYS, ")\n", "".join(values))
 
 
 def step_5(copy: Copy) -> None:

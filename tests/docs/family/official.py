@@ -93,10 +93,9 @@ def main(folder: Path) -> None:
         _, channels, height, width = level.shape
         picked = level[0, 0, 0, 0], level[0, channels // 2, height // 2, width // 2], level[0, -1, -1, -1]
         golden.append(tuple(float(f"{x:.6g}") for x in (level.mean(), level.std(correction=0), *picked)))
-    rows = "".join(f"        {row},\n" for row in golden)
-    (folder / "pool_golden.txt").write_text(f'    (Pool, "tiny", (128, 160)): [\n{rows}    ],\n')
+    (folder / "pool_golden.txt").write_text(f'    golden={{("tiny", (128, 160)): {golden}}},\n')
     count = sum(parameter.numel() for parameter in tiny.parameters())
-    (folder / "pool_parameters.txt").write_text(f'    "Pool tiny": {count:_},\n')
+    (folder / "pool_parameters.txt").write_text(f'    parameters={{"tiny": {count:_}}},\n')
 
 
 if __name__ == "__main__":
