@@ -96,11 +96,8 @@ def step_3(copy: Copy) -> None:
 def step_4(copy: Copy) -> None:
     made = copy.root / "tests/data"
     copy.written.add("tests/data/pool_names.txt")
-    values = [(made / f"pool_{name}.txt").read_text() for name in ("parameters", "golden")]
-    values.append("    drop_path=linear_to_the_last,\n")
-    values.append("    rules={**SMALL_LINEARS, **PYTORCH_CONVS},\n")
-    values.append("    wide=[dict(depths=(1, 2, 1, 1), dims=(64, 64, 128, 128))],\n")
-    copy.insert(TOYS, ")\n", "".join(values))
+    # The other values are in the file of step 4.
+    copy.insert(TOYS, ")\n", "".join((made / f"pool_{name}.txt").read_text() for name in ("parameters", "golden")))
 
 
 def step_5(copy: Copy) -> None:

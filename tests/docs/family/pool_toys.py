@@ -8,4 +8,7 @@ from mm_vitbackbones.backbones import Pool
 FAMILY = Family(
     Pool,
     toys={"pool": Toy(Pool, dict(depths=(1, 2, 1, 1), dims=(8, 16, 20, 32)))},
+    drop_path=linear_to_the_last,
+    rules={**SMALL_LINEARS, **PYTORCH_CONVS},
+    wide=[dict(depths=(1, 2, 1, 1), dims=(64, 64, 128, 128))],
 )
