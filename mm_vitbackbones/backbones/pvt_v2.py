@@ -32,6 +32,7 @@ from mm_vitbackbones.layers import (
     init_convs_fan_out,
     init_linears_and_norms,
 )
+from mm_vitbackbones.ops.resize import pooled_to
 from mm_vitbackbones.registry import BACKBONES
 
 
@@ -71,8 +72,7 @@ class PoolReduction(nn.Module):
         self.norm = LayerNorm(dim, eps=1e-5)  # PyTorch's default epsilon, as official
 
     def forward(self, grid: Tensor) -> Tensor:
-        pooled = F.adaptive_avg_pool2d(grid.permute(0, 3, 1, 2), 7).permute(0, 2, 3, 1)
-        return F.gelu(self.norm(self.conv(pooled)))
+        return F.gelu(self.norm(self.conv(pooled_to(grid, 7))))
 
 
 @final

@@ -49,6 +49,24 @@ def resized_sum(grids: Sequence[Tensor], height: int, width: int) -> Tensor:
     return total
 
 
+def pooled_to(grid: Tensor, side: int) -> Tensor:
+    """Averages over areas that cover a grid: (B, H, W, C) -> (B, side, side, C), as ``F.adaptive_avg_pool2d``."""
+    if context.is_eager():
+        return F.adaptive_avg_pool2d(grid.permute(0, 3, 1, 2), side).permute(0, 2, 3, 1)
+    # PyTorch's compiler makes a graph of that for each size of the grid. Products serve them all.
+    rows, columns = (_shares_in_areas(size, side, grid) for size in grid.shape[1:3])
+    return torch.einsum("jw,biwc->bijc", columns, torch.einsum("ih,bhwc->biwc", rows, grid))
+
+
+def _shares_in_areas(size: int, count: int, like: Tensor) -> Tensor:
+    """(count, size): area i is the mean of the cells from floor(i * size / count) on, before ceil((i + 1) * size /
+    count)."""
+    area, cell = (torch.arange(end, device=like.device) for end in (count, size))
+    first, last = area * size // count, ((area + 1) * size + count - 1) // count
+    inside = (cell >= first[:, None]) & (cell < last[:, None])
+    return inside.to(like.dtype) / (last - first)[:, None].to(like.dtype)
+
+
 @dataclass(frozen=True)
 class TableResize:
     """How a table of positions becomes one of another size: each family's own way.
