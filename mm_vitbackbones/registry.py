@@ -27,7 +27,7 @@ class _Models(Registry):
         "DPTHead": "mm_vitbackbones.heads.dpt",
         "LinearHead": "mm_vitbackbones.heads.linear",
         "LN2d": "mm_vitbackbones.heads.vitdet",
-        "MaxPoolLevel": "mm_vitbackbones.heads.vitdet",
+        "MaxPoolLevel": "mm_vitbackbones.necks.pyramid",
         "MultichannelDetDataPreprocessor": "mm_vitbackbones.engine.det_preprocessor",
         "ResizeFeaturePyramid": "mm_vitbackbones.necks.pyramid",
         "SegFormerHead": "mm_vitbackbones.heads.segformer",

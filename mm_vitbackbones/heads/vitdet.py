@@ -1,10 +1,7 @@
-"""What ViTDet's detectors (Li et al. 2022) have and MMDetection lacks: a norm of convolutions, and a coarsest level."""
+"""What the heads of ViTDet's detectors (Li et al. 2022) have and MMDetection lacks: a norm of convolutions."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mm_vitbackbones.ops import norm
@@ -19,11 +16,3 @@ class LayerNorm2d(nn.LayerNorm):
     def forward(self, input: Tensor) -> Tensor:
         grid = norm.layer_norm(input.permute(0, 2, 3, 1), self.weight, self.bias, self.eps)
         return grid.permute(0, 3, 1, 2)
-
-
-@MODELS.register_module()
-class MaxPoolLevel(nn.Module):
-    """A neck that adds a level of twice the stride, of every second place of the last one: ceil(H/2) x ceil(W/2)."""
-
-    def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        return (*maps, F.max_pool2d(maps[-1], kernel_size=1, stride=2))

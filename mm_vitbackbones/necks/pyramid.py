@@ -8,13 +8,26 @@ from typing import Any, final
 
 import torch.nn.functional as F
 from mmengine.model import BaseModule
-from torch import Tensor
+from torch import Tensor, nn
 
 from mm_vitbackbones.errors import ArgumentError
 from mm_vitbackbones.layers.pyramid import Pyramid, ResizePyramid, SimplePyramid, TapsPyramid, halvings
 from mm_vitbackbones.registry import MODELS
 
 STRIDES = (4, 8, 16, 32)
+
+
+def every_second(map: Tensor) -> Tensor:
+    """The level above the coarsest in ViTDet's detectors: (B, C, H, W) -> (B, C, ceil(H/2), ceil(W/2))."""
+    return F.max_pool2d(map, kernel_size=1, stride=2)
+
+
+@MODELS.register_module()
+class MaxPoolLevel(nn.Module):
+    """A neck that adds ``every_second`` of the last map, for a backbone that has a pyramid itself."""
+
+    def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        return (*maps, every_second(maps[-1]))
 
 
 class FeaturePyramid(BaseModule):
@@ -79,7 +92,7 @@ class FeaturePyramid(BaseModule):
         maps = [*inputs] if len(inputs) > 1 else [*inputs] * len(self.strides)
         levels = [self._level(map, index) for index, map in enumerate(maps)]
         while len(levels) < self.num_outs:
-            levels.append(F.max_pool2d(levels[-1], kernel_size=1, stride=2))
+            levels.append(every_second(levels[-1]))
         return tuple(levels)
 
     def _level(self, map: Tensor, index: int) -> Tensor:
