@@ -57,7 +57,8 @@ def feed_forward(x: Tensor, fc1: nn.Module, fc2: nn.Module) -> Tensor:
 def mix_feed_forward(grid: Tensor, fc1: nn.Module, conv: nn.Module, fc2: nn.Module, relu: bool = False) -> Tensor:
     """``fc2(gelu(conv(fc1(grid))))`` with a depthwise convolution, and with a ReLU after fc1 if asked for:
     (B, H, W, C) -> (B, H, W, C')."""
-    if not relu and trains_on_cuda(grid, fc1) and trains_on_cuda(grid, fc2) and depthwise.serves(grid, [conv], fc1):
+    trains = not relu and trains_on_cuda(grid, fc1) and trains_on_cuda(grid, fc2)
+    if trains and conv.bias is not None and depthwise.serves(grid, [conv], fc1):
         parameters = [getattr(part, name) for part in (fc1, conv, fc2) for name in ("weight", "bias")]
         return _MixFeedForward.apply(grid, *parameters, _dtype(grid))
     hidden = onednn.linear_relu(grid, fc1) if relu else linear(grid, fc1)
@@ -256,7 +257,7 @@ class _Gated(torch.autograd.Function):
 
 
 class _MixFeedForward(torch.autograd.Function):
-    """gelu(conv(x weight1' + bias1)) weight2' + bias2."""
+    """gelu(conv(x weight1' + bias1)) weight2' + bias2. The activation is computed again in the pass of its gradient."""
 
     @staticmethod
     def forward(
@@ -275,27 +276,29 @@ class _MixFeedForward(torch.autograd.Function):
         narrow1, narrow2 = narrow.of(weight1, dtype), narrow.of(weight2, dtype)
         hidden = F.linear(x, narrow1, narrow.of(bias1, dtype))
         activation = kernels.depthwise(hidden, [window], [bias], True, False)
-        ctx.save_for_backward(x, hidden, activation, narrow1, window, bias, narrow2)
+        ctx.save_for_backward(x, hidden, narrow1, window, bias, narrow2)
         return F.linear(activation, narrow2, narrow.of(bias2, dtype))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
-        x, hidden, activation, weight1, window, bias, weight2 = ctx.saved_tensors
+        x, hidden, weight1, window, bias, weight2 = ctx.saved_tensors
         needed, dtypes, width = ctx.needs_input_grad, ctx.dtypes, hidden.shape[-1]
         shape, grad, x = x.shape, grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
-        of_activation = (grad @ weight2).view_as(hidden)
-        of_hidden, (of_window,), (of_bias,) = kernels.depthwise_backward(
-            of_activation, hidden, [window], [bias], True, False
+        of_conv, activation, of_window, of_bias = kernels.depthwise_gelu_slopes(
+            (grad @ weight2).view_as(hidden), hidden, window, bias
         )
-        of_hidden = of_hidden.view(-1, width)
+        of_weight2 = _product(grad.t(), activation.view(-1, width), dtypes[3]) if needed[5] else None
+        del activation  # so that the memory of three of these maps is enough
+        of_hidden = kernels.depthwise_transposed(of_conv, window).view(-1, width)
+        del of_conv
         return (
             (of_hidden @ weight1).view(shape).to(dtypes[0]) if needed[0] else None,
             _product(of_hidden.t(), x, dtypes[1]) if needed[1] else None,
             column_sums(of_hidden, dtypes[2]) if needed[2] else None,
             of_window if needed[3] else None,
             of_bias if needed[4] else None,
-            _product(grad.t(), activation.view(-1, width), dtypes[3]) if needed[5] else None,
+            of_weight2,
             column_sums(grad, dtypes[4]) if needed[6] else None,
             None,
         )

@@ -49,6 +49,19 @@ def backward_reference(
     return of_grid.contiguous(), [g[1] for g in grads], of_biases
 
 
+def slopes_reference(grad: Tensor, grid: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    with context.autocast_to(grid.device, None):
+        before = _convolved(grid, [weight], [bias])
+        d = torch.ops.aten.gelu_backward(grad, before)
+        _, of_weight, of_bias = _gradients(d, grid, weight)
+        return d.contiguous(), F.gelu(before).contiguous(), of_weight, of_bias.to(bias.dtype)
+
+
+def transposed_reference(grad: Tensor, weight: Tensor) -> Tensor:
+    with context.autocast_to(grad.device, None):
+        return _convolved(grad, [weight.flip(2, 3)], ()).contiguous()
+
+
 def _convolved(grid: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
     parts = grid.permute(0, 3, 1, 2).split([len(weight) for weight in weights], dim=1)
     maps = []
@@ -221,6 +234,21 @@ def launch_backward(
     return _convolve(d, grad if add else None, weights, (), False, flip=True), of_weights, of_biases
 
 
+def launch_slopes(grad: Tensor, grid: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if not _served(grid, [weight]):
+        return slopes_reference(grad, grid, weight, bias)
+    activation = torch.empty(grid.shape, dtype=grid.dtype, device=grid.device)
+    grad, grid = _with_channels_together(grad), _with_channels_together(grid)
+    d, (of_weight,), (of_bias,) = _correlate(grad, grid, [weight], [bias], True, activation)
+    return d, activation, of_weight, of_bias
+
+
+def launch_transposed(grad: Tensor, weight: Tensor) -> Tensor:
+    if not _served(grad, [weight]):
+        return transposed_reference(grad, weight)
+    return _convolve(_with_channels_together(grad), None, [weight], (), False, flip=True)
+
+
 def _convolve(
     grid: Tensor, added: Tensor | None, weights: Sequence[Tensor], biases: Sequence[Tensor], gelu: bool, flip: bool
 ) -> Tensor:
@@ -236,9 +264,18 @@ def _convolve(
 
 
 def _correlate(
-    grad: Tensor, grid: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], gelu: bool
+    grad: Tensor,
+    grid: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    gelu: bool,
+    activation: Tensor | None = None,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """The gradient of the convolution's result, and those of its weights and biases."""
+    """The gradient of the convolution's result, and those of its weights and biases.
+
+    Args:
+        activation: an empty grid that takes ``gelu(conv(grid))``.
+    """
     shape = CORRELATE_GELU if gelu else CORRELATE
     bands = bands_of(grid, weights, shape)
     d = torch.empty(grid.shape, dtype=grid.dtype, device=grid.device) if gelu else grad
@@ -252,9 +289,10 @@ def _correlate(
         start += weight.numel() + len(weight)
         of_result, values, result = parts = _parts((grad, grid, d), channels, weights)
         if gelu:
-            bias = biases[i] if biases else weight
-            tensors: tuple[Tensor, ...] = (of_result, values, weight, bias, result, partials)
-            _start(_START_CORRELATE_GELU, shape, bands, tensors, parts, weight, places, (bool(biases),))
+            bias, kept = biases[i] if biases else weight, result if activation is None else activation
+            tensors: tuple[Tensor, ...] = (of_result, values, weight, bias, result, kept, partials)
+            constants = bool(biases), activation is not None
+            _start(_START_CORRELATE_GELU, shape, bands, tensors, parts, weight, places, constants)
         else:
             tensors = of_result, values, partials
             _start(_START_CORRELATE, shape, bands, tensors, parts[:2], weight, places)
@@ -287,3 +325,17 @@ depthwise_backward: Callable[..., tuple[Tensor, list[Tensor], list[Tensor]]] = r
 )
 """The gradients of the grid, the weights and the biases, from the gradient of ``depthwise`` and its inputs. What the
 GELU was applied to is computed again."""
+
+depthwise_gelu_slopes: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]] = registration.operator(
+    "depthwise_gelu_slopes(Tensor grad, Tensor grid, Tensor weight, Tensor bias) -> (Tensor, Tensor, Tensor, Tensor)",
+    slopes_reference,
+    launch_slopes,
+)
+"""The first half of the gradient of ``gelu(conv(grid))``: ``(of_conv, activation, of_weight, of_bias)``, where
+``of_conv`` is the gradient of the convolution's result. The activation, which the linear map after it needs, is a
+by-product: so nobody has to keep it."""
+
+depthwise_transposed: Callable[..., Tensor] = registration.operator(
+    "depthwise_transposed(Tensor grad, Tensor weight) -> Tensor", transposed_reference, launch_transposed
+)
+"""The second half: the gradient of the grid, from that of the convolution's result."""

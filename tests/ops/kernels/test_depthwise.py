@@ -51,6 +51,30 @@ def test_a_kernel_equals_its_reference(case):
             close(a, b)
 
 
+@pytest.mark.parametrize("case", [name for name, case in CASES.items() if case[2] and case[4]])
+def test_the_gradient_in_two_halves_gives_the_activation_besides(case):
+    shape, windows, _, _, _, dtype, of_weights = CASES[case]
+    torch.manual_seed(0)
+    ((side, channels),) = windows.items()
+    grid, grad = torch.randn(2, *shape, channels, device=DEVICE).to(dtype)
+    weight = torch.randn(channels, 1, side, side, device=DEVICE).to(of_weights)
+    bias = torch.randn(channels, device=DEVICE).to(of_weights)
+    exact = grid.double(), [weight.double()], [bias.double()], True, False
+    of_conv, activation, of_weight, of_bias = depthwise.launch_slopes(grad, grid, weight, bias)
+    close(activation, depthwise.reference(*exact))
+    of_grid, (exact_weight,), (exact_bias,) = depthwise.backward_reference(grad.double(), *exact)
+    close(of_weight, exact_weight)
+    close(of_bias, exact_bias)
+    close(depthwise.launch_transposed(of_conv, weight), of_grid)
+    for mine, theirs in zip(
+        (of_conv, activation, of_weight, of_bias),
+        depthwise.slopes_reference(grad.double(), grid.double(), weight.double(), bias.double()),
+        strict=True,
+    ):
+        close(mine, theirs)
+    close(depthwise.launch_transposed(grad, weight), depthwise.transposed_reference(grad.double(), weight.double()))
+
+
 def test_bands_of_rows_and_gradients_of_any_strides(monkeypatch):
     for name in ("CONVOLVE", "CORRELATE", "CORRELATE_GELU"):
         monkeypatch.setattr(depthwise, name, getattr(depthwise, name)._replace(columns=4, rows=2))

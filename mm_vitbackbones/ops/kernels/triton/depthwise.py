@@ -47,16 +47,15 @@ def half_erfc(a):
 
 
 @triton.jit
-def gelu(x):
-    """``x * Phi(x)`` with the distribution function Phi of the normal distribution."""
-    a = tl.abs(x)
-    return tl.maximum(x, 0.0) - a * half_erfc(a)
+def gelu(x, tail):
+    """``x * Phi(x)`` with the distribution function Phi of the normal distribution, whose ``half_erfc`` of |x| is
+    ``tail``."""
+    return tl.maximum(x, 0.0) - tl.abs(x) * tail
 
 
 @triton.jit
-def gelu_slope(x):
+def gelu_slope(x, tail):
     """The derivative, ``Phi(x) + x * Phi'(x)``."""
-    tail = half_erfc(tl.abs(x))
     density = 0.3989422804014327 * tl.exp2(-0.7213475204444817 * x * x)
     return tl.where(x < 0, tail, 1 - tail) + x * density
 
@@ -167,7 +166,7 @@ def convolve(
         if done >= first:
             y = partial[0]
             if GELU:
-                y = gelu(y)
+                y = gelu(y, half_erfc(tl.abs(y)))
             if ADD:
                 at = added + done.to(tl.int64) * added_h * V
                 y += tl.load(at + columns[:, None] * (added_w * V) + channels[None, :], stored, other=0.0).to(
@@ -262,6 +261,7 @@ def correlate_gelu(
     weight,
     bias,
     out,
+    activation,
     partials,
     height,
     width,
@@ -282,12 +282,14 @@ def correlate_gelu(
     out_w,
     K: tl.constexpr,
     BIAS: tl.constexpr,
+    KEEP: tl.constexpr,
     V: tl.constexpr,
     AHEAD: tl.constexpr,
     BLOCK_W: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """``out = grad * gelu'(conv(grid) + bias)``, and the gradients of the weight and the bias as in ``correlate``."""
+    """``out = grad * gelu'(conv(grid) + bias)``, and the gradients of the weight and the bias as in ``correlate``. With
+    KEEP, ``activation = gelu(conv(grid) + bias)``, whose strides are those of ``out``."""
     pad: tl.constexpr = K // 2
     blocks_c, blocks_w = tl.cdiv(units * V, BLOCK_C), tl.cdiv(width, BLOCK_W)
     program = tl.program_id(0)
@@ -304,6 +306,7 @@ def correlate_gelu(
     grid += image * grid_b * V
     grad += image * grad_b * V
     out += image * out_b * V
+    activation += image * out_b * V
     taps = load_taps(weight, channels, units * V, K, False)
     start = tl.zeros((BLOCK_W, BLOCK_C), tl.float32)
     if BIAS:
@@ -329,9 +332,12 @@ def correlate_gelu(
         y = start
         for t in tl.static_range(K * K):
             y += window[t].to(tl.float32) * taps[t]
-        d *= gelu_slope(y)
-        at = out + row.to(tl.int64) * out_h * V
-        tl.store(at + columns[:, None] * (out_w * V) + channels[None, :], d.to(out.dtype.element_ty), stored)
+        half = half_erfc(tl.abs(y))
+        d *= gelu_slope(y, half)
+        places = row.to(tl.int64) * out_h * V + columns[:, None] * (out_w * V) + channels[None, :]
+        tl.store(out + places, d.to(out.dtype.element_ty), stored)
+        if KEEP:
+            tl.store(activation + places, gelu(y, half).to(out.dtype.element_ty), stored)
         total += d
         more = ()
         for t in tl.static_range(K * K):

@@ -2,13 +2,14 @@
 
 Triton looks at each argument of each launch again, to find the compiled kernel that fits. In eager mode that takes
 longer than many of our kernels run. Here the kernel is looked up by what our own arguments can differ in, and started
-directly.
+directly: by the function that Triton's own launch ends in, where it has the form that we know.
 """
 
 # mypy: ignore-errors
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,6 +30,8 @@ class Launcher:
     def __init__(self, function: Any) -> None:
         self.function = function
         self.compiled: dict[Any, Any] = {}
+        self.starts: dict[Any, tuple[Callable[..., Any], tuple[Any, ...]]] = {}
+        """The function that starts a compiled kernel, and what it takes between the stream and our arguments."""
 
     def __call__(
         self,
@@ -48,11 +51,53 @@ class Launcher:
         types = [tensor.dtype for tensor in tensors]
         key = index, num_warps, maxnreg, constants, *types, *[pointer & 15 == 0 for pointer in pointers]
         usual = max(numbers) <= LARGEST_INT32
+        start = self.starts.get(key) if usual else None
+        if start is not None:
+            launch, between = start
+            launch(*grid, _stream(index), *between, *pointers, *numbers, *constants)
+            return None
         compiled = self.compiled.get(key) if usual else None
         if compiled is not None:
-            compiled[grid](*pointers, *numbers, *constants)
+            self.starts[key] = launch_and_learn(compiled, grid, _stream(index), (*pointers, *numbers, *constants))
             return None
         compiled = self.function[grid](*tensors, *numbers, *constants, num_warps=num_warps, maxnreg=maxnreg)
         if DIRECT and usual and hasattr(compiled, "function"):  # the interpreter returns nothing
             self.compiled[key] = compiled
         return None
+
+
+def _stream(index: int) -> int:
+    return torch._C._cuda_getCurrentRawStream(index)
+
+
+def launch_and_learn(
+    compiled: Any, grid: tuple[int, int, int], stream: int, arguments: tuple[Any, ...]
+) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """Starts a compiled kernel as Triton does, and returns what ``Launcher.starts`` holds for it.
+
+    Triton passes on what does not depend on the launch (the handle of the kernel, its hooks), if the kernel needs no
+    scratch memory. Where the call looks different, all later ones go through Triton as well.
+    """
+    run, seen = compiled.run, []
+    launch = getattr(run, "launch", None)
+    scratch = [getattr(run, f"{kind}_scratch_size", None) for kind in ("global", "profile")]
+    if launch is None or scratch != [0, 0]:
+        compiled[grid](*arguments, stream=stream)
+    else:
+
+        def listen(*given: Any) -> None:
+            seen.append(given)
+            launch(*given)
+
+        run.launch = listen
+        try:
+            compiled[grid](*arguments, stream=stream)
+        finally:
+            run.launch = launch
+    if seen and seen[0][:4] == (*grid, stream) and seen[0][-len(arguments) :] == arguments:
+        return launch, seen[0][4 : -len(arguments)]
+
+    def through_triton(x: int, y: int, z: int, stream: int, *given: Any) -> None:
+        compiled[x, y, z](*given, stream=stream)
+
+    return through_triton, ()
