@@ -6,6 +6,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 import torch
 import torch.nn.functional as F
@@ -27,15 +28,17 @@ def resize_cells(grid: Tensor, cell: float, stride: int, size: tuple[int, int]) 
     begin at pixel 0; what ``size`` does not need is left out, and what it lacks repeats the last row or column."""
     height, width = size
     if cell != stride:
-        # The resize gives no more cells than the grid covers: further rows and columns, equal to the last, cover all.
-        bottom, right = (
-            max(0, math.ceil(after * stride / cell) - before)
+        # Whole cells of both kinds, by further rows and columns that are equal to the last. Then the sizes alone say
+        # where the centres of cells are: PyTorch's resize by a factor puts them elsewhere on CUDA.
+        ratio = Fraction(cell) / stride
+        lengths = [
+            math.ceil(max(before, after / ratio) / ratio.denominator) * ratio.denominator
             for before, after in zip(grid.shape[1:3], size, strict=True)
-        )
+        ]
+        right, bottom = lengths[1] - grid.shape[2], lengths[0] - grid.shape[1]
         maps = F.pad(grid.permute(0, 3, 1, 2), (0, right, 0, bottom), mode="replicate")
-        # By the scale and not by sizes, so that the centres of cells are where they belong.
-        maps = F.interpolate(maps, scale_factor=cell / stride, mode="bilinear", align_corners=False)
-        grid = maps.permute(0, 2, 3, 1)
+        sizes = [int(length * ratio) for length in lengths]
+        grid = F.interpolate(maps, size=sizes, mode="bilinear", align_corners=False).permute(0, 2, 3, 1)
     return grid if grid.shape[1:3] == (height, width) else grid[:, :height, :width]
 
 
@@ -116,6 +119,18 @@ def resized_table(table: Tensor, height: int, width: int, resize: TableResize) -
 @functools.lru_cache(maxsize=64)
 def _line(before: int, after: int, resize: TableResize, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The matrix (after, before) that resizes a line."""
+    # Cubic convolution (Keys 1981). PyTorch's sharpness is -0.75, and with antialiasing -0.5; there the kernel is as wide
+    # as a step, and places outside of the line have no weight, where otherwise they are its first and last one.
+    step, sharpness = before / (after + resize.offset), -0.5 if resize.antialias else -0.75
+    width = max(step, 1.0) if resize.antialias else 1.0
     with torch.inference_mode(False), torch.no_grad():
-        lines = torch.eye(before, dtype=torch.float64)[None, :, :, None]
-        return resize(lines, after, 1)[0, :, :, 0].t().to(device, dtype).contiguous()
+        centre = (torch.arange(after, dtype=torch.float64)[:, None] + 0.5) * step - 0.5
+        margin = 0 if resize.antialias else 3
+        place = torch.arange(-margin, before + margin)
+        distance = ((centre - place) / width).abs()
+        near = ((sharpness + 2) * distance - (sharpness + 3)) * distance**2 + 1
+        far = sharpness * (((distance - 5) * distance + 8) * distance - 4)
+        share = torch.where(distance <= 1, near, torch.where(distance < 2, far, 0.0))
+        line = torch.zeros(after, before, dtype=torch.float64)
+        line.index_add_(1, place.clamp(0, before - 1), share / share.sum(1, keepdim=True))
+        return line.to(device, dtype)
