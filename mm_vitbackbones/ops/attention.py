@@ -190,9 +190,11 @@ class _BiasedAttention(torch.autograd.Function):
 
 # ---- with heads that are mixed
 
-BAND_BYTES, CUDA_BAND_BYTES = 4 * 2**20, 64 * 2**20
+BAND_BYTES, CUDA_BAND_BYTES = 2**20, 64 * 2**20
 """The size of one tensor (h, n, N) of a band of n queries: on a CPU it fits into the caches, on CUDA there are few
 launches."""
+FEWEST_QUERIES = 32
+"""Of a band, whose products would otherwise take a third longer."""
 
 
 def attend_with_mixed_heads(qkv: Tensor, before: nn.Module, after: nn.Module, num_heads: int) -> Tensor:
@@ -238,12 +240,17 @@ def _mixes_in_bands(qkv: Tensor, before: nn.Module, after: nn.Module) -> bool:
     return plain and before.bias is not None and after.bias is not None
 
 
-def _bands(qkv: Tensor, num_heads: int) -> Iterator[slice]:
-    """The queries of each band of an image."""
+def _bands(qkv: Tensor, num_heads: int, count: int) -> Iterator[tuple[slice, list[Tensor]]]:
+    """The queries of each band of an image, and as many buffers (h, n, N). All bands write into the same memory: pages
+    of new tensors would take as long as the products."""
     tokens = qkv.shape[1]
     budget = CUDA_BAND_BYTES if context.device_type(qkv) == "cuda" else BAND_BYTES
-    size = max(1, budget // (num_heads * tokens * qkv.element_size()))
-    return (slice(first, first + size) for first in range(0, tokens, size))
+    size = min(tokens, max(FEWEST_QUERIES, budget // (num_heads * tokens * qkv.element_size())))
+    buffers = qkv.new_empty(count, num_heads * size * tokens)
+    for first in range(0, tokens, size):
+        queries = min(size, tokens - first)
+        parts = buffers[:, : num_heads * queries * tokens].view(count, num_heads, queries, tokens)
+        yield slice(first, first + queries), list(parts)
 
 
 def _heads_of(qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -252,9 +259,10 @@ def _heads_of(qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
     return query.mul_(query.shape[-1] ** -0.5), key, value
 
 
-def _mix(weight: Tensor, heads: Tensor) -> Tensor:
+def _mix(weight: Tensor, heads: Tensor, out: Tensor) -> Tensor:
     """(h, n, N) -> (h, n, N), by a weight (h, h)."""
-    return (weight @ heads.flatten(1)).view_as(heads)
+    torch.mm(weight, heads.flatten(1), out=out.flatten(1))
+    return out
 
 
 def _mixed_heads(qkv: Tensor, before: Tensor, after: Tensor, bias: Tensor, num_heads: int) -> Tensor:
@@ -266,9 +274,10 @@ def _mixed_heads(qkv: Tensor, before: Tensor, after: Tensor, bias: Tensor, num_h
             query, key, value = _heads_of(image, num_heads)
             constant = bias[:, None, None] * value.sum(1, keepdim=True)
             of_heads = result.unflatten(-1, (num_heads, -1)).transpose(0, 1)
-            for band in _bands(qkv, num_heads):
-                shares = _mix(before, query[:, band] @ key.mT).softmax(-1)
-                of_heads[:, band] = torch.baddbmm(constant, _mix(after, shares), value)
+            for band, (a, b) in _bands(qkv, num_heads, 2):
+                torch.bmm(query[:, band], key.mT, out=a)
+                shares = torch.softmax(_mix(before, a, out=b), -1, out=a)
+                of_heads[:, band] = torch.baddbmm(constant, _mix(after, shares, out=b), value)
         return out
 
 
@@ -289,24 +298,22 @@ def _mixed_heads_backward(
             of_bias += (column * value.sum(1, keepdim=True, dtype=wide)).sum((1, 2))
             of_query, of_key, of_value = (torch.zeros_like(x, dtype=wide) for x in heads)
             of_value += bias[:, None, None] * column
-            for band in _bands(qkv, num_heads):
-                scores = query[:, band] @ key.mT
-                shares = _mix(before, scores).softmax(-1)
-                of_value += _mix(after, shares).mT @ of_out[:, band]
-                of_mixed = of_out[:, band] @ value.mT
+            for band, (a, b, c, d) in _bands(qkv, num_heads, 4):
+                scores = torch.bmm(query[:, band], key.mT, out=a)
+                shares = torch.softmax(_mix(before, scores, out=b), -1, out=c)
+                of_value += _mix(after, shares, out=b).mT @ of_out[:, band]
+                of_mixed = torch.bmm(of_out[:, band], value.mT, out=b)
                 of_after += of_mixed.flatten(1) @ shares.flatten(1).t()
-                of_shares = _mix(after.t(), of_mixed)
-                del of_mixed
-                of_logits = torch._softmax_backward_data(of_shares, shares, -1, shares.dtype)
-                del of_shares, shares
+                of_shares = _mix(after.t(), of_mixed, out=d)
+                of_logits = torch._softmax_backward_data(of_shares, shares, -1, shares.dtype, grad_input=b)
                 of_before += of_logits.flatten(1) @ scores.flatten(1).t()
-                scores = _mix(before.t(), of_logits)  # their gradient
-                del of_logits
-                of_query[:, band] = scores @ key
-                of_key += scores.mT @ query[:, band]
-                del scores
+                of_scores = _mix(before.t(), of_logits, out=a)
+                of_query[:, band] = of_scores @ key
+                of_key += of_scores.mT @ query[:, band]
             of_query *= query.shape[-1] ** -0.5
-            result.copy_(torch.stack((of_query, of_key, of_value)).permute(2, 0, 1, 3).flatten(1))
+            parts = result.unflatten(-1, (3, num_heads, -1)).permute(1, 2, 0, 3)
+            for part, gradient in zip(parts, (of_query, of_key, of_value), strict=True):
+                part.copy_(gradient)
         of_before, of_after, of_bias = (x.to(dtype) for x, dtype in zip(sums, dtypes, strict=True))
         return of_qkv, of_before, of_after, of_bias
 

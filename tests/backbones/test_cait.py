@@ -25,6 +25,7 @@ recorded = partial(CaiT, SPEC, taps=(2,), pyramid=None, stem="published")
 @pytest.mark.parametrize("grad", [True, False], ids=["grad", "no_grad"])
 @pytest.mark.parametrize("rows", [3, 10**6])
 def test_patches_of_the_official_network(grad, rows, monkeypatch):
+    monkeypatch.setattr(attention, "FEWEST_QUERIES", 1)
     monkeypatch.setattr(attention, "BAND_BYTES", 4 * 16 * 4 * rows)
     fixture, network = load_fixture("cait"), recorded().eval()
     load_pretrained(network, fixture.state)
@@ -38,6 +39,7 @@ def test_patches_of_the_official_network(grad, rows, monkeypatch):
 def test_gradients_in_bands_are_those_of_the_written_out_network(with_cp, monkeypatch):
     fixture = load_fixture("cait")
     image = torch.randn(2, 3, 80, 112)
+    monkeypatch.setattr(attention, "FEWEST_QUERIES", 1)
     found = []
     for in_bands in (True, False):
         network = recorded(with_cp=with_cp).train()

@@ -27,6 +27,8 @@ def narrow_bands() -> Iterator[None]:
         stack.enter_context(torch.inference_mode())
         for module in modules:
             stack.enter_context(mock.patch.object(module, "BAND_BYTES", 2**14))
+            if hasattr(module, "FEWEST_QUERIES"):
+                stack.enter_context(mock.patch.object(module, "FEWEST_QUERIES", 1))
         yield
 
 

@@ -117,6 +117,11 @@ def test_contraction_and_its_use_change_no_input(grad):
 # ---- with heads that are mixed
 
 
+@pytest.fixture(autouse=True)
+def bands_of_any_size(monkeypatch):
+    monkeypatch.setattr(attention, "FEWEST_QUERIES", 1)
+
+
 def mixing(heads: int, dtype: torch.dtype) -> list[nn.Linear]:
     torch.manual_seed(5)
     return [nn.Linear(heads, heads, dtype=dtype) for _ in range(2)]
@@ -186,16 +191,28 @@ def test_memory_of_mixed_heads_grows_with_the_band_and_not_with_the_square_of_to
         band, maps = heads * tokens * 4 * rows, qkv.nbytes
         kept = held_bytes(lambda: attention.attend_with_mixed_heads(qkv, *linears, heads))
         peak = peak_bytes(lambda: attention.attend_with_mixed_heads(qkv, *linears, heads).sum().backward())
-        # Nothing but the result is kept. A band holds six tensors at most; sums and gradients are three times as large
+        # Nothing but the result is kept. A band holds four tensors; sums and gradients are three times as large
         # as queries, keys and values.
         assert kept <= maps / 3 + 1000
-        assert peak <= 6 * band + 5 * maps + 10_000
+        assert peak <= 4 * band + 4 * maps + 10_000
         return peak
 
     whole = 256 * 256 * heads * 4
     assert training(256, 8) < whole
     assert training(256, 32) > 2 * training(256, 8) - 5 * 256 * 3 * dim * 4
     assert training(512, 8) < 2.2 * training(256, 8)
+
+
+@pytest.mark.parametrize("fewest", [1, 20])
+def test_all_bands_of_mixed_heads_write_into_the_same_memory(fewest, monkeypatch):
+    monkeypatch.setattr(attention, "BAND_BYTES", 2 * 60 * 4 * 10)
+    monkeypatch.setattr(attention, "FEWEST_QUERIES", fewest)
+    queries, found = max(10, fewest), []
+    for band, (first, second) in attention._bands(torch.empty(1, 60, 24), 2, 2):
+        found.append((band.start, band.stop, first.data_ptr(), second.data_ptr() - first.data_ptr()))
+        assert first.shape == (2, band.stop - band.start, 60)
+    start, apart = found[0][2], 2 * queries * 60 * 4
+    assert found == [(i, min(i + queries, 60), start, apart) for i in range(0, 60, queries)]
 
 
 @pytest.mark.parametrize(("tokens", "runs"), [(40, 1), (8, 2)])

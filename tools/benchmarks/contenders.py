@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mm_vitbackbones.backbones import PVT, CoaT, DINOv2, DINOv3, MiT, PiT, PVTv2, Swin, ViT
+from mm_vitbackbones.backbones import PVT, CaiT, CoaT, DINOv2, DINOv3, MiT, MViTv2, PiT, PVTv2, Swin, ViT, XCiT
+from mm_vitbackbones.backbones.mvit_v2 import PoolingAttention
 
 DEPTHS_OF_B2 = (3, 4, 6, 3)
 
@@ -285,6 +286,66 @@ def transformers_vit(family: str, **arguments: Any) -> nn.Module:
     return Tokens(network, lambda image: network(image, **options).last_hidden_state)
 
 
+class Intermediates(nn.Module):
+    """timm's network as a function from an image to its maps at some blocks, or stages."""
+
+    def __init__(self, network: Any, indices: list[int]) -> None:
+        super().__init__()
+        self.network, self.indices = network, indices
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        options = dict(stop_early=True, intermediates_only=True)
+        return tuple(self.network.forward_intermediates(image, self.indices, **options))
+
+
+def timm_cait(arch: str, size: tuple[int, int]) -> nn.Module:
+    """For one size of image, as its table of positions is of that size."""
+    declare_torchvision_operators()
+    import timm
+
+    network = timm.create_model(f"cait_{arch}_224", img_size=size, num_classes=0)
+    return Intermediates(network, [5, 11, 17, 23])
+
+
+def timm_xcit(name: str) -> nn.Module:
+    declare_torchvision_operators()
+    import timm
+
+    return Intermediates(timm.create_model(f"xcit_{name}_224", num_classes=0), [3, 5, 7, 11])
+
+
+def timm_mvit(size: tuple[int, int]) -> nn.Module:
+    """For one size of image: its tables of distances are of a square that holds the image."""
+    declare_torchvision_operators()
+    import timm
+
+    network = timm.create_model("mvitv2_tiny", img_size=max(size), drop_path_rate=0.2, num_classes=0)
+    return Intermediates(network, [0, 1, 2, 3])
+
+
+def mvit_without_windows() -> nn.Module:
+    """Ours, with all tokens attending to all in every block: the function that timm's network computes."""
+    network = MViTv2(arch="tiny")
+    for part in network.modules():
+        if isinstance(part, PoolingAttention):
+            part.windows = None
+    return network
+
+
+def cait(arch: str) -> tuple[Contender, ...]:
+    return (
+        Contender("ours", lambda: CaiT(arch=arch, pyramid=None)),
+        Contender("timm", lambda: ForSize(lambda size: timm_cait(arch, size))),
+    )
+
+
+def xcit(arch: str) -> tuple[Contender, ...]:
+    return (
+        Contender("ours", lambda: XCiT(arch=arch, pyramid=None)),
+        Contender("timm", lambda: timm_xcit(arch)),
+    )
+
+
 def timm_pit(size: tuple[int, int]) -> nn.Module:
     return timm_levels("pit_s_224", 0.1, img_size=size)
 
@@ -336,6 +397,15 @@ CONTENDERS: dict[str, tuple[Contender, ...]] = {
         Contender("ours", lambda: DINOv3(**LAST_BLOCK)),
         Contender("timm", lambda: timm_vit("vit_small_patch16_dinov3")),
         Contender("transformers", lambda: transformers_vit("DINOv3ViT", intermediate_size=1536, num_register_tokens=4)),
+    ),
+    "cait_xxs24": cait("xxs24"),
+    "cait_s24": cait("s24"),
+    "xcit_s12_p16": xcit("small_12_p16"),
+    "xcit_s12_p8": xcit("small_12_p8"),
+    "mvit_v2_t": (
+        Contender("ours", mvit_without_windows),
+        Contender("windows", lambda: MViTv2(arch="tiny")),
+        Contender("timm", lambda: ForSize(timm_mvit)),
     ),
     "swin_t": (
         Contender("ours", lambda: Swin(arch="tiny")),
