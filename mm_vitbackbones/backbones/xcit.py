@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from typing import Annotated, Any, final
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mm_vitbackbones.backbones.checks import Above, Count, Rate, check_heads, check_spec
@@ -125,11 +124,8 @@ class Stem(nn.Module):
         self.position = FourierPosition(arch.dim)
 
     def forward(self, image: Tensor) -> Tensor:
-        grid = image
         with memory.saving(image):
-            for i, conv in enumerate(self.convs):
-                grid = norm.batch_norm(conv(memory.cheap(F.gelu, grid) if i else grid), self.norms[i])
-            return self.position(grid)
+            return self.position(norm.convs_and_norms(image, [*self.convs], [*self.norms]))
 
 
 @context.plain
@@ -145,7 +141,7 @@ class CrossCovarianceAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, grid: Tensor) -> Tensor:
-        qkv = linear.linear(grid.flatten(1, 2), self.qkv, again=True)
+        qkv = linear.linear(grid.flatten(1, 2), self.qkv)
         return linear.linear(covariance.attend(qkv, self.temperature, self.num_heads), self.proj).view_as(grid)
 
 

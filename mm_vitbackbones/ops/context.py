@@ -86,7 +86,7 @@ def is_eager_on_cuda(x: Tensor) -> bool:
 
 # ---- what is attached to modules
 
-_PLAIN: set[type] = {nn.Linear, nn.Conv2d, nn.LayerNorm, nn.Identity, nn.ModuleList, nn.ModuleDict}
+_PLAIN: set[type] = {nn.Linear, nn.Conv2d, nn.LayerNorm, nn.BatchNorm2d, nn.Identity, nn.ModuleList, nn.ModuleDict}
 _WEIGHTS = {nn.Parameter, Tensor, type(None)}
 
 

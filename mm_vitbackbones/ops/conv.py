@@ -42,6 +42,26 @@ def over_patches(grid: Tensor, conv: nn.Conv2d) -> Tensor | None:
     return linear_by(memory.cheap(places.patches, grid), weight.flatten(1), conv.bias)
 
 
+def conv_norm(grid: Tensor, conv: nn.Module, norm: nn.Module, gelu: bool) -> Tensor | None:
+    """``norm(conv(grid))``, with a GELU if asked for, by one operator: (B, H, W, C) -> (B, H', W', C'). In fp32 inference
+    on a CPU a batch norm is a factor and a term of each channel, which a convolution takes in; None elsewhere."""
+    if type(norm) is not nn.BatchNorm2d or norm.training or not onednn.usable(grid):
+        return None
+    if not (isinstance(conv, nn.Conv2d) and context.is_plain(conv) and context.is_plain(norm)):
+        return None
+    mean, variance = norm.running_mean, norm.running_var
+    if mean is None or variance is None or not grid.dtype == conv.weight.dtype == mean.dtype:
+        return None
+    if isinstance(conv.padding, str) or conv.padding_mode != "zeros":
+        return None
+    factor = (variance + norm.eps).rsqrt()
+    factor = factor if norm.weight is None else factor * norm.weight
+    term = -mean if conv.bias is None else conv.bias - mean
+    term = term * factor if norm.bias is None else norm.bias + term * factor
+    weight = channels_last(conv.weight * factor[:, None, None, None])
+    return onednn.convolution(grid, conv, weight, term, "gelu" if gelu else "none")
+
+
 def _has_tiles(conv: nn.Conv2d) -> bool:
     """Whether the patches are side by side, without padding, and each is mapped as a whole."""
     return conv.kernel_size == conv.stride and conv.padding == (0, 0) and conv.dilation == (1, 1) and conv.groups == 1

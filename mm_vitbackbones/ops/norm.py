@@ -5,6 +5,7 @@ On CUDA each is one pass over memory, see ``ops.kernels.norm``; elsewhere, PyTor
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mm_vitbackbones.ops import context, memory
+from mm_vitbackbones.ops import conv as conv_ops
 from mm_vitbackbones.ops.kernels import norm as kernels
 from mm_vitbackbones.ops.kernels import registration
 from mm_vitbackbones.ops.kernels.scale import scale_backward
@@ -107,6 +109,25 @@ def batch_norm(grid: Tensor, norm: nn.Module) -> Tensor:
         return norm(maps).permute(0, 2, 3, 1)
     finally:
         norm.momentum, norm.num_batches_tracked = kept
+
+
+def convs_and_norms(grid: Tensor, convs: Sequence[nn.Module], norms: Sequence[nn.Module]) -> Tensor:
+    """``norm(conv(grid))`` of each pair, with a GELU in between: grids (B, H, W, C) -> (B, H', W', C'). Training computes
+    the GELUs again instead of keeping their results.
+
+    Args:
+        convs: over grids.
+        norms: batch norms of maps.
+    """
+    activated = True  # whether the grid is what a convolution takes
+    for i, (conv, norm) in enumerate(zip(convs, norms, strict=True)):
+        gelu = i < len(convs) - 1
+        if not activated:
+            grid = memory.cheap(F.gelu, grid)
+        folded = conv_ops.conv_norm(grid, conv, norm, gelu)
+        activated = folded is not None and gelu
+        grid = batch_norm(conv(grid), norm) if folded is None else folded
+    return grid
 
 
 class _Norm(torch.autograd.Function):

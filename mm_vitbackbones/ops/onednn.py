@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from concurrent.futures import ThreadPoolExecutor
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -82,17 +82,27 @@ def _linear(x: Tensor, layer: nn.Module, activation: str) -> Tensor:
 
 
 def _conv_gelu(grid: Tensor, conv: nn.Module) -> Tensor:
+    return convolution(grid, conv, cast(Tensor, conv.weight), cast("Tensor | None", conv.bias), "gelu")
+
+
+def convolution(grid: Tensor, conv: Any, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    """``activation(conv(grid))`` with another weight and bias, where ``usable``: (B, H, W, C) -> (B, H', W', C').
+
+    Args:
+        conv: says how the convolution is done.
+        activation: ``"gelu"`` or ``"none"``.
+    """
     out = torch.ops.mkldnn._convolution_pointwise(
         grid.permute(0, 3, 1, 2),
-        conv.weight,
-        conv.bias,
+        weight,
+        bias,
         conv.padding,
         conv.stride,
         conv.dilation,
         conv.groups,
-        "gelu",
+        activation,
         [],
-        "none",
+        "none" if activation == "gelu" else "",
     )
     return out.permute(0, 2, 3, 1)
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from helpers.official import relative_error
 from mm_vitbackbones.layers import ChannelsLastConv2d, Upsample2x
-from mm_vitbackbones.ops import context, conv
+from mm_vitbackbones.measuring import OperatorCount
+from mm_vitbackbones.ops import context, conv, norm
 
 # kernel, stride, padding, groups, sides
 SHAPES = [
@@ -95,3 +99,65 @@ def test_upsampling_makes_four_cells_of_each():
         for j in (0, 1):
             cells = grid @ upsample.weight[:, :, i, j] + upsample.bias
             torch.testing.assert_close(out[:, i::2, j::2], cells, rtol=1e-5, atol=1e-6)
+
+
+# ---- with batch norms
+
+
+def convs_and_norms(affine=True, bias=False):
+    torch.manual_seed(3)
+    convs = [ChannelsLastConv2d(a, b, 3, 2, 1, bias=bias) for a, b in ((3, 8), (8, 16))]
+    norms = [nn.BatchNorm2d(width, affine=affine) for width in (8, 16)]
+    for part in norms:
+        for tensor in part.state_dict().values():
+            if tensor.is_floating_point():
+                nn.init.uniform_(tensor, 0.5, 2)
+    return convs, [part.eval() for part in norms]
+
+
+def written_out(grid, convs, norms):
+    maps = norms[0](convs[0](grid).permute(0, 3, 1, 2))
+    return norms[1](convs[1](F.gelu(maps).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+@pytest.mark.parametrize("affine", [True, False], ids=["affine", "plain"])
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+@torch.no_grad()
+def test_convolutions_take_in_their_batch_norms_in_inference(affine, bias):
+    convs, norms = convs_and_norms(affine, bias)
+    grid = torch.randn(2, 40, 24, 3)
+    with OperatorCount() as count:
+        out = norm.convs_and_norms(grid, convs, norms)
+    assert relative_error(out, written_out(grid, convs, norms)) <= 1e-5
+    assert not {"aten.native_batch_norm", "aten.gelu"} & set(count.by_name)
+    assert out.is_contiguous()
+
+
+def another_class(convs, norms):
+    norms[1] = nn.SyncBatchNorm.convert_sync_batchnorm(norms[1])
+
+
+def with_a_hook(convs, norms):
+    norms[0].register_forward_hook(lambda _, __, out: out * 2)
+
+
+def of_the_batch(convs, norms):
+    norms[1].train()
+
+
+def reflecting(convs, norms):
+    convs[1].padding_mode = "reflect"
+    convs[1]._reversed_padding_repeated_twice = [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("change", [another_class, with_a_hook, of_the_batch, reflecting], ids=lambda f: f.__name__)
+@torch.no_grad()
+def test_other_batch_norms_and_convolutions_are_called(change):
+    convs, norms = convs_and_norms()
+    grid = torch.randn(2, 40, 24, 3)
+    before = norm.convs_and_norms(grid, convs, norms)
+    change(convs, norms)
+    expected = written_out(grid, copy.deepcopy(convs), copy.deepcopy(norms))
+    assert relative_error(norm.convs_and_norms(grid, convs, norms), expected) <= 1e-5
+    assert change is another_class or relative_error(expected, before) > 0.01
+    assert norms[1].num_batches_tracked == (change is of_the_batch)
