@@ -112,8 +112,8 @@ def batch_norm(grid: Tensor, norm: nn.Module) -> Tensor:
 
 
 def convs_and_norms(grid: Tensor, convs: Sequence[nn.Module], norms: Sequence[nn.Module]) -> Tensor:
-    """``norm(conv(grid))`` of each pair, with a GELU in between: grids (B, H, W, C) -> (B, H', W', C'). Training computes
-    the GELUs again instead of keeping their results.
+    """``norm(conv(grid))`` of each pair, with a GELU in between: grids (B, H, W, C) -> (B, H', W', C'). Training
+    computes the GELUs again instead of keeping their results.
 
     Args:
         convs: over grids.
