@@ -43,8 +43,9 @@ def over_patches(grid: Tensor, conv: nn.Conv2d) -> Tensor | None:
 
 
 def conv_norm(grid: Tensor, conv: nn.Module, norm: nn.Module, gelu: bool) -> Tensor | None:
-    """``norm(conv(grid))``, with a GELU if asked for, by one operator: (B, H, W, C) -> (B, H', W', C'). In fp32 inference
-    on a CPU a batch norm is a factor and a term of each channel, which a convolution takes in; None elsewhere."""
+    """``norm(conv(grid))``, with a GELU if asked for, by one operator: (B, H, W, C) -> (B, H', W', C'). In fp32
+    inference on a CPU a batch norm is a factor and a term of each channel, which a convolution takes in; None
+    elsewhere."""
     if type(norm) is not nn.BatchNorm2d or norm.training or not onednn.usable(grid):
         return None
     if not (isinstance(conv, nn.Conv2d) and context.is_plain(conv) and context.is_plain(norm)):
