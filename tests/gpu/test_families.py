@@ -91,6 +91,12 @@ def gradient_error(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> floa
     return max(float((a - e).norm()) / (float(e.norm()) + floor) for (a, e), floor in zip(pairs, floors, strict=True))
 
 
+def bound_of(narrow: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
+    """2e-2. A toy whose norms have few channels loses more by rounding alone (MViTv2: 2e-2 in bf16, on a CPU as well):
+    there, a little more than PyTorch's own operators lose, which may not be above 3e-2."""
+    return max(2e-2, min(1.2 * error(narrow, exact), 3e-2))
+
+
 @each_toy
 def test_fp32_equals_the_cpu(toy: str) -> None:
     on_cpu, on_gpu = build(toy), build(toy).to(DEVICE)
@@ -110,8 +116,13 @@ def test_levels_lie_in_memory_as_on_the_cpu(toy: str) -> None:
 def test_narrow_types_are_near_fp32(toy: str, dtype: torch.dtype) -> None:
     network, x = build(toy).to(DEVICE), image().to(DEVICE)
     exact = infer(network, x)
-    assert error(infer(network, x, dtype), exact) < 2e-2
-    assert error(infer(network.to(dtype), x.to(dtype)), exact) < 2e-2
+    with registration.disabled():
+        bound = bound_of(infer(network, x, dtype), exact)
+    assert error(infer(network, x, dtype), exact) < bound
+    network, x = network.to(dtype), x.to(dtype)
+    with registration.disabled():
+        bound = bound_of(infer(network, x), exact)
+    assert error(infer(network, x), exact) < bound
 
 
 @each_toy
@@ -186,12 +197,17 @@ NETWORKS = {**{f"toy {name}": toy_of(name) for name in TOYS}, **{f"wide {name}":
 def test_kernels_and_their_references_agree(
     name: str, dtype: torch.dtype | None, bound: float, gradient_bound: float
 ) -> None:
-    # Rounding to bf16 alone changes the gradient of a parameter by up to 1.6e-2 (of PVTv2 with linear attention).
+    # Rounding to bf16 alone changes the gradient of a parameter by up to 1.6e-2 (of PVTv2 with linear attention), and
+    # that of XCiT's image by 3e-2: two ways of rounding then differ by more than one of them from the exact gradient.
     network, x = NETWORKS[name]().to(DEVICE), image().to(DEVICE)
     maps, with_kernels = infer(network, x, dtype), gradients(network, x, dtype)
+    exact = gradients(network, x)
     with registration.disabled():
         assert error(maps, infer(network, x, dtype)) < bound
-        assert gradient_error(with_kernels, gradients(network, x, dtype)) < gradient_bound
+        by_references = gradients(network, x, dtype)
+    lost = gradient_error(by_references, exact)
+    assert gradient_error(with_kernels, exact if dtype else by_references) < max(gradient_bound, 1.2 * lost)
+    assert lost < 6e-2
     if dtype is not None:
         narrow = network.to(dtype)
         maps = infer(narrow, x.to(dtype))

@@ -323,9 +323,9 @@ def timm_mvit(size: tuple[int, int]) -> nn.Module:
     return Intermediates(network, [0, 1, 2, 3])
 
 
-def mvit_without_windows() -> nn.Module:
+def mvit_without_windows(**arguments: Any) -> nn.Module:
     """Ours, with all tokens attending to all in every block: the function that timm's network computes."""
-    network = MViTv2(arch="tiny")
+    network = MViTv2(arch="tiny", **arguments)
     for part in network.modules():
         if isinstance(part, PoolingAttention):
             part.windows = None

@@ -34,5 +34,4 @@ FAMILY = Family(
     },
     wide=[WIDE_COLUMN | {"pretrain_grid": 9, "num_heads": 16}],
     wrong={"class_attention": NO_BOOL},
-    benchmark_on_gpu=False,
 )

@@ -30,5 +30,4 @@ FAMILY = Family(
         "table": SMALL,
     },
     wide=[{key: WIDE_SPEC[key] for key in ("depths", "num_heads")} | {"dims": (64, 128, 256, 512)}],
-    benchmark_on_gpu=False,
 )

@@ -36,5 +36,4 @@ FAMILY = Family(
         "gamma": EIGHTH,
     },
     wide=[WIDE_COLUMN],
-    benchmark_on_gpu=False,
 )

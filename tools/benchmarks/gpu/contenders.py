@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from mm_vitbackbones.backbones import PVT, CoaT, MiT, PiT, PVTv2, Swin
+from mm_vitbackbones.backbones import PVT, CaiT, CoaT, MiT, PiT, PVTv2, Swin, XCiT
 
 from .. import columnar
 from ..contenders import (
@@ -29,9 +29,13 @@ from ..contenders import (
     Whole,
     declare_torchvision_operators,
     mmseg_head,
+    mvit_without_windows,
     our_head,
+    timm_cait,
     timm_coat,
     timm_levels,
+    timm_mvit,
+    timm_xcit,
 )
 
 OURS, LIGHT, BEFORE = "ours", "ours, with_cp", "ours, before"
@@ -233,6 +237,15 @@ CONTENDERS: dict[str, tuple[Contender, ...]] = {
     "segformer_b0": _segformers("b0", 256, 0.1),
     "segformer_b2": _segformers("b2", 768, 0.1),
     **{name: _columnar(network) for name, network in columnar.NETWORKS.items()},
+    "cait_s24": (
+        *_ours(lambda **more: CaiT(arch="s24", pyramid=None, **more)),
+        Contender("timm", lambda: ForSize(lambda size: timm_cait("s24", size))),
+    ),
+    "xcit_s12_p16": (
+        *_ours(lambda **more: XCiT(arch="small_12_p16", pyramid=None, **more)),
+        Contender("timm", lambda: timm_xcit("small_12_p16")),
+    ),
+    "mvit_v2_t": (*_ours(mvit_without_windows), Contender("timm", lambda: ForSize(timm_mvit))),
 }
 """Per network: ours first. timm's fused attention is on by default everywhere except in Swin, and CoaT has none."""
 
@@ -246,7 +259,7 @@ BEST_COMPILED = {
     "pit_s": "timm",
     "segformer_b0": "transformers",
     "segformer_b2": "transformers",
-    **dict.fromkeys(columnar.NETWORKS, "timm"),
+    **dict.fromkeys((*columnar.NETWORKS, "cait_s24", "xcit_s12_p16", "mvit_v2_t"), "timm"),
 }
 """The peer that is compiled, as compiling takes a minute: the fastest one."""
 

@@ -21,6 +21,9 @@ TITLES = {
     "segformer_b0": "SegFormer-B0, E = 256",
     "segformer_b2": "SegFormer-B2, E = 768",
     **{name: network.title for name, network in columnar.NETWORKS.items()},
+    "cait_s24": "CaiT-S24",
+    "xcit_s12_p16": "XCiT-Small-12, patches of 16 pixels",
+    "mvit_v2_t": "MViTv2-T without windows, as timm's",
 }
 
 
@@ -57,7 +60,7 @@ AIMS = {
     "pit_s": _COLUMN,
     "segformer_b0": _SEGFORMER,
     "segformer_b2": _SEGFORMER,
-    **dict.fromkeys(columnar.NETWORKS, _COLUMN),
+    **dict.fromkeys((*columnar.NETWORKS, "cait_s24", "xcit_s12_p16", "mvit_v2_t"), _COLUMN),
 }
 
 Record = Mapping[str, Any]
