@@ -95,7 +95,8 @@ def report(
     memory = torch.cuda.get_device_properties(device).total_memory / 2**30 if device != "cpu" else 0
     deadline = started + (seconds - MARGIN if seconds is not None else float("inf"))
     resolved = None if baseline is None else baseline.resolve()
-    plan = Plan(device, smoke, resolved, deadline, limits(os.cpu_count() or 1, memory))
+    compiles = any(task.part == "compiled" for task in left)
+    plan = Plan(device, smoke, resolved, deadline, limits(os.cpu_count() or 1, memory, compiles))
     finished = Runner(plan, keep, folder / f"{NAME}.log").run(jobs(left))
     write_pages(folder, {"machine": here, "records": records})
     if not finished:

@@ -33,6 +33,8 @@ from .contenders import BEFORE
 ROOT = Path(__file__).parents[3]
 GIB_OF_A_TRAINING = 12
 """Memory that a process takes which compiles training, at most."""
+GIB_OF_AN_EAGER_TRAINING = 20
+"""The same of one that does not compile: with the caches of the network before it."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +52,18 @@ class Plan:
     """What a process runs, in Python."""
 
 
-def limits(cores: int, memory_gib: float) -> dict[str, int]:
-    """Processes at a time: together no more than the cores, and no more trainings than fit in the card's memory."""
+def limits(cores: int, memory_gib: float, compiles: bool = True) -> dict[str, int]:
+    """Processes at a time: together no more than the cores, and no more trainings than fit in the card's memory.
+
+    Args:
+        compiles: whether most cores are for compiling.
+    """
     if cores < 8:
         return {"eager": 1, "before": 1, "compiled inference": 1, "compiled train": 1}
     compiling = cores - 4
     trainings = max(1, min(compiling // 2, int(memory_gib * 0.8 / GIB_OF_A_TRAINING)))
-    return {"eager": 3, "before": 1, "compiled inference": compiling - trainings, "compiled train": trainings}
+    eager = 3 if compiles else max(1, min(cores // 2, int(memory_gib * 0.8 / GIB_OF_AN_EAGER_TRAINING)))
+    return {"eager": eager, "before": 1, "compiled inference": compiling - trainings, "compiled train": trainings}
 
 
 @dataclass
