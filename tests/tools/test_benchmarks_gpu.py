@@ -325,17 +325,30 @@ def test_the_page_says_what_was_reached_before_and_now() -> None:
         record("mmdet", "train", TRAIN_800, ms=12.0, peak_mib=1000.0),
     )
     assert "A card, driver 1.2, torch 2.11; peers: timm 1.0.29" in text
-    assert "| PVT-Small | training, 512x512 batch 16 | x1.3 | x0.70 | x1.40 | mmdet, 14.00 ms |" in text
-    assert "| PVT-Small | training, 800x1344 batch 2 | x1.3 | - | x1.20: not reached | mmdet, 12.00 ms |" in text
-    assert "| PVT-Small | memory of training, 512x512 batch 16 | 80% | 25% | 75% | mmdet, 400 MiB |" in text
+    assert "| PVT-Small | training, 512x512 batch 16 | x1.3 | x0.70 | x1.40 | - | mmdet, 14.00 ms |" in text
+    assert "| PVT-Small | training, 800x1344 batch 2 | x1.3 | - | x1.20: not reached | - | mmdet, 12.00 ms |" in text
+    assert "| PVT-Small | memory of training, 512x512 batch 16 | 80% | 25% | 75% | - | mmdet, 400 MiB |" in text
     assert (
-        "| PVT-Small | memory with `with_cp`, 512x512 batch 16 | 40% | - | 42%: not reached | mmdet, 400 MiB |" in text
+        "| PVT-Small | memory with `with_cp`, 512x512 batch 16 | 40% | - | 42%: not reached | - | mmdet, 400 MiB |"
+        in text
     )
-    assert "| PVT-Small | time with `with_cp` over without, 512x512 batch 16 | 115% | - | 110% | - |" in text
-    assert "| MiT-B2 | training, 512x512 batch 16 | x1.3 | - | not measured | - |" in text
+    assert "| PVT-Small | time with `with_cp` over without, 512x512 batch 16 | 115% | - | 110% | - | - |" in text
+    assert "| MiT-B2 | training, 512x512 batch 16 | x1.3 | - | not measured | - | - |" in text
     assert "| PVT-Small | - | 125%: not reached |" in text
     assert "| 512x512 batch 16 | ours | 10.00 | 1.00 | 8.00 | 900 | 300 | 1.00 |" in text
     assert "| 512x512 batch 16 | transformers | fails: RuntimeError: a/b |  |  |  |  |  |" in text
+
+
+def test_the_page_compares_the_durations_of_kernels_and_marks_figures_of_an_earlier_version() -> None:
+    timm = record("mmdet", "train", TRAIN_512, ms=30.0, earlier=True)
+    now = record(OURS, "train", TRAIN_512, ms=20.0), record(OURS, "train", TRAIN_512, "kernels", cuda_ms=8.0, kernels=9)
+    text = made(*now, timm, record("mmdet", "train", TRAIN_512, "kernels", cuda_ms=20.0, kernels=9, earlier=True))
+    row = "training, 512x512 batch 16 | x1.3 | - | x1.50 | x2.50 | mmdet, 30.00 ms |"
+    assert f"| PVT-Small \\* | {row}" in text
+    assert "| 512x512 batch 16 | mmdet \\* | 30.00 |" in text
+    assert "| 512x512 batch 16 | ours | 20.00 |" in text
+    assert "of the version of then" in text
+    assert "of the version of then" not in made(*now)
 
 
 def test_the_fastest_form_of_each_is_compared() -> None:
@@ -346,7 +359,7 @@ def test_the_fastest_form_of_each_is_compared() -> None:
         record("mmdet", "compiled", INFER_800, ms=5.0, graph_ms=6.0),
     )
     what = "compiled or CUDA graph, inference, 800x1344 batch 1"
-    assert f"| PVT-Small | {what} | x2 | - | x2.50 (compiled, CUDA graph) | mmdet, compiled, 5.00 ms |" in text
+    assert f"| PVT-Small | {what} | x2 | - | x2.50 (compiled, CUDA graph) | - | mmdet, compiled, 5.00 ms |" in text
     assert "fails: RuntimeError: it waits" in text
     assert "| inference, 800x1344 batch 1 | ours | 4.00 | 1.00 | 2.00 | 1.00 | - | - | 50 |" in text
 
