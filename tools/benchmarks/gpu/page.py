@@ -172,8 +172,8 @@ def _aims(figures: Figures) -> str:
         "\n## What we aim at\n\n"
         "Times are those of the best peer over ours, memory is ours over that of the leanest peer. *now* is by the\n"
         "wall clock, as the aim is. It counts what the processor does for each kernel: where that takes longer than\n"
-        "the kernels, it is what is measured, and it depends on the machine and on the hour. *by CUDA time* is the same\n"
-        "of the kernels' durations, which differ by 1 % between runs: what a faster processor comes near to.\n\n"
+        "the kernels, it is what is measured, and it depends on the machine and on the hour. *by CUDA time* is the\n"
+        "same of the kernels' durations, which differ by 1 % between runs: what a faster processor comes near to.\n\n"
         "| network | what | aim | before | now | by CUDA time | the best peer |\n"
         "| --- | --- | --- | --- | --- | --- | --- |\n"
     ]
