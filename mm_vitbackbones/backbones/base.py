@@ -22,7 +22,7 @@ from mm_vitbackbones.backbones.checks import Count, check_init_cfg, checked, mak
 from mm_vitbackbones.errors import ArgumentError, did_you_mean
 from mm_vitbackbones.layers import Recomputable, compile_blocks
 from mm_vitbackbones.nodes import is_pretrained
-from mm_vitbackbones.ops import compiling, memory, narrow
+from mm_vitbackbones.ops import compiling, context, conv, memory, narrow
 from mm_vitbackbones.registry import BACKBONES, init_weights
 
 MIN_SIDE = 32
@@ -181,13 +181,13 @@ class Backbone(BaseModule):
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """(B, in_channels, H, W) -> one map (B, C, ceil(H/stride), ceil(W/stride)) per level of ``out_indices``."""
         self._check_image(image)
-        with narrow.copies(self, image):
+        with narrow.copies(self, image), context.for_every_size():
             levels = enumerate(self.levels(image))
             return tuple(self.output(level) for i, level in levels if i in self.out_indices)
 
     def output(self, level: Level) -> Any:
         """What ``forward`` returns of a level: its map (B, C, H, W)."""
-        return level.grid.permute(0, 3, 1, 2).contiguous()
+        return conv.maps_of(level.grid).contiguous()
 
     def features(self, image: Tensor, blocks: Sequence[int] | None = None) -> list[Level]:
         """The levels that ``forward`` returns, as grids, with the class tokens if the family has them.

@@ -166,7 +166,7 @@ class ClassAttentionStage(nn.Module):
 
     def forward(self, grid: Tensor) -> Tensor:
         patches = grid.flatten(1, 2)
-        cls = self.token.to(grid.dtype).expand(len(grid), -1, -1)
+        cls = self.token.to(grid.dtype).expand(grid.shape[0], -1, -1)
         for block in self.blocks:
             cls = block(cls, patches)
         return cls

@@ -232,7 +232,7 @@ class Stage(nn.Module):
 
     def forward(self, grid: Tensor) -> Pair:
         grid, shared = self.patch_embed(grid), self.shared()
-        tokens = self.cls_token.unsqueeze(0).expand(len(grid), -1, -1, -1), grid
+        tokens = self.cls_token.unsqueeze(0).expand(grid.shape[0], -1, -1, -1), grid
         for block in self.blocks:
             tokens = block(tokens, shared)
         return tokens

@@ -30,6 +30,7 @@ from mm_vitbackbones.layers import (
 )
 from mm_vitbackbones.layers.drop_path import check_drop_path_rate, drop_path_rates
 from mm_vitbackbones.ops import joint, memory
+from mm_vitbackbones.ops.anysize import ceil_div
 
 STEMS = ("aligned", "published")
 MAPS_ALONE = (
@@ -63,7 +64,7 @@ class PatchStem(nn.Module):
     @staticmethod
     def after(tokens: Sequence[Tensor | None], grid: Tensor) -> Tensor:
         """The patches of a grid (B, H, W, C) after tokens (1, T, C) that all images share: (B, T + N, C)."""
-        first = [token[0].to(grid.dtype).expand(len(grid), -1, -1) for token in tokens if token is not None]
+        first = [token[0].to(grid.dtype).expand(grid.shape[0], -1, -1) for token in tokens if token is not None]
         return torch.cat((*first, grid.flatten(1, 2)), dim=1)
 
 
@@ -250,7 +251,8 @@ class ColumnarBackbone(Backbone):
         """Rows and columns of patches, of an image (B, H, W, Cin)."""
         stem = cast(PatchStem, self.stem)
         height, width = (
-            side // self.patch_size if stem.multiple == 1 else -(-side // self.patch_size) for side in image.shape[1:3]
+            side // self.patch_size if stem.multiple == 1 else ceil_div(side, self.patch_size)
+            for side in image.shape[1:3]
         )
         return height, width
 
@@ -271,7 +273,7 @@ class ColumnarBackbone(Backbone):
         for index in range(last):
             grid, tokens = taps[self._tap_of(index)]
             if self.pyramid is not None and index in self.out_indices:  # others are the grid as it is
-                height, width = (-(-side // STRIDES[index]) for side in image.shape[2:])
+                height, width = (ceil_div(side, STRIDES[index]) for side in image.shape[2:])
                 grid = self.pyramid.level(grid, index, (height, width))
             yield Level(grid, tokens)
 

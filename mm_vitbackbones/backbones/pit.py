@@ -40,6 +40,7 @@ from mm_vitbackbones.layers import (
 )
 from mm_vitbackbones.layers.drop_path import drop_path_rates
 from mm_vitbackbones.ops import joint, memory
+from mm_vitbackbones.ops.anysize import ceil_div, first_of
 from mm_vitbackbones.registry import BACKBONES
 
 STAGES = 3
@@ -99,7 +100,7 @@ class Stem(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         with memory.saving(image):
             grid = self.position(self.proj(pad_to_multiple(image, self.multiple)))
-        return self.class_tokens[0].to(grid.dtype).expand(len(grid), -1, -1), grid
+        return self.class_tokens[0].to(grid.dtype).expand(grid.shape[0], -1, -1), grid
 
 
 class Pool(nn.Module):
@@ -193,8 +194,9 @@ class PiT(Backbone):
         for i, stage in enumerate(self.stages):
             class_tokens, grid = stage(class_tokens, grid)
             if i == 0:  # where nobody asks for level 0, it is the grid as it is
-                height, width = (-(-side // 4) for side in image.shape[2:])
-                yield Level(self.upsample(grid)[:, :height, :width] if self.upsample else grid, class_tokens)
+                height, width = (ceil_div(side, 4) for side in image.shape[2:])
+                level = first_of(first_of(self.upsample(grid), height, 1), width, 2) if self.upsample else grid
+                yield Level(level, class_tokens)
             yield Level(grid, class_tokens)
 
     def parts(self) -> list[Part]:

@@ -12,7 +12,7 @@ class ChannelsLastConv2d(nn.Conv2d):
 
     def forward(self, grid: Tensor) -> Tensor:
         out = conv.over_patches(grid, self)
-        return super().forward(grid.permute(0, 3, 1, 2)).permute(0, 2, 3, 1) if out is None else out
+        return conv.grid_of(super().forward(conv.maps_of(grid))) if out is None else out
 
     def _conv_forward(self, maps: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         maps, groups = conv.repeated(maps, weight, self.groups)
@@ -31,4 +31,4 @@ class Upsample2x(nn.ConvTranspose2d):
     def forward(self, grid: Tensor) -> Tensor:  # type: ignore[override]
         with memory.saving(grid):
             weight = conv.channels_last(self.weight)
-            return F.conv_transpose2d(grid.permute(0, 3, 1, 2), weight, self.bias, stride=2).permute(0, 2, 3, 1)
+            return conv.grid_of(F.conv_transpose2d(conv.maps_of(grid), weight, self.bias, stride=2))

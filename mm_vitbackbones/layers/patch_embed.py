@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from mm_vitbackbones.layers.conv import ChannelsLastConv2d
 from mm_vitbackbones.layers.norm import LayerNorm
 from mm_vitbackbones.ops import context, memory
+from mm_vitbackbones.ops.anysize import lack
 
 
 @context.plain
@@ -35,7 +36,7 @@ class PatchEmbed(nn.Module):
 
 def pad_to_multiple(grid: Tensor, multiple: int) -> Tensor:
     """Zeros at the bottom and right of (B, H, W, C), up to sides divisible by ``multiple``; no copy if they are."""
-    bottom, right = (multiple * -(-side // multiple) - side for side in grid.shape[1:3])
+    bottom, right = (lack(side, multiple) for side in grid.shape[1:3])
     # A compiled graph that asked whether to pad would be valid for one answer only.
     padded = context.is_compiling() or bottom or right
     return F.pad(grid, (0, 0, 0, right, 0, bottom)) if padded else grid

@@ -17,13 +17,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mm_vitbackbones.layers.conv import ChannelsLastConv2d, Upsample2x
 from mm_vitbackbones.layers.norm import LayerNorm
 from mm_vitbackbones.ops import norm
-from mm_vitbackbones.ops.resize import resize_cells
+from mm_vitbackbones.ops.resize import largest_of, resize_cells
 
 Size = tuple[int, int]
 
@@ -128,8 +127,7 @@ class MaxPool(nn.Module):
     def forward(self, grid: Tensor) -> Tensor:
         if self.side == 1:
             return grid
-        pooled = F.max_pool2d(grid.permute(0, 3, 1, 2), self.side, ceil_mode=self.ceil)
-        return pooled.permute(0, 2, 3, 1)
+        return largest_of(grid, self.side, self.ceil)
 
 
 class BatchNorm(nn.Module):

@@ -96,7 +96,9 @@ class FeaturePyramid(BaseModule):
         return tuple(levels)
 
     def _level(self, map: Tensor, index: int) -> Tensor:
-        height, width = (-(-side * self.patch_size // self.strides[index]) for side in map.shape[2:])
+        height, width = (
+            (side * self.patch_size + self.strides[index] - 1) // self.strides[index] for side in map.shape[2:]
+        )
         size = height, width
         return self.pyramid.level(map.permute(0, 2, 3, 1), index, size).permute(0, 3, 1, 2).contiguous()
 

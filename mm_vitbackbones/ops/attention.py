@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mm_vitbackbones.ops import context, linear, onednn
+from mm_vitbackbones.ops import anysize, context, linear, onednn, resize
 from mm_vitbackbones.ops.kernels import registration
 from mm_vitbackbones.ops.once import once_differentiable
 
@@ -21,7 +21,12 @@ def attend(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> Tensor:
     """softmax(q k' / sqrt(d)) v of each head: tokens (B, N, C) over tokens (B, M, C) -> (B, N, C). No N x M matrix is
     stored."""
     q, k, v = (tokens.unflatten(-1, (num_heads, -1)).transpose(1, 2) for tokens in (query, key, value))
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    return _joined(F.scaled_dot_product_attention(q, k, v))
+
+
+def _joined(heads: Tensor) -> Tensor:
+    """(B, h, N, d) -> (B, N, C)."""
+    return anysize.in_order(heads.transpose(1, 2)).flatten(2)
 
 
 def project_and_attend(
@@ -66,7 +71,7 @@ def attend_with_bias(qkv: Tensor, bias: Tensor, num_heads: int, sizes: Sequence[
     """
     if sizes is None:
         query, key, value = qkv.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=bias).transpose(1, 2).flatten(2)
+        return _joined(F.scaled_dot_product_attention(query, key, value, attn_mask=bias))
     cuda = context.device_type(qkv) == "cuda"
     if bias.requires_grad and torch.is_grad_enabled() and not cuda:
         return _BiasedAttention.apply(qkv, bias, sizes, num_heads)
@@ -91,7 +96,7 @@ def attend_by_distance(qkv: Tensor, rows: Tensor, columns: Tensor, num_heads: in
         columns: (W, W, d), of the pairs of columns.
     """
     query, key, value = qkv.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)
-    return attend_heads_by_distance(query, key, value, rows, columns).transpose(1, 2).flatten(2)
+    return _joined(attend_heads_by_distance(query, key, value, rows, columns))
 
 
 def attend_heads_by_distance(query: Tensor, key: Tensor, value: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -104,10 +109,9 @@ def attend_heads_by_distance(query: Tensor, key: Tensor, value: Tensor, rows: Te
     """
     height, width = rows.shape[1], columns.shape[1]
     dim, dtype = query.shape[-1], query.dtype
-    grid = query.unflatten(2, (len(rows), len(columns)))
-    of_rows = torch.einsum("khyxd,yzd->khyxz", grid, rows.to(dtype)).flatten(2, 3)
-    of_columns = torch.einsum("khyxd,xzd->khyxz", grid, columns.to(dtype)).flatten(2, 3)
-    terms = torch.cat((of_rows, of_columns), dim=-1) * dim**0.5  # the scale is for q k' alone
+    grid = query.unflatten(2, (rows.shape[0], columns.shape[0]))
+    of_rows, of_columns = of_lines(grid, rows.to(dtype), columns.to(dtype))
+    terms = torch.cat((of_rows, of_columns), dim=-1).flatten(2, 3) * dim**0.5  # the scale is for q k' alone
     ones = torch.cat(
         (
             torch.eye(height, dtype=dtype, device=query.device).repeat_interleave(width, 0),
@@ -122,11 +126,24 @@ def attend_heads_by_distance(query: Tensor, key: Tensor, value: Tensor, rows: Te
     return out[..., :dim]
 
 
+def of_lines(grid: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """The products of each query of a grid (K, h, H, W, d) with the vectors of its row and of its column:
+    (K, h, H, W, H') and (K, h, H, W, W')."""
+    if not context.is_exporting():
+        return torch.einsum("khyxd,yzd->khyxz", grid, rows), torch.einsum("khyxd,xzd->khyxz", grid, columns)
+    by_row, by_column = (anysize.in_order(grid.permute(order)) for order in ((2, 0, 1, 3, 4), (3, 0, 1, 2, 4)))
+    of_rows = torch.bmm(by_row.flatten(1, 3), anysize.in_order(rows.mT)).unflatten(1, by_row.shape[1:4])
+    of_columns = torch.bmm(by_column.flatten(1, 3), anysize.in_order(columns.mT)).unflatten(1, by_column.shape[1:4])
+    return anysize.in_order(of_rows.permute(1, 2, 0, 3, 4)), anysize.in_order(of_columns.permute(1, 2, 3, 0, 4))
+
+
 def by_distance(table: Tensor, side: int, key_side: int | None = None) -> Tensor:
     """The entry of each pair of places on a line, by their distance: (2s - 1, d) -> (side, key_side, d). A table for
     another side is resized linearly. Keys on a line of other steps (MViTv2) have their distance in the smaller steps.
     """
     key_side = side if key_side is None else key_side
+    if context.is_exporting():
+        return _by_distance_in_export(table, side, key_side)
     largest = max(side, key_side)
     count = 2 * largest - 1
     if len(table) != count:
@@ -136,6 +153,23 @@ def by_distance(table: Tensor, side: int, key_side: int | None = None) -> Tensor
         return table[places[:, None] - keys + side - 1]
     step, key_step = max(key_side / side, 1.0), max(side / key_side, 1.0)
     return table[(places[:, None] * step - keys * key_step + (key_side - 1) * key_step).long()]
+
+
+def _by_distance_in_export(table: Tensor, side: int, key_side: int) -> Tensor:
+    """``by_distance`` in a graph that serves every size: all that follows from sizes is computed in tensors."""
+    places, keys = (torch.arange(n, device=table.device) for n in (side, key_side))
+    if anysize.same_size((side,), (key_side,)):
+        largest = side
+        rows = places[:, None] - keys + side - 1
+    else:
+        largest = torch.sym_max(side, key_side)
+        line = torch.ones((), dtype=torch.float64, device=table.device)
+        step, key_step = ((line * a / b).clamp(min=1.0) for a, b in ((key_side, side), (side, key_side)))
+        first = ((key_side - 1) * key_step).float()
+        rows = (places[:, None] * step.float() - keys * key_step.float() + first).long()
+    if not anysize.same_size((len(table),), (2 * largest - 1,)):
+        table = resize.shares_of_places(len(table), 2 * largest - 1, table) @ table
+    return table[rows]
 
 
 def _in_two_groups(sizes: Sequence[int], bias: Tensor) -> tuple[list[int], list[Tensor]]:
@@ -229,7 +263,7 @@ def _mixed_reference(qkv: Tensor, before: nn.Module, after: nn.Module, num_heads
     scores = (query * query.shape[-1] ** -0.5) @ key.mT
     shares = before(scores.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).softmax(-1)
     mixed = after(shares.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-    return (mixed @ value).transpose(1, 2).flatten(2)
+    return _joined(mixed @ value)
 
 
 def _mixes_in_bands(qkv: Tensor, before: nn.Module, after: nn.Module) -> bool:

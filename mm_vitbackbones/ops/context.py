@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental import _config as _symbols
 from torch.nn.modules import module as torch_module
 
 Class = TypeVar("Class", bound=type)
@@ -33,6 +34,34 @@ def is_compiling() -> bool:
     from torch._dynamo import is_compiling as dynamo_is_compiling
 
     return dynamo_is_compiling()
+
+
+def is_exporting() -> bool:
+    """Whether ``torch.export`` traces this call, also for ONNX. A graph that serves every size of an image is wanted,
+    of plain operators that other runtimes have."""
+    if hasattr(torch.compiler, "is_exporting"):
+        return torch.compiler.is_exporting()
+    if not hasattr(torch.compiler, "is_dynamo_compiling"):
+        return False
+    return is_compiling() and not torch.compiler.is_dynamo_compiling()
+
+
+@contextmanager
+def for_every_size() -> Iterator[None]:
+    """Within it, ``torch.export`` asks for no size of an image, so that the graph holds for all of them.
+
+    PyTorch itself asks whether a size is 1 (a level of an image of 32 pixels has one cell), where it could leave that
+    open, and whether a batch is large enough for one of its libraries of convolutions.
+    """
+    if not is_exporting() or torch.compiler.is_dynamo_compiling() or not hasattr(_symbols, "backed_size_oblivious"):
+        yield
+        return
+    with (
+        _symbols.patch(backed_size_oblivious=True),  # type: ignore[attr-defined]
+        torch.backends.mkldnn.flags(enabled=False),
+        torch.backends.nnpack.flags(enabled=False),
+    ):
+        yield
 
 
 def is_eager() -> bool:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mm_vitbackbones.ops import context, linear, memory, onednn
+from mm_vitbackbones.ops import anysize, context, linear, memory, onednn
 from mm_vitbackbones.ops import depthwise as one_pass
 
 MANY_PLACES = 16
@@ -78,9 +78,21 @@ def repeated(maps: Tensor, weight: Tensor, groups: int) -> tuple[Tensor, int]:
     return grid.permute(0, 3, 1, 2), len(weight)
 
 
+def maps_of(grid: Tensor) -> Tensor:
+    """The maps of a grid, for a convolution: (B, H, W, C) -> (B, C, H, W). A view, except in an export."""
+    return anysize.in_order(grid.permute(0, 3, 1, 2))
+
+
+def grid_of(maps: Tensor) -> Tensor:
+    """The grid of the maps that a convolution gives: (B, C, H, W) -> (B, H, W, C). A view, except in an export."""
+    return anysize.in_order(maps.permute(0, 2, 3, 1))
+
+
 def channels_last(weight: Tensor) -> Tensor:
     """The weight in channels-last memory. A convolution over a permuted grid then gives a permuted grid, also where
-    both formats describe the same memory."""
+    both formats describe the same memory. In an export it stays as it is."""
+    if context.is_exporting():
+        return weight
     if weight.shape[1] == 1:
         # Both formats describe the same memory. These views give it channels-last strides, and its gradient contiguous
         # ones: distributed training warns where the strides of a gradient are not those of its parameter.
@@ -108,8 +120,8 @@ def framed(convs: Sequence[nn.Module]) -> tuple[Tensor, Tensor] | None:
 
 def depthwise(grid: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """A depthwise convolution that keeps the size: (B, H, W, C) and (C, 1, k, k) -> (B, H, W, C)."""
-    maps, weight = grid.permute(0, 3, 1, 2), channels_last(weight)
-    return F.conv2d(maps, weight, bias, padding=weight.shape[-1] // 2, groups=len(weight)).permute(0, 2, 3, 1)
+    maps, weight = maps_of(grid), channels_last(weight)
+    return grid_of(F.conv2d(maps, weight, bias, padding=weight.shape[-1] // 2, groups=len(weight)))
 
 
 class Places:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mm_vitbackbones.ops import context, linear, memory, onednn
+from mm_vitbackbones.ops import anysize, context, linear, memory, onednn
 from mm_vitbackbones.ops.joint import Pair, Rows, Tokens
 from mm_vitbackbones.ops.kernels import factorized as kernels
 from mm_vitbackbones.ops.once import once_differentiable
@@ -147,7 +147,7 @@ def _contract_image_by_image(key: Tensor, value: Tensor, cls_key: Tensor, cls_va
 
 
 def _product(weight: Tensor, value: Tensor, num_heads: int) -> Tensor:
-    return split_heads(weight, num_heads).mT @ split_heads(value, num_heads)
+    return anysize.in_order(split_heads(weight, num_heads).mT) @ anysize.in_order(split_heads(value, num_heads))
 
 
 def _scale(total: Tensor, num_heads: int) -> Tensor:
@@ -169,5 +169,6 @@ def attend(query: Tensor, matrices: Tensor, position: Tensor | None = None) -> T
             for result, head, matrix in heads:
                 result.addmm_(head, matrix)
         return out
-    out = (split_heads(query, num_heads) @ matrices).transpose(1, 2).flatten(2)
+    out = (anysize.in_order(split_heads(query, num_heads)) @ matrices).transpose(1, 2)
+    out = anysize.in_order(out).flatten(2)
     return out if position is None else torch.addcmul(out, query, position)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mm_vitbackbones.ops import attention, context, conv
+from mm_vitbackbones.ops import anysize, attention, context, conv
 
 
 def pooled(grid: Tensor, pool: nn.Module, num_heads: int) -> Tensor:
@@ -29,8 +29,8 @@ def pooled(grid: Tensor, pool: nn.Module, num_heads: int) -> Tensor:
 
 def pooled_reference(grid: Tensor, pool: nn.Module, num_heads: int) -> Tensor:
     """``pooled``, with heads as if they were images."""
-    of_heads = grid.unflatten(-1, (num_heads, -1)).permute(0, 3, 1, 2, 4).flatten(0, 1)
-    return pool(of_heads).unflatten(0, (len(grid), num_heads)).permute(0, 2, 3, 1, 4)
+    of_heads = anysize.in_order(grid.unflatten(-1, (num_heads, -1)).permute(0, 3, 1, 2, 4)).flatten(0, 1)
+    return anysize.in_order(pool(of_heads).unflatten(0, (grid.shape[0], num_heads)).permute(0, 2, 3, 1, 4))
 
 
 def attend(
@@ -51,7 +51,8 @@ def attend(
         tokens = [heads.flatten(1, 2).transpose(1, 2) for heads in (query, key, value)]
     else:
         query_sides, key_sides = ((side, side) for side in windows)
-        tokens = [cut(query, windows[0]), cut(key, windows[1]), cut(value, windows[1])]
+        counts = anysize.ceil_div(height, windows[0]), anysize.ceil_div(width, windows[0])
+        tokens = [cut(query, windows[0], counts), cut(key, windows[1], counts), cut(value, windows[1], counts)]
     pairs = zip((rows, columns), query_sides, key_sides, strict=True)
     distances = [attention.by_distance(table, *sides) for table, *sides in pairs]
     out = attention.attend_heads_by_distance(*tokens, *distances)
@@ -59,23 +60,27 @@ def attend(
         out = out.transpose(1, 2).unflatten(1, (height, width))
     else:
         out = joined(out, windows[0], batch, height, width)
-    return (out + query).flatten(3)
+    return anysize.in_order(out + query).flatten(3)
 
 
-def cut(heads: Tensor, side: int) -> Tensor:
-    """The windows of heads (B, H, W, h, d), padded with zeros: (K, h, side * side, d)."""
-    rows, columns = (-(-count // side) for count in heads.shape[1:3])
+def cut(heads: Tensor, side: int, counts: tuple[int, int]) -> Tensor:
+    """The windows of heads (B, H, W, h, d), padded with zeros: (K, h, side * side, d).
+
+    Args:
+        counts: rows and columns of windows: ceil(H / side) and ceil(W / side), as in the grid of the queries.
+    """
+    rows, columns = counts
     bottom, right = rows * side - heads.shape[1], columns * side - heads.shape[2]
     # A compiled graph that asked whether to pad would be valid for one answer only.
     if context.is_compiling() or bottom or right:
         heads = F.pad(heads, (0, 0, 0, 0, 0, right, 0, bottom))
     windows = heads.unflatten(2, (columns, side)).unflatten(1, (rows, side))
-    return windows.permute(0, 1, 3, 5, 2, 4, 6).flatten(4, 5).flatten(0, 2)
+    return anysize.in_order(windows.permute(0, 1, 3, 5, 2, 4, 6)).flatten(4, 5).flatten(0, 2)
 
 
 def joined(windows: Tensor, side: int, batch: int, height: int, width: int) -> Tensor:
     """``cut``, backwards: (K, h, side * side, d) -> (B, H, W, h, d)."""
-    rows, columns = -(-height // side), -(-width // side)
+    rows, columns = anysize.ceil_div(height, side), anysize.ceil_div(width, side)
     windows = windows.unflatten(0, (batch, rows, columns)).unflatten(4, (side, side))
-    heads = windows.permute(0, 1, 4, 2, 5, 3, 6).flatten(3, 4).flatten(1, 2)
-    return heads[:, :height, :width]
+    heads = anysize.in_order(windows.permute(0, 1, 4, 2, 5, 3, 6)).flatten(3, 4).flatten(1, 2)
+    return anysize.first_of(anysize.first_of(heads, height, 1), width, 2)

@@ -12,21 +12,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mm_vitbackbones.ops import context, residual
+from mm_vitbackbones.ops import anysize, context, conv, residual
 
 
 def resize_grid(grid: Tensor, height: int, width: int, mode: str = "bilinear") -> Tensor:
     """(B, H, W, C) -> (B, height, width, C), half-pixel centres; the same tensor if the size is the same."""
-    if grid.shape[1:3] == (height, width):
+    if anysize.same_size(grid.shape[1:3], (height, width)):
         return grid
-    resized = F.interpolate(grid.permute(0, 3, 1, 2), size=(height, width), mode=mode, align_corners=False)
-    return resized.permute(0, 2, 3, 1)
+    return conv.grid_of(F.interpolate(conv.maps_of(grid), size=(height, width), mode=mode, align_corners=False))
 
 
 def resize_cells(grid: Tensor, cell: float, stride: int, size: tuple[int, int]) -> Tensor:
     """A grid (B, H, W, C) of cells of ``cell`` pixels -> (B, *size, C) of cells of ``stride`` pixels, bilinear. Both
     begin at pixel 0; what ``size`` does not need is left out, and what it lacks repeats the last row or column."""
     height, width = size
+    if cell != stride and context.is_exporting():
+        rows, columns = (
+            shares_of_places(before, after, grid, stride / cell)
+            for before, after in zip(grid.shape[1:3], size, strict=True)
+        )
+        return by_lines(grid, rows, columns)
     if cell != stride:
         # Whole cells of both kinds, by further rows and columns that are equal to the last. Then the sizes alone say
         # where the centres of cells are: PyTorch's resize by a factor puts them elsewhere on CUDA.
@@ -39,13 +44,43 @@ def resize_cells(grid: Tensor, cell: float, stride: int, size: tuple[int, int]) 
         maps = F.pad(grid.permute(0, 3, 1, 2), (0, right, 0, bottom), mode="replicate")
         sizes = [int(length * ratio) for length in lengths]
         grid = F.interpolate(maps, size=sizes, mode="bilinear", align_corners=False).permute(0, 2, 3, 1)
-    return grid if grid.shape[1:3] == (height, width) else grid[:, :height, :width]
+    return grid if anysize.same_size(grid.shape[1:3], (height, width)) else grid[:, :height, :width]
+
+
+def by_lines(grid: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """A linear map of rows (height, H), then one of columns (width, W): (B, H, W, C) -> (B, height, width, C)."""
+    resized = F.linear(conv.maps_of(grid), columns)  # (B, C, H, width)
+    resized = F.linear(anysize.in_order(resized.mT), rows)  # (B, C, width, height)
+    return anysize.in_order(resized.permute(0, 3, 2, 1))
+
+
+def shares_of_places(before: int, after: int, like: Tensor, step: float | None = None) -> Tensor:
+    """(after, before): the matrix that resizes a line linearly. Cell i is the value at place (i + 0.5) * step - 0.5 of
+    the cells before; places beyond the first and the last cell have the values of these.
+
+    Args:
+        step: between two places, in cells; None: before / after.
+    """
+    place, cell = (torch.arange(end, device=like.device, dtype=torch.float32) for end in (after, before))
+    place = (place + 0.5) * before / after if step is None else (place + 0.5) * step
+    place = torch.minimum((place - 0.5).clamp(min=0.0), cell[-1:])
+    return (1 - (place[:, None] - cell).abs()).clamp(min=0.0).to(like.dtype)
+
+
+def largest_of(grid: Tensor, side: int, ceil: bool) -> Tensor:
+    """The largest of ``side`` x ``side`` cells: (B, H, W, C) -> (B, H', W', C). H' is ceil(H / side); without ``ceil``,
+    a remainder of rows and columns is left out."""
+    maps = conv.maps_of(grid)
+    if ceil and context.is_exporting():  # PyTorch would ask whether there is a remainder
+        bottom, right = (anysize.lack(length, side) for length in grid.shape[1:3])
+        maps, ceil = F.pad(maps, (0, right, 0, bottom), value=-math.inf), False
+    return conv.grid_of(F.max_pool2d(maps, side, ceil_mode=ceil))
 
 
 def resized_sum(grids: Sequence[Tensor], height: int, width: int) -> Tensor:
     """The sum of grids (B, *, *, C), each resized to (B, height, width, C)."""
     # A grid of this size goes first: a resized one is a new tensor, into which a sum may be written.
-    total, *others = sorted(grids, key=lambda grid: grid.shape[1:3] != (height, width))
+    total, *others = sorted(grids, key=lambda grid: not anysize.same_size(grid.shape[1:3], (height, width)))
     for grid in others:
         resized = resize_grid(grid, height, width)
         total = total + resized if resized is grid else residual.add_fresh(total, resized)
@@ -58,7 +93,7 @@ def pooled_to(grid: Tensor, side: int) -> Tensor:
         return F.adaptive_avg_pool2d(grid.permute(0, 3, 1, 2), side).permute(0, 2, 3, 1)
     # PyTorch's compiler makes a graph of that for each size of the grid. Products serve them all.
     rows, columns = (_shares_in_areas(size, side, grid) for size in grid.shape[1:3])
-    return torch.einsum("jw,biwc->bijc", columns, torch.einsum("ih,bhwc->biwc", rows, grid))
+    return by_lines(grid, rows, columns)
 
 
 def _shares_in_areas(size: int, count: int, like: Tensor) -> Tensor:
@@ -100,7 +135,7 @@ def resized_table(table: Tensor, height: int, width: int, resize: TableResize) -
     A bicubic resize is a linear map of rows, then of columns. On CUDA these are two small products: the gradient is
     deterministic, which PyTorch's own is not, and both are in the order of channels-last memory.
     """
-    if table.shape[1:3] == (height, width):
+    if anysize.same_size(table.shape[1:3], (height, width)):
         return table
     with context.autocast_to(table.device, None):
         wide = table.to(torch.promote_types(table.dtype, torch.float32))
@@ -113,24 +148,39 @@ def resized_table(table: Tensor, height: int, width: int, resize: TableResize) -
             )
             resized = columns @ (rows @ wide[0].flatten(1)).unflatten(1, wide.shape[2:])
             return resized.unsqueeze(0).to(table.dtype)
-        return resize(wide.permute(0, 3, 1, 2), height, width).permute(0, 2, 3, 1).to(table.dtype)
+        # No other runtime has an offset, and few smooth as PyTorch does.
+        if context.is_exporting() and resize.mode == "bicubic" and (resize.antialias or resize.offset):
+            rows, columns = (
+                _cubic_shares(before, after, resize, wide.dtype, wide.device)
+                for before, after in zip(wide.shape[1:3], (height, width), strict=True)
+            )
+            return by_lines(wide, rows, columns).to(table.dtype)
+        return resize(conv.maps_of(wide), height, width).permute(0, 2, 3, 1).to(table.dtype)
+
+
+def _cubic_shares(before: int, after: int, resize: TableResize, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The matrix (after, before) of a bicubic resize of a line, which in an export serves every size ``after``.
+
+    Cubic convolution (Keys 1981). PyTorch's sharpness is -0.75, and with antialiasing -0.5; there the kernel is as wide as
+    a step, and places outside of the line have no weight, where otherwise they are its first and last one.
+    """
+    sharpness, margin = (-0.5, 0) if resize.antialias else (-0.75, 3)
+    centre = (torch.arange(after, device=device).to(dtype) + 0.5) * before / (after + resize.offset) - 0.5
+    distance = (centre[:, None] - torch.arange(-margin, before + margin, device=device)).abs()
+    if resize.antialias:
+        distance = distance / (torch.ones_like(distance[:, :1]) * before / (after + resize.offset)).clamp(min=1.0)
+    near = ((sharpness + 2) * distance - (sharpness + 3)) * distance * distance + 1
+    far = sharpness * (((distance - 5) * distance + 8) * distance - 4)
+    share = torch.where(distance <= 1, near, torch.where(distance < 2, far, torch.zeros_like(distance)))
+    share = share / share.sum(1, keepdim=True)
+    if before == 1 or not margin:
+        return share.sum(1, keepdim=True) if margin else share
+    first, last = (part.sum(1, keepdim=True) for part in (share[:, : margin + 1], share[:, -margin - 1 :]))
+    return torch.cat((first, share[:, margin + 1 : -margin - 1], last), dim=1)
 
 
 @functools.lru_cache(maxsize=64)
 def _line(before: int, after: int, resize: TableResize, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The matrix (after, before) that resizes a line."""
-    # Cubic convolution (Keys 1981). PyTorch's sharpness is -0.75, and with antialiasing -0.5; there the kernel is as wide
-    # as a step, and places outside of the line have no weight, where otherwise they are its first and last one.
-    step, sharpness = before / (after + resize.offset), -0.5 if resize.antialias else -0.75
-    width = max(step, 1.0) if resize.antialias else 1.0
+    """``_cubic_shares``, computed in fp64 and kept."""
     with torch.inference_mode(False), torch.no_grad():
-        centre = (torch.arange(after, dtype=torch.float64)[:, None] + 0.5) * step - 0.5
-        margin = 0 if resize.antialias else 3
-        place = torch.arange(-margin, before + margin)
-        distance = ((centre - place) / width).abs()
-        near = ((sharpness + 2) * distance - (sharpness + 3)) * distance**2 + 1
-        far = sharpness * (((distance - 5) * distance + 8) * distance - 4)
-        share = torch.where(distance <= 1, near, torch.where(distance < 2, far, 0.0))
-        line = torch.zeros(after, before, dtype=torch.float64)
-        line.index_add_(1, place.clamp(0, before - 1), share / share.sum(1, keepdim=True))
-        return line.to(device, dtype)
+        return _cubic_shares(before, after, resize, torch.float64, torch.device("cpu")).to(device, dtype)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from mm_vitbackbones.ops import context, linear, onednn
+from mm_vitbackbones.ops import anysize, context, linear, onednn
 
 Attend = Callable[[Tensor, Tensor, "Sequence[int] | None"], Tensor]
 """Queries, keys and values of windows (K, n, 3C), and biases -> (K, n, C). Either there is a bias for each window or
@@ -57,18 +57,31 @@ def _reference(
     grid: Tensor, qkv: nn.Module, attend: Attend, proj: nn.Module, bias: Tensor, side: int, shift: int
 ) -> Tensor:
     batch, height, width, _ = grid.shape
-    rows, columns = -(-height // side), -(-width // side)
+    rows, columns = anysize.ceil_div(height, side), anysize.ceil_div(width, side)
     # A compiled graph that asked whether to pad, or below whether to cut off, would be valid for one answer only.
-    plane = F.pad(grid, (0, 0, 0, columns * side - width, 0, rows * side - height)).roll((-shift, -shift), (1, 2))
-    windows = plane.unflatten(1, (rows, side)).unflatten(3, (columns, side)).transpose(2, 3).flatten(3, 4)
+    plane = F.pad(grid, (0, 0, 0, columns * side - width, 0, rows * side - height))
+    plane = _rolled(plane, shift)
+    windows = anysize.in_order(plane.unflatten(1, (rows, side)).unflatten(3, (columns, side)).transpose(2, 3))
     if shift:
         last_row = torch.arange(rows, device=grid.device)[:, None] == rows - 1
         last_column = torch.arange(columns, device=grid.device) == columns - 1
         bias = bias[(last_row * 2 + last_column.int()).flatten()].repeat(batch, 1, 1, 1)
-    out = proj(attend(qkv(windows.flatten(0, 2)), bias, None))
-    out = out.view(batch, rows, columns, side, side, -1).transpose(2, 3).flatten(1, 2).flatten(2, 3)
-    out = F.pad(out.roll((shift, shift), (1, 2)), (0, 0, 0, 1, 0, 1))
-    return out[:, :height, :width].contiguous()
+    out = proj(attend(qkv(windows.flatten(0, 2).flatten(1, 2)), bias, None))
+    out = anysize.in_order(out.view(batch, rows, columns, side, side, -1).transpose(2, 3)).flatten(1, 2).flatten(2, 3)
+    out = _rolled(out, -shift)
+    if context.is_exporting():
+        return anysize.first_of(anysize.first_of(out, height, 1), width, 2)
+    return F.pad(out, (0, 0, 0, 1, 0, 1))[:, :height, :width].contiguous()
+
+
+def _rolled(plane: Tensor, count: int) -> Tensor:
+    """The first ``count`` rows and columns moved to the end; below 0: the last ones to the beginning."""
+    if not context.is_exporting():
+        return plane.roll((-count, -count), (1, 2))
+    if count:
+        plane = torch.cat((plane[:, count:], plane[:, :count]), dim=1)
+        plane = torch.cat((plane[:, :, count:], plane[:, :, :count]), dim=2)
+    return plane
 
 
 def _gathered(grid: Tensor, qkv: nn.Module, attend: Attend, proj: nn.Module, bias: Tensor, windows: Windows) -> Tensor:
@@ -129,7 +142,7 @@ class Windows:
     """
 
     def __init__(self, batch: int, height: int, width: int, side: int, shift: int, device: torch.device) -> None:
-        rows, columns = -(-height // side), -(-width // side)
+        rows, columns = anysize.ceil_div(height, side), anysize.ceil_div(width, side)
         # Row y of the shifted plane is row y + shift of the padded one, which wraps around; the same for columns.
         y = (torch.arange(rows * side, device=device) + shift) % (rows * side)
         x = (torch.arange(columns * side, device=device) + shift) % (columns * side)
@@ -261,6 +274,8 @@ def _bias(table: Tensor, side: int, shift: int) -> Tensor:
     bias = table.index_select(0, positions).view(1, places, places, -1).permute(0, 3, 1, 2)
     if masks is not None:
         bias = bias + masks.to(bias.dtype)
+    if context.is_exporting():
+        return bias
     # CUDA's kernels want rows of a multiple of 8 elements, and would pad them at each call.
     return F.pad(bias.contiguous(), (0, -places % 8))[..., :places]
 

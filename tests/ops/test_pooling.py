@@ -89,7 +89,7 @@ def test_windows_of_queries_and_keys_are_padded_apart_and_zero_keys_take_part():
 @pytest.mark.parametrize("size", [(8, 4), (5, 9)], ids=str)
 def test_windows_are_joined_where_they_were_cut(size):
     heads = torch.randn(2, *size, 3, 4)
-    windows = pooling.cut(heads, 4)
+    windows = pooling.cut(heads, 4, (-(-size[0] // 4), -(-size[1] // 4)))
     assert windows.shape == (2 * -(-size[0] // 4) * -(-size[1] // 4), 3, 16, 4)
     assert torch.equal(pooling.joined(windows, 4, 2, *size), heads)
 
