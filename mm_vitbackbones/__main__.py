@@ -31,6 +31,7 @@ COMMANDS = {
     "prepare_data": ("prepare_data", "put one of the small data sets under data/"),
     "convert_dataset": ("convert_dataset", "turn data of YOLO, VOC, CVAT, labelme or masks into the library's form"),
     "convert_checkpoint": ("convert_checkpoint", "write a checkpoint in another layout"),
+    "export": ("export", "write a network as an ONNX file or an exported program, and check it"),
     "ops": ("ops", "give mmcv-lite its operators, in plain PyTorch, or take them away"),
 }
 """The module of each command in ``mm_vitbackbones.cli``, and what it does."""

@@ -35,6 +35,7 @@ MAY_IMPORT = {
     "heads": {"errors", "nodes", "ops", "registry"},
     "necks": {"errors", "layers", "registry"},
     "segmentors": {"registry"},
+    "exporting": {"backbones", "errors", "files", "mmcv_ops", "segmentors"},
     "data": {"errors", "files", "libraries", "limits", "nodes", "printing", "progress"},
     "engine": {
         "adapters",

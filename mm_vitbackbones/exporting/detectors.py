@@ -1,0 +1,201 @@
+"""Detectors of MMDetection as modules from an image to tensors, without lists of samples and data-dependent shapes.
+
+What a head's ``predict`` cuts off stays here, with a score of 0: the candidates of an image are always as many as the
+config says. The heads' own networks, anchors and box coders are called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mm_vitbackbones.errors import UserError
+from mm_vitbackbones.exporting.operators import nms_kept
+from mm_vitbackbones.exporting.parts import Features
+from mm_vitbackbones.exporting.preprocessing import Preprocess, Preprocessing
+
+BOXES = ("boxes", "scores", "labels")
+"""The outputs of a file with NMS: (B, N, 4) in pixels of the input, (B, N), and (B, N), int64. The first ones are the
+objects, from the highest score down; after them the scores are 0, and the labels -1."""
+
+Made = tuple[nn.Module, tuple[str, ...], dict[str, Any], tuple[str, ...]]
+"""A module, the names of its outputs, facts for the metadata, and notes for the user."""
+
+
+def detector(model: Any, how: Preprocessing, with_nms: bool) -> Made:
+    """A detector of MMDetection as a file has it.
+
+    Raises:
+        UserError: its head predicts in a way of its own.
+    """
+    from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
+    from mmdet.models.detectors.single_stage import SingleStageDetector
+
+    if not isinstance(model, SingleStageDetector) or not isinstance(model.bbox_head, BaseDenseHead):
+        raise _unknown(model)
+    head = model.bbox_head
+    if type(model).extract_feat is not SingleStageDetector.extract_feat:
+        raise _unknown(model)
+    if not with_nms:
+        return RawHeads(model, how), _raw_names(head), {"levels": len(head.prior_generator.strides)}, ()
+    own = [
+        name
+        for name in ("predict", "predict_by_feat", "_predict_by_feat_single", "_bbox_post_process")
+        if getattr(type(head), name) is not getattr(BaseDenseHead, name)
+    ]
+    if own or getattr(head.loss_cls, "custom_cls_channels", False):
+        raise UserError(
+            f"{type(head).__name__} makes boxes of its maps in a way of its own, which a file cannot: export without "
+            "--with-nms, or the backbone alone"
+        )
+    return OneStage(model, how), BOXES, {"padding": {"scores": 0.0, "labels": -1}}, ()
+
+
+def _unknown(model: Any) -> UserError:
+    return UserError(
+        f"{type(model).__name__} predicts in a way of its own, which a file cannot: export its backbone alone"
+    )
+
+
+def _raw_names(head: Any) -> tuple[str, ...]:
+    levels = range(len(head.prior_generator.strides))
+    kinds = ["scores", "deltas"]
+    if head_has_factors(head):
+        kinds.append("factors")
+    return tuple(f"{kind}{level}" for kind in kinds for level in levels)
+
+
+def head_has_factors(head: Any) -> bool:
+    """Whether a head has a third kind of maps, such as the centerness of FCOS."""
+    return any(hasattr(head, name) for name in ("conv_centerness", "atss_centerness", "vfnet_iou"))
+
+
+class RawHeads(nn.Module):
+    """An image to the maps of a one-stage detector's head: all scores before the sigmoid, then all deltas."""
+
+    def __init__(self, model: Any, how: Preprocessing) -> None:
+        super().__init__()
+        self.preprocess, self.features, self.head = Preprocess(how), Features(model), model.bbox_head
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        maps = self.head(self.features(self.preprocess(image)))
+        return tuple(map for kind in maps for map in kind)
+
+
+class OneStage(nn.Module):
+    """An image to the boxes of a one-stage detector. See ``BOXES``."""
+
+    def __init__(self, model: Any, how: Preprocessing) -> None:
+        super().__init__()
+        self.preprocess, self.features, self.head = Preprocess(how), Features(model), model.bbox_head
+        self.rules = Rules(model.bbox_head.test_cfg)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        size = tuple(image.shape[2:])
+        maps = self.head(self.features(self.preprocess(image)))
+        return self.rules.result(*candidates(self.head, maps, size, self.rules))
+
+
+class Rules:
+    """What a config's ``test_cfg`` says of the boxes of a head.
+
+    Raises:
+        UserError: something that a file cannot do.
+    """
+
+    def __init__(self, cfg: Mapping[str, Any]) -> None:
+        nms = cfg.get("nms") or {}
+        kind = nms.get("type", "nms")
+        unknown = sorted(nms.keys() - {"type", "iou_threshold", "class_agnostic", "split_thr"})
+        if not nms or kind != "nms" or unknown:
+            raise UserError(
+                f"test_cfg.nms={dict(nms)!r}: a file takes dict(type='nms', iou_threshold=...), and nothing else"
+            )
+        self.iou_threshold = float(nms["iou_threshold"])
+        self.by_class = not nms.get("class_agnostic", False)
+        self.threshold = float(cfg.get("score_thr", 0) or 0)
+        self.first = int(cfg.get("nms_pre", -1) or -1)
+        self.smallest = float(cfg.get("min_bbox_size", -1))
+        self.most = int(cfg["max_per_img"])
+
+    def result(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Candidates (B, N, 4), (B, N), (B, N) -> what remains of them; see ``BOXES``."""
+        boxes, scores = boxes.float(), scores.float()
+        if self.smallest >= 0:
+            sides = boxes[..., 2:] - boxes[..., :2]
+            scores = torch.where((sides > self.smallest).all(-1), scores, 0.0)
+        apart = boxes
+        if self.by_class:  # boxes of two classes, moved so that they do not overlap
+            farthest = torch.where(scores[..., None] > 0, boxes, 0.0).amax((1, 2), keepdim=True)
+            apart = boxes + labels[..., None].to(boxes.dtype) * (farthest + 1)
+        kept = nms_kept(apart, scores, self.iou_threshold, self.most)
+        return first(torch.where(kept, scores, 0.0), boxes, labels, self.most)
+
+
+def first(scores: Tensor, boxes: Tensor, labels: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The candidates with the highest scores, ``most`` of each image, where those with a score of 0 are none."""
+    scores, at = padded(scores, most, 0.0).topk(most)
+    at = torch.where(scores > 0, at, 0)
+    boxes = boxes.gather(1, at[..., None].expand(-1, -1, 4))
+    labels = labels.gather(1, at)
+    some = scores > 0
+    return torch.where(some[..., None], boxes, 0.0), scores, torch.where(some, labels, -1)
+
+
+def padded(scores: Tensor, most: int, value: float) -> Tensor:
+    """(B, N) with ``most`` more, so that as many can be chosen of any number."""
+    return torch.cat((scores, scores.new_full((scores.shape[0], most), value)), 1)
+
+
+def candidates(
+    head: Any, maps: Sequence[Sequence[Tensor]], size: tuple[int, ...], rules: Rules
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The boxes of a dense head's maps, before any suppression: (B, N, 4), clipped to the image; their scores (B, N), 0
+    where they are below the threshold; and their labels (B, N).
+
+    Of each level the ones with the highest scores are taken, as many as ``nms_pre``: pairs of a box and a class.
+    """
+    sizes = [tuple(level.shape[2:]) for level in maps[0]]
+    priors = head.prior_generator.grid_priors(sizes, dtype=torch.float32, device=maps[0][0].device)
+    found = []
+    for index, prior in enumerate(priors):
+        scores, deltas, *factors = (kind[index] for kind in maps)
+        batch = scores.shape[0]
+        scores = scores.permute(0, 2, 3, 1).reshape(batch, -1, head.cls_out_channels).float()
+        deltas = deltas.permute(0, 2, 3, 1).reshape(batch, -1, head.bbox_coder.encode_size).float()
+        scores = scores.sigmoid() if head.use_sigmoid_cls else scores.softmax(-1)[..., :-1]
+        classes = scores.shape[2]
+        scores = torch.where(scores > rules.threshold, scores, 0.0).flatten(1)
+        if rules.first > 0:
+            scores, at = padded(scores, rules.first, 0.0).topk(rules.first)
+            at = torch.where(scores > 0, at, 0)
+        else:
+            at = torch.arange(scores.shape[1], device=scores.device).expand(batch, -1)
+        box, label = at // classes, at % classes
+        deltas = deltas.gather(1, box[..., None].expand(-1, -1, deltas.shape[2]))
+        chosen = prior.index_select(0, box.flatten())
+        boxes = decode(head.bbox_coder, chosen, deltas.flatten(0, 1)).reshape(batch, -1, 4)
+        if factors:
+            factor = factors[0].permute(0, 2, 3, 1).reshape(batch, -1).float().sigmoid()
+            scores = scores * factor.gather(1, box)
+        found.append((clipped(boxes, size, head.bbox_coder), scores, label))
+    boxes, scores, labels = (torch.cat(kind, 1) for kind in zip(*found, strict=True))
+    return boxes, scores, labels
+
+
+def decode(coder: Any, priors: Tensor, deltas: Tensor) -> Tensor:
+    """Boxes (N, 4) of a coder's deltas, not clipped."""
+    boxes: Tensor = coder.decode(priors, deltas, max_shape=None)
+    return boxes
+
+
+def clipped(boxes: Tensor, size: tuple[int, ...], coder: Any = None) -> Tensor:
+    """Boxes (..., 4) inside an image (height, width), if their coder wants it."""
+    if not getattr(coder, "clip_border", True):
+        return boxes
+    height, width = size
+    x, y = boxes[..., 0::2].clamp(0, width), boxes[..., 1::2].clamp(0, height)
+    return torch.stack((x[..., 0], y[..., 0], x[..., 1], y[..., 1]), -1)

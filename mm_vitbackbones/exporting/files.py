@@ -1,0 +1,239 @@
+"""``export``: a network to a file, with metadata, and a check of that file."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mm_vitbackbones import __version__
+from mm_vitbackbones.errors import OutputError, UserError
+from mm_vitbackbones.exporting import onnx_files, packages, programs
+from mm_vitbackbones.exporting.checking import TOLERANCE, UNSEEN, Checked, check, noise
+from mm_vitbackbones.exporting.half import Half
+from mm_vitbackbones.exporting.networks import Network, network_of
+from mm_vitbackbones.files import check_room, move_new, scratch_in, size_words
+
+KINDS = {"onnx": ".onnx", "torch-export": ".pt2"}
+"""What can be written, and the ending of each."""
+
+SMALLEST = 32
+"""Pixels of an image's side, at least."""
+
+
+class ExportMismatch(UserError):
+    """A file that does not compute what its network does. It is not kept."""
+
+    def __init__(self, message: str, done: Export) -> None:
+        super().__init__(message)
+        self.done = done
+
+
+@dataclass(frozen=True)
+class Export:
+    """A file that was written, and what came out when it was run. As text, some lines."""
+
+    path: Path
+    to: str
+    seconds: float
+    nodes: int
+    bytes: int
+    weights: int
+    """Bytes of the network's parameters and buffers, in the precision of the file."""
+    checked: tuple[Checked, ...]
+    tolerance: float
+    opset: int | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def error(self) -> float:
+        """The largest of all sizes."""
+        return max(each.error for each in self.checked)
+
+    @property
+    def right(self) -> bool:
+        return self.error <= self.tolerance
+
+    def __str__(self) -> str:
+        opset = f", opset {self.opset}" if self.opset else ""
+        share = f"{self.bytes / self.weights - 1:+.1%}" if self.weights else ""
+        return "\n".join(
+            [
+                f"{self.path}: {self.to}{opset}, {self.nodes} nodes, {size_words(self.bytes)} "
+                f"(weights {size_words(self.weights)}, {share}), written in {self.seconds:.1f} s",
+                "  size       batch   error / maximum (the first size was traced)",
+                *(f"  {each}" for each in self.checked),
+                *(f"  note: {note}" for note in self.notes),
+            ]
+        )
+
+
+def export(
+    module: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    to: str = "onnx",
+    size: Sequence[int] = (256, 320),
+    fixed: bool = False,
+    opset: int = onnx_files.OPSET,
+    half: bool = False,
+    with_nms: bool = False,
+    labels: bool = False,
+    preprocess: bool = False,
+    classes: Sequence[str] | None = None,
+    tolerance: float | None = None,
+    force: bool = False,
+) -> Export:
+    """Write a backbone, or a detector or segmentor of MMDetection or MMSegmentation, to a file, and check that file.
+
+    The file is run, by onnxruntime or as a loaded program, at the traced size and at five others, and compared with the
+    module. Only a file that is right gets its name.
+
+    Args:
+        module: not changed; put into eval mode for the time of the call.
+        path: of the file.
+        to: ``"onnx"`` or ``"torch-export"``.
+        size: height and width of the image that the network is traced with.
+        fixed: the file takes one image of this size alone. Otherwise batch, height and width are free, from 32 pixels.
+        opset: of ONNX.
+        half: weights and products in fp16, norms and softmax in fp32. Image and results stay in fp32.
+        with_nms: of a detector: boxes, scores and labels after non-maximum suppression, and not the maps of its head.
+        labels: of a segmentor: the label of each pixel, and not the scores of all classes.
+        preprocess: the file takes the values of an image file (0 to 255) and normalises them itself.
+        classes: names for the metadata.
+        tolerance: the largest error that is right, as a part of the largest value; 1e-4, or 2e-2 in half precision.
+        force: take the place of a file that is there already.
+
+    Raises:
+        UserError: a package is missing, or an argument or the module is none that can be exported.
+        ExportMismatch: (a UserError) the file computes something else.
+        OutputError: it cannot be written.
+    """
+    path = Path(path)
+    if to not in KINDS:
+        raise UserError(f"to={to!r}: give one of {', '.join(map(repr, KINDS))}")
+    if len(size) != 2 or min(size) < SMALLEST:
+        raise UserError(f"size={tuple(size)!r}: give a height and a width of at least {SMALLEST} pixels")
+    if to == "onnx" and opset < 18:
+        raise UserError(f"opset={opset}: PyTorch's exporter writes opset 18 and newer")
+    packages.check(to)
+    if path.is_dir() or (os.path.lexists(path) and not force):
+        raise UserError(f"{path} is there already, and is not overwritten: give another name, or force")
+    network = network_of(module, with_nms, labels, preprocess)
+    tensors = {t.data_ptr(): t for t in (*network.module.parameters(), *network.module.buffers())}
+    check_room(path.parent, f"the file {path.name}", sum(t.nbytes for t in tensors.values()) // (2 if half else 1))
+    modes = [(part, part.training) for part in (*module.modules(), *network.module.modules())]
+    network.module.eval()
+    try:
+        return _write(network, path, to, (int(size[0]), int(size[1])), fixed, opset, half, classes, tolerance, force)
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+def _write(
+    network: Network,
+    path: Path,
+    to: str,
+    size: tuple[int, int],
+    fixed: bool,
+    opset: int,
+    half: bool,
+    classes: Sequence[str] | None,
+    tolerance: float | None,
+    force: bool,
+) -> Export:
+    traced = (1 if fixed else 2, *size)
+    made = replace(network, module=Half(network.module).eval()) if half else network
+    start = time.perf_counter()
+    program = programs.trace(made.module, noise(made, traced), fixed)
+    metadata = metadata_of(network, size, fixed, half, classes)
+    weights = _bytes(made.module)
+    with scratch_in(path.parent.absolute()) as scratch:
+        draft = scratch / path.name
+        if to == "onnx":
+            nodes, files = onnx_files.write(program, draft, network.outputs, opset, metadata)
+        else:
+            nodes, files = programs.write(program, draft, metadata), [draft]
+        seconds = time.perf_counter() - start
+        run: Any = onnx_files.Session(draft) if to == "onnx" else programs.Loaded(draft)
+        done = Export(
+            path,
+            to,
+            seconds,
+            nodes,
+            sum(file.stat().st_size for file in files),
+            weights,
+            tuple(check(network, run, [traced] if fixed else [traced, *UNSEEN])),
+            TOLERANCE[half] if tolerance is None else tolerance,
+            opset if to == "onnx" else None,
+            network.notes,
+        )
+        del run
+        if not done.right:
+            worst = max(done.checked, key=lambda each: each.error)
+            raise ExportMismatch(
+                f"the file differs from the network by {worst.error:.1e} of the largest value, at {worst.size[1]}x"
+                f"{worst.size[2]} ({worst.what or f'more than {done.tolerance:g}'}): it is not kept",
+                done,
+            )
+        for file in files:
+            _place(file, path.with_name(file.name), force)
+    return done
+
+
+def _place(file: Path, path: Path, force: bool) -> None:
+    if force:
+        try:
+            os.replace(file, path)
+        except OSError as error:
+            raise OutputError(f"{path} cannot be written: {error.strerror}") from None
+        return
+    try:
+        move_new(file, path)
+    except FileExistsError:
+        raise UserError(f"{path} is there already, and is not overwritten: give another name, or force") from None
+
+
+def _bytes(module: nn.Module) -> int:
+    """Of a network's parameters and of the buffers that it is saved with, each once."""
+    saved = module.state_dict(keep_vars=True).values()
+    return sum({tensor.data_ptr(): tensor.nbytes for tensor in saved}.values())
+
+
+def metadata_of(
+    network: Network, size: tuple[int, int], fixed: bool, half: bool, classes: Sequence[str] | None
+) -> dict[str, Any]:
+    """What stands in a file besides the network, as plain data."""
+    how = network.preprocessing
+    return {
+        "producer": f"mm_vitbackbones {__version__}",
+        "kind": network.kind,
+        "inputs": ["image"],
+        "outputs": [*network.outputs],
+        "classes": None if classes is None else [*classes],
+        "image": {
+            "channels": network.channels,
+            "order": how.order,
+            "size": [*size] if fixed else None,
+            "smallest_side": SMALLEST,
+            "mean": [*how.mean],
+            "std": [*how.std],
+            "normalised_inside": how.inside,
+            "padded_inside_to_multiples_of": how.divisor,
+        },
+        "precision": "fp16, norms and softmax in fp32" if half else "fp32",
+        "traced_size": [*size],
+        **network.facts,
+    }
+
+
+def threads() -> int:
+    """What PyTorch and onnxruntime run with."""
+    return torch.get_num_threads()

@@ -1,0 +1,19 @@
+"""What the files of segmentors and detectors share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class Features(nn.Module):
+    """The backbone of a model and its neck, if it has one: an image to maps."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.backbone = model.backbone
+        self.neck = model.neck if getattr(model, "with_neck", False) else nn.Identity()
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.neck(self.backbone(image)))
