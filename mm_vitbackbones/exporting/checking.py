@@ -94,7 +94,8 @@ def _boxes(size: tuple[int, int, int], expected: Sequence[Tensor], found: Sequen
         (boxes, scores, labels), other = ([kind[image] for kind in side[:3]] for side in (expected, found))
         count += int((labels >= 0).sum())
         lost += abs(int((labels >= 0).sum()) - int((other[2] >= 0).sum()))
-        for box, score, label in zip(boxes, scores, labels, strict=True):
+        masks = found[3][image] if len(found) > 3 else None
+        for index, (box, score, label) in enumerate(zip(boxes, scores, labels, strict=True)):
             if label < 0:
                 break
             same = other[2] == label
@@ -106,8 +107,10 @@ def _boxes(size: tuple[int, int, int], expected: Sequence[Tensor], found: Sequen
             nearest = float(error.min())
             if nearest > LOST:
                 lost += 1
-            else:
-                errors.append(nearest)
+                continue
+            errors.append(nearest)
+            if masks is not None:
+                errors.append(float((masks[same][error.argmin()] - expected[3][image, index]).abs().max()))
     what = f"{count} boxes" + (f", {lost} otherwise" if lost else "")
     allowed = max(1, OTHERWISE * count)
     return Checked(size, max(errors) if lost <= allowed else float("inf"), what, count)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mm_vitbackbones.errors import UserError
-from mm_vitbackbones.exporting.operators import nms_kept
+from mm_vitbackbones.exporting.operators import nms_kept, roi_align
 from mm_vitbackbones.exporting.parts import Features
 from mm_vitbackbones.exporting.preprocessing import Preprocess, Preprocessing
 
@@ -33,7 +33,10 @@ def detector(model: Any, how: Preprocessing, with_nms: bool) -> Made:
     """
     from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
     from mmdet.models.detectors.single_stage import SingleStageDetector
+    from mmdet.models.detectors.two_stage import TwoStageDetector
 
+    if isinstance(model, TwoStageDetector):
+        return _two_stage(model, how, with_nms)
     if not isinstance(model, SingleStageDetector) or not isinstance(model.bbox_head, BaseDenseHead):
         raise _unknown(model)
     head = model.bbox_head
@@ -46,12 +49,43 @@ def detector(model: Any, how: Preprocessing, with_nms: bool) -> Made:
         for name in ("predict", "predict_by_feat", "_predict_by_feat_single", "_bbox_post_process")
         if getattr(type(head), name) is not getattr(BaseDenseHead, name)
     ]
+    from mmdet.models.task_modules.prior_generators import AnchorGenerator, MlvlPointGenerator
+
+    own += [] if isinstance(head.prior_generator, (AnchorGenerator, MlvlPointGenerator)) else ["prior_generator"]
     if own or getattr(head.loss_cls, "custom_cls_channels", False):
         raise UserError(
             f"{type(head).__name__} makes boxes of its maps in a way of its own, which a file cannot: export without "
             "--with-nms, or the backbone alone"
         )
     return OneStage(model, how), BOXES, {"padding": {"scores": 0.0, "labels": -1}}, ()
+
+
+def _two_stage(model: Any, how: Preprocessing, with_nms: bool) -> Made:
+    from mmdet.models.dense_heads.rpn_head import RPNHead
+    from mmdet.models.detectors.two_stage import TwoStageDetector
+    from mmdet.models.roi_heads.bbox_heads.bbox_head import BBoxHead
+    from mmdet.models.roi_heads.mask_heads import FCNMaskHead
+    from mmdet.models.roi_heads.standard_roi_head import StandardRoIHead
+
+    roi = model.roi_head
+    known = (
+        type(model).extract_feat is TwoStageDetector.extract_feat
+        and type(model.rpn_head) is RPNHead
+        and type(roi) is StandardRoIHead
+        and not roi.with_shared_head
+        and type(roi.bbox_head).predict_by_feat is BBoxHead.predict_by_feat
+        and not getattr(roi.bbox_head, "custom_cls_channels", False)
+        and (not roi.with_mask or type(roi.mask_head) is FCNMaskHead)
+    )
+    if not known:
+        raise _unknown(model)
+    if not with_nms:
+        raise UserError(
+            f"{type(model).__name__}: the second stage works on boxes that NMS has chosen, so a file has NMS inside: "
+            "add --with-nms (with_nms=True)"
+        )
+    outputs = (*BOXES, "masks") if roi.with_mask else BOXES
+    return TwoStage(model, how), outputs, {"padding": {"scores": 0.0, "labels": -1}}, ()
 
 
 def _unknown(model: Any) -> UserError:
@@ -151,18 +185,18 @@ def padded(scores: Tensor, most: int, value: float) -> Tensor:
 
 
 def candidates(
-    head: Any, maps: Sequence[Sequence[Tensor]], size: tuple[int, ...], rules: Rules
+    head: Any, maps: Sequence[Sequence[Tensor]], size: tuple[int, ...], rules: Rules, by_level: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The boxes of a dense head's maps, before any suppression: (B, N, 4), clipped to the image; their scores (B, N), 0
     where they are below the threshold; and their labels (B, N).
 
-    Of each level the ones with the highest scores are taken, as many as ``nms_pre``: pairs of a box and a class.
+    Of each level the ones with the highest scores are taken, as many as ``nms_pre``: pairs of a box and a class. With
+    ``by_level`` (of an RPN, which has one class) the labels are the levels.
     """
-    sizes = [tuple(level.shape[2:]) for level in maps[0]]
-    priors = head.prior_generator.grid_priors(sizes, dtype=torch.float32, device=maps[0][0].device)
     found = []
-    for index, prior in enumerate(priors):
+    for index in range(len(maps[0])):
         scores, deltas, *factors = (kind[index] for kind in maps)
+        prior = priors(head.prior_generator, index, scores)
         batch = scores.shape[0]
         scores = scores.permute(0, 2, 3, 1).reshape(batch, -1, head.cls_out_channels).float()
         deltas = deltas.permute(0, 2, 3, 1).reshape(batch, -1, head.bbox_coder.encode_size).float()
@@ -181,9 +215,25 @@ def candidates(
         if factors:
             factor = factors[0].permute(0, 2, 3, 1).reshape(batch, -1).float().sigmoid()
             scores = scores * factor.gather(1, box)
+        label = torch.full_like(label, index) if by_level else label
         found.append((clipped(boxes, size, head.bbox_coder), scores, label))
     boxes, scores, labels = (torch.cat(kind, 1) for kind in zip(*found, strict=True))
     return boxes, scores, labels
+
+
+def priors(generator: Any, level: int, map: Tensor) -> Tensor:
+    """The anchors (cells * anchors of a cell, 4) of a level, or its points (cells, 2), for a map (B, C, H, W).
+
+    They are counted along the map itself, so that a file has no table of them and no arithmetic with sizes.
+    """
+    ones = torch.ones_like(map[0, 0], dtype=torch.float32)
+    x, y = ones.cumsum(1) - 1, ones.cumsum(0) - 1
+    wide, high = (float(stride) for stride in generator.strides[level])
+    if hasattr(generator, "base_anchors"):
+        shifts = torch.stack((x * wide, y * high, x * wide, y * high), -1).reshape(-1, 1, 4)
+        return (shifts + generator.base_anchors[level].float()).reshape(-1, 4)
+    offset = float(generator.offset)
+    return torch.stack(((x + offset) * wide, (y + offset) * high), -1).reshape(-1, 2)
 
 
 def decode(coder: Any, priors: Tensor, deltas: Tensor) -> Tensor:
@@ -199,3 +249,89 @@ def clipped(boxes: Tensor, size: tuple[int, ...], coder: Any = None) -> Tensor:
     height, width = size
     x, y = boxes[..., 0::2].clamp(0, width), boxes[..., 1::2].clamp(0, height)
     return torch.stack((x[..., 0], y[..., 0], x[..., 1], y[..., 1]), -1)
+
+
+class TwoStage(nn.Module):
+    """An image to the boxes of a Faster R-CNN, or to those of a Mask R-CNN and their masks, (B, N, 28, 28): for each
+    box, inside it, how likely each cell belongs to the object."""
+
+    def __init__(self, model: Any, how: Preprocessing) -> None:
+        super().__init__()
+        self.preprocess, self.features = Preprocess(how), Features(model)
+        self.rpn, self.boxes = model.rpn_head, model.roi_head.bbox_head
+        self.masks = model.roi_head.mask_head if model.roi_head.with_mask else None
+        self.box_regions = Regions(model.roi_head.bbox_roi_extractor)
+        self.mask_regions = Regions(model.roi_head.mask_roi_extractor) if self.masks is not None else None
+        self.proposed, self.rules = Rules(model.rpn_head.test_cfg), Rules(model.roi_head.test_cfg)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        size = tuple(image.shape[2:])
+        maps = self.features(self.preprocess(image))
+        boxes, scores, _ = self.proposed.result(*candidates(self.rpn, self.rpn(maps), size, self.proposed, True))
+        found = self.rules.result(*self._classified(maps, boxes, scores > 0, size))
+        if self.masks is None or self.mask_regions is None:
+            return found
+        boxes, _, labels = found
+        masks = self.masks(self.mask_regions(maps, boxes, labels >= 0))  # (B * N, classes, 28, 28)
+        own = torch.zeros_like(labels) if self.masks.class_agnostic else labels.clamp(min=0)
+        own = own.flatten()[:, None, None, None].expand(-1, 1, *masks.shape[2:])
+        chosen = masks.gather(1, own).float().sigmoid().reshape(*labels.shape, *masks.shape[2:])
+        return (*found, torch.where((labels >= 0)[..., None, None], chosen, 0.0))
+
+    def _classified(
+        self, maps: Sequence[Tensor], proposals: Tensor, some: Tensor, size: tuple[int, ...]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """A candidate for each pair of a proposal and a class."""
+        batch, count = some.shape
+        scores, deltas = self.boxes(self.box_regions(maps, proposals, some))
+        scores = scores.float().softmax(-1)[:, :-1]
+        classes = scores.shape[1]
+        scores = torch.where((scores > self.rules.threshold) & some.flatten()[:, None], scores, 0.0)
+        each = 1 if self.boxes.reg_class_agnostic else classes
+        priors = proposals.reshape(-1, 1, 4).expand(-1, each, 4).reshape(-1, 4)
+        decoded = decode(self.boxes.bbox_coder, priors, deltas.float().reshape(-1, 4)).reshape(-1, each, 4)
+        decoded = clipped(decoded.expand(-1, classes, 4), size, self.boxes.bbox_coder)
+        labels = torch.arange(classes, device=scores.device).expand(batch, count, classes)
+        return decoded.reshape(batch, -1, 4), scores.reshape(batch, -1), labels.reshape(batch, -1)
+
+
+class Regions(nn.Module):
+    """What RoIAlign takes of the maps for each box, each from the level that its size says.
+
+    Raises:
+        UserError: the extractor is another one.
+
+    Source: Lin et al., "Feature Pyramid Networks", arXiv 1612.03144, section 4.2.
+    """
+
+    def __init__(self, extractor: Any) -> None:
+        from mmcv.ops import RoIAlign
+        from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
+
+        super().__init__()
+        layers = extractor.roi_layers if type(extractor) is SingleRoIExtractor else [extractor]
+        if not all(type(layer) is RoIAlign and layer.aligned and layer.pool_mode == "avg" for layer in layers):
+            raise UserError(
+                f"{type(extractor).__name__}: a file takes a SingleRoIExtractor with an aligned RoIAlign of means"
+            )
+        self.scales = [float(layer.spatial_scale) for layer in layers]
+        self.size, self.sampling_ratio = int(layers[0].output_size[0]), int(layers[0].sampling_ratio)
+        self.finest = float(extractor.finest_scale)
+
+    def forward(self, maps: Sequence[Tensor], boxes: Tensor, some: Tensor) -> Tensor:
+        """Boxes (B, N, 4), of which ``some`` (B, N) count -> (B * N, C, size, size)."""
+        batch, count = some.shape
+        sides = boxes[..., 2:] - boxes[..., :2]
+        level = torch.log2((sides[..., 0] * sides[..., 1]).clamp(min=0).sqrt() / self.finest + 1e-6).floor()
+        level = torch.where(some, level.clamp(0, len(self.scales) - 1).long(), -1)
+        images = torch.arange(batch, device=boxes.device)[:, None].expand(batch, count)
+        levels = [map.float() for map in maps[: len(self.scales)]]
+        return roi_align(
+            levels,
+            boxes.reshape(-1, 4),
+            images.reshape(-1),
+            level.reshape(-1),
+            self.scales,
+            self.size,
+            self.sampling_ratio,
+        )
