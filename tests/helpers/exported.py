@@ -1,0 +1,92 @@
+"""Toy detectors and segmentors to export, whose random weights find something in every image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from torch import Tensor, nn
+
+from helpers.paths import CONFIGS
+from mm_vitbackbones import libraries
+from mm_vitbackbones.cli.model import build_model
+
+BACKBONE = dict(
+    type="mm_vitbackbones.PVTv2",
+    arch=dict(depths=(1, 1, 1, 1), dims=(8, 16, 16, 32), num_heads=(1, 1, 2, 2), mlp_ratios=(2, 2, 2, 2)),
+    init_cfg=None,
+)
+NECK = dict(type="FPN", in_channels=[8, 16, 16, 32], out_channels=16, num_outs=5)
+
+
+def retinanet() -> Any:
+    """Three classes."""
+    cfg = _base("retinanet", "mmdet")
+    cfg.model.update(backbone=dict(BACKBONE, out_indices=(1, 2, 3)), neck=dict(cfg.model.neck, in_channels=[16, 16, 32]))
+    cfg.model.neck.update(out_channels=16)
+    cfg.model.bbox_head.update(in_channels=16, feat_channels=16, stacked_convs=1, num_classes=3)
+    cfg.model.test_cfg.update(nms_pre=50, max_per_img=20, score_thr=0.01)
+    model = _build(cfg)
+    _spread(model.bbox_head.retina_cls, 0.1)
+    return model
+
+
+def mask_rcnn(**changes: Any) -> Any:
+    """Three classes."""
+    cfg = _base("mask_rcnn", "mmdet")
+    cfg.model.update(backbone=BACKBONE, neck=NECK)
+    cfg.model.rpn_head.update(in_channels=16, feat_channels=16)
+    roi = cfg.model.roi_head
+    for name in ("bbox_roi_extractor", "mask_roi_extractor"):
+        roi[name].out_channels = 16
+    roi.bbox_head.update(in_channels=16, fc_out_channels=32, num_classes=3)
+    roi.mask_head.update(in_channels=16, conv_out_channels=16, num_classes=3, num_convs=1)
+    cfg.model.test_cfg.rpn.update(nms_pre=50, max_per_img=30)
+    cfg.model.test_cfg.rcnn.update(max_per_img=10)
+    cfg.model.update(changes)
+    model = _build(cfg)
+    _spread(model.rpn_head.rpn_cls, 0.3)
+    _spread(model.roi_head.bbox_head.fc_cls, 0.3)
+    _spread(model.roi_head.bbox_head.fc_reg, 0.05)
+    _spread(model.roi_head.mask_head.conv_logits, 0.5)
+    return model
+
+
+def segformer(**changes: Any) -> Any:
+    """Four classes."""
+    cfg = _base("segformer", "mmseg")
+    cfg.model.update(backbone=dict(BACKBONE, type="mm_vitbackbones.MiT"))
+    cfg.model.decode_head.update(in_channels=[8, 16, 16, 32], channels=16, num_classes=4, norm_cfg=dict(type="BN"))
+    cfg.model.update(changes)
+    model = _build(cfg)
+    _spread(model.decode_head.conv_seg, 0.5)
+    return model
+
+
+def _base(name: str, scope: str) -> Any:
+    libraries.use(scope)
+    cfg = Config.fromfile(CONFIGS / "_base_" / "models" / f"{name}.py")
+    cfg.default_scope = scope
+    return cfg
+
+
+def _build(cfg: Any) -> Any:
+    torch.manual_seed(0)
+    return build_model(cfg).eval()
+
+
+def _spread(layer: nn.Module, deviation: float) -> None:
+    assert isinstance(layer.weight, Tensor)
+    nn.init.normal_(layer.weight, std=deviation)
+
+
+def photographs() -> list[Tensor]:
+    """Three images (3, H, W), blue, green, red, uint8: of an odd size, of one that needs no padding, and a wide one."""
+    generator = torch.Generator().manual_seed(0)
+    small = [torch.rand(3, h // 8 + 1, w // 8 + 1, generator=generator) for h, w in ((70, 91), (64, 96), (33, 128))]
+    sizes = ((70, 91), (64, 96), (33, 128))
+    return [
+        (nn.functional.interpolate(each[None], size, mode="bilinear")[0] * 255).to(torch.uint8)
+        for each, size in zip(small, sizes, strict=True)
+    ]
