@@ -82,6 +82,8 @@ def _network(args: argparse.Namespace) -> tuple[Any, Sequence[str] | None]:
     if args.target in known:
         if args.cfg_options:
             raise UserError("--cfg-options goes with a config, and a backbone by its name has none")
+        if args.backbone:
+            raise UserError("--backbone takes the backbone out of a config, and this is one: leave it out")
         if args.checkpoint is None:
             _report_random(args.target)
         return build_backbone(args.target, pretrained=args.checkpoint), None

@@ -23,7 +23,9 @@ NECK = dict(type="FPN", in_channels=[8, 16, 16, 32], out_channels=16, num_outs=5
 def retinanet() -> Any:
     """Three classes."""
     cfg = _base("retinanet", "mmdet")
-    cfg.model.update(backbone=dict(BACKBONE, out_indices=(1, 2, 3)), neck=dict(cfg.model.neck, in_channels=[16, 16, 32]))
+    cfg.model.update(
+        backbone=dict(BACKBONE, out_indices=(1, 2, 3)), neck=dict(cfg.model.neck, in_channels=[16, 16, 32])
+    )
     cfg.model.neck.update(out_channels=16)
     cfg.model.bbox_head.update(in_channels=16, feat_channels=16, stacked_convs=1, num_classes=3)
     cfg.model.test_cfg.update(nms_pre=50, max_per_img=20, score_thr=0.01)
