@@ -18,7 +18,6 @@ NARROW = frozenset(
         F.conv1d,
         F.conv2d,
         F.conv_transpose2d,
-        F.scaled_dot_product_attention,
         torch.conv2d,
         torch.matmul,
         torch.bmm,
@@ -61,12 +60,34 @@ class HalfPrecision(TorchFunctionMode):
         self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if function is F.scaled_dot_product_attention and not {"is_causal", "enable_gqa"} & kwargs.keys():
+            return _attention(*args, **kwargs)
         if function in NARROW:
             return function(*tree_map(_to(torch.float16), args), **tree_map(_to(torch.float16), kwargs))
         if function in WIDE:
             found = function(*tree_map(_to(torch.float32), args), **tree_map(_to(torch.float32), kwargs))
             return tree_map(_to(torch.float16), found)
         return function(*args, **kwargs)
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    *,
+    scale: float | None = None,
+) -> Tensor:
+    """Attention without dropout, whose products PyTorch would take back to fp32 on its way into a graph."""
+    narrow = _to(torch.float16)
+    query = narrow(query) * (query.shape[-1] ** -0.5 if scale is None else scale)
+    scores = (query @ narrow(key).transpose(-2, -1)).float()
+    if attn_mask is not None:
+        off = attn_mask.dtype == torch.bool
+        scores = scores.masked_fill(~attn_mask, -torch.inf) if off else scores + attn_mask.float()
+    found: Tensor = scores.softmax(-1).half() @ narrow(value)
+    return found
 
 
 def _to(dtype: torch.dtype) -> Callable[[Any], Any]:

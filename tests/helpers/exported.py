@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from helpers.paths import CONFIGS
 from mm_vitbackbones import libraries
+from mm_vitbackbones.backbones import MiT
 from mm_vitbackbones.cli.model import build_model
 
 BACKBONE = dict(
@@ -18,6 +19,13 @@ BACKBONE = dict(
     init_cfg=None,
 )
 NECK = dict(type="FPN", in_channels=[8, 16, 16, 32], out_channels=16, num_outs=5)
+
+
+def one_stage_of_mit() -> MiT:
+    """It is traced in a moment."""
+    torch.manual_seed(0)
+    spec = dict(depths=(1, 1, 1, 1), dims=(16, 16, 32, 32), num_heads=(1, 1, 2, 2), mlp_ratios=(2, 2, 2, 2))
+    return MiT(arch=spec, out_indices=(0,))
 
 
 def retinanet() -> Any:
