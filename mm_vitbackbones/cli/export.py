@@ -29,9 +29,6 @@ from mm_vitbackbones.exporting.files import KINDS
 from mm_vitbackbones.exporting.onnx_files import OPSET
 from mm_vitbackbones.printing import LAYOUT, print
 
-SIZE = (256, 320)
-"""Height and width that a network is traced with. Where they are free, any serves."""
-
 
 def main(argv: list[str]) -> None:
     """The command line of tools/export.py.
@@ -47,7 +44,7 @@ def main(argv: list[str]) -> None:
 
 def _export(args: argparse.Namespace) -> None:
     packages.check(args.to)
-    if len(args.size) > 2:
+    if args.size and len(args.size) > 2:
         raise UserError("--size takes a height and a width, or one number for both")
     out = args.out or Path(f"{Path(args.target).stem}{KINDS[args.to]}")
     if out.is_dir() or (out.exists() and not args.force):
@@ -58,7 +55,7 @@ def _export(args: argparse.Namespace) -> None:
             module,
             out,
             to=args.to,
-            size=(args.size[0], args.size[-1]),
+            size=(args.size[0], args.size[-1]) if args.size else None,
             fixed=args.fixed,
             opset=args.opset,
             half=args.half,
@@ -138,12 +135,7 @@ def export_arguments(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--to", choices=tuple(KINDS), default="onnx", help="the kind of file (onnx)")
     parser.add_argument(
-        "--size",
-        type=int,
-        nargs="+",
-        default=SIZE,
-        metavar="SIDE",
-        help="height and width of the traced image (256 320)",
+        "--size", type=int, nargs="+", metavar="SIDE", help="height and width of the traced image (512 with --fixed)"
     )
     parser.add_argument(
         "--fixed", action="store_true", help="a file for one image of exactly this size; all are free otherwise"

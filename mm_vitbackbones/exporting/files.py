@@ -23,6 +23,9 @@ from mm_vitbackbones.files import check_room, move_new, scratch_in, size_words
 KINDS = {"onnx": ".onnx", "torch-export": ".pt2"}
 """What can be written, and the ending of each."""
 
+TRACED = {True: (512, 512), False: (161, 225)}
+"""The size to trace with, of a fixed size and of free ones: odd, so that nothing fits by chance."""
+
 SMALLEST = 32
 """Pixels of an image's side, at least."""
 
@@ -79,7 +82,7 @@ def export(
     path: str | os.PathLike[str],
     *,
     to: str = "onnx",
-    size: Sequence[int] = (256, 320),
+    size: Sequence[int] | None = None,
     fixed: bool = False,
     opset: int = onnx_files.OPSET,
     half: bool = False,
@@ -99,7 +102,8 @@ def export(
         module: not changed; put into eval mode for the time of the call.
         path: of the file.
         to: ``"onnx"`` or ``"torch-export"``.
-        size: height and width of the image that the network is traced with.
+        size: height and width of the image that the network is traced with; 512x512 for a fixed size, and an odd one
+            otherwise.
         fixed: the file takes one image of this size alone. Otherwise batch, height and width are free, from 32 pixels.
         opset: of ONNX.
         half: weights and products in fp16, norms and softmax in fp32. Image and results stay in fp32.
@@ -118,6 +122,7 @@ def export(
     path = Path(path)
     if to not in KINDS:
         raise UserError(f"to={to!r}: give one of {', '.join(map(repr, KINDS))}")
+    size = TRACED[fixed] if size is None else size
     if len(size) != 2 or min(size) < SMALLEST:
         raise UserError(f"size={tuple(size)!r}: give a height and a width of at least {SMALLEST} pixels")
     if to == "onnx" and opset < 18:
