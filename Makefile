@@ -107,6 +107,11 @@ $(DONE)/peers: constraints.txt $(DONE)/package
 	@$(PINNED) adapters peers --target $(VENV)/peers
 	@touch $@
 
+$(DONE)/export: constraints.txt | $(DONE)/package
+	@echo 'Installing onnx, onnxscript and onnxruntime, for exported files, into $(VENV)/export'
+	@$(PINNED) export --target $(VENV)/export
+	@touch $@
+
 demo: setup ## detection on photographs of trees, then segmentation of drawn scenes: train, evaluate, draw
 	$(PY) tools/prepare_data.py trees
 	$(PY) tools/prepare_data.py mini
@@ -126,8 +131,8 @@ PARALLEL := -n auto --maxprocesses 8 --dist loadgroup
 test: setup ## run the tests, except those that take long or need a GPU
 	$(PY) -m pytest $(PARALLEL)
 
-test-all: setup $(DONE)/peers lint ## run all tests, the linter and the type checker
-	$(PY) -m pytest $(PARALLEL) -m ''
+test-all: setup $(DONE)/peers $(DONE)/export lint ## run all tests, the linter and the type checker
+	PYTHONPATH=$(VENV)/export $(PY) -m pytest $(PARALLEL) -m ''
 
 lint: setup ## ruff, mypy and codespell
 	$(PY) -m ruff check .

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mm_vitbackbones import __version__
+import mm_vitbackbones
 from mm_vitbackbones.errors import OutputError, UserError
 from mm_vitbackbones.exporting import onnx_files, packages, programs
 from mm_vitbackbones.exporting.checking import TOLERANCE, UNSEEN, Checked, check, noise
@@ -218,7 +218,7 @@ def metadata_of(
     """What stands in a file besides the network, as plain data."""
     how = network.preprocessing
     return {
-        "producer": f"mm_vitbackbones {__version__}",
+        "producer": f"mm_vitbackbones {mm_vitbackbones.__version__}",
         "kind": network.kind,
         "inputs": ["image"],
         "outputs": [*network.outputs],

@@ -25,7 +25,12 @@ def trace(network: nn.Module, image: Tensor, fixed: bool) -> Any:
 
 
 def write(program: Any, path: Path, metadata: Mapping[str, Any]) -> int:
-    """Write an exported program. Returns the number of its nodes."""
+    """Write an exported program, without the traced image and the lines of Python that made it, which are bytes and
+    name the folders of this machine. Returns the number of its nodes."""
+    program._example_inputs = None
+    for node in program.graph.nodes:
+        for key in ("stack_trace", "nn_module_stack", "source_fn_stack"):
+            node.meta.pop(key, None)
     with quiet():
         torch.export.save(program, path, extra_files={METADATA: json.dumps(metadata)})
     return sum(node.op == "call_function" for node in program.graph.nodes)

@@ -1,0 +1,68 @@
+"""tools/make_export_table.py: the table of docs/export.md is the one of its record."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from helpers.paths import ROOT
+from mm_vitbackbones.build import families
+
+
+@pytest.fixture(scope="module")
+def tool() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("make_export_table", ROOT / "tools" / "make_export_table.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_page_has_what_was_measured(tool: ModuleType) -> None:
+    page = tool.PAGE.read_text("utf-8")
+    assert tool.with_table(page, json.loads(tool.RECORD.read_text("utf-8"))) == page
+
+
+def test_every_family_is_exported_once(tool: ModuleType) -> None:
+    names = tool.networks([])
+    assert len(names) == len(families())
+    assert {"pvt_v2_b0", "mit_b0", "swin_tiny"} <= {*names}
+    assert tool.networks(["PVTv2"]) == ["pvt_v2_b0"]
+
+
+def test_failures_are_in_the_table(tool: ModuleType) -> None:
+    row = dict(seconds=1.2, nodes=3, bytes=2**20, weights=2**19, error=None, failures=["32x32  1  inf  fails: a|b"])
+    assert tool.cell(row) == "1 s, 3 nodes, 1.0 MiB (+100.0%), wrong: 32x32  1  inf  fails: a/b"
+    assert tool.cell({**row, "failures": [], "error": 2e-6}).endswith(", 2e-06")
+    assert tool.cell({"failure": "more than 300 s"}) == "fails: more than 300 s"
+    assert tool.cell(None) == "not run"
+
+
+def test_what_was_measured_is_not_measured_again(
+    tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record, page = tmp_path / "export.json", tmp_path / "export.md"
+    page.write_text(f"before\n{tool.BEGIN}\n{tool.END}\nafter\n")
+    record.write_text(json.dumps({"mit_b0": {"torch.export": {"failure": "kept"}}}))
+    monkeypatch.setattr(tool, "RECORD", record)
+    monkeypatch.setattr(tool, "PAGE", page)
+    asked: list[str] = []
+    monkeypatch.setattr(tool, "apart", lambda name, way, timeout: asked.append(way) or {"failure": "new"})
+    monkeypatch.setattr(sys, "argv", ["make_export_table.py", "MiT"])
+    tool.main()
+    assert asked == [way for way in tool.WAYS if way != "torch.export"]
+    assert page.read_text().startswith("before\n")
+    assert "| `mit_b0` | fails: kept | fails: new | fails: new |" in page.read_text()
+
+
+def test_unknown_family_is_one_line(tool: ModuleType) -> None:
+    command = [sys.executable, str(ROOT / "tools" / "make_export_table.py"), "Swim"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stderr == "error: there is no family 'Swim'; did you mean 'Swin'?\n"
