@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "heads": {"errors", "nodes", "ops", "registry"},
     "necks": {"errors", "layers", "registry"},
     "segmentors": {"registry"},
-    "exporting": {"backbones", "errors", "files", "mmcv_ops", "segmentors"},
+    "exporting": {"backbones", "errors", "files", "mmcv_ops", "ops", "segmentors"},
     "data": {"errors", "files", "libraries", "limits", "nodes", "printing", "progress"},
     "engine": {
         "adapters",

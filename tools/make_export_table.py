@@ -67,11 +67,11 @@ def main() -> None:
 
 
 def networks(chosen: list[str]) -> list[str]:
-    """The name of the first arch of each family."""
+    """The name of the first arch of each family, in the order that was asked for."""
     first: dict[str, str] = {}
     for name, (family, _) in known().items():
         first.setdefault(family.__name__, name)
-    return [name for family, name in first.items() if not chosen or family in chosen]
+    return [first[family] for family in chosen or first]
 
 
 def apart(name: str, way: str, timeout: float) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from mm_vitbackbones.exporting import onnx_files, packages, programs
 from mm_vitbackbones.exporting.checking import TOLERANCE, UNSEEN, Checked, check, noise
 from mm_vitbackbones.exporting.half import Half
 from mm_vitbackbones.exporting.networks import Network, network_of
+from mm_vitbackbones.exporting.programs import SMALLEST
 from mm_vitbackbones.files import check_room, move_new, scratch_in, size_words
 
 KINDS = {"onnx": ".onnx", "torch-export": ".pt2"}
@@ -25,9 +26,6 @@ KINDS = {"onnx": ".onnx", "torch-export": ".pt2"}
 
 TRACED = {True: (512, 512), False: (161, 225)}
 """The size to trace with, of a fixed size and of free ones: odd, so that nothing fits by chance."""
-
-SMALLEST = 32
-"""Pixels of an image's side, at least."""
 
 
 class ExportMismatch(UserError):

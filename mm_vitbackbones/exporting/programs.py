@@ -11,17 +11,42 @@ import torch
 from torch import Tensor, nn
 
 from mm_vitbackbones.exporting.onnx_files import quiet
+from mm_vitbackbones.ops import context
+
+SMALLEST = 32
+"""Pixels of an image's side, at least."""
 
 METADATA = "metadata.json"
 """The extra file of an exported program that holds its metadata."""
 
 
+class _ForEverySize(nn.Module):
+    """A network, in a trace that asks for no size of its image."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> Any:
+        with context.for_every_size():
+            return self.network(image)
+
+
 def trace(network: nn.Module, image: Tensor, fixed: bool) -> Any:
     """A network as an exported program, with free batch, height and width, or with those of the image alone."""
-    free = torch.export.Dim.DYNAMIC
-    dynamic = None if fixed else ({0: free, 2: free, 3: free},)
+    Dim = torch.export.Dim
     with quiet(), torch.no_grad():
-        return torch.export.export(network, (image,), dynamic_shapes=dynamic, strict=False)
+        if fixed:
+            return torch.export.export(network, (image,), strict=False)
+        network = _ForEverySize(network)
+        free: dict[int, Any] = {0: Dim("batch"), 2: Dim("height", min=SMALLEST), 3: Dim("width", min=SMALLEST)}
+        try:
+            return torch.export.export(network, (image,), dynamic_shapes=(free,), strict=False)
+        except torch._dynamo.exc.UserError:
+            # A head or neck of a library asks for sizes. The graph may serve all others still: the check of the file
+            # says so.
+            free = dict.fromkeys(free, Dim.DYNAMIC)
+            return torch.export.export(network, (image,), dynamic_shapes=(free,), strict=False)
 
 
 def write(program: Any, path: Path, metadata: Mapping[str, Any]) -> int:
