@@ -31,6 +31,8 @@ IN22K_TO_1K = "ImageNet-22k, then ImageNet-1k"
 IN21K = "ImageNet-21k"
 IN21K_TO_1K = "ImageNet-21k, then ImageNet-1k"
 UNLABELLED = "ImageNet-1k without labels"
+IN1K_TO_COCO = "ImageNet-1k, then COCO"
+IN1K_TO_ADE20K = "ImageNet-1k, then ADE20K"
 
 BY_AUTHORS, BY_OPENMMLAB, BY_TIMM = "the authors", "OpenMMLab, converted", "timm, converted"
 
@@ -50,7 +52,7 @@ class PublishedFile:
         licence: its terms.
         source: who publishes it.
         data: what it was trained on.
-        size: side of the training images, in pixels.
+        size: side of the training images or crops, in pixels; their largest shorter side, where it varies.
         top1: accuracy on ImageNet-1k in percent, from the paper; None for files that do not predict its classes.
         sha256: the first digits of the file's SHA-256, as the file name carries them; empty where it carries none.
         gated: whether its publisher gives it only to those who have accepted its licence; then the URL is the page

@@ -225,3 +225,41 @@ def test_a_published_arch_is_known_by_its_weights(arch):
     with torch.device("meta"):
         state = XCiT(arch, pyramid="resize").state_dict()
     assert looks_like(FAMILY.layout("official").to_theirs(state)[0]) == f"XCiT {arch}"
+
+
+def test_the_authors_file_of_a_whole_segmentor_is_taken(tmp_path):
+    pytest.importorskip("mmseg")
+    from helpers.recipes import build, load
+    from mm_vitbackbones.cli.weights import load_weights
+
+    models = [build(load("fpn_xcit_t12_p16_ade20k"), "cpu") for _ in range(2)]
+    expected = models[0].state_dict()
+    backbone = {key.removeprefix("backbone."): x for key, x in expected.items() if key.startswith("backbone.")}
+    theirs, nameless = FAMILY.layout("official").to_theirs(backbone)
+    assert not nameless
+    heads = {key: x for key, x in expected.items() if not key.startswith("backbone.")}
+    names = {
+        "backbone.fpn1.1.weight",
+        "backbone.pos_embeder.token_projection.weight",
+        "neck.lateral_convs.0.conv.weight",
+    }
+    state = {f"backbone.{key}": x for key, x in theirs.items()} | heads
+    assert names < state.keys()
+    load_weights(models[1], {"state_dict": state, "meta": {"iter": 80000}}, tmp_path / "sem_fpn_xcit_tiny_12_p16.pth")
+    found = models[1].state_dict()
+    assert all(torch.equal(found[key], x) for key, x in expected.items())
+
+
+def test_records_of_dense_files_are_those_of_their_recipes():
+    from mm_vitbackbones.checkpoints.published import files_of
+
+    names = ("coco_mask_rcnn", "ade20k_fpn", "ade20k_upernet")
+    found = {arch: [*files_of("XCiT", arch)] for arch in XCiT.archs}
+    dense = {arch for arch, known in found.items() if {*names} & {*known}}
+    sizes = ("tiny_12", "small_12", "small_24", "medium_24")
+    assert dense == {f"{size}_p{patch}" for size in sizes for patch in (16, 8)}
+    for arch in dense:
+        assert found[arch][0] == "imagenet1k"  # the default
+        assert found[arch][-3:] == [*names]
+        urls = [files_of("XCiT", arch)[name].url.rpartition("/xcit/")[2] for name in names]
+        assert urls == [f"{kind}_xcit_{arch}.pth" for kind in ("coco/maskrcnn", "ade/sem_fpn", "ade/upernet")]

@@ -1,4 +1,4 @@
-"""Detectors on ViT and its successors: ViTDet against its published recipe, and frozen DINOv2 and DINOv3."""
+"""Detectors on ViT and its successors: ViTDet against its published recipe, and frozen DINOv2 and DINOv3, CaiT."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ pytest.importorskip("mmdet")
 
 from helpers import peft
 from helpers.paths import CONFIGS
-from helpers.recipes import COLUMNAR, build, load, weights_of
+from helpers.recipes import COLUMNAR, build, decay_by_parameter, load, weights_of
 from mm_vitbackbones.cli.config import use_local_norms
 from mm_vitbackbones.engine.layer_decay import rules_without_effect
 from mm_vitbackbones.heads.vitdet import LayerNorm2d
@@ -22,6 +22,7 @@ pytestmark = pytest.mark.mmdet
 
 VITDET = [name for name in COLUMNAR if "_vitdet_" in name]
 FROZEN = [name for name in COLUMNAR if "_frozen_" in name]
+CAIT = [name for name in COLUMNAR if "_cait_" in name]
 ADAPTED = [name for name in COLUMNAR if "_lora_" in name]
 columnar = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=peft.needs_peft if name in ADAPTED else ()) for name in COLUMNAR]
@@ -151,6 +152,18 @@ def test_only_the_pyramid_of_a_frozen_backbone_trains(name: str) -> None:
     cfg = load(name)
     assert (cfg.train_cfg.max_epochs, 8 * cfg.train_dataloader.batch_size) == (12, 16)
     assert (cfg.optim_wrapper.optimizer.lr, cfg.optim_wrapper.optimizer.weight_decay) == (1e-4, 0.05)
+
+
+# ---- CaiT
+
+
+@pytest.mark.parametrize("name", CAIT)
+def test_norms_and_positions_of_cait_do_not_decay(name: str) -> None:
+    cfg, model = load(name), network_of(name)
+    assert (cfg.optim_wrapper.optimizer.lr, cfg.train_cfg.max_epochs) == (1e-4, 12)
+    for key, (kind, decay) in decay_by_parameter(cfg, model).items():
+        spared = issubclass(kind, nn.LayerNorm) or "position" in key
+        assert decay == (0.0 if spared else 0.05), key
 
 
 # ---- adapters

@@ -1,5 +1,5 @@
-"""Segmentors on ViT, DINOv2 and DINOv3: against the published recipes, which are written down here a second time, and
-against MMSegmentation's own configs."""
+"""Segmentors on ViT, DINOv2, DINOv3 and CaiT: against the published recipes, which are written down here a second time,
+and against MMSegmentation's own configs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,12 @@ from mm_vitbackbones.cli.config import use_local_norms
 from mm_vitbackbones.engine.layer_decay import rules_without_effect
 
 pytestmark = pytest.mark.mmseg
-TAPS = {"upernet_mae_b_ade20k": (3, 5, 7, 11), "dpt_vit_l_ade20k": (5, 11, 17, 23)}
+TAPS = {
+    "upernet_mae_b_ade20k": (3, 5, 7, 11),
+    "dpt_vit_l_ade20k": (5, 11, 17, 23),
+    "upernet_cait_xxs24_ade20k": (5, 11, 17, 23),
+    "upernet_cait_s24_ade20k": (5, 11, 17, 23),
+}
 THEIRS = {
     "upernet_deit_b_ade20k": "vit/vit_deit-b16_mln_upernet_8xb2-160k_ade20k-512x512",
     "upernet_mae_b_ade20k": "mae/mae-base_upernet_8xb2-amp-160k_ade20k-512x512",
@@ -43,7 +48,7 @@ def count(module: nn.Module) -> int:
 
 
 def test_every_config_is_tested() -> None:
-    kinds = ("_deit_", "_mae_", "_dinov2_", "_dinov3_", "_vit_")
+    kinds = ("_deit_", "_mae_", "_dinov2_", "_dinov3_", "_vit_", "_cait_")
     files = {path.stem for path in recipe_files() if path.stem.endswith("_ade20k")}
     assert {name for name in files if any(kind in name for kind in kinds)} == {*COLUMNS}
 
@@ -89,7 +94,7 @@ def test_images_hold_whole_patches_and_are_prepared_as_published(name: str) -> N
         assert preprocessor.size[0] % patch == 0
         assert preprocessor.test_cfg.size_divisor % patch == 0
         assert 0 <= preprocessor.size[0] - 512 < patch
-    whole = name.startswith(("upernet_deit", "upernet_dinov2", "dpt_"))
+    whole = name.startswith(("upernet_deit", "upernet_dinov2", "upernet_cait", "dpt_"))
     assert cfg.model.test_cfg.mode == ("whole" if whole else "slide")
     if not whole:
         assert tuple(cfg.model.test_cfg.crop_size) == tuple(preprocessor.size)
@@ -114,6 +119,8 @@ def test_schedule_and_rates_are_the_published_ones(name: str) -> None:
         "upernet_deit_b_ade20k": (6e-5, 0.01),
         "upernet_mae_b_ade20k": (1e-4, 0.05),
         "dpt_vit_l_ade20k": (6e-5, 0.01),
+        "upernet_cait_xxs24_ade20k": (6e-5, 0.01),
+        "upernet_cait_s24_ade20k": (6e-5, 0.01),
         "linear_dinov2_s_ade20k": (1e-3, 1e-4),
         "linear_dinov2_b_ade20k": (1e-3, 1e-4),
         "linear_dinov3_s_ade20k": (1e-3, 1e-3),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from torch import nn
 
 pytest.importorskip("mmdet")
 
 from helpers.paths import CONFIGS, recipe_files
-from helpers.recipes import COLUMNAR, RETINANET_1X, build, load, weights_of
+from helpers.recipes import COLUMNAR, MVIT_V2, RETINANET_1X, build, decay_by_parameter, load, weights_of
 from mm_vitbackbones.cli.config import load_config, use_local_norms
 from mm_vitbackbones.engine.layer_decay import rules_without_effect
 
@@ -60,6 +61,14 @@ ZOO: dict[str, tuple[float, float | None, tuple[float, ...]]] = {
     "mask_rcnn_coat_lite_s_3x_coco": (0.0, 39.49, (45.7, 41.1)),
     "mask_rcnn_coat_mini_3x_coco": (0.0, 30.23, (46.5, 41.8)),
     "mask_rcnn_coat_s_3x_coco": (0.2, 41.56, (49.0, 43.7)),
+    "mask_rcnn_xcit_t12_p16_3x_coco": (0.0, 26.18, (42.7, 38.5)),
+    "mask_rcnn_xcit_t12_p8_3x_coco": (0.0, 25.87, (44.5, 40.3)),
+    "mask_rcnn_xcit_s12_p16_3x_coco": (0.05, 44.39, (45.3, 40.8)),
+    "mask_rcnn_xcit_s12_p8_3x_coco": (0.05, 43.17, (47.0, 42.3)),
+    "mask_rcnn_xcit_s24_p16_3x_coco": (0.1, 65.8, (46.5, 41.8)),
+    "mask_rcnn_xcit_s24_p8_3x_coco": (0.1, 64.58, (48.1, 43.0)),
+    "mask_rcnn_xcit_m24_p16_3x_coco": (0.15, 101.15, (46.7, 42.0)),
+    "mask_rcnn_xcit_m24_p8_3x_coco": (0.15, 98.98, (48.5, 43.7)),
     "mask_rcnn_pit_s_coco": (0.1, None, ()),
     "mask_rcnn_pit_b_coco": (0.1, None, ()),
     "mask_rcnn_mit_b0_coco": (0.1, 23.36, ()),
@@ -83,8 +92,8 @@ def family(name: str) -> str:
 
 
 def test_every_config_is_tested() -> None:
-    small = {f"{name}_mini" for name in ("mask_rcnn_swin_t", "retinanet_dino_t", "retinanet_pvt_t")}
-    known = {*ZOO, *RETINANET_1X, *COLUMNAR, *small, "retinanet_pvt_v2_b0_trees"}
+    small = {f"retinanet_{name}_mini" for name in ("cait", "dino_t", "mvit_v2", "pvt_t", "xcit_n")}
+    known = {*ZOO, *RETINANET_1X, *COLUMNAR, *MVIT_V2, *small, "mask_rcnn_swin_t_mini", "retinanet_pvt_v2_b0_trees"}
     starts = ("retinanet_", "mask_rcnn_", "cascade_mask_rcnn_")
     assert {path.stem for path in recipe_files() if path.stem.startswith(starts)} == known
 
@@ -109,14 +118,16 @@ def test_recipe_is_the_published_one(name: str) -> None:
     backbone, wrapper, long = cfg.model.backbone, cfg.optim_wrapper, "_3x_" in name
     assert backbone.drop_path_rate == ZOO[name][0]
     assert weights_of(backbone).endswith((".pth", ".safetensors"))
-    assert backbone.init_cfg.checkpoint == "imagenet1k"
-    strong_decay = kind in ("Swin", "CoaT") or (kind == "PVTv2" and long)
+    assert backbone.init_cfg.checkpoint == ("imagenet1k_distilled_384" if kind == "XCiT" else "imagenet1k")
+    strong_decay = kind in ("Swin", "CoaT", "XCiT") or (kind == "PVTv2" and long)
     one_image = name in ("mask_rcnn_pvt_l_coco", "mask_rcnn_pvt_v2_b4_coco", "mask_rcnn_pvt_v2_b5_coco")
     rate = 1e-4 if name.startswith("retinanet_") or strong_decay else 2e-4
     assert wrapper.optimizer.type == "AdamW"
     assert wrapper.optimizer.lr == pytest.approx(rate / 1.4 if one_image else rate)
     assert wrapper.optimizer.weight_decay == (0.05 if strong_decay else 1e-4)
-    assert (wrapper.get("paramwise_cfg", {}).get("norm_decay_mult") == 0.0) == (strong_decay and kind != "CoaT")
+    assert (wrapper.get("paramwise_cfg", {}).get("norm_decay_mult") == 0.0) == (
+        strong_decay and kind not in ("CoaT", "XCiT")
+    )
     assert "clip_grad" not in wrapper
     warm_up, steps = cfg.param_scheduler
     assert (warm_up.type, warm_up.start_factor, warm_up.by_epoch, warm_up.end) == ("LinearLR", 0.001, False, 500)
@@ -135,7 +146,7 @@ def test_images_are_prepared_as_published(name: str) -> None:
     assert cfg.val_evaluator.metric == (["bbox", "segm"] if masks else "bbox")
     assert steps["RandomFlip"]["prob"] == 0.5
     long = "_3x_" in name
-    if masks and (kind in ("Swin", "CoaT") or (kind == "PVTv2" and long)):
+    if masks and (kind in ("Swin", "CoaT", "XCiT") or (kind == "PVTv2" and long)):
         (any_scale,), (small, crop, again) = steps["RandomChoice"]["transforms"]
         assert any_scale == again
         assert [scale[1] for scale in any_scale["scales"]] == [*range(480, 801, 32)]
@@ -160,6 +171,17 @@ def test_file_says_what_it_is(name: str) -> None:
     assert ("untested" in comment) == (not published)
     for what, value in zip(("box", "mask"), published, strict=False):
         assert f"{what} AP {value}" in comment
+
+
+@pytest.mark.parametrize("name", [name for name in ZOO if "_xcit_" in name])
+def test_layer_norms_of_xcit_alone_do_not_decay(name: str) -> None:
+    """The authors' rule is for names with "norm", as their batch norms have none."""
+    cfg = load(name)
+    assert cfg.sync_bn == "torch"
+    kinds = (nn.LayerNorm, nn.BatchNorm2d, nn.Linear, nn.Conv2d)
+    decays = decay_by_parameter(cfg, build(cfg)).values()
+    found = {kind: {decay for type_, decay in decays if issubclass(type_, kind)} for kind in kinds}
+    assert found == {nn.LayerNorm: {0.0}, nn.BatchNorm2d: {0.05}, nn.Linear: {0.05}, nn.Conv2d: {0.05}}
 
 
 def test_one_number_of_classes_sets_every_head() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
@@ -41,6 +43,30 @@ RECIPES = {
     "upernet_swin_s_ade20k": ("Swin", "small", 0.3, "swin_small_patch4_window7_224.pth", 81.26, 47.64, 49.47),
     "upernet_swin_b_ade20k": ("Swin", "base", 0.3, "swin_base_patch4_window7_224.pth", 121.28, 48.13, 49.72),
     "upernet_coat_s_ade20k": ("CoaT", "small", 0.2, "coat_small_7479cf9b.pth", 50.72, None, None),
+    "fpn_xcit_t12_p16_ade20k": ("XCiT", "tiny_12_p16", 0.0, "xcit_tiny_12_p16_384_dist.pth", 8.90, 38.1, None),
+    "fpn_xcit_t12_p8_ade20k": ("XCiT", "tiny_12_p8", 0.0, "xcit_tiny_12_p8_384_dist.pth", 8.59, 39.9, None),
+    "fpn_xcit_s12_p16_ade20k": ("XCiT", "small_12_p16", 0.05, "xcit_small_12_p16_384_dist.pth", 32.22, 43.9, None),
+    "fpn_xcit_s12_p8_ade20k": ("XCiT", "small_12_p8", 0.05, "xcit_small_12_p8_384_dist.pth", 31.00, 44.2, None),
+    "fpn_xcit_s24_p16_ade20k": ("XCiT", "small_24_p16", 0.1, "xcit_small_24_p16_384_dist.pth", 53.64, 44.6, None),
+    "fpn_xcit_s24_p8_ade20k": ("XCiT", "small_24_p8", 0.1, "xcit_small_24_p8_384_dist.pth", 52.42, 47.1, None),
+    "fpn_xcit_m24_p16_ade20k": ("XCiT", "medium_24_p16", 0.2, "xcit_medium_24_p16_384_dist.pth", 94.04, 45.9, None),
+    "fpn_xcit_m24_p8_ade20k": ("XCiT", "medium_24_p8", 0.2, "xcit_medium_24_p8_384_dist.pth", 91.86, 46.9, None),
+    "upernet_xcit_t12_p16_ade20k": ("XCiT", "tiny_12_p16", 0.0, "xcit_tiny_12_p16_384_dist.pth", 34.17, 41.5, None),
+    "upernet_xcit_t12_p8_ade20k": ("XCiT", "tiny_12_p8", 0.0, "xcit_tiny_12_p8_384_dist.pth", 33.87, 43.5, None),
+    "upernet_xcit_s12_p16_ade20k": ("XCiT", "small_12_p16", 0.05, "xcit_small_12_p16_384_dist.pth", 54.20, 45.9, None),
+    "upernet_xcit_s12_p8_ade20k": ("XCiT", "small_12_p8", 0.05, "xcit_small_12_p8_384_dist.pth", 52.98, 46.6, None),
+    "upernet_xcit_s24_p16_ade20k": ("XCiT", "small_24_p16", 0.1, "xcit_small_24_p16_384_dist.pth", 75.62, 46.9, None),
+    "upernet_xcit_s24_p8_ade20k": ("XCiT", "small_24_p8", 0.1, "xcit_small_24_p8_384_dist.pth", 74.40, 48.1, None),
+    "upernet_xcit_m24_p16_ade20k": (
+        "XCiT",
+        "medium_24_p16",
+        0.15,
+        "xcit_medium_24_p16_384_dist.pth",
+        112.18,
+        47.6,
+        None,
+    ),
+    "upernet_xcit_m24_p8_ade20k": ("XCiT", "medium_24_p8", 0.15, "xcit_medium_24_p8_384_dist.pth", 110.01, 48.4, None),
 }
 EVERY = [*RECIPES, "segformer_mit_b0_mini"]
 
@@ -83,7 +109,13 @@ def test_recipe_is_the_published_one(name: str) -> None:
     optimizer, fpn = cfg.optim_wrapper.optimizer, name.startswith("fpn_")
     (*warm_up, poly), images = cfg.param_scheduler, cfg.train_dataloader.batch_size
     assert (optimizer.type, poly.type, poly.eta_min, poly.by_epoch) == ("AdamW", "PolyLR", 0.0, False)
-    if fpn:
+    if fpn and kind == "XCiT":
+        assert (optimizer.lr, optimizer.weight_decay, images) == (6e-5, 0.01, 2)
+        assert (cfg.train_cfg.max_iters, poly.power, poly.begin, poly.end) == (80000, 1.0, 1500, 80000)
+        assert (warm_up[0].type, warm_up[0].start_factor, warm_up[0].end) == ("LinearLR", 1e-6, 1500)
+        assert (cfg.model.neck.out_channels, cfg.sync_bn) == (cfg.model.neck.in_channels[0], "torch")
+        assert head.in_channels == cfg.model.neck.in_channels
+    elif fpn:
         first = kind == "PVT"
         assert (optimizer.lr, optimizer.weight_decay, images) == ((2e-4, 1e-4, 4) if first else (1e-4, 1e-4, 2))
         assert (cfg.train_cfg.max_iters, poly.power, poly.begin, poly.end) == (40000, 0.9, 0, 40000)
@@ -108,7 +140,8 @@ def test_images_are_prepared_as_published(name: str) -> None:
     assert train["RandomCrop"]["cat_max_ratio"] == 0.75
     assert train["RandomFlip"]["prob"] == 0.5
     assert "PhotoMetricDistortion" in train
-    aligned = "swin" not in name
+    aligned = "swin" not in name and "xcit" not in name
+    assert aligned or not cfg.model.data_preprocessor.get("test_cfg")
     for loader in (cfg.val_dataloader, cfg.test_dataloader):
         steps = loader.dataset.pipeline
         types = [step["type"] for step in steps]
@@ -139,6 +172,10 @@ def test_every_rule_of_the_optimizer_matches(name: str) -> None:
         if name.startswith("segformer_") and name in RECIPES:
             assert group["lr"] == pytest.approx(base.lr * (10 if in_head else 1)), key
             assert group["weight_decay"] == (0 if ".norm" in key and not in_head else base.weight_decay), key
+        elif "_xcit_" in name:
+            assert group["lr"] == base.lr
+            spared = re.search(r"backbone\.blocks\.\d+\.norm[123]\.", key)  # batch norms do decay
+            assert group["weight_decay"] == (0 if spared else base.weight_decay), key
         elif name.startswith("upernet_"):
             assert group["lr"] == base.lr
             spared = ".norm" in key or "relative_position" in key or ".bn." in key

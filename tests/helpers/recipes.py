@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 from mmengine.config import Config, ConfigDict
+from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, DefaultScope
+from torch import nn
 
 from helpers.paths import CONFIGS
 from mm_vitbackbones import libraries
@@ -38,8 +40,10 @@ COLUMNS = {
     "linear_dinov2_b_ade20k": ("DINOv2", "base", 0.0, "dinov2_vitb14_pretrain.pth", True, 86.70, 47.3, None),
     "linear_dinov3_s_ade20k": ("DINOv3", "small", 0.0, "dinov3-vits16-pretrain-lvd1689m", True, 21.65, 47.0, None),
     "linear_dinov3_b_ade20k": ("DINOv3", "base", 0.0, "dinov3-vitb16-pretrain-lvd1689m", True, 85.78, 51.8, None),
+    "upernet_cait_xxs24_ade20k": ("CaiT", "xxs24", 0.05, "XXS24_224.pth", False, 39.41, None, None),
+    "upernet_cait_s24_ade20k": ("CaiT", "s24", 0.1, "S24_224.pth", False, 74.86, None, None),
 }
-"""Segmentors on a ViT, DINOv2 or DINOv3."""
+"""Segmentors on a ViT, DINOv2, DINOv3 or CaiT."""
 # config: (backbone type, arch, drop path, weights, M of parameters, published box AP and mask AP)
 COLUMNAR: dict[str, tuple[str, str, float, str, float, tuple[float, ...]]] = {
     "mask_rcnn_vitdet_b_coco": ("ViT", "base", 0.1, "mae_pretrain_vit_base.pth", 110.90, (51.6, 45.9)),
@@ -52,8 +56,19 @@ COLUMNAR: dict[str, tuple[str, str, float, str, float, tuple[float, ...]]] = {
     "mask_rcnn_dinov3_b_frozen_coco": ("DINOv3", "base", 0.0, "dinov3-vitb16-pretrain-lvd1689m", 111.39, ()),
     "mask_rcnn_dinov3_s_lora_coco": ("DINOv3", "small", 0.0, "dinov3-vits16-pretrain-lvd1689m", 45.36, ()),
     "mask_rcnn_dinov3_b_lora_coco": ("DINOv3", "base", 0.0, "dinov3-vitb16-pretrain-lvd1689m", 111.98, ()),
+    "mask_rcnn_cait_xxs24_coco": ("CaiT", "xxs24", 0.05, "XXS24_224.pth", 33.70, ()),
+    "mask_rcnn_cait_s24_coco": ("CaiT", "s24", 0.1, "S24_224.pth", 66.45, ()),
 }
 """Detectors on ViT and its successors."""
+# config: (arch, drop path, weights, M of parameters, published box AP and mask AP)
+MVIT_V2 = {
+    "mask_rcnn_mvit_v2_t_3x_coco": ("tiny", 0.2, "MViTv2_T_in1k.pyth", 43.68, (48.3, 43.8)),
+    "cascade_mask_rcnn_mvit_v2_t_3x_coco": ("tiny", 0.2, "MViTv2_T_in1k.pyth", 81.14, (52.2, 45.0)),
+    "cascade_mask_rcnn_mvit_v2_s_3x_coco": ("small", 0.2, "MViTv2_S_in1k.pyth", 91.83, (53.2, 46.0)),
+    "cascade_mask_rcnn_mvit_v2_b_3x_coco": ("base", 0.4, "MViTv2_B_in1k.pyth", 108.44, (54.1, 46.7)),
+    "cascade_mask_rcnn_mvit_v2_b_in21k_3x_coco": ("base", 0.4, "MViTv2_B_in21k.pyth", 108.44, (54.9, 47.4)),
+}
+"""Detectors on MViTv2."""
 
 
 def weights_of(backbone: ConfigDict) -> str:
@@ -73,3 +88,11 @@ def build(cfg: Config, device: str = "meta") -> torch.nn.Module:
     use_local_norms(cfg, distributed=False)
     with DefaultScope.overwrite_default_scope(cfg.default_scope), torch.device(device):
         return MODELS.build(cfg.model)
+
+
+def decay_by_parameter(cfg: Config, model: nn.Module) -> dict[str, tuple[type[nn.Module], float]]:
+    """The type of module of each parameter that trains, and its weight decay."""
+    groups = build_optim_wrapper(model, cfg.optim_wrapper).param_groups
+    decay = {id(parameter): group["weight_decay"] for group in groups for parameter in group["params"]}
+    kinds = {id(p): type(part) for part in model.modules() for p in part.parameters(recurse=False)}
+    return {key: (kinds[id(p)], decay[id(p)]) for key, p in model.named_parameters() if p.requires_grad}

@@ -6,7 +6,16 @@ import re
 
 from mm_vitbackbones.checkpoints.key_map import KeyMap, under
 from mm_vitbackbones.checkpoints.layout import Adapter, Family, Layout, State, Surgery
-from mm_vitbackbones.checkpoints.record import APACHE, BY_AUTHORS, META, UNLABELLED, PublishedFile, size_of
+from mm_vitbackbones.checkpoints.record import (
+    APACHE,
+    BY_AUTHORS,
+    IN1K_TO_ADE20K,
+    IN1K_TO_COCO,
+    META,
+    UNLABELLED,
+    PublishedFile,
+    size_of,
+)
 from mm_vitbackbones.checkpoints.surgery import adapt_in_channels, inverse, rows
 from mm_vitbackbones.checkpoints.tables.columnar import MLP, NOT_TAPPED, OUR_NAMES, PYRAMID
 
@@ -158,23 +167,46 @@ def _dino_file(arch: str) -> PublishedFile:
     return PublishedFile("XCiT", arch, "dino", f"{META}/dino/{file}/{file}.pth", APACHE, BY_AUTHORS, UNLABELLED)
 
 
+DENSE = (
+    ("coco_mask_rcnn", "coco/maskrcnn", IN1K_TO_COCO, 800),
+    ("ade20k_fpn", "ade/sem_fpn", IN1K_TO_ADE20K, 512),
+    ("ade20k_upernet", "ade/upernet", IN1K_TO_ADE20K, 512),
+)
+
+
+def _dense_files(arch: str) -> tuple[PublishedFile, ...]:
+    """Whole detectors and segmentors, whose backbones have the pyramid."""
+    return tuple(
+        PublishedFile("XCiT", arch, name, f"{META}/xcit/{file}_xcit_{arch}.pth", APACHE, BY_AUTHORS, data, size)
+        for name, file, data, size in DENSE
+    )
+
+
 FILES = (
     *_files("nano_12_p16", 69.9, 72.2, 75.4),
     *_files("tiny_12_p16", 77.1, 78.6, 80.9),
+    *_dense_files("tiny_12_p16"),
     *_files("tiny_24_p16", 79.4, 80.4, 82.6),
     *_files("small_12_p16", 82.0, 83.3, 84.7),
     _dino_file("small_12_p16"),
+    *_dense_files("small_12_p16"),
     *_files("small_24_p16", 82.6, 83.9, 85.1),
+    *_dense_files("small_24_p16"),
     *_files("medium_24_p16", 82.7, 84.3, 85.4),
     _dino_file("medium_24_p16"),
+    *_dense_files("medium_24_p16"),
     *_files("large_24_p16", 82.9, 84.9, 85.8),
     *_files("nano_12_p8", 73.8, 76.3, 77.8),
     *_files("tiny_12_p8", 79.7, 81.2, 82.4),
+    *_dense_files("tiny_12_p8"),
     *_files("tiny_24_p8", 81.9, 82.6, 83.7),
     *_files("small_12_p8", 83.4, 84.2, 85.1),
     _dino_file("small_12_p8"),
+    *_dense_files("small_12_p8"),
     *_files("small_24_p8", 83.9, 84.9, 85.6),
+    *_dense_files("small_24_p8"),
     *_files("medium_24_p8", 83.7, 85.1, 85.8),
     _dino_file("medium_24_p8"),
+    *_dense_files("medium_24_p8"),
     *_files("large_24_p8", 84.4, 85.4, 86.0),
 )
