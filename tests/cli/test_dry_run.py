@@ -30,16 +30,24 @@ pytestmark = [pytest.mark.mmdet, pytest.mark.mmseg]
 
 NAMES = [path.stem for path in recipe_files()]
 ALIKE = (
+    *("cascade_mask_rcnn_mvit_v2_b_3x_coco", "cascade_mask_rcnn_mvit_v2_b_in21k_3x_coco"),
     "cascade_mask_rcnn_vitdet_l_coco",
     "dino_pvt_v2_b2_coco",
     "dino_swin_l_coco",
     "mask2former_mit_b2_ade20k",
     "mask2former_swin_b_ade20k",
     "mask2former_swin_s_coco",
+    "mask_rcnn_cait_s24_coco",
     "mask_rcnn_dinov3_b_frozen_coco",
     "mask_rcnn_dinov3_b_lora_coco",
     "mask_rcnn_vitdet_l_coco",
     "retinanet_dinov2_b_frozen_coco",
+    *(
+        f"{head}_xcit_{size}_p{patch}_{data}"
+        for head, data in (("mask_rcnn", "3x_coco"), ("fpn", "ade20k"), ("upernet", "ade20k"))
+        for size in ("s12", "s24", "m24")
+        for patch in (16, 8)
+    ),
 )
 """Those that differ in the backbone alone from one with the same head, and take seconds: they run at full depth."""
 
@@ -75,7 +83,8 @@ def with_few_blocks(cfg: Config) -> Config:
         if isinstance(node, dict) and "num_layers" in node:
             node["num_layers"] = 2
     backbone = cfg.model.backbone
-    arch = families()[type_name(backbone)].archs[backbone.arch]
+    family = families()[type_name(backbone)]
+    arch = family.archs[backbone.arch] if isinstance(backbone.arch, str) else family.spec_type(**backbone.arch)
     if hasattr(arch, "depths"):
         depths: dict[str, Any] = {"depths": tuple(min(depth, 2) for depth in arch.depths)}
     elif "decode_head" not in cfg.model:  # one column of blocks
@@ -88,6 +97,8 @@ def with_few_blocks(cfg: Config) -> Config:
             narrow(cfg.model.get(part) or {})
     if getattr(arch, "parallel_depth", 0):
         depths["parallel_depth"] = 1
+    if getattr(arch, "taps", None):
+        depths["taps"] = None
     backbone.arch = dataclasses.asdict(dataclasses.replace(arch, **depths))
     if backbone.get("frozen_stages") != "all":
         backbone.drop_path_rate = 0.1
