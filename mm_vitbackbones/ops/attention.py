@@ -5,6 +5,7 @@ B batch, N query tokens, M key tokens, C channels, h heads, d = C / h channels o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
@@ -274,29 +275,54 @@ def _mixes_in_bands(qkv: Tensor, before: nn.Module, after: nn.Module) -> bool:
     return plain and before.bias is not None and after.bias is not None
 
 
-def _bands(qkv: Tensor, num_heads: int, count: int) -> Iterator[tuple[slice, list[Tensor]]]:
-    """The queries of each band of an image, and as many buffers (h, n, N). All bands write into the same memory: pages
-    of new tensors would take as long as the products."""
-    tokens = qkv.shape[1]
-    budget = CUDA_BAND_BYTES if context.device_type(qkv) == "cuda" else BAND_BYTES
-    size = min(tokens, max(FEWEST_QUERIES, budget // (num_heads * tokens * qkv.element_size())))
-    buffers = qkv.new_empty(count, num_heads * size * tokens)
-    for first in range(0, tokens, size):
-        queries = min(size, tokens - first)
-        parts = buffers[:, : num_heads * queries * tokens].view(count, num_heads, queries, tokens)
-        yield slice(first, first + queries), list(parts)
+class _Bands:
+    """How the scores of images are cut into bands: as many queries of an image as fit, or several small images. All
+    bands write into the same memory: pages of new tensors would take as long as the products.
 
+    Args:
+        count: buffers (b * h, n, N), for n queries of each of b images.
+    """
 
-def _heads_of(qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Scaled queries, keys and values of an image: (N, 3C) -> three of (h, N, d)."""
-    query, key, value = qkv.unflatten(-1, (3, num_heads, -1)).permute(1, 2, 0, 3).contiguous()
-    return query.mul_(query.shape[-1] ** -0.5), key, value
+    def __init__(self, qkv: Tensor, num_heads: int, count: int) -> None:
+        self.qkv, self.num_heads, self.count, self.tokens = qkv, num_heads, count, qkv.shape[1]
+        budget = CUDA_BAND_BYTES if context.device_type(qkv) == "cuda" else BAND_BYTES
+        of_query = num_heads * self.tokens * qkv.element_size()
+        self.queries = min(self.tokens, max(FEWEST_QUERIES, budget // of_query))
+        self.images = min(len(qkv), max(1, budget // (of_query * self.tokens)))
+        self.memory = qkv.new_empty(count, self.images * num_heads * self.queries * self.tokens)
+
+    def groups(self) -> Iterator[slice]:
+        """The images that are computed at a time."""
+        return (slice(first, first + self.images) for first in range(0, len(self.qkv), self.images))
+
+    def heads_of(self, group: slice) -> Tensor:
+        """Scaled queries, keys and values of b images: (3, b * h, N, d)."""
+        parts = self.qkv[group].unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).contiguous().flatten(1, 2)
+        parts[0].mul_(parts.shape[-1] ** -0.5)
+        return parts
+
+    def of(self, heads: Tensor) -> Iterator[tuple[slice, list[Tensor]]]:
+        """The queries of each band, and its buffers, of some images' queries (b * h, N, d)."""
+        for first in range(0, self.tokens, self.queries):
+            last = min(first + self.queries, self.tokens)
+            shape = len(heads), last - first, self.tokens
+            yield slice(first, last), list(self.memory[:, : math.prod(shape)].view(self.count, *shape))
 
 
 def _mix(weight: Tensor, heads: Tensor, out: Tensor) -> Tensor:
-    """(h, n, N) -> (h, n, N), by a weight (h, h)."""
-    torch.mm(weight, heads.flatten(1), out=out.flatten(1))
+    """(b * h, n, N) -> (b * h, n, N), by a weight (h, h)."""
+    torch.bmm(weight.expand(len(heads) // len(weight), -1, -1), _flat(heads, weight), out=_flat(out, weight))
     return out
+
+
+def _flat(heads: Tensor, weight: Tensor) -> Tensor:
+    """(b * h, n, N) -> (b, h, n * N), a view."""
+    return heads.view(-1, len(weight), heads.shape[1] * heads.shape[2])
+
+
+def _of_weight(grad: Tensor, heads: Tensor, weight: Tensor) -> Tensor:
+    """The gradient of the weight of ``_mix``."""
+    return (_flat(grad, weight) @ _flat(heads, weight).mT).sum(0, dtype=torch.promote_types(grad.dtype, torch.float32))
 
 
 def _mixed_heads(qkv: Tensor, before: Tensor, after: Tensor, bias: Tensor, num_heads: int) -> Tensor:
@@ -304,14 +330,16 @@ def _mixed_heads(qkv: Tensor, before: Tensor, after: Tensor, bias: Tensor, num_h
     with context.autocast_to(qkv.device, None):
         before, after, bias = (x.to(qkv.dtype) for x in (before, after, bias))
         out = qkv.new_empty(*qkv.shape[:2], qkv.shape[2] // 3)
-        for image, result in zip(qkv, out, strict=True):
-            query, key, value = _heads_of(image, num_heads)
-            constant = bias[:, None, None] * value.sum(1, keepdim=True)
-            of_heads = result.unflatten(-1, (num_heads, -1)).transpose(0, 1)
-            for band, (a, b) in _bands(qkv, num_heads, 2):
+        bands = _Bands(qkv, num_heads, 2)
+        for group in bands.groups():
+            query, key, value = bands.heads_of(group)
+            constant = bias.repeat(len(value) // num_heads)[:, None, None] * value.sum(1, keepdim=True)
+            of_heads = out[group].unflatten(-1, (num_heads, -1)).transpose(1, 2)
+            for band, (a, b) in bands.of(query):
                 torch.bmm(query[:, band], key.mT, out=a)
                 shares = torch.softmax(_mix(before, a, out=b), -1, out=a)
-                of_heads[:, band] = torch.baddbmm(constant, _mix(after, shares, out=b), value)
+                result = torch.baddbmm(constant, _mix(after, shares, out=b), value)
+                of_heads[:, :, band] = result.unflatten(0, (-1, num_heads))
         return out
 
 
@@ -322,32 +350,33 @@ def _mixed_heads_backward(
     with context.autocast_to(qkv.device, None):
         dtypes, wide = [x.dtype for x in (before, after, bias)], torch.promote_types(qkv.dtype, torch.float32)
         before, after, bias = (x.to(qkv.dtype) for x in (before, after, bias))
-        of_qkv = torch.empty_like(qkv)
+        of_qkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
         sums = [torch.zeros_like(x, dtype=wide) for x in (before, after, bias)]
         of_before, of_after, of_bias = sums
-        for image, of_out, result in zip(qkv, grad.to(qkv.dtype), of_qkv, strict=True):
-            query, key, value = heads = _heads_of(image, num_heads)
-            of_out = of_out.unflatten(-1, (num_heads, -1)).transpose(0, 1).contiguous()
+        bands = _Bands(qkv, num_heads, 4)
+        for group in bands.groups():
+            query, key, value = heads = bands.heads_of(group)
+            of_out = grad[group].to(qkv.dtype).unflatten(-1, (num_heads, -1)).transpose(1, 2).contiguous().flatten(0, 1)
             column = of_out.sum(1, keepdim=True, dtype=wide)
-            of_bias += (column * value.sum(1, keepdim=True, dtype=wide)).sum((1, 2))
-            of_query, of_key, of_value = (torch.zeros_like(x, dtype=wide) for x in heads)
-            of_value += bias[:, None, None] * column
-            for band, (a, b, c, d) in _bands(qkv, num_heads, 4):
+            of_bias += (column * value.sum(1, keepdim=True, dtype=wide)).sum((1, 2)).view(-1, num_heads).sum(0)
+            of_query, of_key, of_value = torch.zeros_like(heads, dtype=wide)
+            of_value += bias.repeat(len(value) // num_heads)[:, None, None] * column
+            for band, (a, b, c, d) in bands.of(query):
                 scores = torch.bmm(query[:, band], key.mT, out=a)
                 shares = torch.softmax(_mix(before, scores, out=b), -1, out=c)
                 of_value += _mix(after, shares, out=b).mT @ of_out[:, band]
                 of_mixed = torch.bmm(of_out[:, band], value.mT, out=b)
-                of_after += of_mixed.flatten(1) @ shares.flatten(1).t()
+                of_after += _of_weight(of_mixed, shares, after)
                 of_shares = _mix(after.t(), of_mixed, out=d)
                 of_logits = torch._softmax_backward_data(of_shares, shares, -1, shares.dtype, grad_input=b)
-                of_before += of_logits.flatten(1) @ scores.flatten(1).t()
+                of_before += _of_weight(of_logits, scores, before)
                 of_scores = _mix(before.t(), of_logits, out=a)
                 of_query[:, band] = of_scores @ key
                 of_key += of_scores.mT @ query[:, band]
             of_query *= query.shape[-1] ** -0.5
-            parts = result.unflatten(-1, (3, num_heads, -1)).permute(1, 2, 0, 3)
+            parts = of_qkv[group].unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)
             for part, gradient in zip(parts, (of_query, of_key, of_value), strict=True):
-                part.copy_(gradient)
+                part.copy_(gradient.view_as(part))
         of_before, of_after, of_bias = (x.to(dtype) for x, dtype in zip(sums, dtypes, strict=True))
         return of_qkv, of_before, of_after, of_bias
 

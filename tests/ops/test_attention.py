@@ -208,11 +208,28 @@ def test_all_bands_of_mixed_heads_write_into_the_same_memory(fewest, monkeypatch
     monkeypatch.setattr(attention, "BAND_BYTES", 2 * 60 * 4 * 10)
     monkeypatch.setattr(attention, "FEWEST_QUERIES", fewest)
     queries, found = max(10, fewest), []
-    for band, (first, second) in attention._bands(torch.empty(1, 60, 24), 2, 2):
+    bands = attention._Bands(torch.empty(3, 60, 24), 2, 2)
+    assert [*bands.groups()] == [slice(i, i + 1) for i in range(3)]
+    for band, (first, second) in bands.of(torch.empty(2, 60, 4)):
         found.append((band.start, band.stop, first.data_ptr(), second.data_ptr() - first.data_ptr()))
         assert first.shape == (2, band.stop - band.start, 60)
     start, apart = found[0][2], 2 * queries * 60 * 4
     assert found == [(i, min(i + queries, 60), start, apart) for i in range(0, 60, queries)]
+
+
+def test_mixed_heads_of_small_images_are_computed_together(monkeypatch):
+    linears, qkv = mixing(4, torch.float64), torch.randn(7, 6, 3 * 16, dtype=torch.float64, requires_grad=True)
+    of_out = torch.randn(7, 6, 16, dtype=torch.float64)
+    found, counts = [], []
+    for images in (3, 1):
+        monkeypatch.setattr(attention, "BAND_BYTES", images * 4 * 6 * 6 * 8)
+        found.append(with_gradients(attention.attend_with_mixed_heads, qkv, linears, of_out))
+        with torch.no_grad(), OperatorCount() as count:
+            attention._mixed_heads(qkv, *(x for x in (linears[0].weight, *linears[1].parameters())), 4)
+        counts.append(count.by_name["aten._softmax"] + count.by_name["aten.softmax"])
+    assert counts == [3, 7]
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize(("tokens", "runs"), [(40, 1), (8, 2)])

@@ -1,0 +1,1 @@
+"""Small experiments whose results stand in docs/."""
