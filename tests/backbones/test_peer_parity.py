@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 from helpers.official import relative_error
-from mm_vitbackbones.backbones import PVT, MiT, PVTv2, Swin
+from mm_vitbackbones.backbones import PVT, CaiT, MiT, MViTv2, PVTv2, Swin, XCiT
 from mm_vitbackbones.checkpoints import load_pretrained
 
 pytestmark = pytest.mark.parity
@@ -75,12 +76,75 @@ def test_features_equal_mmdets_swin(size):
             assert relative_error(a, b) <= 1e-5
 
 
+# ---- timm's, in this process where it can be imported
+
+
+def timm_model(module, build):
+    """A network of a module of timm, at toy size, with random weights and statistics."""
+    from tools.benchmarks.contenders import declare_torchvision_operators
+
+    declare_torchvision_operators()
+    pytest.importorskip("timm")
+    torch.manual_seed(0)
+    network = build(importlib.import_module(f"timm.models.{module}")).eval()
+    with torch.no_grad():
+        for tensor in network.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.add_(torch.rand_like(tensor) * 0.2)
+    return network
+
+
+def check_timm(ours, theirs, image, indices):
+    load_pretrained(ours, theirs.state_dict())
+    with torch.no_grad():
+        expected = theirs.forward_intermediates(image, indices, intermediates_only=True)
+        for a, b in zip(ours.eval()(image), expected, strict=True):
+            assert relative_error(a, b) <= 1e-5
+
+
+def test_cait_and_its_class_attention_equal_timms():
+    sizes = dict(embed_dim=32, depth=3, num_heads=4, num_classes=5)
+    theirs = timm_model("cait", lambda module: module.Cait(img_size=64, **sizes))
+    image = torch.randn(2, 3, 64, 64)
+    options = dict(arch=dict(dim=32, num_heads=4, depth=3, pretrain_grid=4), taps=(0, 2), pyramid=None)
+    check_timm(CaiT(**options), theirs, image, [0, 2])
+    ours = CaiT(**options, class_attention=True, final_norm=True).eval()
+    load_pretrained(ours, theirs.state_dict())
+    with torch.no_grad():
+        level, expected = ours.features(image)[-1], theirs.forward_features(image)
+    assert relative_error(level.class_tokens[:, 0], expected[:, 0]) <= 1e-5
+    assert relative_error(level.grid.flatten(1, 2), expected[:, 1:]) <= 1e-5
+
+
+@pytest.mark.parametrize("patch_size", [16, 8])
+def test_xcit_equals_timms(patch_size):
+    sizes = dict(embed_dim=32, depth=4, num_heads=4, eta=1.0, num_classes=5)
+    theirs = timm_model("xcit", lambda module: module.Xcit(img_size=64, patch_size=patch_size, **sizes))
+    ours = XCiT(dict(dim=32, num_heads=4, depth=4, patch_size=patch_size), pyramid=None)
+    check_timm(ours, theirs, torch.randn(2, 3, 64, 96), [0, 1, 2, 3])
+
+
+def test_mvit_in_the_form_of_classifiers_equals_timms():
+    from tools.benchmarks.contenders import as_classifier
+
+    sizes = dict(depths=(1, 2, 2, 2), num_heads=(1, 2, 4, 8))
+
+    def build(module):
+        return module.MultiScaleVit(module.MultiScaleVitCfg(embed_dim=8, **sizes), img_size=(64, 64), num_classes=5)
+
+    theirs = timm_model("mvitv2", build)
+    ours = as_classifier(MViTv2(dict(sizes, dims=(8, 16, 32, 64), window_size=8, pretrain_grid=16)))
+    for stage in ours.stages:
+        stage.norm = nn.Identity()  # timm's have no norms of levels
+    check_timm(ours, theirs, torch.randn(2, 3, 64, 64), [0, 1, 2, 3])
+
+
 LIVE = """
 import sys
 sys.path.append(sys.argv[1])
 import torch
-from mm_vitbackbones.backbones import PVT, CoaT, MiT, PiT, PVTv2, Swin
-from tools.benchmarks.contenders import declare_torchvision_operators, timm_coat
+from mm_vitbackbones.backbones import PVT, CaiT, CoaT, MiT, MViTv2, PiT, PVTv2, Swin, XCiT
+from tools.benchmarks.contenders import as_classifier, declare_torchvision_operators, timm_coat
 from mm_vitbackbones.checkpoints import load_pretrained, read_checkpoint
 
 declare_torchvision_operators()
@@ -217,18 +281,42 @@ for arch, name in (("tiny", "tiny_patch4_window7_224"), ("base_w12", "base_patch
     model = timm.create_model(f"swin_{name}", img_size=side)
     check(f"timm {arch}", ours, model, lambda m: m.forward_intermediates(image, intermediates_only=True))
 
+image = torch.randn(1, 3, 224, 224)
+for arch in ("xxs24", "s24"):
+    model = timm.create_model(f"cait_{arch}_224")
+    taps = lambda m: m.forward_intermediates(image, [5, 11, 17, 23], intermediates_only=True)
+    check(f"timm cait {arch}", CaiT(arch, pyramid=None), model, taps)
+for arch in ("nano_12_p16", "tiny_12_p8", "tiny_24_p16"):
+    model, ours = timm.create_model(f"xcit_{arch}_224"), XCiT(arch, pyramid=None)
+    taps = lambda m: m.forward_intermediates(image, [*ours.taps], intermediates_only=True)
+    check(f"timm xcit {arch}", ours, model, taps)
+for arch in ("tiny", "base"):
+    ours = as_classifier(MViTv2(arch))
+    for stage in ours.stages:
+        stage.norm = torch.nn.Identity()  # timm's have no norms of levels
+    model = timm.create_model(f"mvitv2_{arch}")
+    check(f"timm mvit {arch}", ours, model, lambda m: m.forward_intermediates(image, intermediates_only=True))
+
 image = torch.randn(1, 3, 448, 448)
 config = transformers.SwinConfig(image_size=448, out_features=["stage1", "stage2", "stage3", "stage4"])
 check("transformers swin", Swin(arch="tiny"), transformers.SwinBackbone(config), lambda m: m(image).feature_maps)
 """
 
 
-SWIN = ["timm tiny ok", "timm base_w12 ok", "transformers swin ok"]
+REST = [
+    *(f"timm {arch} ok" for arch in ("tiny", "base_w12")),
+    *(f"timm cait {arch} ok" for arch in ("xxs24", "s24")),
+    *(f"timm xcit {arch} ok" for arch in ("nano_12_p16", "tiny_12_p8", "tiny_24_p16")),
+    *(f"timm mvit {arch} ok" for arch in ("tiny", "base")),
+    "transformers swin ok",
+]
 
 
 @pytest.mark.slow
 def test_features_equal_timms_and_transformers_at_full_size():
-    peers = Path(sys.prefix, "peers")
+    peers, found = Path(sys.prefix, "peers"), importlib.util.find_spec("timm")
+    if found is not None and found.origin is not None:
+        peers = Path(found.origin).parents[1]
     if not peers.is_dir():
         pytest.skip("timm and transformers are not installed: `make test-all` installs them next to the environment")
     run = subprocess.run([sys.executable, "-c", LIVE, str(peers)], capture_output=True, text=True)
@@ -243,5 +331,5 @@ def test_features_equal_timms_and_transformers_at_full_size():
             f"timm names of {name} ok"
             for name in ("swin_tiny_patch4_window7_224", "pvt_v2_b0", "pit_ti_224", "coat_lite_tiny")
         ),
-        *SWIN,
+        *REST,
     ]

@@ -323,13 +323,20 @@ def timm_mvit(size: tuple[int, int]) -> nn.Module:
     return Intermediates(network, [0, 1, 2, 3])
 
 
-def mvit_without_windows(**arguments: Any) -> nn.Module:
-    """Ours, with all tokens attending to all in every block: the function that timm's network computes."""
-    network = MViTv2(arch="tiny", **arguments)
-    for part in network.modules():
-        if isinstance(part, PoolingAttention):
-            part.windows = None
+def as_classifier(network: MViTv2) -> MViTv2:
+    """The form of the authors' classifiers and of timm: no windows, and the last block of a stage pools its keys and
+    values as the others do."""
+    for stage in network.stages:
+        attentions = [part for part in stage.modules() if isinstance(part, PoolingAttention)]
+        for attention in attentions:
+            attention.windows = None
+            attention.pool_k.stride = attention.pool_v.stride = attentions[0].pool_k.stride
     return network
+
+
+def mvit_without_windows(**arguments: Any) -> nn.Module:
+    """Ours, in the form that timm's network computes."""
+    return as_classifier(MViTv2(arch="tiny", **arguments))
 
 
 def cait(arch: str) -> tuple[Contender, ...]:
