@@ -253,9 +253,11 @@ def attend_with_mixed_heads(qkv: Tensor, before: nn.Module, after: nn.Module, nu
     """
     if not _mixes_in_bands(qkv, before, after):
         return _mixed_reference(qkv, before, after, num_heads)
-    weights = before.weight, after.weight, after.bias
-    if torch.is_grad_enabled() and any(x.requires_grad for x in (qkv, before.bias, *weights)):
-        return _MixedHeads.apply(qkv, before.bias, *weights, num_heads)
+    unseen, *weights = [cast(Tensor, x) for x in (before.bias, before.weight, after.weight, after.bias)]
+    if not context.is_eager():
+        weights[0] = weights[0] + 0 * unseen  # which gives the unseen bias a gradient, zeros
+    elif torch.is_grad_enabled() and any(x.requires_grad for x in (qkv, unseen, *weights)):
+        return _MixedHeads.apply(qkv, unseen, *weights, num_heads)
     return mixed_heads(qkv, *weights, num_heads)
 
 
@@ -268,8 +270,12 @@ def _mixed_reference(qkv: Tensor, before: nn.Module, after: nn.Module, num_heads
 
 
 def _mixes_in_bands(qkv: Tensor, before: nn.Module, after: nn.Module) -> bool:
-    """Whether bands take the place of the reference: not on tensors without data, and not in a graph."""
-    if not context.is_eager() or type(qkv) is not Tensor or qkv.is_meta:
+    """Whether bands take the place of the reference: not on tensors without data, and not in a graph that leaves this
+    process. ``torch.compile`` would keep several matrices of N x N, so its graphs hold the operator."""
+    if context.is_compiling_to_run():
+        if not registration.CAN_REGISTER_GRADIENTS:
+            return False
+    elif not context.is_eager() or type(qkv) is not Tensor or qkv.is_meta:
         return False
     plain = context.is_plain(before) and context.is_plain(after)
     return plain and before.bias is not None and after.bias is not None
@@ -387,6 +393,24 @@ mixed_heads_backward = registration.operator(
     f"mixed_heads_backward(Tensor grad, {_TENSORS}) -> (Tensor, Tensor, Tensor, Tensor)",
     _mixed_heads_backward,
     _mixed_heads_backward,
+)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.num_heads = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _gradients(ctx: Any, grad: Tensor) -> Any:
+    return *mixed_heads_backward(grad, *ctx.saved_tensors, ctx.num_heads), None
+
+
+registration.in_graphs(
+    "mixed_heads", lambda qkv, *_: qkv.new_empty(*qkv.shape[:2], qkv.shape[2] // 3), _gradients, _keep
+)
+registration.in_graphs(
+    "mixed_heads_backward",
+    lambda grad, qkv, *weights: tuple(x.new_empty(x.shape) for x in (qkv, *weights[:3])),
 )
 
 

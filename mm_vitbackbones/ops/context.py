@@ -64,6 +64,13 @@ def for_every_size() -> Iterator[None]:
         yield
 
 
+def is_compiling_to_run() -> bool:
+    """Whether ``torch.compile`` traces this call, for a graph that runs in this process: it may hold operators of ours.
+    Not ``torch.export``; with a PyTorch that cannot tell (before 2.7) always False."""
+    is_exporting = getattr(torch.compiler, "is_exporting", None)
+    return is_exporting is not None and is_compiling() and not is_exporting()
+
+
 def is_eager() -> bool:
     """Whether this call is plain computation: not compiled, exported or traced, and under no function transform."""
     return not (is_compiling() or torch.jit.is_tracing() or _are_functions_transformed())

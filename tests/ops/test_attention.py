@@ -11,6 +11,7 @@ from torch.utils import checkpoint as checkpointing
 from helpers.official import relative_error
 from mm_vitbackbones.measuring import OperatorCount, held_bytes, peak_bytes
 from mm_vitbackbones.ops import attention, context, factorized, memory
+from mm_vitbackbones.ops.kernels import registration
 
 
 def naive_attention(query, key, value, heads):
@@ -244,3 +245,43 @@ def test_mixed_heads_over_many_tokens_are_not_computed_again_with_what_is_cheap(
         out.sum().backward()
     assert count.by_name["mm_vitbackbones.mixed_heads"] == runs
     assert count.by_name["aten.sin"] == 3  # the second computation ends before the last one
+
+
+@pytest.fixture
+def fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.skipif(not registration.CAN_REGISTER_GRADIENTS, reason="this PyTorch cannot register gradients")
+@pytest.mark.usefixtures("fresh_compiler")
+def test_compiled_mixed_heads_keep_no_matrix_of_tokens_by_tokens():
+    linears, heads = mixing(4, torch.float64), 4
+    compiled = torch.compile(attention.attend_with_mixed_heads, backend="aot_eager", fullgraph=True)
+    for tokens in (24, 256, 100):  # the second graph is for any number
+        qkv = torch.randn(2, tokens, 3 * 8, dtype=torch.float64, requires_grad=True)
+        of_out = torch.randn(2, tokens, 8, dtype=torch.float64)
+        found, expected = (
+            with_gradients(attend, qkv, linears, of_out) for attend in (compiled, attention.attend_with_mixed_heads)
+        )
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
+    qkv = torch.randn(2, 256, 3 * 8, dtype=torch.float64, requires_grad=True)
+    assert held_bytes(lambda: compiled(qkv, *linears, heads)) <= 2 * qkv.nbytes < 2 * heads * 256 * 256
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+def test_an_exported_graph_holds_pytorchs_own_operators():
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.before, self.after = mixing(2, torch.float32)
+
+        def forward(self, qkv):
+            return attention.attend_with_mixed_heads(qkv, self.before, self.after, 2)
+
+    module, qkv = Mixed().eval(), torch.randn(1, 6, 24)
+    exported = torch.export.export(module, (qkv,))
+    assert not [node for node in exported.graph.nodes if "mm_vitbackbones" in str(node.target)]
+    torch.testing.assert_close(exported.module()(qkv), module(qkv))

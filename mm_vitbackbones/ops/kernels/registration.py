@@ -21,6 +21,7 @@ AMPERE = 8
 OLDEST_TRITON = (3, 3)
 """The oldest version that compiles the kernels: they keep tensors in tuples. It is that of PyTorch 2.7."""
 
+CAN_REGISTER_GRADIENTS = hasattr(torch.library, "register_fake") and hasattr(torch.library, "register_autograd")
 _TENSORS = {Tensor, nn.Parameter}
 _len_torch_dispatch_stack: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
 _library = torch.library.Library(NAMESPACE, "DEF")
@@ -53,6 +54,24 @@ def operator(schema: str, reference: Callable[..., Any], launch: Callable[..., A
         return launch(*args) if direct and usable(first) else registered(*args)
 
     return call
+
+
+def in_graphs(
+    name: str, shapes: Callable[..., Any], backward: Callable[..., Any] | None = None, keep: Any = None
+) -> None:
+    """Makes compiled graphs hold an operator as one call, with its gradient. PyTorch before 2.4 cannot.
+
+    Args:
+        name: of a registered operator.
+        shapes: gives empty results for its arguments; their sizes may be unknown.
+        backward: gives the gradients of its arguments, see ``torch.library.register_autograd``.
+        keep: keeps arguments for it.
+    """
+    if not CAN_REGISTER_GRADIENTS:
+        return
+    torch.library.register_fake(f"{NAMESPACE}::{name}", shapes, lib=_library)
+    if backward is not None:
+        torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=keep, lib=_library)
 
 
 def kernel(module: str, name: str) -> Callable[..., Any]:
