@@ -44,6 +44,11 @@ TITLES = {
     "deit_s": "ViT-S (DeiT), the last block",
     "dinov2_s": "DINOv2-S, the last block",
     "dinov3_s": "DINOv3-S, the last block",
+    "cait_xxs24": "CaiT-XXS24, four taps",
+    "cait_s24": "CaiT-S24, four taps",
+    "xcit_s12_p16": "XCiT-S12/16, four taps",
+    "xcit_s12_p8": "XCiT-S12/8, four taps",
+    "mvit_v2_t": "MViTv2-T, in timm's form and in windows",
     "segformer_head": "SegFormer's head alone, E = 768, on MiT-B2's maps",
 }
 
@@ -67,7 +72,16 @@ TARGETS: dict[tuple[str, tuple[int, int]], dict[str, float]] = {
 }
 """How much faster than another implementation the forward pass is meant to be: network and size, name, ratio."""
 
-IN_NOTES = ("deit_s", "dinov2_s", "dinov3_s")
+IN_NOTES = (
+    "deit_s",
+    "dinov2_s",
+    "dinov3_s",
+    "cait_xxs24",
+    "cait_s24",
+    "xcit_s12_p16",
+    "xcit_s12_p8",
+    "mvit_v2_t",
+)
 """Networks whose figures are in docs/benchmarks_notes.md: measured on another machine, or by the clock of the CPU."""
 
 PLOTTED = ("pvt_s", "pvt_v2_b2", "mit_b2", "swin_t", "coat_lite_s", "coat_mini", "pit_s")

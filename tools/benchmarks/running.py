@@ -72,7 +72,9 @@ SIZES = ((224, 224), (512, 512), (800, 1344))
 SIZES_OF: dict[str, tuple[tuple[int, int], ...]] = dict.fromkeys(
     ("segformer_b0", "segformer_b0_wide", "segformer_b2", "segformer_head"), ((512, 512),)
 )
-SIZES_OF |= dict.fromkeys(("deit_s", "dinov3_s"), SIZES[1:])
+SIZES_OF |= dict.fromkeys(
+    ("deit_s", "dinov3_s", "cait_xxs24", "cait_s24", "xcit_s12_p16", "xcit_s12_p8", "mvit_v2_t"), SIZES[1:]
+)
 SIZES_OF |= {"dinov2_s": ((518, 518), (798, 1344))}
 """timm's takes only images that patches of 14 pixels fill."""
 
