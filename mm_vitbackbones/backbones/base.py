@@ -65,6 +65,14 @@ class Part(NamedTuple):
     of the network as it is."""
 
 
+class AttentionLayer(NamedTuple):
+    """An attention layer of a network: a module with a method ``looks_at``."""
+
+    name: str
+    module: nn.Module
+    stage: int
+
+
 class Backbone(BaseModule):
     """A network from an image to feature maps at strides 4, 8, 16 and 32.
 
@@ -167,6 +175,22 @@ class Backbone(BaseModule):
         Freezing, depths for layer-wise decay, and which weights of a file belong to stages that are not built follow
         from it.
         """
+
+    def attentions(self) -> list[AttentionLayer]:
+        """The attention layers, in the order of computation."""
+        names = {module: name for name, module in self.named_modules()}
+        modules = ((module, part.stage) for part in self.parts() for module in _modules_of([part]))
+        inside = ((layer, stage) for module, stage in modules for layer in module.modules())
+        return [AttentionLayer(names[layer], layer, stage) for layer, stage in inside if hasattr(layer, "looks_at")]
+
+    def token_stride(self, stage: int) -> int:
+        """Pixels between the tokens of a stage."""
+        return STRIDES[stage]
+
+    def token_sides(self, stage: int, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the tokens of a stage, of an image of this size."""
+        stride = self.token_stride(stage)
+        return -(-height // stride), -(-width // stride)
 
     def finish(self) -> None:
         """Called once all parts are built: gives them adapters, sets what training computes again, and freezes."""

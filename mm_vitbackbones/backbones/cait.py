@@ -26,7 +26,7 @@ from mm_vitbackbones.backbones.checks import Above, Count, Minimum, Rate, check_
 from mm_vitbackbones.backbones.columnar import ColumnarBackbone, PatchStem
 from mm_vitbackbones.errors import ArgumentError
 from mm_vitbackbones.layers import BICUBIC, Block, FeedForward, LayerNorm, LayerScale, LearnedPosition
-from mm_vitbackbones.ops import attention, context, linear, memory
+from mm_vitbackbones.ops import attention, context, linear, looking, memory
 from mm_vitbackbones.registry import BACKBONES
 
 INITIAL_SCALES = {18: 0.1, 24: 1e-5}
@@ -118,6 +118,11 @@ class TalkingHeadsAttention(nn.Module):
         out = attention.attend_with_mixed_heads(qkv, self.proj_l, self.proj_w, self.num_heads)
         return linear.linear(out, self.proj).view_as(grid)
 
+    def looks_at(self, grid: Tensor) -> looking.Shares:
+        """The weights of chosen queries after the softmax: ``proj_w``, which mixes heads, does not take part."""
+        query, key, _ = linear.linear(grid.flatten(1, 2), self.qkv).chunk(3, dim=-1)
+        return looking.of_tokens(query, key, self.num_heads, self.proj_l).on_grid((grid.shape[1], grid.shape[2]))
+
 
 @context.plain
 class ClassAttention(nn.Module):
@@ -132,6 +137,10 @@ class ClassAttention(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         query, key, value = self.q(tokens[:, :1]), linear.linear(tokens, self.k), linear.linear(tokens, self.v)
         return self.proj(attention.attend(query, key, value, self.num_heads))
+
+    def looks_at(self, tokens: Tensor) -> looking.Shares:
+        """The attention weights of the class token, which is the only query."""
+        return looking.of_tokens(self.q(tokens[:, :1]), linear.linear(tokens, self.k), self.num_heads)
 
 
 @context.plain

@@ -25,7 +25,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple, cast, final
 import torch
 from torch import Tensor, nn
 
-from mm_vitbackbones.backbones.base import STRIDES, Backbone, Level, Part
+from mm_vitbackbones.backbones.base import STRIDES, AttentionLayer, Backbone, Level, Part
 from mm_vitbackbones.backbones.checks import Count, Minimum, Rate, check_spec
 from mm_vitbackbones.errors import ArgumentError
 from mm_vitbackbones.layers import (
@@ -39,7 +39,7 @@ from mm_vitbackbones.layers import (
     ResidualBlock,
 )
 from mm_vitbackbones.layers.initialise import init_linears_and_norms
-from mm_vitbackbones.ops import context, conv, depthwise, factorized, joint, memory, residual
+from mm_vitbackbones.ops import context, conv, depthwise, factorized, joint, looking, memory, residual
 from mm_vitbackbones.ops.joint import Pair, Tokens
 from mm_vitbackbones.ops.resize import resized_sum
 from mm_vitbackbones.registry import BACKBONES
@@ -141,6 +141,12 @@ class FactorizedAttention(Recomputable):
         query_key, value = joint.linear(tokens, self.qk), joint.linear(tokens, self.v)
         joint.release(tokens)
         return factorized.mix(query_key, value, shared.relative_position, self.proj, NUM_HEADS, self.lightly)
+
+    def looks_at(self, tokens: Tokens, shared: Shared) -> looking.Shares:
+        """The effective attention weights of chosen queries."""
+        cls, grid = joint.pair(joint.linear(tokens, self.qk))
+        query, key = torch.cat((cls.flatten(1, 2), grid.flatten(1, 2)), dim=1).chunk(2, dim=-1)
+        return looking.factorized(query, key, NUM_HEADS, (grid.shape[1], grid.shape[2]))
 
 
 class CoatBlock(ResidualBlock):
@@ -285,6 +291,10 @@ class CoaT(Backbone):
             for block in self.parallel_blocks:
                 tokens |= block({level: tokens[level] for level in PARALLEL}, shared)
         yield from (Level(grid, cls.flatten(1, 2)) for cls, grid in tokens.values())
+
+    def attentions(self) -> list[AttentionLayer]:
+        parallel = {layer: int(i) for block in self.parallel_blocks for i, layer in cast(Any, block).attn.items()}
+        return [each._replace(stage=parallel.get(each.module, each.stage)) for each in super().attentions()]
 
     def parts(self) -> list[Part]:
         parts = []

@@ -256,6 +256,12 @@ class ColumnarBackbone(Backbone):
         )
         return height, width
 
+    def token_stride(self, stage: int) -> int:
+        return self.patch_size
+
+    def token_sides(self, stage: int, height: int, width: int) -> tuple[int, int]:
+        return self.sides_of(torch.empty(1, height, width, 1, device="meta"))
+
     def _level(self, x: Tensor, block: int, sides: Sequence[int], norm: Callable[[Tensor], Tensor] = _same) -> Level:
         """Of the result of a block: tokens (B, T + N, C), or a grid."""
         if x.dim() == 4:

@@ -39,7 +39,7 @@ from mm_vitbackbones.layers import (
     drop_path_rates,
     init_linears_and_norms,
 )
-from mm_vitbackbones.ops import context, linear, memory, norm, pooling, residual
+from mm_vitbackbones.ops import context, linear, looking, memory, norm, pooling, residual
 from mm_vitbackbones.registry import BACKBONES
 
 KEY_STRIDES = (4, 2, 1, 1)
@@ -93,6 +93,7 @@ class PoolingAttention(nn.Module):
     ) -> None:
         super().__init__()
         self.num_heads = num_heads
+        self.strides = (stride, key_stride)
         self.windows = None if window_size is None else (window_size // stride, window_size // key_stride)
         self.qkv = nn.Linear(dim, 3 * out_dim)
         self.proj = nn.Linear(out_dim, out_dim)
@@ -114,6 +115,14 @@ class PoolingAttention(nn.Module):
         value = self.norm_v(pooling.pooled(value, self.pool_v, self.num_heads))
         out = pooling.attend(query, key, value, self.rows, self.columns, self.windows)
         return linear.linear(out, self.proj)
+
+    def looks_at(self, grid: Tensor) -> looking.Shares:
+        """The attention weights of chosen queries, which are pooled as the keys are."""
+        query, key, _ = linear.linear(grid, self.qkv).chunk(3, dim=-1)
+        query = self.norm_q(pooling.pooled(query, self.pool_q, self.num_heads))
+        key = self.norm_k(pooling.pooled(key, self.pool_k, self.num_heads))
+        tables, extent = (self.rows, self.columns), (grid.shape[1], grid.shape[2])
+        return looking.of_pooled(query, key, *tables, self.windows, self.strides, extent)
 
 
 @context.plain

@@ -199,6 +199,15 @@ class PiT(Backbone):
                 yield Level(level, class_tokens)
             yield Level(grid, class_tokens)
 
+    def token_stride(self, stage: int) -> int:
+        return int(self.stem.proj.stride[0]) * 2**stage
+
+    def token_sides(self, stage: int, height: int, width: int) -> tuple[int, int]:
+        conv, fill = self.stem.proj, self.stem.multiple
+        sides = (-(-side // fill) * fill + 2 * int(conv.padding[0]) - conv.kernel_size[0] for side in (height, width))
+        rows, columns = (-(-(side // conv.stride[0] + 1) // 2**stage) for side in sides)
+        return rows, columns
+
     def parts(self) -> list[Part]:
         parts = [Part((self.stem,), 0, "open")]
         for index, stage in enumerate(self.stages):

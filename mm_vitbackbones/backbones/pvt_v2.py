@@ -32,6 +32,7 @@ from mm_vitbackbones.layers import (
     init_convs_fan_out,
     init_linears_and_norms,
 )
+from mm_vitbackbones.ops import looking
 from mm_vitbackbones.ops.resize import pooled_to
 from mm_vitbackbones.registry import BACKBONES
 
@@ -73,6 +74,10 @@ class PoolReduction(nn.Module):
 
     def forward(self, grid: Tensor) -> Tensor:
         return F.gelu(self.norm(self.conv(pooled_to(grid, 7))))
+
+    def cells(self, height: int, width: int) -> looking.Lattice:
+        """Where the cells of the result are in a grid of these sides."""
+        return looking.Lattice((7, 7), (height / 7, width / 7), (height / 14, width / 14))
 
 
 @final

@@ -38,7 +38,7 @@ from mm_vitbackbones.layers import (
     init_linears_and_norms,
     pad_to_multiple,
 )
-from mm_vitbackbones.ops import attention, context, norm, windows
+from mm_vitbackbones.ops import attention, context, looking, norm, windows
 from mm_vitbackbones.registry import BACKBONES
 
 
@@ -92,6 +92,15 @@ class WindowAttention(nn.Module):
     def forward(self, grid: Tensor) -> Tensor:
         bias = windows.bias_of(self.relative_position_bias_table, self.window_size, self.shift)
         return windows.attention(grid, self.qkv, self.attend, self.proj, bias, self.window_size, self.shift)
+
+    def looks_at(self, grid: Tensor) -> looking.Shares:
+        """The attention weights of chosen queries."""
+        table = windows.bias_of(self.relative_position_bias_table, self.window_size, self.shift)
+
+        def bias(_: Tensor, place: Tensor, group: Tensor) -> Tensor:
+            return table[group, :, place].transpose(0, 1).unsqueeze(0)
+
+        return looking.in_windows(grid, self.qkv, self.num_heads, self.window_size, self.shift, bias)
 
     def attend(self, qkv: Tensor, bias: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
         """In each window: queries, keys and values (K, n, 3C) and biases -> (K, n, C)."""

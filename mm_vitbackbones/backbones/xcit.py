@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, final
+from typing import Annotated, Any, NoReturn, final
 
 import torch
 from torch import Tensor, nn
@@ -143,6 +143,13 @@ class CrossCovarianceAttention(nn.Module):
     def forward(self, grid: Tensor) -> Tensor:
         qkv = linear.linear(grid.flatten(1, 2), self.qkv)
         return linear.linear(covariance.attend(qkv, self.temperature, self.num_heads), self.proj).view_as(grid)
+
+    def looks_at(self, grid: Tensor) -> NoReturn:
+        """There are none of places."""
+        raise ArgumentError(
+            "the attention of XCiT is over channels, so no place attends to another one, and the class attention of "
+            "its classifier is no part of this network: look at similarity, features or receptive-field"
+        )
 
 
 class LocalPatchInteraction(nn.Module):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mm_vitbackbones.layers.conv import ChannelsLastConv2d
 from mm_vitbackbones.layers.norm import LayerNorm
-from mm_vitbackbones.ops import attention, context, linear, norm, rotary, windows
+from mm_vitbackbones.ops import attention, context, linear, looking, norm, rotary, windows
 
 
 @context.plain
@@ -19,11 +19,17 @@ class ConvReduction(nn.Module):
 
     def __init__(self, dim: int, ratio: int) -> None:
         super().__init__()
+        self.ratio = ratio
         self.conv = ChannelsLastConv2d(dim, dim, kernel_size=ratio, stride=ratio)
         self.norm = LayerNorm(dim, eps=1e-5)  # PyTorch's default epsilon, as official
 
     def forward(self, grid: Tensor) -> Tensor:
         return norm.for_linear(self.conv(grid), self.norm, again=False)
+
+    def cells(self, height: int, width: int) -> looking.Lattice:
+        """Where the cells of the result are in a grid of these sides."""
+        ratio = float(self.ratio)
+        return looking.Lattice((height // self.ratio, width // self.ratio), (ratio, ratio), (ratio / 2, ratio / 2))
 
 
 @context.plain
@@ -46,6 +52,15 @@ class SpatialReductionAttention(nn.Module):
         out = attention.project_and_attend(grid.flatten(1, 2), self.q, key, value, self.proj, self.num_heads)
         return out.view_as(grid)
 
+    def looks_at(self, grid: Tensor) -> looking.Shares:
+        """The attention weights of chosen queries."""
+        reduced, extent = self.reduction(grid), (grid.shape[1], grid.shape[2])
+        key, _ = linear.by(reduced, self.kv).flatten(1, 2).chunk(2, dim=-1)
+        same = isinstance(self.reduction, nn.Identity)
+        cells = looking.Lattice(extent) if same else self.reduction.cells(*extent)  # type: ignore[operator]
+        query = linear.linear(grid.flatten(1, 2), self.q)
+        return looking.of_grids(query, key, self.num_heads, extent, cells)
+
 
 @context.plain
 class SelfAttention(nn.Module):
@@ -65,6 +80,11 @@ class SelfAttention(nn.Module):
         query, key, value = linear.linear(tokens, self.qkv, self.again).chunk(3, dim=-1)
         context.release(tokens)
         return linear.linear(attention.attend(query, key, value, self.num_heads), self.proj)
+
+    def looks_at(self, tokens: Tensor) -> looking.Shares:
+        """The attention weights of chosen queries."""
+        query, key, _ = linear.linear(tokens, self.qkv).chunk(3, dim=-1)
+        return looking.of_tokens(query, key, self.num_heads)
 
 
 @context.plain
@@ -88,6 +108,11 @@ class RotaryAttention(nn.Module):
         context.release(tokens)
         query, key = (rotary.rotate(x, rotation, self.num_heads) for x in (query, key))
         return linear.linear(attention.attend(query, key, value, self.num_heads), self.proj)
+
+    def looks_at(self, tokens: Tensor, rotation: rotary.Rotation) -> looking.Shares:
+        """The attention weights of chosen queries."""
+        query, key = (rotary.rotate(linear.linear(tokens, x), rotation, self.num_heads) for x in (self.q, self.k))
+        return looking.of_tokens(query, key, self.num_heads)
 
 
 @context.plain
@@ -129,6 +154,20 @@ class RelativeAttention(nn.Module):
             return self.attend(qkv, None if tables is None else (bias[0, 0], bias[0, 1]))
 
         return windows.attention(grid, self.qkv, attend, self.proj, bias, side, shift=0)
+
+    def looks_at(self, grid: Tensor) -> looking.Shares:
+        """The attention weights of chosen queries."""
+        extent, side = (grid.shape[1], grid.shape[2]), self.window_size
+        if side is not None:
+            bias = looking.bias_of_distances(self.distances(side, side))
+            return looking.in_windows(grid, self.qkv, self.num_heads, side, 0, bias)
+        query, key, _ = linear.linear(grid.flatten(1, 2), self.qkv).chunk(3, dim=-1)
+        tables = self.distances(*extent)
+        if tables is None:
+            return looking.of_grids(query, key, self.num_heads, extent, looking.Lattice(extent))
+        query, key = (looking.heads_of(x, self.num_heads) for x in (query, key))
+        cells = looking.Lattice(extent)
+        return looking.by_distance(query, key, tables, cells, cells, extent)
 
     def attend(self, qkv: Tensor, tables: tuple[Tensor, Tensor] | None) -> Tensor:
         """(K, H * W, 3C) -> (K, H * W, C)."""
