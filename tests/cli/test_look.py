@@ -1,0 +1,178 @@
+"""tools/look.py: what a network sees, as files."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from helpers.runs import write_config
+
+pytest.importorskip("mmdet")
+pytest.importorskip("mmseg")
+
+from mm_vitbackbones.cli import look
+from mm_vitbackbones.cli.arguments import run
+from mm_vitbackbones.cli.config import load_config
+from mm_vitbackbones.cli.model import build_model
+from mm_vitbackbones.cli.subject import Subject, looks_like_checkpoint
+
+pytestmark = [pytest.mark.mmdet, pytest.mark.mmseg, pytest.mark.xdist_group("predict")]
+
+
+def checkpoint_of(config: Path) -> Path:
+    torch.manual_seed(0)
+    torch.save({"state_dict": build_model(load_config(config, {})).state_dict()}, config.with_suffix(".pth"))
+    return config.with_suffix(".pth")
+
+
+@pytest.fixture(scope="module")
+def detector(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    path = write_config("tiny_detector", data, tmp_path_factory.mktemp("detector"))
+    return path, checkpoint_of(path)
+
+
+@pytest.fixture(scope="module")
+def segmentor(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    path = write_config("tiny_segmentor", data, tmp_path_factory.mktemp("segmentor"))
+    return path, checkpoint_of(path)
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("images") / "photo.png"
+    cv2.imwrite(str(path), np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8))
+    return path
+
+
+def looked(*arguments: Any) -> int:
+    return run(look.main, [*map(str, arguments)])
+
+
+def files(out: Path) -> list[str]:
+    return sorted(path.name for path in out.iterdir())
+
+
+ANY = ("--cfg-options", "model.test_cfg.score_thr=0.0")
+
+
+@pytest.mark.parametrize(
+    ("what", "made"),
+    [
+        (["attention"], ["photo_attention.npz", "photo_attention.png"]),
+        (["distance"], ["distance.csv", "distance.png"]),
+        (["receptive-field"], ["receptive_field.csv", "receptive_field.npz", "receptive_field.png"]),
+        (["features"], ["photo_features.png"]),
+        (["similarity", "--level", 1], ["photo_similarity.png", "similarity.npz"]),
+        (["cam", *ANY], ["photo_cam.npz", "photo_cam.png"]),
+        (["cam", "--method", "score", "--channels", 2, *ANY], ["photo_cam.npz", "photo_cam.png"]),
+    ],
+    ids=lambda value: "-".join(map(str, value[:3])),
+)
+def test_a_detector_is_looked_into(what, made, detector, image, tmp_path) -> None:
+    assert looked(*detector, image, "--show", *what, "--out", tmp_path / "out") == 0
+    assert files(tmp_path / "out") == made
+
+
+@pytest.mark.parametrize("what", ["attention", "receptive-field", "cam"])
+def test_a_segmentor_is_looked_into(what, segmentor, image, tmp_path) -> None:
+    assert looked(*segmentor, image, "--show", what, "--out", tmp_path / "out") == 0
+    assert len(files(tmp_path / "out")) >= 2
+
+
+def test_attention_of_a_click_is_that_of_the_query_there(detector, image, tmp_path) -> None:
+    """The image is enlarged by 1.2, to 72 x 96: pixel (70, 50) is in row 1 and column 2 of cells of 32."""
+    from mm_vitbackbones.inspection.attention import look as look_at
+
+    assert looked(*detector, image, "--show", "attention", "--at", 70, 50, "--out", tmp_path / "out") == 0
+    subject = Subject(str(detector[0]), detector[1])
+    view = subject.view(image, "photo")
+    last = look_at(subject.backbone, view.inputs, lambda seen: seen.shares)[-1]
+    rows = last.rows(torch.tensor([1 * last.queries.size[1] + 2]))[0, :, 0]
+    with np.load(tmp_path / "out/photo_attention.npz") as arrays:
+        found = arrays[[*arrays][-1]]
+    np.testing.assert_allclose(found.reshape(len(found), -1), rows.numpy(), rtol=1e-5)
+
+
+def test_several_networks_are_in_one_table(image, tmp_path) -> None:
+    arguments = ("pvt_v2_b0", image, "--show", "entropy", "--random", "--size", 64, "--against", "mit_b0")
+    assert looked(*arguments, "--out", tmp_path / "out") == 0
+    rows = [*csv.DictReader((tmp_path / "out/entropy.csv").read_text().splitlines())]
+    assert {row["network"] for row in rows} == {"pvt_v2_b0", "mit_b0"}
+    of_one = [row for row in rows if row["network"] == "mit_b0"]
+    assert [int(row["layer"]) for row in of_one if row["head"] == "0"] == [*range(8)]
+    assert all(0 < float(row["entropy"]) <= np.log(int(row["keys"])) + 1e-5 for row in rows)
+
+
+def test_the_mean_over_images_is_their_mean(image, tmp_path) -> None:
+    other = tmp_path / "other.png"
+    cv2.imwrite(str(other), np.random.default_rng(1).integers(0, 255, (64, 64, 3), dtype=np.uint8))
+    values = []
+    for number, images in enumerate(([image], [other], [image, other])):
+        torch.manual_seed(0)
+        out = tmp_path / f"out{number}"
+        arguments = ("mit_b0", *images, "--show", "distance", "--random", "--size", 64, "--out", out)
+        assert looked(*arguments) == 0
+        values.append(
+            [float(row["distance"]) for row in csv.DictReader((out / "distance.csv").read_text().splitlines())]
+        )
+    np.testing.assert_allclose(values[2], np.mean(values[:2], axis=0), rtol=1e-4)
+
+
+WRONG = [
+    (["pvt_v2_b9", "IMAGE", "--show", "features"], "mean the backbone 'pvt_v2_b5'"),
+    (["pvt_v2_b0", "IMAGE", "--show", "cam", "--random"], "no classes"),
+    (["xcit_nano_12_p16", "IMAGE", "--show", "attention", "--random"], "over channels"),
+    (["pvt_v2_b0", "IMAGE", "--show", "attention", "--random", "--at", "500", "3"], "not in photo, which has 80 x 60"),
+    (["pvt_v2_b0", "IMAGE", "--show", "attention", "--random", "--layers", "8"], "there are 8 attention layers"),
+    (["pvt_v2_b0", "IMAGE", "--show", "features", "--random", "--level", "4"], "has level 0, level 1, level 2"),
+    (["pvt_v2_b0", "nothing.png", "--show", "features", "--random"], "no image or folder nothing.png"),
+    (["pvt_v2_b0", "weights.pth", "--show", "features"], "no image to look at"),
+    (["pvt_v2_b0", "weights.pth", "IMAGE", "--show", "features", "--random"], "two kinds of weights"),
+    (["pvt_v2_b0", "IMAGE", "--show", "features", "--random", "--against", "mit_b0"], "not of features"),
+    (["pvt_v2_b0", "IMAGE", "--show", "features", "--random", "--cfg-options", "a=1"], "name of a backbone"),
+    (["DETECTOR", "IMAGE", "--show", "features", "--size", "64"], "the config"),
+    (["DETECTOR", "IMAGE", "--show", "cam", "--class", "cow"], "there are ball, beetle"),
+    (["DETECTOR", "IMAGE", "--show", "cam", "--detection", "9999"], "detections"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), WRONG, ids=lambda value: value[-1] if isinstance(value, list) else "")
+def test_what_does_not_fit_is_said_in_one_line(words, message, detector, image, tmp_path, capsys) -> None:
+    places = {"IMAGE": [image], "DETECTOR": [*detector] if "--size" not in words else [detector[0]]}
+    arguments = [part for word in words for part in places.get(word, [word])]
+    assert looked(*arguments, "--out", tmp_path / "out") == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_is_overwritten(image, tmp_path, capsys) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mine.txt").write_text("mine")
+    assert looked("pvt_v2_b0", image, "--show", "features", "--random", "--out", out) == 2
+    assert "nothing is overwritten" in capsys.readouterr().err
+    assert files(out) == ["mine.txt"]
+
+
+def test_a_word_is_a_checkpoint_or_an_image(tmp_path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/iter_2.pth").touch()
+    (tmp_path / "run/last_checkpoint").write_text(str(tmp_path / "run/iter_2.pth"))
+    known = ["a.pth", "https://host/a.pth", str(tmp_path / "run")]
+    assert [looks_like_checkpoint(word) for word in known] == [True] * 3
+    assert [looks_like_checkpoint(word) for word in ("a.png", "b.tif", str(tmp_path / "photos"))] == [False] * 3
+
+
+def test_a_detection_of_a_class_is_the_one_that_is_drawn(detector, image, tmp_path, capsys) -> None:
+    arguments = (*detector, image, "--show", "cam", "--class", "crate", "--out", tmp_path / "out", *ANY)
+    assert looked(*arguments) == 0
+    assert "photo: crate, score" in capsys.readouterr().out
