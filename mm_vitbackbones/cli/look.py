@@ -6,6 +6,7 @@ import argparse
 import csv
 import io
 import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -339,7 +340,13 @@ def show_cam(subject: Subject, images: Images, args: argparse.Namespace, results
     if subject.kind == "backbone":
         raise UserError(f"{args.target} is a backbone, which has no classes: cam needs the config of a whole model")
     for view in _views(subject, images):
-        target = (_Detection if subject.kind == "detector" else _Class)(subject, view, args)
+        try:
+            target: Any = (_Detection if subject.kind == "detector" else _Class)(subject, view, args)
+        except NothingFound as error:
+            if len(images) == 1:
+                raise
+            print(f"skipped {error}", file=sys.stderr)
+            continue
         level, map, score = _cam(subject, view, target, args)
         known = subject.strides().get(level)
         stride = known or max(view.inputs.shape[2] / map.shape[0], view.inputs.shape[3] / map.shape[1])
@@ -349,6 +356,8 @@ def show_cam(subject: Subject, images: Images, args: argparse.Namespace, results
         results.picture(f"{view.name}_cam", drawing.sheet([[(view.name, target.draw(view.drawn)), (caption, drawn)]]))
         results.arrays(f"{view.name}_cam", {level: map.numpy()})
         print(f"{printable(view.name)}: {target.name}, score {score:.3f}, {level}")
+    if not results.files:
+        raise UserError("no image has what was chosen: leave out --class, --detection or --at")
 
 
 def _cam(subject: Subject, view: View, target: Any, args: argparse.Namespace) -> tuple[str, Tensor, float]:
@@ -393,6 +402,10 @@ def _cam(subject: Subject, view: View, target: Any, args: argparse.Namespace) ->
     return level, cam.score_cam(map, view.inputs, again, args.channels).cpu(), value
 
 
+class NothingFound(UserError):
+    """An image without what was chosen."""
+
+
 class _Attached(TorchFunctionMode):
     """Within it, nothing is detached: mmdet's heads detach the scores that they predict with."""
 
@@ -429,9 +442,8 @@ class _Detection:
             inside = (boxes[:, 0] <= x) & (x <= boxes[:, 2]) & (boxes[:, 1] <= y) & (y <= boxes[:, 3])
             chosen, of_class = chosen[inside.cpu()[chosen]], f"{of_class} at {args.at[0]:g} {args.at[1]:g}"
         if args.detection >= len(chosen):
-            raise UserError(
-                f"--detection {args.detection}: {printable(view.name)} has {len(chosen)} detections{of_class}, counted "
-                "from 0"
+            raise NothingFound(
+                f"{printable(view.name)}: it has {len(chosen)} detections{of_class}, and no number {args.detection}"
             )
         one = chosen[scores.cpu()[chosen].argsort(descending=True, stable=True)[args.detection]]
         self.box, self.label = boxes[one], int(labels[one])
@@ -485,7 +497,7 @@ class _Class:
         self.region = torch.zeros_like(labels, dtype=torch.bool)
         self.region[:height, :width] = inside == self.label
         if not self.region.any():
-            raise UserError(f"--class {args.class_name}: no pixel of {printable(view.name)} has it")
+            raise NothingFound(f"{printable(view.name)}: no pixel of it has the class {args.class_name}")
         self.channel = min(self.label, len(logits) - 1)
         self.name = class_name(self.label, subject.classes)
 

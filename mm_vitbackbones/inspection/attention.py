@@ -20,7 +20,7 @@ from mm_vitbackbones.backbones.base import AttentionLayer, Backbone
 from mm_vitbackbones.errors import UserError
 from mm_vitbackbones.ops.looking import Lattice, Shares
 
-BAND = 2**22
+BAND = 2**20
 """Weights that are computed at a time."""
 
 MOST = 2**26

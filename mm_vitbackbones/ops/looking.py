@@ -142,6 +142,17 @@ def strided(size: Size, stride: int) -> Lattice:
     return Lattice(size, (float(stride), float(stride)))
 
 
+def _products(query: Tensor, key: Tensor, window: Tensor) -> Tensor:
+    """Of queries (B, h, Q, d) with the keys (K, h, m, d) of their windows (B, Q): (B, h, Q, m). The keys of a window
+    are not copied for each of its queries."""
+    out = query.new_empty(*query.shape[:3], key.shape[2])
+    for of_queries, numbers, result in zip(query, window, out, strict=True):
+        for number in numbers.unique():
+            chosen = (numbers == number).nonzero().flatten()
+            result[:, chosen] = of_queries[:, chosen] @ key[number].mT
+    return out
+
+
 def in_windows(grid: Tensor, qkv: nn.Module, num_heads: int, side: int, shift: int, bias: Bias) -> Shares:
     """Attention in the windows of a grid (B, H, W, C), as ``windows.attention`` makes them.
 
@@ -167,7 +178,7 @@ def in_windows(grid: Tensor, qkv: nn.Module, num_heads: int, side: int, shift: i
     def rows(queries: Tensor) -> Tensor:
         window, place = origin[:, queries] // n, origin[:, queries] % n  # (B, Q)
         q = query[window, :, place].transpose(1, 2)  # (B, h, Q, d)
-        scores = torch.einsum("bhqd,bqhnd->bhqn", q * q.shape[-1] ** -0.5, key[window])
+        scores = _products(q * q.shape[-1] ** -0.5, key, window)
         return (scores + bias(q, place[0], group[window[0]])).softmax(-1)
 
     def alike(query: int) -> Tensor:
@@ -199,7 +210,7 @@ def in_pooled_windows(
     batch, height, width = query.shape[:3]
     side, key_side = sides
     columns = -(-width // side)
-    of_keys = pooling.cut(key, key_side).unflatten(0, (batch, -1))  # (B, K, h, m, d)
+    of_keys = pooling.cut(key, key_side)  # (B * K, h, m, d)
     key_height, key_width = keys.size
     numbers = torch.arange(key_height * key_width, device=query.device).view(1, key_height, key_width, 1, 1) + 1
     cells = pooling.cut(numbers, key_side)[:, 0, :, 0] - 1  # (K, m): padding is -1
@@ -212,7 +223,8 @@ def in_pooled_windows(
     def rows(queries: Tensor) -> Tensor:
         window, place = where(queries)
         q = query.flatten(1, 2)[:, queries].transpose(1, 2)
-        scores = torch.einsum("bhqd,bqhmd->bhqm", q * q.shape[-1] ** -0.5, of_keys[:, window])
+        offset = torch.arange(batch, device=query.device)[:, None] * (len(of_keys) // batch)
+        scores = _products(q * q.shape[-1] ** -0.5, of_keys, window + offset)
         return (scores + _terms(q, *tables, place)).softmax(-1)
 
     def alike(query: int) -> Tensor:

@@ -138,7 +138,7 @@ WRONG = [
     (["pvt_v2_b0", "IMAGE", "--show", "features", "--random", "--cfg-options", "a=1"], "name of a backbone"),
     (["DETECTOR", "IMAGE", "--show", "features", "--size", "64"], "the config"),
     (["DETECTOR", "IMAGE", "--show", "cam", "--class", "cow"], "there are ball, beetle"),
-    (["DETECTOR", "IMAGE", "--show", "cam", "--detection", "9999"], "detections"),
+    (["DETECTOR", "IMAGE", "--show", "cam", "--detection", "9999"], "detections, and no number 9999"),
 ]
 
 
@@ -176,3 +176,21 @@ def test_a_detection_of_a_class_is_the_one_that_is_drawn(detector, image, tmp_pa
     arguments = (*detector, image, "--show", "cam", "--class", "crate", "--out", tmp_path / "out", *ANY)
     assert looked(*arguments) == 0
     assert "photo: crate, score" in capsys.readouterr().out
+
+
+def test_an_image_without_the_class_is_skipped(segmentor, image, tmp_path, capsys) -> None:
+    """The second image is one colour. Found are classes of pixels that the first has, and it does not."""
+    subject = Subject(str(segmentor[0]), segmentor[1])
+    flat = tmp_path / "flat.png"
+    cv2.imwrite(str(flat), np.full((60, 80, 3), 128, np.uint8))
+    labels = []
+    for path in (image, flat):
+        view = subject.view(path, path.stem)
+        labels.append(
+            {*subject.model.encode_decode(view.inputs, [view.sample.metainfo])[0].argmax(0).unique().tolist()}
+        )
+    (number, *_) = labels[0] - labels[1]
+    arguments = (*segmentor, image, flat, "--show", "cam", "--class", number, "--out", tmp_path / "out")
+    assert looked(*arguments) == 0
+    assert files(tmp_path / "out") == ["photo_cam.npz", "photo_cam.png"]
+    assert f"skipped flat: no pixel of it has the class {number}" in capsys.readouterr().err

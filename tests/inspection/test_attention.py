@@ -416,3 +416,16 @@ def test_a_family_without_attention_layers_is_told_so() -> None:
     backbone.attentions = lambda: []  # type: ignore[method-assign]
     with pytest.raises(UserError, match="no attention layers"):
         look(backbone, torch.randn(1, 3, 32, 32), lambda seen: None)
+
+
+@pytest.mark.parametrize("name", ["swin", "mvit_v2", "coat", "cait", "pit", "pvt"])
+@torch.no_grad()
+def test_images_of_a_batch_do_not_depend_on_each_other(name: str) -> None:
+    backbone, images = scattered(TOYS[name]().eval()), torch.randn(2, 3, 66, 98)
+
+    def rows(image: Tensor) -> list[Tensor]:
+        return look(backbone, image, lambda seen: seen.shares.rows(torch.arange(1, seen.shares.num_queries, 3)))
+
+    alone = [torch.cat(pair) for pair in zip(rows(images[:1]), rows(images[1:]), strict=True)]
+    for both, expected in zip(rows(images), alone, strict=True):
+        torch.testing.assert_close(both, expected, rtol=1e-3, atol=1e-4)
