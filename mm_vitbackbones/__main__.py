@@ -26,6 +26,7 @@ COMMANDS = {
     "test": ("test", "evaluate a checkpoint on the test set of a config"),
     "predict": ("predict", "detect or segment in images"),
     "look": ("look", "draw what a network sees: attention, receptive fields, features, what a prediction rests on"),
+    "analyze": ("analyze", "write a page on what a model gets wrong"),
     "describe": ("describe", "parameters, multiply-adds and levels of a backbone"),
     "check_data": ("check_data", "find what is wrong with the data sets of a config"),
     "try_config": ("dry_run", "run a step of a config on noise, and say what memory it takes"),

@@ -54,10 +54,11 @@ def main(argv: list[str]) -> None:
     """tools/test.py: evaluate a checkpoint. See ``test_arguments`` for the command line."""
     args = test_arguments(argv)
     with leaving_group(), Console(args.verbose) as console:
-        _test(args, console)
+        evaluate(args, console)
 
 
-def _test(args: argparse.Namespace, console: Console) -> None:
+def evaluate(args: argparse.Namespace, console: Console) -> None:
+    """Run the test of a command line, and write what it asks for."""
     cfg = load_config(args.config, args.cfg_options)
     # Not the training's own folder: there it would replace the dumped config.
     cfg.work_dir = str(args.work_dir or Path(cfg.get("work_dir") or Path("work_dirs", args.config.stem), "test"))
