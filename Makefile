@@ -121,9 +121,10 @@ demo: setup ## detection on photographs of trees, then segmentation of drawn sce
 run-demo:
 	@set -eu; out=work_dirs/demo-$(CONFIG)-$$(date +%Y%m%d-%H%M%S); config=configs/$(CONFIG).py; set -x; \
 	$(PY) tools/train.py $$config --work-dir $$out; \
-	$(PY) tools/test.py $$config "$$(cat $$out/last_checkpoint)" --work-dir $$out/test --show-dir $$out/drawings; \
+	$(PY) tools/test.py $$config "$$(cat $$out/last_checkpoint)" --work-dir $$out/test --show-dir $$out/drawings --analyze; \
 	set +x; echo; echo "Drawings, ground truth next to predictions: $$out/drawings"; \
-	echo "Curves of losses and metrics: $$out/curves.png"; echo
+	echo "Curves of losses and metrics: $$out/curves.png"; \
+	echo "What the model gets wrong, for a browser: $$(ls $$out/test/*/analysis/analysis.html)"; echo
 
 # A process for each core; the tests of an xdist_group stay in one of them.
 PARALLEL := -n auto --maxprocesses 8 --dist loadgroup

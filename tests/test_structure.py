@@ -17,6 +17,7 @@ NETWORKS = [*(PACKAGE / "backbones").glob("*.py"), *(PACKAGE / "layers").glob("*
 
 MAY_IMPORT = {
     "adapters": {"errors"},
+    "analysis": {"errors", "files"},
     "errors": set(),
     "encoding": set(),
     "files": {"errors"},

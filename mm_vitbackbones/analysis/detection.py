@@ -201,7 +201,10 @@ def _evaluate(
 
     known = COCO()
     # pycocotools takes an id of 0 for no match, so objects are numbered here; and it writes into the dicts.
-    annotations = [{"iscrowd": 0, **each, "id": number} for number, each in enumerate(truth["annotations"], start=1)]
+    annotations = [
+        {"iscrowd": 0, "area": each["bbox"][2] * each["bbox"][3], **each, "id": number}
+        for number, each in enumerate(truth["annotations"], start=1)
+    ]
     known.dataset = {"images": [*truth["images"]], "annotations": annotations, "categories": [*truth["categories"]]}
     with contextlib.redirect_stdout(io.StringIO()):
         known.createIndex()

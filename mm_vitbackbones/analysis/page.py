@@ -24,7 +24,7 @@ nav a { margin-right: 1em; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 13px; margin: 0.5em 0; font-variant-numeric: tabular-nums; }
 th, td { padding: 3px 8px; border-bottom: 1px solid #ddd; text-align: right; overflow-wrap: normal; }
-th:first-child, td:first-child, td.words { text-align: left; }
+th:first-child, td:first-child, .words { text-align: left; }
 td.words { min-width: 6.5em; max-width: 22em; overflow-wrap: anywhere; }
 thead th { background: #f2f5f8; vertical-align: bottom; }
 tr.last td { font-weight: bold; border-top: 2px solid #888; }
@@ -72,7 +72,9 @@ class Table:
     last: bool = False
 
     def html(self) -> str:
-        head = "".join(f"<th>{text(name)}</th>" for name in self.head)
+        words = [isinstance(value, str) for value in self.rows[0]] if self.rows else [False] * len(self.head)
+        kinds = [' class="words"' if each else "" for each in words]
+        head = "".join(f"<th{kind}>{text(name)}</th>" for name, kind in zip(self.head, kinds, strict=True))
         body = []
         for place, row in enumerate(self.rows):
             kind = ' class="last"' if self.last and place == len(self.rows) - 1 else ""

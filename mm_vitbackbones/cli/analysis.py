@@ -86,7 +86,7 @@ class Data:
         metrics = [each for each in evaluators_of(self.cfg, "test") if type_name(each) == "CocoMetric"]
         named = metrics[0].get("ann_file") if metrics else None
         path = Path(named) if isinstance(named, str) and "://" not in named else annotation_file(self._configs[0])
-        if path is not None and path.suffix == ".json" and (metrics or len(self._sets) == 1):
+        if path is not None and path.suffix == ".json" and (named or len(self._sets) == 1):
             content = read_coco(path, "test_evaluator", labelled=True)
             if metrics and metrics[0].get("sort_categories"):
                 content = {**content, "categories": sorted(content["categories"], key=lambda each: each["id"])}

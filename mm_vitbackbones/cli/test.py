@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from mmengine.config import Config
 
-from mm_vitbackbones.cli import preflight
+from mm_vitbackbones.cli import analysis, preflight
 from mm_vitbackbones.cli.arguments import Parser, add_bands, add_checkpoint, add_checks, add_common
 from mm_vitbackbones.cli.batches import without_workers
 from mm_vitbackbones.cli.compiling import add_compile, compile_backbones
@@ -19,7 +21,7 @@ from mm_vitbackbones.cli.weights import EvaluationRunner, unwrapped
 from mm_vitbackbones.engine.console import Console
 from mm_vitbackbones.engine.resume import read
 from mm_vitbackbones.errors import UserError
-from mm_vitbackbones.files import check_room
+from mm_vitbackbones.files import check_room, make_folder, scratch_in
 
 
 def test_arguments(argv: list[str]) -> argparse.Namespace:
@@ -42,6 +44,11 @@ def test_arguments(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--show-score", type=float, default=0.3, metavar="SCORE", help="draw boxes with at least this score (0.3)"
+    )
+    parser.add_argument(
+        "--analyze",
+        action="store_true",
+        help="at the end, write a page on what the model gets wrong: `analyze` does it for a file of predictions",
     )
     add_bands(parser)
     parser.add_argument("--tta", action="store_true", help="test at the sizes and flips of the config's tta_pipeline")
@@ -78,9 +85,11 @@ def evaluate(args: argparse.Namespace, console: Console) -> None:
             "bands": args.bands,
         }
         cfg.custom_hooks = [*(cfg.get("custom_hooks") or []), drawings]
-    with scratch_next_to(args.out) as scratch:
+    with scratch_next_to(args.out) as scratch, _scratch_of_analysis(args, Path(cfg.work_dir)) as found:
         if args.out:
             dump_predictions(cfg, args.out, scratch)
+        if args.analyze:
+            dump_predictions(cfg, Path("predictions.pkl"), found)
         check_results_prefix(cfg, "test")
         set_launcher(cfg, args.launcher)
         without_workers(cfg)
@@ -92,8 +101,27 @@ def evaluate(args: argparse.Namespace, console: Console) -> None:
             runner.test()
         if args.out and runner.rank == 0:
             keep_predictions(args.out, scratch)
+        if args.analyze and runner.rank == 0:
+            page = analysis.make_page(
+                load_config(args.config, args.cfg_options),
+                f"{args.config.stem}: what it gets wrong",
+                (str(args.checkpoint), found / "predictions.pkl"),
+                Path(runner.log_dir, "analysis"),  # the folder of this run alone
+            )
+            runner.logger.info(f"analysis: {page}")
     if args.out:
         runner.logger.info(f"predictions: {args.out}")
+
+
+@contextlib.contextmanager
+def _scratch_of_analysis(args: argparse.Namespace, work_dir: Path) -> Iterator[Path]:
+    """A folder for the predictions that are analysed, in the work dir; removed at the end."""
+    if not args.analyze:
+        yield Path()
+        return
+    make_folder(work_dir)
+    with scratch_in(work_dir) as folder:
+        yield folder
 
 
 def check_outputs(args: argparse.Namespace, work_dir: Path) -> None:

@@ -6,7 +6,7 @@ import colorsys
 import io
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import cv2
@@ -37,7 +37,8 @@ LONGEST_TITLE = 120
 def draw_curves(losses: Sequence[dict[str, float]], metrics: Sequence[dict[str, float]], title: str) -> bytes:
     """A PNG with losses on the left and metrics on the right. A point is a dict of ``iter`` and named values.
 
-    Of a decoder with a loss after each layer, the last layer is drawn.
+    Of a decoder with a loss after each layer, the last layer is drawn. Losses or metrics that there are none of have no
+    panel, and curves that are equal are drawn once, under the names of all.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -48,27 +49,22 @@ def draw_curves(losses: Sequence[dict[str, float]], metrics: Sequence[dict[str, 
     title = printable(title)
     # A dollar is no formula, and the font lacks the signs of many scripts.
     figure.suptitle(title if len(title) <= LONGEST_TITLE else f"{title[:LONGEST_TITLE]}...", parse_math=False)
-    left, right = figure.subplots(1, 2)
-    for axes, points, label in ((left, losses, "loss"), (right, metrics, "metric on the validation set")):
+    panels = [("loss", _curves(losses, lambda name: not EARLIER_LAYER.match(name)))]
+    panels += [("metric on the validation set", _curves(metrics, lambda name: name.endswith(HEADLINES)))]
+    panels = [(label, curves) for label, curves in panels if curves] or panels[:1]  # none is empty
+    for axes, (label, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         axes.set(xlabel="iteration", ylabel=label)
         axes.grid(alpha=0.3)
-        names = list(dict.fromkeys(name for point in points for name in point if name != "iter"))
-        if points is metrics:
-            names = [name for name in names if name.endswith(HEADLINES)] or names
-        else:
-            names = [name for name in names if not EARLIER_LAYER.match(name)] or names
-        for name in names:
-            drawn = [(point["iter"], point[name]) for point in points if name in point]
-            bold = name == "loss" or name == names[0]
+        for place, (name, points) in enumerate(curves.items()):
             axes.plot(
-                *zip(*drawn, strict=True),
+                *zip(*points, strict=True),
                 label=printable(name),
-                linewidth=2 if bold else 1,
-                marker="o" if points is metrics else None,
-                markersize=3,
+                linewidth=2 if place == 0 or name.split(" = ")[0] == "loss" else 1,
+                marker="o" if len(points) == 1 or label != "loss" else None,
+                markersize=7 if len(points) == 1 else 3,  # a single value has no line
             )
-        if names:
-            legend = axes.legend(ncols=1 + len(names) // 14)
+        if curves:
+            legend = axes.legend(ncols=1 + len(curves) // 14)
             legend.set_in_layout(False)  # a long one takes no room from the curves
             for text in legend.get_texts():
                 text.set_parse_math(False)
@@ -79,6 +75,21 @@ def draw_curves(losses: Sequence[dict[str, float]], metrics: Sequence[dict[str, 
         warnings.filterwarnings("ignore", "Glyph .* missing")
         figure.savefig(buffer, format="png", dpi=100)
     return buffer.getvalue()
+
+
+def _curves(points: Sequence[dict[str, float]], chosen: Callable[[str], Any]) -> dict[str, list[tuple[float, float]]]:
+    """The curves of the names that are ``chosen``, or of all if none is, each once: a model with one loss logs it
+    twice, as ``loss`` and by its own name."""
+    names = list(dict.fromkeys(name for point in points for name in point if name != "iter"))
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for name in [name for name in names if chosen(name)] or names:
+        drawn = [(point["iter"], point[name]) for point in points if name in point]
+        same = next((known for known, others in curves.items() if others == drawn), None)
+        if same is None:
+            curves[name] = drawn
+        else:
+            curves = {f"{known} = {name}" if known == same else known: others for known, others in curves.items()}
+    return curves
 
 
 def draw_pair(

@@ -1,4 +1,4 @@
-"""TIDE's types of errors, by the definitions of the paper; what fixing them gives, against an evaluation of fixed data."""
+"""TIDE's types of errors, by the paper's definitions, and what fixing them gives, by an evaluation of fixed data."""
 
 from __future__ import annotations
 

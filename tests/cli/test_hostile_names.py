@@ -183,6 +183,8 @@ ARGUMENTS: Sequence[Sequence[str]] = [
     ["train", "segformer_mit_b0_mini", "--amp", "NAME"],
     ["test", "segformer_mit_b0_mini", "NAME.pth"],
     ["predict", "segformer_mit_b0_mini", "NAME.pth", "NAME"],
+    ["analyze", "segformer_mit_b0_mini", "NAME.pkl"],
+    ["analyze", "--logs", "./NAME"],
 ]
 
 
@@ -269,6 +271,9 @@ def walk_of_a_run(name: str, command: Callable[..., str]) -> None:
     command("test", config, checkpoint, "--work-dir", run / "test", "--show-dir", drawings, "--out", results)
     assert len(list(drawings.rglob("*.png"))) == 8
     assert results.is_file()
+    command("analyze", config, results, "--against", results, "--resamples", 2, "--logs", run, "--out", "page")
+    for path in Path("page").iterdir():
+        check_inert(path.read_text("utf-8"))
     command("predict", config, checkpoint, config.parent / "images", "--out", out)
     assert len(list(out.rglob("*.png"))) == 8
     command("try_config", config, "--size", "64")

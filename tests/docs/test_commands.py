@@ -42,7 +42,7 @@ NOT_RUN = {
 }
 """How lines begin that are not run here, and why."""
 
-LONG = ("train", "test", "predict", "look")
+LONG = ("train", "test", "predict", "look", "analyze")
 """Commands that take seconds or minutes."""
 
 WITH_CODE = [page for page in PAGES if any(block.language in ("bash", "python") for block in blocks(page))]

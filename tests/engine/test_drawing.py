@@ -97,6 +97,34 @@ def test_of_a_decoders_layers_the_last_has_curves() -> None:
     assert draw_curves([layers | {"iter": 1}], [{"iter": 1}], "no last layer")
 
 
+def panels(monkeypatch: pytest.MonkeyPatch, losses: Any, metrics: Any) -> list[dict[str, Any]]:
+    """What is drawn in each panel: the numbers of points, and the markers, of each curve."""
+    figure = pytest.importorskip("matplotlib.figure").Figure
+    drawn: list[Any] = []
+    monkeypatch.setattr(figure, "savefig", lambda self, *args, **kwargs: drawn.append(self))
+    draw_curves(losses, metrics, "run")
+    return [
+        {line.get_label(): (len(line.get_xdata()), line.get_marker(), line.get_markersize()) for line in axes.lines}
+        for axes in drawn[0].axes
+    ]
+
+
+def test_a_metric_that_was_evaluated_once_is_a_point_that_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = [{"iter": i, "loss": 1.0 / i} for i in range(1, 5)]
+    left, right = panels(monkeypatch, losses, [{"iter": 4, "mIoU": 0.5, "aAcc": 0.7}])
+    assert left == {"loss": (4, "None", 3)}
+    assert right == {"mIoU": (1, "o", 7), "aAcc": (1, "o", 7)}
+
+
+def test_no_curve_is_drawn_twice_and_no_panel_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = [{"iter": i, "loss": 1.0 / i, "decode.loss_ce": 1.0 / i, "aux.loss": 2.0} for i in range(1, 5)]
+    (only,) = panels(monkeypatch, losses, [])
+    assert [*only] == ["loss = decode.loss_ce", "aux.loss"]
+    (only,) = panels(monkeypatch, [], [{"iter": 1, "mIoU": 0.5}, {"iter": 2, "mIoU": 0.6}])
+    assert only == {"mIoU": (2, "o", 3)}
+    assert panels(monkeypatch, [], []) == [{}]
+
+
 def test_images_of_wrapped_data_sets_are_loaded_by_their_own_pipelines(tmp_path: Path) -> None:
     def load(value: float) -> Any:
         return lambda results: {**results, "img": np.full((40, 40, 5), value, np.uint8)}
