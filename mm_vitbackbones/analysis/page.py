@@ -36,6 +36,8 @@ img { max-width: 100%; height: auto; }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 340px), 1fr)); gap: 8px; }
 figure { margin: 0; }
 figcaption { font-size: 13px; color: #333; }
+.pair img { width: 100%; }
+figure img { border: 1px solid #ccc; box-sizing: border-box; }
 .pair svg { width: 100%; height: auto; display: block; background: #eee; }
 .case { margin: 0.8em 0 1.6em; }
 @media (max-width: 600px) { body { font-size: 14px; padding: 0 8px 40px; } th, td { padding: 2px 5px; } }

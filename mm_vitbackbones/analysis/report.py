@@ -398,9 +398,9 @@ def add_comparison(
     page = report.page
     page.section(f"{what}: {names[1]} against {names[0]}")
     page.say(
-        f"The difference is {names[1]} minus {names[0]}. Its interval holds {comparing.LEVEL} % of {resamples:,} draws "
-        "of as many images with replacement, the same images for both runs. One that does not hold 0 is drawn in blue: "
-        "of many classes, some such intervals come by chance."
+        f"First: {names[0]}; second: {names[1]}. The difference is second minus first. Its interval holds "
+        f"{comparing.LEVEL} % of {resamples:,} draws of as many images with replacement, the same for both runs. One "
+        "that does not hold 0 is drawn in blue: of many classes, some such intervals come by chance."
     )
     rows = [
         [name, result.first[i], result.second[i], result.difference[i], result.low[i], result.high[i]]

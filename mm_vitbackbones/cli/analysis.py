@@ -76,6 +76,7 @@ class Data:
         if not names:
             raise UserError("test_dataloader: the data set has no classes: set metainfo=dict(classes=(...))")
         self.classes = [*map(str, names)]
+        self._steps: dict[int, list[Any]] = {}
         if not self.segments:
             self.truth = self._truth()
             wanted = {*self.classes}
@@ -147,16 +148,24 @@ class Data:
             UserError: it cannot be loaded.
         """
         config, info = self._by_key[key]
-        steps = [step for step in config.get("pipeline") or () if type_name(step).endswith("LoadAnnotations")]
-        if not steps:
-            raise UserError("test_dataloader: no step of its pipeline loads ground truth: add LoadAnnotations")
         results: Any = {**info, "seg_fields": []}
         try:
-            for step in steps:
-                results = TRANSFORMS.build(step)(results)
+            for step in self._loading(config):
+                results = step(results)
             return np.asarray(results["gt_seg_map"])
+        except UserError:
+            raise
         except Exception as error:
             raise UserError(f"{info.get('seg_map_path')}: ground truth cannot be loaded: {error}") from None
+
+    def _loading(self, config: Mapping[str, Any]) -> list[Any]:
+        """The steps of a data set that load its ground truth."""
+        if id(config) not in self._steps:
+            steps = [step for step in config.get("pipeline") or () if type_name(step).endswith("LoadAnnotations")]
+            if not steps:
+                raise UserError("test_dataloader: no step of its pipeline loads ground truth: add LoadAnnotations")
+            self._steps[id(config)] = [*map(TRANSFORMS.build, steps)]
+        return self._steps[id(config)]
 
 
 def _reader(config: Mapping[str, Any]) -> ImageReader:
