@@ -62,11 +62,19 @@ class Data:
         classes: their names.
         truth: of a detector, the ground truth in COCO's format.
         categories: of a detector, the id of each label.
+
+    Raises:
+        UserError: there is no ground truth of objects or of label maps.
     """
 
     def __init__(self, cfg: Config) -> None:
         self.cfg = cfg
-        self.segments = libraries.scope_of(cfg) == "mmseg"
+        scope = libraries.scope_of(cfg)
+        if scope not in libraries.LIBRARIES:
+            raise UserError(f"a model of {scope} cannot be analysed: detectors of mmdet and segmentors of mmseg can")
+        if any(type_name(each) == "CocoPanopticMetric" for each in evaluators_of(cfg, "test")):
+            raise UserError("panoptic segmentation cannot be analysed: boxes, masks and label maps can")
+        self.segments = scope == "mmseg"
         listed = [*datasets_of(cfg.get("test_dataloader"))]
         if not listed:
             raise UserError("the config says nothing about testing: it needs test_dataloader")

@@ -74,6 +74,8 @@ def evaluate(args: argparse.Namespace, console: Console) -> None:
     check_outputs(args, Path(cfg.work_dir))
     checkpoint = read(args.checkpoint)
     preflight.check_or_skip(cfg, ["test"], skip=args.skip_checks)
+    if args.analyze:
+        analysis.Data(load_config(args.config, args.cfg_options))  # what it refuses, it refuses before the test
     if args.tta:
         use_tta(cfg)
     cfg.load_from, cfg.resume = None, False

@@ -181,6 +181,22 @@ def test_the_logs_of_trainings_alone_are_a_page(tmp_path: Path) -> None:
     assert [each["run"] for each in numbers(tmp_path / "out")["training"]] == ["one", "two"]
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"default_scope": "mmengine"}, "a model of mmengine cannot be analysed"),
+        ({"test_evaluator": dict(type="CocoPanopticMetric")}, "panoptic segmentation cannot be analysed"),
+        ({"test_dataloader": None}, "it needs test_dataloader"),
+    ],
+)
+def test_what_cannot_be_analysed_is_refused(detector: Path, change: dict[str, Any], message: str) -> None:
+    cfg = prepared(detector)
+    for key, value in change.items():
+        cfg[key] = value
+    with pytest.raises(UserError, match=message):
+        Data(cfg)
+
+
 class Code:
     """What runs a command when it is unpickled."""
 
