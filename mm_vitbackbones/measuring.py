@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Hashable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -70,18 +73,59 @@ def multiply_adds(run: Callable[[], Any]) -> int:
 
 class _Counter(TorchDispatchMode):
     """Adds up PyTorch's formulas of operators. Its own counter puts hooks on all modules, which switch the fast forms
-    off, and takes each operator without a formula apart."""
+    off, and takes each operator without a formula apart.
+
+    PyTorch works out in Python what many operators give on the meta device. As the blocks of a network are alike, an
+    operator runs there once for each kind of arguments. Its results are then made of their shapes.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.operations = 0
         self._formulas = FlopCounterMode(display=False).flop_registry
+        self._known: dict[Hashable, tuple[Any, int]] = {}
+        """The kind of the results, and the operations, by operator and kind of arguments."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if (formula := self._formulas.get(func.overloadpacket)) is not None:
-            self.operations += int(formula(*args, **(kwargs or {}), out_val=result))
+        kwargs = kwargs or {}
+        # A view shares memory, and what changes an argument gives it back.
+        key = None if func.is_view or func._schema.is_mutable else (func, _kind(args), _kind(kwargs))
+        if key in self._known:
+            kind, operations = self._known[key]
+            self.operations += operations
+            return kind.made() if isinstance(kind, _Meta) else tuple(each.made() for each in kind)
+        result = func(*args, **kwargs)
+        formula = self._formulas.get(func.overloadpacket)
+        operations = 0 if formula is None else int(formula(*args, **kwargs, out_val=result))
+        self.operations += operations
+        kind = _kind(result)
+        if key is not None and all(isinstance(each, _Meta) for each in (kind if isinstance(kind, tuple) else [kind])):
+            self._known[key] = kind, operations
         return result
+
+
+@dataclass(frozen=True)
+class _Meta:
+    """A tensor of the meta device, up to its identity."""
+
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+    def made(self) -> Tensor:
+        return torch.empty_strided(self.size, self.stride, dtype=self.dtype, device="meta")
+
+
+def _kind(value: Any) -> Any:
+    """What a result on the meta device depends on. Of two equal numbers, the types count, too. Tensors of other devices
+    are like nothing else."""
+    if isinstance(value, Tensor):
+        return _Meta(tuple(value.shape), value.stride(), value.dtype) if value.is_meta else object()
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_kind, value))
+    if isinstance(value, Mapping):
+        return tuple((name, _kind(each)) for name, each in value.items())
+    return type(value), value
 
 
 class OperatorCount(TorchDispatchMode):

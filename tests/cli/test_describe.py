@@ -14,6 +14,7 @@ from mm_vitbackbones.build import families
 from mm_vitbackbones.cli import describe as describe_command
 from mm_vitbackbones.cli.arguments import run
 from mm_vitbackbones.cli.describe import Description, Level, describe
+from mm_vitbackbones.measuring import multiply_adds
 from mm_vitbackbones.registry import BACKBONES
 
 pytestmark = pytest.mark.xdist_group("describe")
@@ -124,6 +125,26 @@ def test_listed_figures_are_the_counted_ones(family, arch, cells):
     measured = [dense.parameters / 1e6, small.multiply_adds / 1e9, dense.multiply_adds / 1e9]
     assert figures == pytest.approx(measured, abs=0.051, rel=0)
     assert figures[1] == pytest.approx(measured[1], abs=0.0051)
+
+
+def test_operators_that_are_alike_are_counted_each_time_and_give_what_they_give_alone():
+    def results(device: str) -> list[torch.Tensor]:
+        x, weight = torch.empty(3, 4, device=device), torch.empty(4, 4, device=device)
+        first = x @ weight
+        again = x @ weight
+        turned = weight.t() @ x.t()
+        whole = torch.ones(3, 4, dtype=torch.int64, device=device)
+        again += torch.ones_like(again)
+        return [first, again, turned, whole + 1, whole + 1.0, whole + True, *turned.chunk(2), *turned.max(dim=0)]
+
+    def kinds(tensors: list[torch.Tensor]) -> list[tuple]:
+        return [(x.shape, x.stride(), x.dtype) for x in tensors]
+
+    for device in ("meta", "cpu"):
+        found: list[torch.Tensor] = []
+        assert multiply_adds(lambda device=device, found=found: found.extend(results(device))) == 3 * 3 * 4 * 4
+        assert kinds(found) == kinds(results("cpu"))
+        assert {x.device.type for x in found} == {device}
 
 
 def test_attention_is_counted_and_nothing_is_allocated():
