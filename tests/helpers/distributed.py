@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import warnings
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from helpers import peft
 from helpers.toys import TOYS
+from mm_vitbackbones.layers import ResidualBlock
 from mm_vitbackbones.ops import context
 
 CASES = [(toy, with_cp) for toy in TOYS for with_cp in ("ffn", "block")]
@@ -21,10 +24,11 @@ TRUNKS = [(toy, frozen) for toy in ("vit", "vit_windows", "dinov2", "dinov3") fo
 SHARDED = [("swin", "ffn", "cpu"), ("coat", "block", "cpu"), ("mit", "nothing", "cuda")]
 """Toys, ``with_cp``, and the kind of device whose forms are taken."""
 ALL_SHARDED = [(*case, "cpu") for case in CASES] + [(toy, "nothing", "cuda") for toy in TOYS]
+BY_STRATEGY = [("swin", "block")]
 ADAPTED = "adapters"
 """What the results of a network with these are kept under."""
 ADAPTERS = dict(rank=2, targets="all")
-STEPS = 2
+STEPS, RATE = 2, 0.01
 """The second one is where a missing gradient of the first is noticed."""
 
 
@@ -46,28 +50,51 @@ def images() -> Tensor:
 
 def train(network: nn.Module, batches: Tensor) -> None:
     """Some steps; the loss is a mean over the images, as gradients are over the processes."""
-    optimizer = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=0.01)
+    optimizer = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=RATE)
     for batch in batches:
         optimizer.zero_grad()
-        levels = [level.flatten(1) for level in network(batch)]
-        weights = [torch.linspace(-1, 1, level.shape[1], dtype=level.dtype) for level in levels]
-        sum((level @ weight).mean() for level, weight in zip(levels, weights, strict=True)).backward()
+        loss(network(batch)).backward()
         optimizer.step()
+
+
+def loss(levels: Sequence[Tensor]) -> Tensor:
+    levels = [level.flatten(1) for level in levels]
+    weights = [torch.linspace(-1, 1, level.shape[1], dtype=level.dtype) for level in levels]
+    return torch.stack([(level @ weight).mean() for level, weight in zip(levels, weights, strict=True)]).sum()
+
+
+class Losses(BaseModel):
+    """A backbone as MMEngine trains one, with the loss of ``train``."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, image: Tensor, mode: str = "loss") -> dict[str, Tensor]:
+        return {"loss": loss(self.backbone(image))}
+
+
+@contextmanager
+def of_two(rank: int, folder: str) -> Iterator[None]:
+    """Within it, this process is one of two."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    yield
+    torch.distributed.destroy_process_group()
 
 
 def work(rank: int, folder: str) -> None:
     """One of two processes, which sees one image of each batch and saves what it has learnt."""
-    torch.set_num_threads(1)
     warnings.simplefilter("error")  # as pytest's own: gradients in another memory format than the weight's
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    learnt = {case: learn(build(*case), rank) for case in CASES}
-    if peft.IS_THERE:
-        with peft.importable():
-            learnt[ADAPTED] = learn(build("dinov3", "block", adapters=ADAPTERS), rank)
-    torch.save(learnt, Path(folder, f"{rank}.pth"))
-    work_in_shards(rank, folder, SHARDED)
-    work_on_trunks(rank, folder)
-    torch.distributed.destroy_process_group()
+    with of_two(rank, folder):
+        learnt = {case: learn(build(*case), rank) for case in CASES}
+        if peft.IS_THERE:
+            with peft.importable():
+                learnt[ADAPTED] = learn(build("dinov3", "block", adapters=ADAPTERS), rank)
+        torch.save(learnt, Path(folder, f"{rank}.pth"))
+        work_in_shards(rank, folder, SHARDED)
+        work_by_strategy(rank, folder, BY_STRATEGY)
+        work_on_trunks(rank, folder)
 
 
 def learn(network: nn.Module, rank: int) -> dict[str, Tensor]:
@@ -119,23 +146,77 @@ def work_in_shards(rank: int, folder: str, cases: Sequence[tuple[str, str, str]]
         torch.save(learnt, Path(folder, "sharded.pth"))
 
 
+def work_by_strategy(rank: int, folder: str, cases: Sequence[tuple[str, str]]) -> None:
+    """Trains networks by MMEngine's strategy for sharded weights, which saves whole checkpoints."""
+    for toy, with_cp in cases:
+        train_by_strategy(build(toy, with_cp), rank, strategy_folder(folder, toy, with_cp))
+
+
+def strategy_folder(folder: str | Path, *case: str) -> Path:
+    return Path(folder, "strategy", "-".join(case))
+
+
+def train_by_strategy(network: nn.Module, rank: int, work_dir: Path) -> None:
+    """An epoch of ``STEPS`` steps, after which MMEngine saves ``epoch_1.pth``, with the weights under ``backbone.``."""
+    from mmengine.runner import FlexibleRunner
+    from torch.distributed.fsdp.wrap import ModuleWrapPolicy
+
+    os.environ["LOCAL_RANK"] = str(rank)
+    blocks = ModuleWrapPolicy({ResidualBlock})
+    # Of "full", MMEngine makes settings that copy tensors to the CPU. If they are there, PyTorch frees them too early.
+    whole = dict(
+        state_dict_type="FULL_STATE_DICT",
+        state_dict_config=dict(type="FullStateDictConfig", rank0_only=True),
+        optim_state_dict_config=dict(type="FullOptimStateDictConfig", rank0_only=True),
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch's: of MMEngine's calls of older forms
+        runner = FlexibleRunner(
+            model=Losses(network),
+            work_dir=str(work_dir),
+            experiment_name=work_dir.name,
+            log_level="ERROR",
+            launcher="pytorch",
+            strategy=dict(
+                type="FSDPStrategy",
+                model_wrapper=dict(type="MMFullyShardedDataParallel", device_id="cpu", auto_wrap_policy=blocks),
+                state_dict_cfg=whole,
+            ),
+            train_dataloader=dict(
+                batch_size=1,
+                dataset=[{"image": image} for image in images().flatten(0, 1)],
+                sampler=dict(type="DefaultSampler", shuffle=False),
+                collate_fn=dict(type="default_collate"),
+            ),
+            train_cfg=dict(by_epoch=True, max_epochs=1),
+            optim_wrapper=dict(optimizer=dict(type="SGD", lr=RATE)),
+        )
+        runner.train()
+
+
+def work_by_strategy_in_all(rank: int, folder: str) -> None:
+    """One of two processes, for every case and for a network with adapters."""
+    with of_two(rank, folder):
+        work_by_strategy(rank, folder, CASES)
+        if peft.IS_THERE:
+            with peft.importable():
+                network = build("dinov3", "block", adapters=ADAPTERS)
+                train_by_strategy(network, rank, strategy_folder(folder, ADAPTED))
+
+
 def work_in_all_shards(rank: int, folder: str) -> None:
     """One of two processes, for every case."""
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    work_in_shards(rank, folder, ALL_SHARDED)
-    torch.distributed.destroy_process_group()
+    with of_two(rank, folder):
+        work_in_shards(rank, folder, ALL_SHARDED)
 
 
 def work_compiled(rank: int, folder: str) -> None:
     """One of two processes, which trains compiled blocks that are computed again, as ``train --compile`` does."""
     from mm_vitbackbones.cli.compiling import compile_backbones
 
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    network = build("mit", "block")
-    wrapped = nn.parallel.DistributedDataParallel(network, find_unused_parameters=False)
-    compile_backbones(wrapped, backend="eager", fullgraph=True)
-    train(wrapped, images()[:, rank : rank + 1])
-    torch.save(network.state_dict(), Path(folder, f"{rank}.pth"))
-    torch.distributed.destroy_process_group()
+    with of_two(rank, folder):
+        network = build("mit", "block")
+        wrapped = nn.parallel.DistributedDataParallel(network, find_unused_parameters=False)
+        compile_backbones(wrapped, backend="eager", fullgraph=True)
+        train(wrapped, images()[:, rank : rank + 1])
+        torch.save(network.state_dict(), Path(folder, f"{rank}.pth"))
