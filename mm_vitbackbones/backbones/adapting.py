@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import functools
 import importlib.util
 import re
 from collections.abc import Mapping, Sequence
@@ -101,6 +102,19 @@ def inject(network: nn.Module, adapters: Adapters, frozen: Sequence[nn.Module], 
     for p in trained:  # peft freezes all but adapters
         p.requires_grad_(True)
     network._register_state_dict_hook(_name_as_in_files)
+    # torch.distributed.checkpoint looks for what each name in a state dict belongs to.
+    setattr(network, ALPHA, adapters.alpha)
+    for name in names:
+        _say_which_names_are_left_out(network.get_submodule(name))
+
+
+def _say_which_names_are_left_out(linear: Any) -> None:
+    """Tells ``torch.distributed.checkpoint`` how to find the tensors of an adapted linear map by their names in state
+    dicts. It asks this method of a module for the name of a child that is left out, by what follows that name."""
+    linear._fqn_modifiers = functools.partial(dict, weight="base_layer", bias="base_layer")
+    for adapter in (linear.lora_A, linear.lora_B):
+        (name,) = adapter
+        adapter._fqn_modifiers = functools.partial(dict, weight=name)
 
 
 def _chosen(network: nn.Module, targets: str | Sequence[str], frozen: set[str], besides: set[str]) -> list[str]:

@@ -87,6 +87,19 @@ def main(argv: list[str]) -> None:
         _train(args, console)
 
 
+def check_runner(cfg: Config) -> None:
+    """Raises:
+    UserError: the config is for another runner, whose settings MMEngine's Runner would pass over.
+    """
+    if cfg.get("runner_type", "Runner") == "Runner" and cfg.get("strategy") is None:
+        return
+    key = "runner_type" if cfg.get("strategy") is None else "strategy"
+    raise UserError(
+        f"{key} is for another runner, and train runs MMEngine's Runner, which does not read it: leave it out, or "
+        "start that runner in a program of your own (docs/configs.md, Sharded weights)"
+    )
+
+
 def _train(args: argparse.Namespace, console: Console) -> None:
     cfg = load_config(args.config, args.cfg_options)
     work_dir = args.work_dir or Path(cfg.get("work_dir") or Path("work_dirs", args.config.stem))
@@ -101,6 +114,7 @@ def _train(args: argparse.Namespace, console: Console) -> None:
         cfg.auto_scale_lr.enable = True
     if missing := [part for part in ("train_dataloader", "train_cfg", "optim_wrapper") if cfg.get(part) is None]:
         raise UserError(f"{args.config} says nothing about training: it needs {' and '.join(missing)}")
+    check_runner(cfg)
     splits = [split for split in ("train", "val") if cfg.get(f"{split}_dataloader") is not None]
     if args.check_all and args.skip_checks:
         raise UserError("--check-all and --skip-checks are contrary: give one of them")

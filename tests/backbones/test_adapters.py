@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 
 from helpers.attachments import MODES, difference, random_image, random_network, run
 from helpers.memory import kept_bytes
@@ -250,6 +251,23 @@ def test_weights_have_their_plain_names_and_come_back(toy):
     assert difference(maps_of(other), maps_of(network)) == 0
     for twin in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
         assert all(torch.equal(tensor, state[name]) for name, tensor in twin.state_dict().items())
+
+
+@some_toys
+@pytest.mark.parametrize("whole", [False, True], ids=["as_they_lie", "whole"])
+@pytest.mark.parametrize("within", ["backbone", "detector"])
+def test_distributed_checkpoints_have_the_plain_names_and_come_back(toy, whole, within):
+    options = StateDictOptions(full_state_dict=whole)
+    network, other = adapted(toy), random_network(toy, seed=1, adapters=ASKED)
+    if within == "detector":
+        network, other = (nn.ModuleDict({"backbone": each}) for each in (network, other))
+    for each in (copy.deepcopy(network), pickle.loads(pickle.dumps(network)), network):
+        state = get_model_state_dict(each, options=options)
+        expected = network.state_dict()
+        assert state.keys() == expected.keys()
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in state.items())
+    set_model_state_dict(other, copy.deepcopy(state), options=options)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in other.state_dict().items())
 
 
 @toys

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
 from helpers.runs import write_config
 
 pytest.importorskip("mmdet")
 
-from mm_vitbackbones.cli import dry_run
+from mm_vitbackbones.cli import dry_run, train
 from mm_vitbackbones.cli.arguments import run
 from mm_vitbackbones.cli.config import load_config, read_config
 from mm_vitbackbones.cli.launch import registry_errors
@@ -51,6 +52,22 @@ def test_a_config_of_mmdetection_2_says_so(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is written for MMDetection 2 .*: write train_dataloader"):
         load_config(path, {})
     read_config(path)  # for its backbone alone
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [("strategy = dict(type='FSDPStrategy')", "strategy"), ("runner_type = 'FlexibleRunner'", "runner_type")],
+)
+def test_a_training_by_another_runner_is_refused(base: Path, tmp_path: Path, change: str, key: str) -> None:
+    path = tmp_path / "config.py"
+    path.write_text(base.read_text() + f"\n{change}\n")
+    with pytest.raises(UserError, match=f"^{key} is for another runner"):
+        train.main([str(path), "--work-dir", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_config_may_name_the_runner_that_trains_it() -> None:
+    train.check_runner(Config(dict(runner_type="Runner")))
 
 
 @pytest.mark.parametrize(
