@@ -113,18 +113,28 @@ def attend_heads_by_distance(query: Tensor, key: Tensor, value: Tensor, rows: Te
     grid = query.unflatten(2, (rows.shape[0], columns.shape[0]))
     of_rows, of_columns = of_lines(grid, rows.to(dtype), columns.to(dtype))
     terms = torch.cat((of_rows, of_columns), dim=-1).flatten(2, 3) * dim**0.5  # the scale is for q k' alone
-    ones = torch.cat(
-        (
-            torch.eye(height, dtype=dtype, device=query.device).repeat_interleave(width, 0),
-            torch.eye(width, dtype=dtype, device=query.device).repeat(height, 1),
-        ),
-        dim=-1,
-    )
+    ones = _ones_at_places(height, width, query)
     query = torch.cat((query, terms), dim=-1)
     key = torch.cat((key, ones.expand(*key.shape[:3], -1)), dim=-1)
     # The fused kernels take values of the width of the keys.
     out = F.scaled_dot_product_attention(query, key, F.pad(value, (0, height + width)), scale=dim**-0.5)
     return out[..., :dim]
+
+
+def _ones_at_places(height: int, width: int, like: Tensor) -> Tensor:
+    """A one at the row, and a one at the column, of each place of a grid: (H * W, H + W)."""
+    if context.is_exporting():  # what repeats rows of a matrix is no operator of other runtimes
+        rows, columns = (torch.arange(count, device=like.device) for count in (height, width))
+        at_row = (rows[:, None, None] == rows).expand(height, width, height)
+        at_column = (columns[None, :, None] == columns).expand(height, width, width)
+        return torch.cat((at_row, at_column), dim=-1).flatten(0, 1).to(like.dtype)
+    return torch.cat(
+        (
+            torch.eye(height, dtype=like.dtype, device=like.device).repeat_interleave(width, 0),
+            torch.eye(width, dtype=like.dtype, device=like.device).repeat(height, 1),
+        ),
+        dim=-1,
+    )
 
 
 def of_lines(grid: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:

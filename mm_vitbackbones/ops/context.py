@@ -56,12 +56,16 @@ def for_every_size() -> Iterator[None]:
     if not is_exporting() or torch.compiler.is_dynamo_compiling() or not hasattr(_symbols, "backed_size_oblivious"):
         yield
         return
-    with (
-        _symbols.patch(backed_size_oblivious=True),  # type: ignore[attr-defined]
-        torch.backends.mkldnn.flags(enabled=False),
-        torch.backends.nnpack.flags(enabled=False),
-    ):
-        yield
+    onednn = torch._C._get_mkldnn_enabled()  # PyTorch's context for it also sets others, which warn of missing GPUs
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        with (
+            _symbols.patch(backed_size_oblivious=True),  # type: ignore[attr-defined]
+            torch.backends.nnpack.flags(enabled=False),
+        ):
+            yield
+    finally:
+        torch._C._set_mkldnn_enabled(onednn)
 
 
 def is_compiling_to_run() -> bool:

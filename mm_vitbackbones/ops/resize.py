@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -150,25 +151,33 @@ def resized_table(table: Tensor, height: int, width: int, resize: TableResize) -
             return resized.unsqueeze(0).to(table.dtype)
         # No other runtime has an offset, and few smooth as PyTorch does.
         if context.is_exporting() and resize.mode == "bicubic" and (resize.antialias or resize.offset):
+            lengths = (
+                wide.new_tensor([*wide.shape[1:3]]),
+                torch.stack([wide.new_full((), side) for side in (height, width)]),
+            )
+            # A table of the same size stays as it is: there is no offset.
+            offset = (lengths[0] - lengths[1]).abs().amax(0).clamp(max=1.0) * resize.offset
             rows, columns = (
-                _cubic_shares(before, after, resize, wide.dtype, wide.device)
+                _cubic_shares(before, after, offset, resize.antialias, wide.dtype, wide.device)
                 for before, after in zip(wide.shape[1:3], (height, width), strict=True)
             )
             return by_lines(wide, rows, columns).to(table.dtype)
         return resize(conv.maps_of(wide), height, width).permute(0, 2, 3, 1).to(table.dtype)
 
 
-def _cubic_shares(before: int, after: int, resize: TableResize, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _cubic_shares(
+    before: int, after: int, offset: Any, antialias: bool, dtype: torch.dtype, device: torch.device
+) -> Tensor:
     """The matrix (after, before) of a bicubic resize of a line, which in an export serves every size ``after``.
 
-    Cubic convolution (Keys 1981). PyTorch's sharpness is -0.75, and with antialiasing -0.5; there the kernel is as wide as
-    a step, and places outside of the line have no weight, where otherwise they are its first and last one.
+    Cubic convolution (Keys 1981). PyTorch's sharpness is -0.75, and with antialiasing -0.5; there the kernel is as wide
+    as a step, and places outside of the line have no weight, where otherwise they are its first and last one.
     """
-    sharpness, margin = (-0.5, 0) if resize.antialias else (-0.75, 3)
-    centre = (torch.arange(after, device=device).to(dtype) + 0.5) * before / (after + resize.offset) - 0.5
+    sharpness, margin = (-0.5, 0) if antialias else (-0.75, 3)
+    centre = (torch.arange(after, device=device).to(dtype) + 0.5) * before / (after + offset) - 0.5
     distance = (centre[:, None] - torch.arange(-margin, before + margin, device=device)).abs()
-    if resize.antialias:
-        distance = distance / (torch.ones_like(distance[:, :1]) * before / (after + resize.offset)).clamp(min=1.0)
+    if antialias:
+        distance = distance / (torch.ones_like(distance[:, :1]) * before / (after + offset)).clamp(min=1.0)
     near = ((sharpness + 2) * distance - (sharpness + 3)) * distance * distance + 1
     far = sharpness * (((distance - 5) * distance + 8) * distance - 4)
     share = torch.where(distance <= 1, near, torch.where(distance < 2, far, torch.zeros_like(distance)))
@@ -183,4 +192,6 @@ def _cubic_shares(before: int, after: int, resize: TableResize, dtype: torch.dty
 def _line(before: int, after: int, resize: TableResize, dtype: torch.dtype, device: torch.device) -> Tensor:
     """``_cubic_shares``, computed in fp64 and kept."""
     with torch.inference_mode(False), torch.no_grad():
-        return _cubic_shares(before, after, resize, torch.float64, torch.device("cpu")).to(device, dtype)
+        return _cubic_shares(before, after, resize.offset, resize.antialias, torch.float64, torch.device("cpu")).to(
+            device, dtype
+        )
