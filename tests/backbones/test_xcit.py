@@ -239,7 +239,7 @@ def test_the_authors_file_of_a_whole_segmentor_is_taken(tmp_path):
     assert not nameless
     heads = {key: x for key, x in expected.items() if not key.startswith("backbone.")}
     names = {
-        "backbone.fpn1.1.weight",
+        "backbone.fpn1.0.weight",
         "backbone.pos_embeder.token_projection.weight",
         "neck.lateral_convs.0.conv.weight",
     }
