@@ -40,7 +40,7 @@ from mm_vitbackbones.layers import (
 )
 from mm_vitbackbones.layers.drop_path import drop_path_rates
 from mm_vitbackbones.ops import joint, memory
-from mm_vitbackbones.ops.anysize import ceil_div, first_of
+from mm_vitbackbones.ops.anysize import ceil_div, first_cells
 from mm_vitbackbones.registry import BACKBONES
 
 STAGES = 3
@@ -194,9 +194,8 @@ class PiT(Backbone):
         for i, stage in enumerate(self.stages):
             class_tokens, grid = stage(class_tokens, grid)
             if i == 0:  # where nobody asks for level 0, it is the grid as it is
-                height, width = (ceil_div(side, 4) for side in image.shape[2:])
-                level = first_of(first_of(self.upsample(grid), height, 1), width, 2) if self.upsample else grid
-                yield Level(level, class_tokens)
+                size = [ceil_div(side, 4) for side in image.shape[2:]]
+                yield Level(first_cells(self.upsample(grid), *size) if self.upsample else grid, class_tokens)
             yield Level(grid, class_tokens)
 
     def token_stride(self, stage: int) -> int:
@@ -205,8 +204,7 @@ class PiT(Backbone):
     def token_sides(self, stage: int, height: int, width: int) -> tuple[int, int]:
         conv, fill = self.stem.proj, self.stem.multiple
         sides = (-(-side // fill) * fill + 2 * int(conv.padding[0]) - conv.kernel_size[0] for side in (height, width))
-        rows, columns = (-(-(side // conv.stride[0] + 1) // 2**stage) for side in sides)
-        return rows, columns
+        return tuple(-(-(side // conv.stride[0] + 1) // 2**stage) for side in sides)
 
     def parts(self) -> list[Part]:
         parts = [Part((self.stem,), 0, "open")]

@@ -39,8 +39,10 @@ def in_order(view: Tensor) -> Tensor:
     return view.clone(memory_format=torch.contiguous_format) if context.is_exporting() else view
 
 
-def first_of(plane: Tensor, count: int, dim: int) -> Tensor:
-    """The first rows or columns of a plane that has at least as many. In an export a slice would ask whether it has."""
+def first_cells(grid: Tensor, height: int, width: int) -> Tensor:
+    """The first rows and columns of a grid (B, H, W, ...) that has at least as many. In an export a slice would ask
+    whether it has."""
     if not context.is_exporting():
-        return plane.narrow(dim, 0, count)
-    return plane.index_select(dim, torch.arange(count, device=plane.device))
+        return grid[:, :height, :width]
+    rows, columns = (torch.arange(count, device=grid.device) for count in (height, width))
+    return grid.index_select(1, rows).index_select(2, columns)

@@ -209,11 +209,11 @@ def in_pooled_windows(
     """
     batch, height, width = query.shape[:3]
     side, key_side = sides
-    columns = -(-width // side)
-    of_keys = pooling.cut(key, key_side)  # (B * K, h, m, d)
+    _, columns = counts = -(-height // side), -(-width // side)
+    of_keys = pooling.cut(key, key_side, counts)  # (B * K, h, m, d)
     key_height, key_width = keys.size
     numbers = torch.arange(key_height * key_width, device=query.device).view(1, key_height, key_width, 1, 1) + 1
-    cells = pooling.cut(numbers, key_side)[:, 0, :, 0] - 1  # (K, m): padding is -1
+    cells = pooling.cut(numbers, key_side, counts)[:, 0, :, 0] - 1  # (K, m): padding is -1
 
     def where(queries: Tensor) -> tuple[Tensor, Tensor]:
         """The window of each query, and its place in it."""

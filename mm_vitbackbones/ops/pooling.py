@@ -83,4 +83,4 @@ def joined(windows: Tensor, side: int, batch: int, height: int, width: int) -> T
     rows, columns = anysize.ceil_div(height, side), anysize.ceil_div(width, side)
     windows = windows.unflatten(0, (batch, rows, columns)).unflatten(4, (side, side))
     heads = anysize.in_order(windows.permute(0, 1, 4, 2, 5, 3, 6)).flatten(3, 4).flatten(1, 2)
-    return anysize.first_of(anysize.first_of(heads, height, 1), width, 2)
+    return anysize.first_cells(heads, height, width)

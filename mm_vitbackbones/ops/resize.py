@@ -38,7 +38,7 @@ def resize_cells(grid: Tensor, cell: float, stride: int, size: tuple[int, int]) 
         # where the centres of cells are: PyTorch's resize by a factor puts them elsewhere on CUDA.
         ratio = Fraction(cell) / stride
         lengths = [
-            math.ceil(max(before, after / ratio) / ratio.denominator) * ratio.denominator
+            math.ceil(max(Fraction(before), after / ratio) / ratio.denominator) * ratio.denominator
             for before, after in zip(grid.shape[1:3], size, strict=True)
         ]
         right, bottom = lengths[1] - grid.shape[2], lengths[0] - grid.shape[1]
