@@ -27,10 +27,10 @@ from mm_vitbackbones.data import mini
 from mm_vitbackbones.files import write_whole
 from mm_vitbackbones.layers import Block
 
-SIDE, PATCH = 32, 8
+SIDE, PATCH = 32, 4
 DEPTHS = (6, 12, 24)
 WIDTH, HEADS = 48, 4
-BATCH, RATE, DECAY, WARMUP = 32, 2e-3, 0.05, 20
+BATCH, RATE, DECAY, WARMUP = 16, 1e-3, 0.05, 20
 """Of AdamW: images of a step, the highest rate, weight decay, and steps in which the rate rises."""
 FIRST = 10
 """Steps that count as the first ones, and as the last ones."""
@@ -196,7 +196,7 @@ def groups(runs: Sequence[Run]) -> list[list[Run]]:
 def table(runs: Sequence[Run], first: int = FIRST) -> str:
     """In Markdown."""
     lines = [
-        "| depth | layer scale | first block / last, first steps | later | loss at the end | held out, % | factors |",
+        "| depth | layer scale | first / last, first steps | later | loss at the end | held out, % | factors |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for group in groups(runs):
@@ -250,7 +250,7 @@ def plot(runs: Sequence[Run], path: Path) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Gradients by depth with layer scale and without, in miniature.")
-    parser.add_argument("--steps", type=int, default=900, help="of each training (900)")
+    parser.add_argument("--steps", type=int, default=350, help="of each training (350)")
     parser.add_argument("--seeds", type=int, default=2, help="trainings of each network (2)")
     parser.add_argument("--depths", type=int, nargs="+", default=DEPTHS)
     parser.add_argument("--out", type=Path, metavar="DIR", help="where the plot goes: layerscale.png")
