@@ -50,6 +50,9 @@ def resize_cells(grid: Tensor, cell: float, stride: int, size: tuple[int, int]) 
 
 def by_lines(grid: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """A linear map of rows (height, H), then one of columns (width, W): (B, H, W, C) -> (B, height, width, C)."""
+    if not context.is_exporting():
+        return torch.einsum("jw,biwc->bijc", columns, torch.einsum("ih,bhwc->biwc", rows, grid))
+    # The same, of which PyTorch asks less about sizes.
     resized = F.linear(conv.maps_of(grid), columns)  # (B, C, H, width)
     resized = F.linear(anysize.in_order(resized.mT), rows)  # (B, C, width, height)
     return anysize.in_order(resized.permute(0, 3, 2, 1))
