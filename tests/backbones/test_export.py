@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from helpers.toys import BY_FAMILY, TOYS
+from helpers.toys import TOYS
 from mm_vitbackbones.backbones import DINOv2, ViT
 from mm_vitbackbones.backbones.base import MIN_SIDE
 
@@ -52,9 +52,9 @@ def assert_right(run: Callable[[Tensor], Sequence[Tensor]], network: nn.Module, 
             assert (found - expected).abs().max() <= 1e-4 * expected.abs().max(), size
 
 
-@pytest.mark.parametrize("family", BY_FAMILY.values(), ids=BY_FAMILY.keys())
-def test_the_first_level_serves_every_size(family):
-    network = built(next(iter(family.toys.values())), out_indices=(0,))
+@pytest.mark.parametrize("toy", ["mit", "swin"])  # the others take their seconds below
+def test_the_first_level_serves_every_size(toy):
+    network = built(TOYS[toy], out_indices=(0,))
     assert_right(exported(network).module(), network, SIZES[:4])
 
 
