@@ -38,7 +38,7 @@ def retinanet() -> Any:
     cfg.model.bbox_head.update(in_channels=16, feat_channels=16, stacked_convs=1, num_classes=3)
     cfg.model.test_cfg.update(nms_pre=50, max_per_img=20, score_thr=0.01)
     model = _build(cfg)
-    _spread(model.bbox_head.retina_cls, 0.1)
+    _spread(model.bbox_head.retina_cls, 0.03)
     return model
 
 
