@@ -138,8 +138,8 @@ def with_table(page: str, found: Mapping[str, Mapping[str, Any]]) -> str:
 
 def table(found: Mapping[str, Mapping[str, Any]]) -> str:
     lines = [f"| backbone | {' | '.join(WAYS)} |", f"| --- |{' --- |' * len(WAYS)}"]
-    for name in sorted(found):
-        lines.append(f"| `{name}` | {' | '.join(cell(found[name].get(way)) for way in WAYS)} |")
+    for name in sorted({*found, *networks([])}):
+        lines.append(f"| `{name}` | {' | '.join(cell(found.get(name, {}).get(way)) for way in WAYS)} |")
     return "\n".join(lines)
 
 
