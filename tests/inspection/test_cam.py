@@ -11,9 +11,10 @@ from mm_vitbackbones.inspection.cam import grad_cam, score_cam
 def test_the_map_of_a_linear_score_is_its_channels_by_their_weights() -> None:
     torch.manual_seed(0)
     level, weights = torch.randn(3, 4, 5, requires_grad=True), torch.tensor([2.0, -1.0, 0.5])
-    (gradient,) = torch.autograd.grad((level.mean((1, 2)) * weights).sum(), level)
+    where = torch.rand(4, 5)  # places count differently
+    (gradient,) = torch.autograd.grad(((level * where).sum((1, 2)) * weights).sum(), level)
     found = grad_cam(level.detach(), gradient)
-    expected = sum(float(w) / 20 * channel for w, channel in zip(weights, level.detach(), strict=True))
+    expected = sum(float(w * where.mean()) * channel for w, channel in zip(weights, level.detach(), strict=True))
     torch.testing.assert_close(found, expected.clamp(min=0))
     assert (found == 0).any()
 
