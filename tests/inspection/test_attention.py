@@ -379,7 +379,7 @@ def test_a_layer_of_class_tokens_alone_has_no_distance() -> None:
 def test_every_family_has_a_distance_by_layer(name: str) -> None:
     backbone = TOYS[name]().eval()
     if isinstance(backbone, XCiT) or not backbone.attentions():
-        with pytest.raises(UserError, match="over channels|no attention layers"):
+        with pytest.raises(UserError, match=r"over channels|no attention layers"):
             look(backbone, torch.randn(1, 3, 70, 101), lambda seen: seen)
         return
     found = look(backbone, torch.randn(1, 3, 70, 101), lambda seen: (spread(seen.shares), seen.shares))
