@@ -191,7 +191,7 @@ LOGGERS = {"mlflow", "tensorboard", "wandb"}
 def test_wheel_states_licence_and_python(metadata):
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Requires-Python"] == ">=3.10"
-    libraries = {"det", "seg", "det-without-mmcv", "seg-without-mmcv", "adapters"}
+    libraries = {"det", "seg", "det-without-mmcv", "seg-without-mmcv", "adapters", "export"}
     assert set(metadata.get_all("Provides-Extra")) == {*libraries, "peers", "test", "dev", *LOGGERS}
 
 

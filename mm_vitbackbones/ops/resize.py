@@ -6,7 +6,6 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any
 
 import torch
@@ -36,14 +35,14 @@ def resize_cells(grid: Tensor, cell: float, stride: int, size: tuple[int, int]) 
     if cell != stride:
         # Whole cells of both kinds, by further rows and columns that are equal to the last. Then the sizes alone say
         # where the centres of cells are: PyTorch's resize by a factor puts them elsewhere on CUDA.
-        ratio = Fraction(cell) / stride
+        new, old = (cell / stride).as_integer_ratio()  # so many new cells cover as much as so many old ones
         lengths = [
-            math.ceil(max(Fraction(before), after / ratio) / ratio.denominator) * ratio.denominator
+            anysize.ceil_div(max(before, anysize.ceil_div(after * old, new)), old) * old
             for before, after in zip(grid.shape[1:3], size, strict=True)
         ]
         right, bottom = lengths[1] - grid.shape[2], lengths[0] - grid.shape[1]
         maps = F.pad(grid.permute(0, 3, 1, 2), (0, right, 0, bottom), mode="replicate")
-        sizes = [int(length * ratio) for length in lengths]
+        sizes = [length // old * new for length in lengths]
         grid = F.interpolate(maps, size=sizes, mode="bilinear", align_corners=False).permute(0, 2, 3, 1)
     return grid if anysize.same_size(grid.shape[1:3], (height, width)) else grid[:, :height, :width]
 

@@ -100,7 +100,7 @@ def test_group_of_processes_is_left_at_the_end_of_a_run(
             torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize(("command", "inside"), [(train, "_train"), (test, "_test")])
+@pytest.mark.parametrize(("command", "inside"), [(train, "_train"), (test, "evaluate")])
 def test_commands_leave_the_group(command: Any, inside: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def join(*_: Any) -> None:
         where = f"file://{tmp_path}/meeting"
