@@ -213,3 +213,20 @@ def test_peer_of_the_mini_config_differs_in_the_network_only() -> None:
     for cfg in (ours, theirs):
         del cfg.model["backbone"], cfg.model["decode_head"]
     assert ours.to_dict() == theirs.to_dict()
+
+
+@pytest.mark.parametrize("name", ["cait", "mvit_v2", "xcit_n"])
+def test_segmentor_on_mini_differs_in_the_backbone_and_the_schedule_only(name: str) -> None:
+    """The backbone is that of the detector on `mini`, and the head takes its levels."""
+    path = TEST_CONFIGS / f"segformer_{name}_mini.py"
+    ours, other = load("segformer_mit_b0_mini"), Config.fromfile(path)
+    detector = load(f"retinanet_{name}_mini").model.backbone
+    del detector["out_indices"]
+    assert other.model.backbone.to_dict() == detector.to_dict()
+    assert tuple(other.model.decode_head.in_channels) == build(Config.fromfile(path)).backbone.channels
+    ours.train_cfg.update(max_iters=1100, val_interval=1100)
+    ours.param_scheduler[1].update(T_max=1100, end=1100)
+    other.pop("small", None)
+    for cfg in (ours, other):
+        del cfg.model["backbone"], cfg.model.decode_head["in_channels"]
+    assert ours.to_dict() == other.to_dict()

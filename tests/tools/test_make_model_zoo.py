@@ -113,3 +113,18 @@ def test_metafiles_are_yaml_of_openmmlabs_form(made):
             assert (ROOT / model["Config"]).is_file()
             for result in model.get("Results", ()):
                 assert {"Task", "Dataset", "Metrics"} == result.keys()
+
+
+@pytest.mark.parametrize(
+    ("page", "status"),
+    [
+        ("| `retinanet_cait_mini` | **0.2** | 0.4 |\n", "[measured here](embedded_data.md)"),
+        ("| `retinanet_cait_mini` | not measured | |\n", "untested"),
+        ("`configs/retinanet_cait_mini.py`: AP 0.2\n", "[measured here](embedded_data.md)"),
+        ("| `retinanet_cait_s_mini` | **0.2** | 0.4 |\n", "untested"),
+    ],
+    ids=["a row", "a row without numbers", "a sentence", "another recipe"],
+)
+def test_measured_is_a_recipe_with_results_on_the_page_of_embedded_sets(page, status):
+    one = entry("retinanet_cait_mini")
+    assert dataclasses.replace(one, is_measured=zoo.is_measured(one.name, page)).status == status
