@@ -40,8 +40,10 @@ ALIKE = (
     "mask_rcnn_cait_s24_coco",
     "mask_rcnn_dinov3_b_frozen_coco",
     "mask_rcnn_dinov3_b_lora_coco",
+    "mask_rcnn_mvit_v2_t_3x_coco",
     "mask_rcnn_vitdet_l_coco",
     "retinanet_dinov2_b_frozen_coco",
+    *("mask_rcnn_xcit_t12_p8_3x_coco", "upernet_xcit_t12_p8_ade20k"),
     *(
         f"{head}_xcit_{size}_p{patch}_{data}"
         for head, data in (("mask_rcnn", "3x_coco"), ("fpn", "ade20k"), ("upernet", "ade20k"))
@@ -77,11 +79,12 @@ def with_few_queries(cfg: Config) -> Config:
 
 
 def with_few_blocks(cfg: Config) -> Config:
-    """At most two blocks in a stage, and two layers of each encoder and decoder: each kind of block is there, and archs
-    that differ in depth alone are equal."""
+    """At most two blocks in a stage, two layers of each encoder and decoder, windows smaller than the image, and few
+    channels of a second stage's own: each kind of block is there, and archs that differ in depth alone are equal."""
     for _, node in nodes(cfg.model, "model"):
-        if isinstance(node, dict) and "num_layers" in node:
-            node["num_layers"] = 2
+        if isinstance(node, dict):
+            few = {"num_layers": 2, "conv_out_channels": 64, "fc_out_channels": 64}
+            node.update({name: value for name, value in few.items() if name in node})
     backbone = cfg.model.backbone
     family = families()[type_name(backbone)]
     arch = family.archs[backbone.arch] if isinstance(backbone.arch, str) else family.spec_type(**backbone.arch)
@@ -99,6 +102,8 @@ def with_few_blocks(cfg: Config) -> Config:
         depths["parallel_depth"] = 1
     if getattr(arch, "taps", None):
         depths["taps"] = None
+    if (getattr(arch, "window_size", None) or 0) > 32:  # a small image would be padded to one of them
+        depths["window_size"] = 8
     backbone.arch = dataclasses.asdict(dataclasses.replace(arch, **depths))
     if backbone.get("frozen_stages") != "all":
         backbone.drop_path_rate = 0.1
