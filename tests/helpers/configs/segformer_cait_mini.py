@@ -1,4 +1,4 @@
-# configs/segformer_mit_b0_mini.py with the CaiT of six blocks of configs/retinanet_cait_mini.py, for half of its iterations.
+# configs/segformer_mit_b0_mini.py with the CaiT of six blocks of retinanet_cait_mini.py, for half of its iterations.
 #   python tools/train.py tests/helpers/configs/segformer_cait_mini.py --amp --seed 1
 _base_ = "../../../configs/segformer_mit_b0_mini.py"
 

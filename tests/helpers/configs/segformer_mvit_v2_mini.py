@@ -1,4 +1,4 @@
-# configs/segformer_mit_b0_mini.py with the small MViTv2 of configs/retinanet_mvit_v2_mini.py, for half of its iterations.
+# configs/segformer_mit_b0_mini.py with the small MViTv2 of retinanet_mvit_v2_mini.py, for half of its iterations.
 #   python tools/train.py tests/helpers/configs/segformer_mvit_v2_mini.py --amp --seed 1
 _base_ = "../../../configs/segformer_mit_b0_mini.py"
 
