@@ -7,6 +7,7 @@ import csv
 import io
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from mm_vitbackbones.backbones import Backbone
 from mm_vitbackbones.cli.arguments import Parser, add_options, add_verbose, checkpoint_file
 from mm_vitbackbones.cli.predict import find_images
-from mm_vitbackbones.cli.subject import Subject, View, looks_like_checkpoint, map_of
+from mm_vitbackbones.cli.subject import Subject, View, looks_like_checkpoint, map_of, with_map
 from mm_vitbackbones.engine.console import Console
 from mm_vitbackbones.engine.drawing import class_name
 from mm_vitbackbones.errors import UserError, printable
@@ -271,6 +272,8 @@ def show_fields(subject: Subject, images: Images, args: argparse.Namespace, resu
         pixels = field.energy.numel()
         rows.append((where, *numbers, f"{numbers[-1] / pixels:.4g}"))
         print(f"{where}: {', '.join(f'{100 * s:g}% in {n:,} pixels' for s, n in zip(SHARES, numbers, strict=True))}")
+    for head in subject.heads_without_maps():
+        print(f"{head}: no field, as it makes its scores of more than the maps", file=sys.stderr)
     last = f"share of the image at {100 * SHARES[-1]:g}%"
     results.table("receptive_field", ("map", *(f"pixels at {100 * share:g}%" for share in SHARES), last), rows)
     results.files["receptive_field.png"] = drawing.fields(drawn, SHARES)
@@ -371,12 +374,14 @@ def _cam(subject: Subject, view: View, target: Any, args: argparse.Namespace) ->
         outputs = []
         for number, level in zip(numbers, found, strict=True):
             leaf = maps[f"level {number}"] = map_of(level).clone().requires_grad_()
-            outputs.append(leaf if isinstance(level, Tensor) else type(level)(leaf, *level[1:]))
+            outputs.append(with_map(level, leaf))
         return tuple(outputs)
 
     handle = subject.backbone.register_forward_hook(begin_here)
     try:
-        with torch.enable_grad(), _Attached():
+        with torch.enable_grad(), _Attached(), warnings.catch_warnings():
+            # Of mmdet's mask heads, about its own code; here it would seem to be about this file.
+            warnings.filterwarnings("ignore", "To copy construct from a tensor", UserWarning)
             score = target.score(view.inputs)
     finally:
         handle.remove()

@@ -22,7 +22,7 @@ from mm_vitbackbones.cli import datasets, preflight
 from mm_vitbackbones.cli.arguments import checkpoint_file, config_file
 from mm_vitbackbones.cli.config import load_config, use_local_norms
 from mm_vitbackbones.cli.launch import registry_errors
-from mm_vitbackbones.cli.model import build_model
+from mm_vitbackbones.cli.model import build_model, without_pretrained
 from mm_vitbackbones.cli.predict import inference_steps
 from mm_vitbackbones.cli.weights import load_weights
 from mm_vitbackbones.data.image_files import why_unreadable
@@ -95,8 +95,8 @@ class Subject:
         pipeline = inference_steps(cfg)
         preflight.check_backbone(cfg.model)
         with registry_errors(path):
-            if checkpoint is None and not random:
-                self.model = _with_initial_weights(cfg, self.scope)
+            if checkpoint is None:
+                self.model = _with_initial_weights(cfg, self.scope, random)
             else:
                 self.model = build_model(cfg)
         with DefaultScope.overwrite_default_scope(self.scope):
@@ -189,11 +189,18 @@ class Subject:
         maps |= {f"level {i}": map_of(level) for i, level in zip(numbers, found, strict=True)}
         if getattr(self.model, "neck", None) is not None:
             maps |= {f"neck {i}": map_of(feature) for i, feature in enumerate(features)}
-        for name in ("bbox_head", "rpn_head", "decode_head"):
-            head = getattr(self.model, name, None)
-            if isinstance(head, nn.Module) and not isinstance(head, nn.ModuleList):
-                maps |= _of_head(name, head, features)
+        for name, head in self._heads():
+            maps |= _of_head(name, head, features)
         return maps
+
+    def _heads(self) -> list[tuple[str, nn.Module]]:
+        """Those that the model has, by name."""
+        names = ("bbox_head", "rpn_head", "panoptic_head", "decode_head")
+        return [(name, head) for name in names if isinstance(head := getattr(self.model, name, None), nn.Module)]
+
+    def heads_without_maps(self) -> list[str]:
+        """The heads that make no maps of features alone, such as a decoder of queries."""
+        return [name for name, head in self._heads() if not _takes_features_alone(head)]
 
 
 def map_of(level: Any) -> Tensor:
@@ -201,21 +208,29 @@ def map_of(level: Any) -> Tensor:
     return level if isinstance(level, Tensor) else level[0]
 
 
+def with_map(level: Any, map: Tensor) -> Any:
+    """What a network returns of a level, with another map in it."""
+    if isinstance(level, Tensor):
+        return map
+    others = (map, *level[1:])
+    return type(level)(*others) if hasattr(level, "_fields") else type(level)(others)
+
+
 def _of_head(name: str, head: nn.Module, features: Any) -> dict[str, Tensor]:
-    """The maps that a head makes of features alone: scores first. A head that takes more, such as a decoder of queries,
-    has none."""
-    required = [
-        p
-        for p in inspect.signature(head.forward).parameters.values()
-        if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-    ]
-    if len(required) != 1:
+    """The maps that a head makes of features alone: of scores. A head that takes more has none."""
+    if not _takes_features_alone(head):
         return {}
     found = head(features)
     found = found if isinstance(found, (tuple, list)) else [found]
     first = found[0] if isinstance(found[0], (tuple, list)) else [found[0]]
     maps = [map for map in first if isinstance(map, Tensor) and map.dim() == 4]
     return {f"{name} {i}" if len(maps) > 1 else name: map for i, map in enumerate(maps)}
+
+
+def _takes_features_alone(head: nn.Module) -> bool:
+    parameters = inspect.signature(head.forward).parameters.values()
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(p.default is p.empty and p.kind in kinds for p in parameters) == 1
 
 
 def _backbone(name: str, checkpoint: Path | str | None, random: bool) -> Backbone:
@@ -234,14 +249,17 @@ def _config_file(target: str) -> Path:
         raise UserError(f"{error}{near.replace('mean', 'mean the backbone')}") from None
 
 
-def _with_initial_weights(cfg: Any, scope: str) -> Any:
-    """The model of a config, whose backbone loads the file that the config names."""
+def _with_initial_weights(cfg: Any, scope: str, random: bool) -> Any:
+    """The model of a config as a training begins; its backbone loads the file that the config names, unless ``random``.
+
+    Some heads of mmdet have parameters that hold whatever was in memory until ``init_weights`` is called.
+    """
     from mmengine.registry import MODELS
 
     libraries.load(scope)
     use_local_norms(cfg, distributed=False)
     with DefaultScope.overwrite_default_scope(scope):
-        model = MODELS.build(cfg.model)
+        model = MODELS.build(without_pretrained(cfg.model) if random else cfg.model)
         model.init_weights()
     return model
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import pytest
 import torch
 
+from helpers.paths import CONFIGS
 from helpers.runs import write_config
 
 pytest.importorskip("mmdet")
@@ -20,7 +21,7 @@ from mm_vitbackbones.cli import look
 from mm_vitbackbones.cli.arguments import run
 from mm_vitbackbones.cli.config import load_config
 from mm_vitbackbones.cli.model import build_model
-from mm_vitbackbones.cli.subject import Subject, looks_like_checkpoint
+from mm_vitbackbones.cli.subject import Subject, looks_like_checkpoint, map_of, with_map
 
 pytestmark = [pytest.mark.mmdet, pytest.mark.mmseg, pytest.mark.xdist_group("predict")]
 
@@ -194,3 +195,114 @@ def test_an_image_without_the_class_is_skipped(segmentor, image, tmp_path, capsy
     assert looked(*arguments) == 0
     assert files(tmp_path / "out") == ["photo_cam.npz", "photo_cam.png"]
     assert f"skipped flat: no pixel of it has the class {number}" in capsys.readouterr().err
+
+
+SMALL = """
+_base_ = "{configs}/{recipe}.py"
+pipeline = [dict(type="LoadImageFromFile"), dict(type="Resize", scale=(128, 96), keep_ratio=True), dict(type="{pack}")]
+test_dataloader = dict(dataset=dict(pipeline=pipeline))
+model = dict({model})
+"""
+SMALLER = {
+    "dino_pvt_v2_b2_coco": """num_queries=20, backbone=dict(arch="b0"), neck=dict(in_channels=[64, 160, 256]),
+        encoder=dict(num_layers=1), decoder=dict(num_layers=1)""",
+    "cascade_mask_rcnn_pvt_v2_b2_3x_coco": """backbone=dict(arch="b0"), neck=dict(in_channels=[32, 64, 160, 256]),
+        test_cfg=dict(rpn=dict(max_per_img=20), rcnn=dict(score_thr=0.0, max_per_img=5))""",
+    "mask2former_swin_t_coco": """panoptic_head=dict(num_queries=10, pixel_decoder=dict(encoder=dict(num_layers=1))),
+        test_cfg=dict(max_per_image=5)""",
+    "mask2former_mit_b2_ade20k": """backbone=dict(arch="b0"), decode_head=dict(in_channels=[32, 64, 160, 256],
+        num_queries=10, pixel_decoder=dict(encoder=dict(num_layers=1)))""",
+    "dpt_vit_l_ade20k": """backbone=dict(arch="tiny"),
+        decode_head=dict(in_channels=[192] * 4, widths=(24, 48, 96, 96), channels=32)""",
+}
+HEADS = {
+    "dino_pvt_v2_b2_coco": ([], ["bbox_head"]),
+    "cascade_mask_rcnn_pvt_v2_b2_3x_coco": ([f"rpn_head {i}" for i in range(5)], []),
+    "mask2former_swin_t_coco": ([], ["panoptic_head"]),
+    "mask2former_mit_b2_ade20k": ([], ["decode_head"]),
+    "dpt_vit_l_ade20k": (["decode_head"], []),
+}
+"""Of a head, the maps that have a field, and the heads without one."""
+
+
+@pytest.mark.filterwarnings("ignore:To copy construct from a tensor:UserWarning")  # of mmdet's mask heads
+@pytest.mark.parametrize(
+    "recipe",
+    [pytest.param(name, marks=() if name.startswith(("dino", "dpt")) else pytest.mark.slow) for name in SMALLER],
+)
+def test_cam_of_every_kind_of_head_has_the_gradient_of_its_score(recipe, image, tmp_path, monkeypatch) -> None:
+    """Against the difference that a small step of all of the level makes. In a detector of two stages, the boxes of the
+    first one move with the level, which is no part of the gradient."""
+    path = tmp_path / f"{recipe}.py"
+    pack = "PackSegInputs" if "ade20k" in recipe else "PackDetInputs"
+    path.write_text(SMALL.format(configs=CONFIGS, recipe=recipe, model=SMALLER[recipe], pack=pack))
+    torch.manual_seed(0)
+    subject = Subject(str(path), random=True)
+    view = subject.view(image, "photo")
+    two_stages = recipe.startswith("cascade")
+    if not two_stages:  # mmcv's NMS takes no doubles
+        subject.model.double()
+        view = view._replace(inputs=view.inputs.double())
+    args = look.look_arguments([str(path), str(image), "--show", "cam"])
+    found: dict[str, torch.Tensor] = {}
+    monkeypatch.setattr(
+        look.cam, "grad_cam", lambda level, gradient: found.update(level=level, gradient=gradient) or level
+    )
+    with subject.in_scope():
+        target: Any = (look._Detection if subject.kind == "detector" else look._Class)(subject, view, args)
+        name, _, score = look._cam(subject, view, target, args)
+        step = torch.randn(found["level"].shape).to(found["level"]) * 1e-6
+        place = [*subject.levels(view.inputs)].index(name)
+
+        def score_after(sign: int) -> float:
+            def moved(_: Any, __: Any, levels: Any) -> Any:
+                return [
+                    with_map(each, map_of(each) + sign * step) if i == place else each for i, each in enumerate(levels)
+                ]
+
+            handle = subject.backbone.register_forward_hook(moved)
+            with torch.no_grad():
+                after = float(target.score(view.inputs))
+            handle.remove()
+            return after
+
+        assert score > 0
+        assert found["gradient"].abs().sum() > 0
+        if not two_stages:
+            expected = (score_after(1) - score_after(-1)) / 2
+            assert float((found["gradient"] * step).sum()) == pytest.approx(expected, rel=1e-4)
+        maps, none = HEADS[recipe]
+        with torch.no_grad():
+            assert [each for each in subject.all_maps(view.inputs) if "head" in each] == maps
+        assert subject.heads_without_maps() == none
+
+
+def test_random_weights_of_a_whole_model_are_drawn_and_not_what_was_in_memory(tmp_path, monkeypatch) -> None:
+    """mmdet's DINO makes an empty parameter and fills it in ``init_weights``."""
+    path = tmp_path / "dino.py"
+    recipe = "dino_pvt_v2_b2_coco"
+    path.write_text(SMALL.format(configs=CONFIGS, recipe=recipe, model=SMALLER[recipe], pack="PackDetInputs"))
+    from mmdet.models import DINO
+
+    made = DINO._init_layers
+
+    def init_layers(model: Any) -> None:
+        made(model)
+        model.level_embed.data.fill_(torch.nan)  # what memory may hold
+
+    monkeypatch.setattr(DINO, "_init_layers", init_layers)
+    model = Subject(str(path), random=True).model
+    assert not any(value.isnan().any() for value in model.state_dict().values())
+
+
+def test_a_map_is_replaced_in_what_a_backbone_returns_of_a_level() -> None:
+    class Tap(NamedTuple):
+        map: torch.Tensor
+        token: torch.Tensor
+
+    old, new, token = torch.zeros(1), torch.ones(1), torch.full((1,), 2.0)
+    for level in (Tap(old, token), (old, token), [old, token]):
+        replaced = with_map(level, new)
+        assert type(replaced) is type(level)
+        assert (replaced[0], replaced[1]) == (new, token)
+    assert with_map(old, new) is new
