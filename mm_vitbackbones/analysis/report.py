@@ -294,8 +294,8 @@ def _images(report: Report, run: Detection, judged: Sequence[Judged], pictures: 
             continue
         report.page.heading(title)
         report.page.say(
-            "Left: ground truth, found in thin blue, missed in dashed orange. Right: detections, right ones in thin "
-            "green, false ones in purple, with their scores."
+            "First (left, or above): ground truth, found in thin blue, missed in dashed orange. Then detections, right "
+            "ones in thin green, false ones in purple, with their scores."
         )
         for place, one in enumerate(chosen):
             _case(report, run, one, pictures.picture(one.image.key), f"{run.kind}{title.split()[1]}{place}")
@@ -365,7 +365,8 @@ def add_segmentation(report: Report, run: Segmentation, errors: Callable[[str], 
             continue
         page.heading(title)
         page.say(
-            "Right: wrong pixels in orange, pixels that do not count in gray. The mean IoU is of the classes in it."
+            "Next to each image, or below it: wrong pixels in orange, those that do not count in gray. The mean "
+            "IoU is of the classes in it."
         )
         for place in chosen:
             picture, png = errors(run.keys[place])
