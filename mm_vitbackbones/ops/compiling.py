@@ -140,7 +140,8 @@ def compiled(
     """``function``, whose first argument is the module, as ``torch.compile`` makes it.
 
     Modules of one kind share its graphs: those that differ in their weights and in numbers with a fraction alone. Each
-    kind has graphs of its own: PyTorch keeps few for one function, and after those computes without.
+    kind has graphs of its own: PyTorch keeps few for one function, and after those computes without. Frozen modules,
+    whose graphs no other module could use, are of kinds of their own.
 
     Returns:
         for each module the compiled function, and the number of its kind.
@@ -159,7 +160,7 @@ def _kind(module: nn.Module) -> Any:
             name,
             type(part),
             tuple((key, value) for key, value in vars(part).items() if isinstance(value, _FIXED) and key != "training"),
-            tuple((key, value.shape) for key, value in part.named_parameters(recurse=False)),
+            tuple((key, value.shape, value.requires_grad) for key, value in part.named_parameters(recurse=False)),
         )
         for name, part in module.named_modules()
     ]
