@@ -130,7 +130,8 @@ def export(
         raise UserError(f"{path} is there already, and is not overwritten: give another name, or force")
     network = network_of(module, with_nms, labels, preprocess)
     tensors = {t.data_ptr(): t for t in (*network.module.parameters(), *network.module.buffers())}
-    check_room(path.parent, f"the file {path.name}", sum(t.nbytes for t in tensors.values()) // (2 if half else 1))
+    copies = (2 if to == "torch-export" else 1) / (2 if half else 1)  # a program is compressed by a copy
+    check_room(path.parent, f"the file {path.name}", int(sum(t.nbytes for t in tensors.values()) * copies))
     modes = [(part, part.training) for part in (*module.modules(), *network.module.modules())]
     network.module.eval()
     try:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import struct
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -51,14 +55,47 @@ def trace(network: nn.Module, image: Tensor, fixed: bool) -> Any:
 
 def write(program: Any, path: Path, metadata: Mapping[str, Any]) -> int:
     """Write an exported program, without the traced image and the lines of Python that made it, which are bytes and
-    name the folders of this machine. Returns the number of its nodes."""
+    name the folders of this machine. Its texts are compressed. Returns the number of its nodes."""
     program._example_inputs = None
     for node in program.graph.nodes:
-        for key in ("stack_trace", "nn_module_stack", "source_fn_stack"):
+        for key in ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn"):
             node.meta.pop(key, None)
     with quiet():
         torch.export.save(program, path, extra_files={METADATA: json.dumps(metadata)})
+    _compress_texts(path)
     return sum(node.op == "call_function" for node in program.graph.nodes)
+
+
+ALIGNED = 64
+"""Bytes: PyTorch has each tensor of a file at a multiple of it."""
+
+HEAD = 30
+"""Bytes of a record's head in a zip file, before its name."""
+
+MANY = 4096
+"""Bytes of a text that is worth compressing."""
+
+
+def _compress_texts(path: Path) -> None:
+    """Compress the texts of a program's file: the graph writes the size of each of its tensors as a formula, which in
+    a small network is more than 5 % of the weights. PyTorch reads compressed records, and writes none of them."""
+    made = path.with_name(f"{path.name}.compressed")
+    with zipfile.ZipFile(path) as old, made.open("xb") as file, zipfile.ZipFile(file, "w") as new:
+        for record in old.infolist():
+            info = zipfile.ZipInfo(record.filename)
+            if record.filename.endswith(".json") and record.file_size > MANY:
+                info.compress_type = zipfile.ZIP_DEFLATED
+            else:
+                info.extra = _padding(file.tell() + HEAD + len(info.filename.encode()))
+            info.file_size = record.file_size
+            with old.open(record) as source, new.open(info, "w") as target:
+                shutil.copyfileobj(source, target, 2**20)
+    os.replace(made, path)
+
+
+def _padding(end: int) -> bytes:
+    """A field for the head of a record that ends at ``end`` without it, so that its data start aligned."""
+    return struct.pack("<2sH", b"FB", count := -(end + 4) % ALIGNED) + b"Z" * count
 
 
 class Loaded:

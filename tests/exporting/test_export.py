@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import operator
+import struct
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,19 @@ def test_program_says_what_it_is(program: Path) -> None:
         "normalised_inside": True,
         "padded_inside_to_multiples_of": 1,
     }
+
+
+def test_program_has_little_besides_its_weights_which_are_aligned(program: Path) -> None:
+    held = program.read_bytes()
+    weights = sum(4 * tensor.numel() for tensor in one_stage_of_mit().state_dict().values())
+    assert len(held) - weights < 30_000  # of which most is the heads of a record for each tensor
+    with zipfile.ZipFile(program) as file:
+        found = [record for record in file.infolist() if "/weight_" in record.filename]
+    assert len(found) > 10
+    for record in found:
+        name, extra = struct.unpack_from("<HH", held, record.header_offset + 26)
+        assert record.compress_type == zipfile.ZIP_STORED
+        assert (record.header_offset + 30 + name + extra) % 64 == 0
 
 
 def test_file_that_is_wrong_is_not_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
