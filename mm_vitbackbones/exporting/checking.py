@@ -20,6 +20,12 @@ OTHERWISE = 0.01
 """The part of an image's pixels, or boxes, that may be decided otherwise: two scores may be as good as equal."""
 
 
+def unseen(network: Network) -> list[tuple[int, int, int]]:
+    """The sizes to check, none of them smaller than the network takes."""
+    least = network.smallest
+    return [(batch, max(height, least), max(width, least)) for batch, height, width in UNSEEN]
+
+
 @dataclass(frozen=True)
 class Checked:
     """What came out at one size of image: batch, height, width."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mm_vitbackbones.errors import UserError
+from mm_vitbackbones.exporting import dino
 from mm_vitbackbones.exporting.operators import nms_kept, roi_align
 from mm_vitbackbones.exporting.parts import Features
 from mm_vitbackbones.exporting.preprocessing import Preprocess, Preprocessing
@@ -35,6 +36,9 @@ def detector(model: Any, how: Preprocessing, with_nms: bool) -> Made:
     from mmdet.models.detectors.single_stage import SingleStageDetector
     from mmdet.models.detectors.two_stage import TwoStageDetector
 
+    if dino.is_known(model):
+        facts: dict[str, Any] = {"queries": int(model.num_queries)}
+        return dino.Dino(model, how, with_nms), BOXES if with_nms else dino.QUERIES, facts, ()
     if isinstance(model, TwoStageDetector):
         return _two_stage(model, how, with_nms)
     if not isinstance(model, SingleStageDetector) or not isinstance(model.bbox_head, BaseDenseHead):

@@ -15,9 +15,10 @@ from torch import nn
 import mm_vitbackbones
 from mm_vitbackbones.errors import OutputError, UserError
 from mm_vitbackbones.exporting import onnx_files, packages, programs
-from mm_vitbackbones.exporting.checking import TOLERANCE, UNSEEN, Checked, check, noise
+from mm_vitbackbones.exporting.checking import TOLERANCE, Checked, check, noise, unseen
 from mm_vitbackbones.exporting.half import Half
 from mm_vitbackbones.exporting.networks import Network, network_of
+from mm_vitbackbones.exporting.parts import evaluating
 from mm_vitbackbones.exporting.programs import SMALLEST
 from mm_vitbackbones.files import check_room, move_new, scratch_in, size_words
 
@@ -120,8 +121,7 @@ def export(
     path = Path(path)
     if to not in KINDS:
         raise UserError(f"to={to!r}: give one of {', '.join(map(repr, KINDS))}")
-    size = TRACED[fixed] if size is None else size
-    if len(size) != 2 or min(size) < SMALLEST:
+    if size is not None and (len(size) != 2 or min(size) < SMALLEST):
         raise UserError(f"size={tuple(size)!r}: give a height and a width of at least {SMALLEST} pixels")
     if to == "onnx" and opset < 18:
         raise UserError(f"opset={opset}: PyTorch's exporter writes opset 18 and newer")
@@ -129,16 +129,19 @@ def export(
     if path.is_dir() or (os.path.lexists(path) and not force):
         raise UserError(f"{path} is there already, and is not overwritten: give another name, or force")
     network = network_of(module, with_nms, labels, preprocess)
+    if size is None:
+        size = [max(side, network.smallest) for side in TRACED[fixed]]
+    elif min(size) < network.smallest:
+        raise UserError(
+            f"size={tuple(size)!r}: {type(module).__name__} has {network.facts['queries']} queries, and images with a "
+            f"side below {network.smallest} pixels may have fewer places for them: give sides of at least "
+            f"{network.smallest}, or train with fewer num_queries"
+        )
     tensors = {t.data_ptr(): t for t in (*network.module.parameters(), *network.module.buffers())}
     copies = (2 if to == "torch-export" else 1) / (2 if half else 1)  # a program is compressed by a copy
     check_room(path.parent, f"the file {path.name}", int(sum(t.nbytes for t in tensors.values()) * copies))
-    modes = [(part, part.training) for part in (*module.modules(), *network.module.modules())]
-    network.module.eval()
-    try:
+    with evaluating(network.module):
         return _write(network, path, to, (int(size[0]), int(size[1])), fixed, opset, half, classes, tolerance, force)
-    finally:
-        for part, training in modes:
-            part.training = training
 
 
 def _write(
@@ -156,7 +159,7 @@ def _write(
     traced = (1 if fixed else 2, *size)
     made = replace(network, module=Half(network.module).eval()) if half else network
     start = time.perf_counter()
-    program = programs.trace(made.module, noise(made, traced), fixed)
+    program = programs.trace(made.module, noise(made, traced), fixed, network.smallest)
     metadata = metadata_of(network, size, fixed, half, classes)
     weights = _bytes(made.module)
     with scratch_in(path.parent.absolute()) as scratch:
@@ -174,7 +177,7 @@ def _write(
             nodes,
             sum(file.stat().st_size for file in files),
             weights,
-            tuple(check(network, run, [traced] if fixed else [traced, *UNSEEN])),
+            tuple(check(network, run, [traced] if fixed else [traced, *unseen(network)])),
             TOLERANCE[half] if tolerance is None else tolerance,
             opset if to == "onnx" else None,
             network.notes,
@@ -226,7 +229,7 @@ def metadata_of(
             "channels": network.channels,
             "order": how.order,
             "size": [*size] if fixed else None,
-            "smallest_side": SMALLEST,
+            "smallest_side": network.smallest,
             "mean": [*how.mean],
             "std": [*how.std],
             "normalised_inside": how.inside,

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from mm_vitbackbones.backbones import Backbone
 from mm_vitbackbones.errors import UserError
-from mm_vitbackbones.exporting import detectors, preprocessing
+from mm_vitbackbones.exporting import detectors, dino, preprocessing
 from mm_vitbackbones.exporting.parts import Features
 from mm_vitbackbones.exporting.preprocessing import Preprocess, Preprocessing
+from mm_vitbackbones.exporting.programs import SMALLEST
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Network:
     """More for the metadata, as plain data."""
     notes: tuple[str, ...] = ()
     """What a user should know of it, a line each."""
+    smallest: int = SMALLEST
+    """Pixels of an image's side, at least."""
 
 
 def network_of(
@@ -68,7 +71,8 @@ def network_of(
     if hasattr(module, "bbox_head") or hasattr(module, "rpn_head"):
         _refuse(labels, "labels", "maps of labels", "detector")
         made, outputs, facts, notes = detectors.detector(module, how, with_nms)
-        return Network(made, outputs, "detector", how, channels, facts, notes)
+        smallest = dino.smallest_side(module, how) if isinstance(made, dino.Dino) else SMALLEST
+        return Network(made, outputs, "detector", how, channels, facts, notes, max(SMALLEST, smallest))
     raise UserError(
         f"{type(module).__name__} is no backbone of this package, and no detector or segmentor of MMDetection or "
         "MMSegmentation that has a bbox_head, rpn_head or decode_head: export its backbone alone"

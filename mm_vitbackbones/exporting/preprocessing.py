@@ -73,13 +73,17 @@ class Preprocess(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         if self.how.inside:
             image = (image - self.mean) / self.std
+        return self.padded(image, self.how.pad_value)
+
+    def padded(self, image: Tensor, value: float) -> Tensor:
+        """An image (B, C, H, W) whose sides are padded to multiples of the divisor."""
         divisor = self.how.divisor
         if divisor > 1:
             height, width = image.shape[2:]
             # Not -height % divisor: the remainder of a negative number is another one in ONNX's integer division.
             rows = (height + divisor - 1) // divisor * divisor - height
             columns = (width + divisor - 1) // divisor * divisor - width
-            image = F.pad(image, (0, columns, 0, rows), value=self.how.pad_value)
+            image = F.pad(image, (0, columns, 0, rows), value=value)
         return image
 
 

@@ -36,14 +36,14 @@ class _ForEverySize(nn.Module):
             return self.network(image)
 
 
-def trace(network: nn.Module, image: Tensor, fixed: bool) -> Any:
+def trace(network: nn.Module, image: Tensor, fixed: bool, smallest: int = SMALLEST) -> Any:
     """A network as an exported program, with free batch, height and width, or with those of the image alone."""
     Dim = torch.export.Dim
     with quiet(), torch.no_grad():
         if fixed:
             return torch.export.export(network, (image,), strict=False)
         network = _ForEverySize(network)
-        free: dict[int, Any] = {0: Dim("batch"), 2: Dim("height", min=SMALLEST), 3: Dim("width", min=SMALLEST)}
+        free: dict[int, Any] = {0: Dim("batch"), 2: Dim("height", min=smallest), 3: Dim("width", min=smallest)}
         try:
             return torch.export.export(network, (image,), dynamic_shapes=(free,), strict=False)
         except torch._dynamo.exc.UserError:

@@ -14,7 +14,7 @@ pytest.importorskip("mmseg")
 from mmdet.structures import DetDataSample
 from mmseg.structures import SegDataSample
 
-from helpers.exported import mask_rcnn, photographs, retinanet, segformer
+from helpers.exported import dino, mask_rcnn, photographs, retinanet, segformer
 from mm_vitbackbones.errors import UserError
 from mm_vitbackbones.exporting.networks import network_of, outputs_of
 
@@ -33,7 +33,7 @@ def exported(model: Any, images: list[Tensor], **options: Any) -> tuple[Tensor, 
     return outputs_of(network_of(model, preprocess=True, **options), torch.stack(images).flip(1).float())
 
 
-@pytest.mark.parametrize("make", [retinanet, mask_rcnn])
+@pytest.mark.parametrize("make", [retinanet, mask_rcnn, dino])
 def test_boxes_are_those_of_the_prediction(make: Any) -> None:
     model = make()
     for image in photographs():
@@ -125,3 +125,12 @@ def test_options_that_a_network_cannot_follow_are_refused() -> None:
 def test_windows_of_a_config_are_a_note() -> None:
     model = segformer(test_cfg=dict(mode="slide", crop_size=(64, 64), stride=(43, 43)))
     assert "in windows of 64x64" in network_of(model).notes[0]
+
+
+def test_image_with_fewer_cells_than_queries_is_one_line() -> None:
+    model = dino()
+    network = network_of(model)
+    assert network.smallest == 33
+    assert [tuple(x.shape) for x in outputs_of(network, torch.zeros(1, 3, 33, 33))] == [(1, 40, 3), (1, 40, 4)]
+    with pytest.raises(UserError, match=r"image of 32x32 has 22 cells in all levels, fewer than the 40 queries"):
+        outputs_of(network, torch.zeros(1, 3, 32, 32))

@@ -63,6 +63,32 @@ def mask_rcnn(**changes: Any) -> Any:
     return model
 
 
+def dino(**changes: Any) -> Any:
+    """Three classes, 40 queries; one layer of encoder and two of decoder. DINO has 256 channels, whatever its config."""
+    cfg = _base("dino", "mmdet")
+    cfg.model.update(
+        backbone=dict(BACKBONE, out_indices=(1, 2, 3)),
+        neck=dict(cfg.model.neck, in_channels=[16, 16, 32]),
+        num_queries=40,
+    )
+    for part, layers in (("encoder", 1), ("decoder", 2)):
+        cfg.model[part].num_layers = layers
+        cfg.model[part].layer_cfg.ffn_cfg.feedforward_channels = 32
+    cfg.model.bbox_head.num_classes = 3
+    cfg.model.test_cfg.max_per_img = 20
+    cfg.model.update(changes)
+    model = _build(cfg)
+    for branch in model.bbox_head.reg_branches:
+        _spread(branch[-1], 0.1)
+    for branch in model.bbox_head.cls_branches:
+        _spread(branch, 0.1)
+    for layer in (*model.encoder.layers, *model.decoder.layers):
+        attention = getattr(layer, "cross_attn", layer.self_attn)
+        _spread(attention.sampling_offsets, 0.1)
+        _spread(attention.attention_weights, 0.1)
+    return model.eval()
+
+
 def segformer(**changes: Any) -> Any:
     """Four classes."""
     cfg = _base("segformer", "mmseg")
