@@ -3,8 +3,8 @@
 MMDetection makes masks, positions and proposals of lists of samples and of tables of sizes. Here they are counted along
 the maps, so that no step depends on a number of Python. The detector's own layers are called.
 
-Source: Zhang et al., "DINO: DETR with Improved DeNoising Anchor Boxes", arXiv 2203.03605; Zhu et al., "Deformable DETR",
-arXiv 2010.04159.
+Source: Zhang et al., "DINO: DETR with Improved DeNoising Anchor Boxes", arXiv 2203.03605; Zhu et al.,
+"Deformable DETR", arXiv 2010.04159.
 """
 
 from __future__ import annotations
@@ -260,8 +260,9 @@ def attend(
     values = torch.where(inside, attention.value_proj(memory).float(), 0.0).split(
         [level.height * level.width for level in levels], 1
     )
+    sizes = [level.height * level.width for level in levels]
     read = None
-    for index, (value, level) in enumerate(zip(values, levels, strict=True)):
+    for index, (value, level) in enumerate(zip(values.split(sizes, 1), levels, strict=True)):
         map = value.transpose(1, 2).reshape(batch * heads, -1, level.height, level.width)
         found = F.grid_sample(map, grid[:, :, index], mode="bilinear", padding_mode="zeros", align_corners=False)
         part = (found * weights[:, :, :, index]).sum(-1)

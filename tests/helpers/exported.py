@@ -64,7 +64,7 @@ def mask_rcnn(**changes: Any) -> Any:
 
 
 def dino(**changes: Any) -> Any:
-    """Three classes, 40 queries; one layer of encoder and two of decoder. DINO has 256 channels, whatever its config."""
+    """Three classes, 40 queries; one layer of encoder, two of decoder. DINO has 256 channels in any config."""
     cfg = _base("dino", "mmdet")
     cfg.model.update(
         backbone=dict(BACKBONE, out_indices=(1, 2, 3)),
