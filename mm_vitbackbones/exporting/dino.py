@@ -257,9 +257,7 @@ def attend(
     grid = (places * 2 - 1).transpose(1, 2).flatten(0, 1)  # (B * heads, Q, L, P, 2)
     weights = weights.transpose(1, 2).reshape(batch * heads, 1, queries, count, points)
     inside = torch.cat([level.inside for level in levels])[:, None]
-    values = torch.where(inside, attention.value_proj(memory).float(), 0.0).split(
-        [level.height * level.width for level in levels], 1
-    )
+    values = torch.where(inside, attention.value_proj(memory).float(), 0.0)
     sizes = [level.height * level.width for level in levels]
     read = None
     for index, (value, level) in enumerate(zip(values.split(sizes, 1), levels, strict=True)):
