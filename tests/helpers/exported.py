@@ -78,6 +78,7 @@ def dino(**changes: Any) -> Any:
     cfg.model.test_cfg.max_per_img = 20
     cfg.model.update(changes)
     model = _build(cfg)
+    nn.init.normal_(model.level_embed)  # else whatever memory holds
     for branch in model.bbox_head.reg_branches:
         _spread(branch[-1], 0.1)
     for branch in model.bbox_head.cls_branches:
