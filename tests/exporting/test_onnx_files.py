@@ -63,7 +63,7 @@ def test_nothing_of_this_machine_is_in_it(path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["retinanet", "mask_rcnn", "segformer"])
+@pytest.mark.parametrize("name", ["retinanet", "mask_rcnn", "dino", "segformer"])
 def test_whole_models_are_right_at_all_sizes(name: str, path: Path, tmp_path: Path) -> None:
     from helpers import exported
 
