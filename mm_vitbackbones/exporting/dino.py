@@ -220,7 +220,8 @@ def level_of(map: Tensor, rows: Tensor, columns: Tensor) -> Level:
     cells = torch.stack((across[-1], down[-1]))
     y, x = ones.cumsum(0) - 0.5, ones.cumsum(1) - 0.5
     inside = (high[:, None] * wide[None]).flatten() > 0
-    return Level(*map.shape[2:], inside, torch.stack((x, y), -1).flatten(0, 1) / valid, valid / cells, cells)
+    height, width = map.shape[2:]
+    return Level(height, width, inside, torch.stack((x, y), -1).flatten(0, 1) / valid, valid / cells, cells)
 
 
 def _nearest(line: Tensor, counted: Tensor) -> Tensor:
@@ -282,10 +283,10 @@ def attend_to_all(attention: Any, query: Tensor, position: Tensor) -> Tensor:
     asking = query + position
     tables = inner.in_proj_weight.chunk(3)
     shifts = (None,) * 3 if inner.in_proj_bias is None else inner.in_proj_bias.chunk(3)
-    parts = [
+    q, k, v = (
         F.linear(tokens, table, shift).reshape(batch, queries, inner.num_heads, -1).transpose(1, 2)
         for tokens, table, shift in zip((asking, asking, query), tables, shifts, strict=True)
-    ]
-    found = F.scaled_dot_product_attention(*parts).transpose(1, 2).reshape(batch, queries, channels)
+    )
+    found = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, queries, channels)
     output: Tensor = query + inner.out_proj(found)
     return output
