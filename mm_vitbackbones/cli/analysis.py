@@ -21,6 +21,7 @@ from mm_vitbackbones.analysis.report import Picture, Report
 from mm_vitbackbones.analysis.segmentation import IGNORED, Collector, Segmentation
 from mm_vitbackbones.analysis.training import once, read_training
 from mm_vitbackbones.cli import found
+from mm_vitbackbones.cli.arguments import check_new
 from mm_vitbackbones.cli.datasets import annotation_file, classes_of, datasets_of
 from mm_vitbackbones.cli.evaluators import evaluators_of
 from mm_vitbackbones.data.coco import read_coco
@@ -50,8 +51,7 @@ def check_folder(out: Path) -> None:
     Raises:
         UserError: otherwise.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"--out {out} is there already, and nothing is overwritten: name another folder, or empty it")
+    check_new(out)
     check_room(out, f"--out {out}", SMALLEST)
 
 

@@ -174,3 +174,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="change entries of the config: train_cfg.max_epochs=6 model.backbone.arch=tiny",
     )
+
+
+def is_filled(out: Path) -> bool:
+    """Whether something is in a folder, or in its place."""
+    return any(out.iterdir()) if out.is_dir() else os.path.lexists(out)
+
+
+def check_new(out: Path) -> None:
+    """Check that the folder of ``--out`` is empty or not there.
+
+    Raises:
+        UserError: otherwise.
+    """
+    if is_filled(out):
+        raise UserError(f"--out {out} is there already, and nothing is overwritten: name another folder, or empty it")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -20,7 +19,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from mm_vitbackbones.backbones import Backbone
-from mm_vitbackbones.cli.arguments import Parser, add_options, add_verbose, checkpoint_file
+from mm_vitbackbones.cli.arguments import Parser, add_options, add_verbose, check_new, checkpoint_file
 from mm_vitbackbones.cli.predict import find_images
 from mm_vitbackbones.cli.subject import Subject, View, looks_like_checkpoint, map_of, with_map
 from mm_vitbackbones.engine.console import Console
@@ -57,8 +56,7 @@ def _look(args: argparse.Namespace) -> None:
     if not given:
         raise UserError(f"there is no image to look at: give one after {args.images[0]}")
     out = args.out or Path("looks", f"{Path(args.target).stem}-{args.show}")
-    if any(out.iterdir()) if out.is_dir() else os.path.lexists(out):
-        raise UserError(f"--out {out} is there already, and nothing is overwritten: name another folder, or empty it")
+    check_new(out)
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"--device {args.device}: there is no GPU that torch can use")
     if args.against and args.show not in UNITS:

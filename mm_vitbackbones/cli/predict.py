@@ -26,7 +26,16 @@ from mmengine.registry import DATASETS, DefaultScope
 
 from mm_vitbackbones import libraries
 from mm_vitbackbones.cli import datasets, preflight
-from mm_vitbackbones.cli.arguments import Parser, add_bands, add_checkpoint, add_config, add_options, add_verbose
+from mm_vitbackbones.cli.arguments import (
+    Parser,
+    add_bands,
+    add_checkpoint,
+    add_config,
+    add_options,
+    add_verbose,
+    check_new,
+    is_filled,
+)
 from mm_vitbackbones.cli.compiling import add_compile, compile_backbones
 from mm_vitbackbones.cli.config import load_config
 from mm_vitbackbones.cli.journal import NAME, Journal
@@ -131,13 +140,12 @@ def check_folder(out: Path, resume: bool) -> None:
     Raises:
         UserError: otherwise.
     """
-    filled = any(out.iterdir()) if out.is_dir() else os.path.lexists(out)
-    if filled and not (resume and (out / NAME).is_file()):
+    if is_filled(out) and not (resume and (out / NAME).is_file()):
         if (out / NAME).is_file():
             raise UserError(f"--out {out} holds a run that did not end: --resume goes on, or name another folder")
         if resume:
             raise UserError(f"--out {out} holds no run that can go on: name another folder, or leave out --resume")
-        raise UserError(f"--out {out} is there already, and nothing is overwritten: name another folder, or empty it")
+        check_new(out)
 
 
 def check_space(out: Path, images: Sequence[Path]) -> None:
