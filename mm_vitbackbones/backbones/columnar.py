@@ -239,7 +239,7 @@ class ColumnarBackbone(Backbone):
     def trunk(self, image: Tensor) -> dict[int, Level]:
         """The result of each tap, by its block."""
         x, shared = self.embed(image)
-        sides = self.sides_of(image)
+        sides = self.token_sides(0, *image.shape[1:3])
         taps: dict[int, Level] = {}
         for i, block in enumerate(self.blocks):
             x = block(x, shared)
@@ -247,20 +247,15 @@ class ColumnarBackbone(Backbone):
                 taps[i] = self._level(x, i, sides, self.norm)
         return taps
 
-    def sides_of(self, image: Tensor) -> tuple[int, int]:
-        """Rows and columns of patches, of an image (B, H, W, Cin)."""
-        stem = cast(PatchStem, self.stem)
-        height, width = (
-            side // self.patch_size if stem.multiple == 1 else ceil_div(side, self.patch_size)
-            for side in image.shape[1:3]
-        )
-        return height, width
-
     def token_stride(self, stage: int) -> int:
         return self.patch_size
 
     def token_sides(self, stage: int, height: int, width: int) -> tuple[int, int]:
-        return self.sides_of(torch.empty(1, height, width, 1, device="meta"))
+        covers = cast(PatchStem, self.stem).multiple != 1
+        rows, columns = (
+            ceil_div(side, self.patch_size) if covers else side // self.patch_size for side in (height, width)
+        )
+        return rows, columns
 
     def _level(self, x: Tensor, block: int, sides: Sequence[int], norm: Callable[[Tensor], Tensor] = _same) -> Level:
         """Of the result of a block: tokens (B, T + N, C), or a grid."""
@@ -297,4 +292,4 @@ class ColumnarBackbone(Backbone):
         return parts
 
     def levels_of_block(self, output: Tensor, stage: int, levels: Sequence[Level], image: Tensor) -> list[Level]:
-        return [self._level(output, stage, self.sides_of(image.permute(0, 2, 3, 1)))]
+        return [self._level(output, stage, self.token_sides(stage, *image.shape[2:]))]

@@ -9,6 +9,7 @@ Source: Zhang et al., "DINO: DETR with Improved DeNoising Anchor Boxes", arXiv 2
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from mm_vitbackbones.errors import UserError
 from mm_vitbackbones.exporting.parts import Features, evaluating
 from mm_vitbackbones.exporting.preprocessing import Preprocess, Preprocessing
+from mm_vitbackbones.ops import anysize
 
 QUERIES = ("scores", "boxes")
 """The outputs of all queries: (B, Q, K), before the sigmoid, and (B, Q, 4): x and y of the centre, width and height, as
@@ -74,10 +76,12 @@ def smallest_side(model: Any, how: Preprocessing) -> int:
         channels = getattr(model.backbone, "in_channels", 3)
         maps = Features(model)(torch.zeros(1, channels, PROBE, PROBE))
     strides = [PROBE // map.shape[2] for map in maps]
-    side = 1
-    while sum((-(-(-(-side // how.divisor) * how.divisor) // stride)) ** 2 for stride in strides) < model.num_queries:
-        side += 1
-    return side
+
+    def cells(side: int) -> int:
+        padded = side + anysize.lack(side, how.divisor)
+        return sum(anysize.ceil_div(padded, stride) ** 2 for stride in strides)
+
+    return next(side for side in itertools.count(1) if cells(side) >= model.num_queries)
 
 
 @dataclass(frozen=True)

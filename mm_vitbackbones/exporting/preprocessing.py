@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mm_vitbackbones.errors import UserError
+from mm_vitbackbones.ops import anysize
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 """Of ImageNet's images, red, green, blue, in 0 to 255: what all published weights of this package expect."""
@@ -79,10 +80,7 @@ class Preprocess(nn.Module):
         """An image (B, C, H, W) whose sides are padded to multiples of the divisor."""
         divisor = self.how.divisor
         if divisor > 1:
-            height, width = image.shape[2:]
-            # Not -height % divisor: the remainder of a negative number is another one in ONNX's integer division.
-            rows = (height + divisor - 1) // divisor * divisor - height
-            columns = (width + divisor - 1) // divisor * divisor - width
+            rows, columns = (anysize.lack(side, divisor) for side in image.shape[2:])
             image = F.pad(image, (0, columns, 0, rows), value=value)
         return image
 

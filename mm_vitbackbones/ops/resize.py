@@ -34,7 +34,7 @@ def resize_cells(grid: Tensor, cell: float, stride: int, size: tuple[int, int]) 
         return by_lines(grid, rows, columns)
     if cell != stride:
         # Whole cells of both kinds, by further rows and columns that are equal to the last. Then the sizes alone say
-        # where the centres of cells are: PyTorch's resize by a factor puts them elsewhere on CUDA.
+        # where the centres of cells are: by a factor, PyTorch leaves a line as it is whose cells stay as many.
         new, old = (cell / stride).as_integer_ratio()  # so many new cells cover as much as so many old ones
         lengths = [
             anysize.ceil_div(max(before, anysize.ceil_div(after * old, new)), old) * old
