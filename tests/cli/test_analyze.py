@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from helpers.runs import run_tool, write_config
+from helpers.weights import random_checkpoint
 
 pytest.importorskip("mmdet")
 pytest.importorskip("mmseg")
@@ -45,7 +46,7 @@ def truth(data: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def results(truth: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every object but each fifth, every other one a little beside, the scores falling."""
+    """Every object but each fifth, every other one moved a little, the scores falling."""
     found = []
     for place, each in enumerate(truth["annotations"]):
         if place % 5 and not each["iscrowd"]:
@@ -272,12 +273,8 @@ def test_arguments_that_do_not_fit_are_refused(
 @pytest.fixture(scope="module")
 def tested(detector: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     """The work dir of ``test --analyze`` with weights that find something, and what was said."""
-    from mm_vitbackbones.cli.model import build_model
-
     prepared(detector)
-    torch.manual_seed(0)
-    checkpoint = detector.with_suffix(".pth")
-    torch.save({"state_dict": build_model(load_config(detector, {})).state_dict()}, checkpoint)
+    checkpoint = random_checkpoint(detector)
     work_dir = tmp_path_factory.mktemp("tested") / "work"
     low = ["--cfg-options", "model.test_cfg.score_thr=0.0"]
     return work_dir, run_tool("test", detector, checkpoint, "--work-dir", work_dir, "--analyze", *low)

@@ -10,10 +10,9 @@ import pytest
 import torch
 
 from helpers.runs import write_config
+from helpers.weights import random_checkpoint
 from mm_vitbackbones.cli import export as command
 from mm_vitbackbones.cli.arguments import run
-from mm_vitbackbones.cli.config import load_config
-from mm_vitbackbones.cli.model import build_model
 from mm_vitbackbones.exporting import packages, programs
 
 pytest.importorskip("mmdet")
@@ -24,9 +23,7 @@ pytestmark = [pytest.mark.mmdet, pytest.mark.mmseg]
 @pytest.fixture(scope="module")
 def segmentor(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     path = write_config("tiny_segmentor", data, tmp_path_factory.mktemp("segmentor"))
-    torch.manual_seed(0)
-    torch.save({"state_dict": build_model(load_config(path, {})).state_dict()}, path.with_suffix(".pth"))
-    return path, path.with_suffix(".pth")
+    return path, random_checkpoint(path)
 
 
 def words(*arguments: object) -> list[str]:

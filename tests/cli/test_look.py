@@ -13,35 +13,28 @@ import torch
 
 from helpers.paths import CONFIGS
 from helpers.runs import write_config
+from helpers.weights import random_checkpoint
 
 pytest.importorskip("mmdet")
 pytest.importorskip("mmseg")
 
 from mm_vitbackbones.cli import look
 from mm_vitbackbones.cli.arguments import run
-from mm_vitbackbones.cli.config import load_config
-from mm_vitbackbones.cli.model import build_model
 from mm_vitbackbones.cli.subject import Subject, looks_like_checkpoint, map_of, with_map
 
 pytestmark = [pytest.mark.mmdet, pytest.mark.mmseg, pytest.mark.xdist_group("predict")]
 
 
-def checkpoint_of(config: Path) -> Path:
-    torch.manual_seed(0)
-    torch.save({"state_dict": build_model(load_config(config, {})).state_dict()}, config.with_suffix(".pth"))
-    return config.with_suffix(".pth")
-
-
 @pytest.fixture(scope="module")
 def detector(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     path = write_config("tiny_detector", data, tmp_path_factory.mktemp("detector"))
-    return path, checkpoint_of(path)
+    return path, random_checkpoint(path)
 
 
 @pytest.fixture(scope="module")
 def segmentor(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     path = write_config("tiny_segmentor", data, tmp_path_factory.mktemp("segmentor"))
-    return path, checkpoint_of(path)
+    return path, random_checkpoint(path)
 
 
 @pytest.fixture(scope="module")

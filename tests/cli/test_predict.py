@@ -19,6 +19,7 @@ from PIL import Image
 
 from helpers.drawing import Sample
 from helpers.runs import log_to_stdout, run_tool, write_config
+from helpers.weights import random_checkpoint
 
 pytest.importorskip("mmdet")
 pytest.importorskip("mmseg")
@@ -28,23 +29,13 @@ from mmengine.structures import InstanceData, PixelData
 from mm_vitbackbones import files, limits
 from mm_vitbackbones.cli import predict
 from mm_vitbackbones.cli.arguments import run
-from mm_vitbackbones.cli.config import load_config
 from mm_vitbackbones.cli.journal import NAME, Journal
-from mm_vitbackbones.cli.model import build_model
 from mm_vitbackbones.cli.predict import Results, find_images
 from mm_vitbackbones.data import mini
 from mm_vitbackbones.data.reading import ImageReader
 from mm_vitbackbones.errors import OutputError, UserError
 
 pytestmark = [pytest.mark.mmdet, pytest.mark.mmseg, pytest.mark.xdist_group("predict")]
-
-
-def random_checkpoint(config: Path) -> Path:
-    """A checkpoint with the random weights that the config's model begins with."""
-    torch.manual_seed(0)
-    model = build_model(load_config(config, {}))
-    torch.save({"state_dict": model.state_dict()}, config.with_suffix(".pth"))
-    return config.with_suffix(".pth")
 
 
 @pytest.fixture(scope="module")
