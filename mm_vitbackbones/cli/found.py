@@ -141,8 +141,8 @@ def read_coco_results(path: Path, truth: Mapping[str, Any], classes: Sequence[st
         return _of_predict(path, content, truth)
     boxes = _checked(path, content, truth)
     found = {"bbox": [each for each in boxes if "bbox" in each]}
-    beside = path.with_suffix(".segm.json")
-    masks = _checked(beside, _json(beside), truth) if beside.is_file() else boxes
+    of_masks = path.with_suffix(".segm.json")
+    masks = _checked(of_masks, _json(of_masks), truth) if of_masks.is_file() else boxes
     masks = [{**each, "segmentation": _code(each["segmentation"])} for each in masks if "segmentation" in each]
     found |= {"segm": masks} if masks else {}
     return {kind: each for kind, each in found.items() if each or kind == "bbox"}

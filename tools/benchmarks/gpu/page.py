@@ -80,7 +80,7 @@ class Figures:
             place.update({name: value for name, value in record.items() if name not in skipped})
 
     def are_earlier(self, network: str) -> bool:
-        """Whether a figure of the aims of this network was measured with an earlier version of ours, or beside it."""
+        """Whether a figure of the aims of this network was measured with an earlier version of ours, or with it."""
         return any(
             values.get("earlier")
             for (name, contender, part, _), values in self._found.items()
