@@ -4,7 +4,8 @@ A ``.pth`` file is a pickle: a program that may name any function and have it ca
 unpickler (``weights_only=True``), which knows tensors and plain data. Official files also hold other objects, such
 as an ``argparse.Namespace`` or a config node, which that unpickler refuses. So the names that a file uses are listed
 first, without importing anything, and each is replaced by a stand-in of ours: an object of an unknown class becomes a
-plain dict, and a call becomes an error.
+plain dict, and a call becomes an error. Pickles of NumPy arrays, which ``torch.save`` did not write, have a reader of
+their own (see ``arrays``).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ import torch
 from mmengine.logging import print_log
 
 from mm_vitbackbones import limits
-from mm_vitbackbones.checkpoints import addresses, downloading, published, scanning
+from mm_vitbackbones.checkpoints import addresses, arrays, downloading, published, scanning
 from mm_vitbackbones.checkpoints.record import file_name_of
 from mm_vitbackbones.checkpoints.scanning import Scan
 from mm_vitbackbones.errors import CheckpointError, DownloadError, UnsafeCheckpointError, UserError, printable, shorten
@@ -39,6 +40,7 @@ SAFE_TORCH = (2, 6)
 """The first release whose restricted unpickler runs no code of a file."""
 
 _MAGIC_NUMBER = 0x1950A86A20F9469CFC6C  # what torch.save wrote first before PyTorch 1.6
+_MAGIC_BYTES = _MAGIC_NUMBER.to_bytes(10, "little")
 _LOCAL_HEADER = 30  # bytes before each part of a zip archive, at least
 _CONVERT = "If you trust its source, load it once where it was made and save model.state_dict() alone."
 _JOIN = (
@@ -116,6 +118,8 @@ def _read_file(path: Path, name: str = "") -> Any:
         with _named(path):
             if kind == "safetensors":
                 return _read_safetensors(path)
+            if kind == "arrays":
+                return _read_arrays(file)
             _check_torch()
             stand_ins = [_stand_in(*name) for name in sorted(_scanned(file, zipped=kind == "zip").names)]
             file.seek(0)
@@ -155,7 +159,7 @@ def _check_is_file(path: Path) -> None:
     except OSError as error:  # such as a name that is too long
         raise CheckpointError(f"there is no checkpoint {str(path)[:60]}: {error.strerror}") from None
     if path.is_dir():
-        files = sorted(p.name for p in path.iterdir() if p.suffix in {".pth", ".pt", ".bin", ".safetensors"})
+        files = sorted(p.name for p in path.iterdir() if p.suffix in {".pth", ".pt", ".bin", ".pkl", ".safetensors"})
         holds = f"it holds {shorten(files)}" if files else "it holds no checkpoint"
         raise CheckpointError(f"{path} is a folder: give the path of a checkpoint file; {holds}")
     if not path.is_file():
@@ -222,7 +226,7 @@ def digest_in(name: str) -> str:
 
 
 def _kind(path: Path, file: IO[bytes]) -> str:
-    """'zip', 'pickle' or 'safetensors', by content; CheckpointError for anything else."""
+    """'zip', 'pickle', 'arrays' or 'safetensors', by content; CheckpointError for anything else."""
     head = file.read(1024)
     text = head.lstrip().lower()
     reason = None
@@ -238,8 +242,10 @@ def _kind(path: Path, file: IO[bytes]) -> str:
         return "safetensors"
     elif _is_tar(head):
         reason = "is a tar archive: unpack it and give the checkpoint in it"
-    elif head.startswith(b"\x80"):
+    elif head.startswith(b"\x80") and _MAGIC_BYTES in head[:32]:
         return "pickle"
+    elif arrays.is_pickle(head):
+        return "arrays"
     elif path.suffix == ".safetensors":
         reason = "is damaged or truncated: it does not begin with the header of a safetensors file; download it again"
     elif head.startswith(b"\x1f\x8b"):
@@ -345,6 +351,17 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
         raise
 
 
+def _read_arrays(file: IO[bytes]) -> Any:
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        content = arrays.read(data)
+    if not arrays.holds_arrays(content):
+        raise CheckpointError(
+            "is a pickle that torch.save did not write, and holds no arrays of NumPy: save model.state_dict() with "
+            "torch.save"
+        )
+    return content
+
+
 # ---- what a pickle would do, and stand-ins for the names in it
 
 
@@ -360,6 +377,8 @@ def check_pickle(path: str | os.PathLike[str]) -> None:
         kind = _kind(path, file)
         if kind == "safetensors":
             raise CheckpointError("is a safetensors file, which holds weights alone")
+        if kind == "arrays":
+            raise CheckpointError("is a pickle that torch.save did not write: start from its weights with load_from")
         _check_torch()
         _scanned(file, zipped=kind == "zip", strict=False)
 
@@ -537,6 +556,8 @@ def _is_good(path: Path, url: str) -> bool:
             kind = _kind(path, file)
             if kind == "safetensors":
                 _read_safetensors(path)  # a memory map
+            elif kind == "arrays":
+                _read_arrays(file)
             else:
                 _scanned(file, zipped=kind == "zip")
     except UnsafeCheckpointError:

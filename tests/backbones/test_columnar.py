@@ -13,6 +13,7 @@ from torch import Tensor
 from helpers.memory import kept_bytes
 from helpers.official import load_fixture, relative_error
 from helpers.paths import DATA
+from helpers.weights import as_detectron2_saves
 from mm_vitbackbones.backbones import DINOv2, DINOv3, ViT
 from mm_vitbackbones.checkpoints import load_pretrained
 from mm_vitbackbones.checkpoints.recognise import FAMILIES, find_layout
@@ -92,10 +93,12 @@ def test_maps_of_the_official_networks_in_training_and_finite_gradients(name):
         assert torch.isfinite(p.grad).all(), parameter_name
 
 
-def test_windows_global_blocks_and_relative_positions_of_vitdet():
+@pytest.mark.parametrize("pickled", [False, True], ids=["state dict", "file"])
+def test_windows_global_blocks_and_relative_positions_of_vitdet(tmp_path, pickled):
     fixture = load_fixture("vitdet")
     network = ViT(SPEC | dict(depth=4, pretrain_grid=4), **TRUNK | dict(taps=(3,), final_norm=False), **VITDET).eval()
-    load_pretrained(network, fixture.state)
+    content = {"model": {f"backbone.net.{key}": tensor for key, tensor in fixture.state.items()}}
+    load_pretrained(network, as_detectron2_saves(tmp_path, content) if pickled else fixture.state)
     for image, features in zip(fixture.inputs, fixture.features, strict=True):
         for level, grid in zip(network.features(image, blocks=[0, 1]), features[:2], strict=True):
             assert relative_error(level.grid, grid) <= 1e-5

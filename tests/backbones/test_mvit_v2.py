@@ -8,6 +8,7 @@ import torch
 
 from helpers.official import load_fixture, relative_error
 from helpers.toys import TOYS
+from helpers.weights import as_detectron2_saves
 from mm_vitbackbones.backbones import MViTv2
 from mm_vitbackbones.checkpoints import load_pretrained
 from mm_vitbackbones.checkpoints.recognise import FAMILIES, find_layout, looks_like
@@ -67,10 +68,12 @@ def classifier() -> dict[str, torch.Tensor]:
     return state | {key: torch.randn(shape) for key, shape in extra.items()}
 
 
-def test_detectron2s_file_is_read_next_to_its_pyramid():
+@pytest.mark.parametrize("pickled", [False, True], ids=["state dict", "file"])
+def test_detectron2s_file_is_read_next_to_its_pyramid(tmp_path, pickled):
     state = {f"backbone.bottom_up.{key}": tensor for key, tensor in load_fixture("mvit_v2").state.items()}
     state |= {"backbone.fpn_lateral2.weight": torch.ones(1), "proposal_generator.rpn_head.conv.weight": torch.ones(1)}
-    report = load_pretrained(TOY(), {"model": state, "iteration": 3})
+    content = {"model": state, "iteration": 3}
+    report = load_pretrained(TOY(), as_detectron2_saves(tmp_path, content) if pickled else content)
     assert not report.fresh
     assert set(report.outside) == {"backbone.fpn_lateral2.weight", "proposal_generator.rpn_head.conv.weight"}
 
