@@ -17,7 +17,8 @@ NETWORKS = [*(PACKAGE / "backbones").glob("*.py"), *(PACKAGE / "layers").glob("*
 
 MAY_IMPORT = {
     "adapters": {"errors"},
-    "analysis": {"errors", "files"},
+    "analysis": {"canvas", "errors", "files"},
+    "canvas": {"errors"},
     "errors": set(),
     "encoding": set(),
     "files": {"errors"},
@@ -36,11 +37,13 @@ MAY_IMPORT = {
     "heads": {"errors", "nodes", "ops", "registry"},
     "necks": {"errors", "layers", "registry"},
     "segmentors": {"registry"},
+    "inspection": {"backbones", "canvas", "errors", "ops"},
     "exporting": {"backbones", "errors", "files", "mmcv_ops", "ops", "segmentors"},
     "data": {"errors", "files", "libraries", "limits", "nodes", "printing", "progress"},
     "engine": {
         "adapters",
         "backbones",
+        "canvas",
         "checkpoints",
         "data",
         "errors",

@@ -1,10 +1,8 @@
-"""Figures as SVG. matplotlib draws them without a global backend."""
+"""Figures of an analysis, as SVG files."""
 
 from __future__ import annotations
 
-import io
 import itertools
-import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +12,11 @@ from mm_vitbackbones.analysis.detection import RECALLS, THRESHOLDS
 from mm_vitbackbones.analysis.matchable import ASPECTS, SIDES, Matchable
 from mm_vitbackbones.analysis.scores import BINS, Calibration, F1Curve
 from mm_vitbackbones.analysis.training import Training
+from mm_vitbackbones.canvas import COLORS, figure_svg, new_figure
 from mm_vitbackbones.errors import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-"""Okabe and Ito's, which also those tell apart who see fewer colours."""
 
 NAMED = 6
 """Classes with a colour and a place in the legend; the others are thin and gray."""
@@ -38,25 +34,10 @@ def short(name: str) -> str:
     return name if len(name) <= SHORT else f"{name[: SHORT - 1]}\u2026"
 
 
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.figure import Figure  # no pyplot: it would set up a global backend
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
 def _svg(figure: Figure) -> bytes:
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
-        texts = [*axes.get_xticklabels(), *axes.get_yticklabels(), *axes.texts, axes.title]
-        if (legend := axes.get_legend()) is not None:
-            texts += legend.get_texts()
-        for text in texts:
-            text.set_parse_math(False)  # a dollar is no formula
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # the font lacks the signs of many scripts
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return buffer.getvalue()
+    return figure_svg(figure)
 
 
 def _lowest(values: np.ndarray) -> list[int]:
@@ -72,7 +53,7 @@ def precision_recall(curves: np.ndarray, classes: Sequence[str], number: int) ->
         curves: (T, R, K) precision, by COCO's thresholds and recalls; nan for a class without objects.
         number: of the threshold.
     """
-    figure = _figure(5, 3.4)
+    figure = new_figure(5, 3.4)
     axes = figure.subplots()
     colored = _lowest(curves[0].mean(axis=0))
     for label in range(len(classes)):
@@ -90,7 +71,7 @@ def precision_recall(curves: np.ndarray, classes: Sequence[str], number: int) ->
 
 def f1(each: Sequence[F1Curve], together: F1Curve, classes: Sequence[str]) -> bytes:
     """F1 by the score from which detections are kept, with a point at the best one."""
-    figure = _figure(6, 3.4)
+    figure = new_figure(6, 3.4)
     axes = figure.subplots()
     highest = np.array([curve.f1.max() if curve.f1.size else np.nan for curve in each])
     colored = _lowest(highest)
@@ -113,7 +94,7 @@ def f1(each: Sequence[F1Curve], together: F1Curve, classes: Sequence[str]) -> by
 
 def reliability(found: Calibration) -> bytes:
     """The share of right detections by score, over the number of detections."""
-    figure = _figure(5, 3.8)
+    figure = new_figure(5, 3.8)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     middle = (np.arange(BINS) + 0.5) / BINS
     upper.bar(middle, np.nan_to_num(found.right), width=0.9 / BINS, color=COLORS[0])
@@ -129,7 +110,7 @@ def reliability(found: Calibration) -> bytes:
 
 def bars(names: Sequence[str], values: Sequence[float], label: str) -> bytes:
     """One bar for each name, with its value."""
-    figure = _figure(6, 0.6 + 0.34 * len(names))
+    figure = new_figure(6, 0.6 + 0.34 * len(names))
     axes = figure.subplots()
     places = range(len(names))
     axes.barh(places, np.nan_to_num(np.array(values, float)), color=COLORS[: len(names)] or None)
@@ -144,7 +125,7 @@ def bars(names: Sequence[str], values: Sequence[float], label: str) -> bytes:
 
 def matrix(table: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> bytes:
     """A confusion matrix. Colours are shares of the rows; the numbers are counts, or shares where those are long."""
-    figure = _figure(1.8 + 0.45 * len(columns), 1.5 + 0.36 * len(rows))
+    figure = new_figure(1.8 + 0.45 * len(columns), 1.5 + 0.36 * len(rows))
     axes = figure.subplots()
     shares = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
@@ -162,7 +143,7 @@ def matrix(table: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> by
 
 def matched(table: Matchable) -> bytes:
     """Objects by side and aspect: the share that can be matched as a colour, the number in the cell."""
-    figure = _figure(6, 3.6)
+    figure = new_figure(6, 3.6)
     axes = figure.subplots()
     shares = np.where(table.counts > 0, table.matched / np.maximum(table.counts, 1), np.nan)
     drawn = axes.imshow(shares, cmap="viridis", vmin=0, vmax=1, aspect="auto")
@@ -188,7 +169,7 @@ def bounds(edges: Sequence[float]) -> list[str]:
 
 def differences(names: Sequence[str], value: np.ndarray, low: np.ndarray, high: np.ndarray, label: str) -> bytes:
     """Differences with their intervals, the mean of all last."""
-    figure = _figure(6, 0.9 + 0.26 * len(names))
+    figure = new_figure(6, 0.9 + 0.26 * len(names))
     axes = figure.subplots()
     for place in range(len(names)):
         if np.isnan(value[place]):
@@ -217,7 +198,7 @@ def trainings(runs: Sequence[Training]) -> bytes:
     panels = [(key, label, kind) for key, label, kind in panels if any(getattr(run, kind).get(key) for run in runs)]
     columns = min(2, len(panels)) or 1
     rows = max(1, -(-len(panels) // columns))
-    figure = _figure(4.5 * columns, 2.7 * rows)
+    figure = new_figure(4.5 * columns, 2.7 * rows)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes, (key, label, kind) in zip(grid, panels, strict=False):
         for color, run in zip(itertools.cycle(COLORS), runs, strict=False):

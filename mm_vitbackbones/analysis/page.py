@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from mm_vitbackbones.canvas import BLUE, GREEN, VERMILION
 from mm_vitbackbones.errors import printable
 
 STYLE = """
@@ -124,7 +125,7 @@ class Box:
     kind: str
 
 
-LINES = {"missed": "#d55e00", "false": "#cc0077", "right": "#009e73", "found": "#0072b2"}
+LINES = {"missed": VERMILION, "false": "#cc0077", "right": GREEN, "found": BLUE}
 """The colour of each kind of box."""
 
 

@@ -20,6 +20,7 @@ from mm_vitbackbones.analysis.page import Page
 from mm_vitbackbones.analysis.report import Picture, Report
 from mm_vitbackbones.analysis.segmentation import IGNORED, Collector, Segmentation
 from mm_vitbackbones.analysis.training import once, read_training
+from mm_vitbackbones.canvas import VERMILION, bgr
 from mm_vitbackbones.cli import found
 from mm_vitbackbones.cli.arguments import check_new
 from mm_vitbackbones.cli.datasets import annotation_file, classes_of, datasets_of
@@ -235,7 +236,7 @@ def errors_of(data: Data, maps: Mapping[str, np.ndarray]) -> Callable[[str], tup
     def give(key: str) -> tuple[Picture, bytes | None]:
         labels, truth = maps[key], data.truth_map(key)
         shown = np.full((*truth.shape, 3), 255, np.uint8)
-        shown[labels != truth] = (0, 94, 213)  # blue, green, red
+        shown[labels != truth] = bgr(VERMILION)
         shown[truth == IGNORED] = (190, 190, 190)
         return data.picture(key), _encoded(shown, ".png")
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import colorsys
-import io
 import re
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import cv2
 import numpy as np
 
+from mm_vitbackbones.canvas import figure_png, new_figure, text_size, white, write_text
 from mm_vitbackbones.data.image_parts import parts, rows
 from mm_vitbackbones.errors import UserError, printable
 
@@ -30,6 +29,9 @@ LONG_SIDE = 4000
 CAPTION = 26
 """Height in pixels of the line above a drawing."""
 
+SMALL = 0.4
+"""The size of the names of classes."""
+
 LONGEST_TITLE = 120
 """Characters of the title of curves."""
 
@@ -43,11 +45,8 @@ def draw_curves(losses: Sequence[dict[str, float]], metrics: Sequence[dict[str, 
     Raises:
         ImportError: matplotlib is not installed.
     """
-    from matplotlib.figure import Figure  # no pyplot: it would set up a global backend
-
-    figure = Figure(figsize=(12, 4.5), layout="constrained")
+    figure = new_figure(12, 4.5)
     title = printable(title)
-    # A dollar is no formula, and the font lacks the signs of many scripts.
     figure.suptitle(title if len(title) <= LONGEST_TITLE else f"{title[:LONGEST_TITLE]}...", parse_math=False)
     panels = [("loss", _curves(losses, lambda name: not EARLIER_LAYER.match(name)))]
     panels += [("metric on the validation set", _curves(metrics, lambda name: name.endswith(HEADLINES)))]
@@ -66,15 +65,9 @@ def draw_curves(losses: Sequence[dict[str, float]], metrics: Sequence[dict[str, 
         if curves:
             legend = axes.legend(ncols=1 + len(curves) // 14)
             legend.set_in_layout(False)  # a long one takes no room from the curves
-            for text in legend.get_texts():
-                text.set_parse_math(False)
         axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")
-        figure.savefig(buffer, format="png", dpi=100)
-    return buffer.getvalue()
+    return figure_png(figure)
 
 
 def _curves(points: Sequence[dict[str, float]], chosen: Callable[[str], Any]) -> dict[str, list[tuple[float, float]]]:
@@ -100,8 +93,7 @@ def draw_pair(
     What a sample lacks is not drawn; a side with nothing to draw is the image itself.
     """
     sides = [_side(image, sample, kind, classes, palette, score_thr) for kind in ("gt", "pred")]
-    gap = np.full((sides[0][0].shape[0], 4, 3), 255, np.uint8)
-    pair = np.hstack([sides[0][0], gap, sides[1][0]])
+    pair = np.hstack([sides[0][0], white(sides[0][0].shape[0], 4), sides[1][0]])
     return _over_legend(pair, sides[0][1] | sides[1][1], classes, palette)
 
 
@@ -189,15 +181,15 @@ def draw_boxes(
 
 def draw_legend(labels: Sequence[int], classes: Sequence[str] | None, palette: Any, width: int) -> np.ndarray:
     """The colours of labels next to their names, in as many lines of this width as they need."""
-    lines, x = [np.full((CAPTION, width, 3), 255, np.uint8)], 6
+    lines, x = [white(CAPTION, width)], 6
     for label in labels:
         text = class_name(label, classes)
-        needed = 16 + cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.4, 1)[0][0] + 14
+        needed = 16 + text_size(text, SMALL)[0] + 14
         if x > 6 and x + needed > width:
-            lines.append(np.full((CAPTION, width, 3), 255, np.uint8))
+            lines.append(white(CAPTION, width))
             x = 6
         cv2.rectangle(lines[-1], (x, 7), (x + 11, 18), _color(label, palette), cv2.FILLED)
-        cv2.putText(lines[-1], text, (x + 16, 17), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA)
+        write_text(lines[-1], text, x + 16, 17, SMALL)
         x += needed
     return np.vstack(lines)
 
@@ -262,18 +254,18 @@ def displayable(image: np.ndarray, bands: Sequence[int] | None = None) -> np.nda
 
 def _tag(image: np.ndarray, text: str, x: int, y: int, color: tuple[int, int, int]) -> None:
     """Small text on a patch of the class's colour, above the point (x, y) and inside the image."""
-    (width, height), base = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.4, 1)
+    width, height, base = text_size(text, SMALL)
     x = max(0, min(x, image.shape[1] - width - 4))
     y = max(height + base + 2, y)
     cv2.rectangle(image, (x, y - height - base - 2), (x + width + 4, y), color, cv2.FILLED)
     dark = np.dot(color, (0.114, 0.587, 0.299)) < 140
     ink = (255, 255, 255) if dark else (0, 0, 0)
-    cv2.putText(image, text, (x + 2, y - base), cv2.FONT_HERSHEY_SIMPLEX, 0.4, ink, 1, cv2.LINE_AA)
+    write_text(image, text, x + 2, y - base, SMALL, ink)
 
 
 def _under_caption(image: np.ndarray, caption: str) -> np.ndarray:
-    line = np.full((CAPTION, image.shape[1], 3), 255, np.uint8)
-    cv2.putText(line, caption, (6, CAPTION - 8), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
+    line = white(CAPTION, image.shape[1])
+    write_text(line, caption, 6, CAPTION - 8, 0.5)
     return np.vstack([line, image])
 
 

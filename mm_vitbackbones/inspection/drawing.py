@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import io
-import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
+from mm_vitbackbones.canvas import figure_png, new_figure, white, write_text
 from mm_vitbackbones.errors import printable
 from mm_vitbackbones.ops.looking import Lattice
 
@@ -84,8 +82,8 @@ def _panel(caption: str, image: np.ndarray, width: int) -> np.ndarray:
     height = max(1, round(image.shape[0] * width / image.shape[1]))
     shrinks = width < image.shape[1]
     drawn = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_NEAREST)
-    line = np.full((CAPTION, width, 3), 255, np.uint8)
-    cv2.putText(line, printable(caption), (2, CAPTION - 6), cv2.FONT_HERSHEY_SIMPLEX, 0.38, (0, 0, 0), 1, cv2.LINE_AA)
+    line = white(CAPTION, width)
+    write_text(line, caption, 2, CAPTION - 6, 0.38)
     return np.vstack([line, drawn])
 
 
@@ -95,46 +93,32 @@ def lines_by_layer(networks: Mapping[str, Sequence[Sequence[float]]], label: str
     Args:
         networks: of each, the values of the heads of each layer.
     """
-    figure = _figure(7, 4)
+    figure = new_figure(7, 4)
     axes = figure.subplots()
     for name, layers in networks.items():
         numbers = range(1, len(layers) + 1)
         (line,) = axes.plot(numbers, [float(np.mean(heads)) for heads in layers], marker="o", markersize=4, label=name)
         points = [(number, head) for number, heads in zip(numbers, layers, strict=True) for head in heads]
-        axes.scatter(*zip(*points, strict=True), s=6, alpha=0.35, color=line.get_color())
+        x, y = zip(*points, strict=True)
+        axes.scatter(x, y, s=6, alpha=0.35, color=line.get_color())
     axes.set(xlabel="layer", ylabel=label)
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
-    for text in axes.legend().get_texts():
-        text.set_parse_math(False)
-    return _png(figure)
+    axes.legend()
+    return figure_png(figure)
 
 
 def fields(maps: Mapping[str, tuple[np.ndarray, Sequence[int]]], shares: Sequence[float]) -> bytes:
     """A PNG of receptive fields by name: energies (H, W) on a logarithmic scale, with the sides of their areas."""
     columns = min(4, len(maps))
     rows = -(-len(maps) // columns)
-    figure = _figure(3.2 * columns, 3.0 * rows)
+    figure = new_figure(3.2 * columns, 3.0 * rows)
     every = np.atleast_1d(figure.subplots(rows, columns)).flatten()
     for axes, (name, (energy, found)) in zip(every, maps.items(), strict=False):
         axes.imshow(np.log10(energy / (energy.max() or 1) + 1e-4), cmap="inferno", vmin=-4, vmax=0)
         percent = ", ".join(f"{100 * share:g}%: {area:,}" for share, area in zip(shares, found, strict=True))
-        axes.set_title(f"{printable(name)}\n{percent}", fontsize=7, parse_math=False)
+        axes.set_title(f"{printable(name)}\n{percent}", fontsize=7)
         axes.tick_params(labelsize=6)
     for axes in every[len(maps) :]:
         axes.set_axis_off()
-    return _png(figure)
-
-
-def _figure(width: float, height: float) -> Any:
-    from matplotlib.figure import Figure  # no pyplot: it would set up a global backend
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def _png(figure: Any) -> bytes:
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")
-        figure.savefig(buffer, format="png", dpi=100)
-    return buffer.getvalue()
+    return figure_png(figure)
