@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
 import hashlib
 import io
+import math
 import os
 import secrets
 import shutil
@@ -13,11 +15,11 @@ import stat
 import subprocess
 import tempfile
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from mm_vitbackbones.errors import OutputError
+from mm_vitbackbones.errors import OutputError, printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,6 +51,29 @@ def write_whole(path: Path, content: bytes, replace: bool = True) -> None:
     """
     with whole_file(path, replace) as file:
         file.write(content)
+
+
+def write_new(path: Path, content: bytes) -> None:
+    """``write_whole`` of a file that is not there.
+
+    Raises:
+        OutputError: it is there, or cannot be written.
+    """
+    try:
+        write_whole(path, content, replace=False)
+    except FileExistsError:
+        raise OutputError(f"{path} is there already, and nothing is overwritten: name another file") from None
+
+
+def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """``write_new`` of files by their names in a folder; folders are made.
+
+    Raises:
+        OutputError: one is there, or cannot be written.
+    """
+    for name, content in files.items():
+        make_folder((folder / name).parent)
+        write_new(folder / name, content)
 
 
 @contextlib.contextmanager
@@ -265,6 +290,34 @@ def to_png(image: np.ndarray) -> bytes:
     import cv2
 
     return cv2.imencode(".png", image)[1].tobytes()
+
+
+def to_jpeg(image: np.ndarray, quality: int) -> bytes:
+    """A JPEG file of an image in OpenCV's order: (H, W) gray or (H, W, 3) BGR, uint8.
+
+    Args:
+        quality: from 0 to 100.
+    """
+    import cv2
+
+    return cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
+
+
+def to_csv(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> bytes:
+    """A CSV file in UTF-8, its lines ended by a line feed. A cell with a comma, a quote or a line end is quoted.
+
+    Numbers have all their digits. Nothing is in a cell of None, and in that of a number that is not finite. Texts are
+    ``printable``.
+    """
+    file = io.StringIO()
+    csv.writer(file, lineterminator="\n").writerows([*map(_cell, row)] for row in (head, *rows))
+    return file.getvalue().encode()
+
+
+def _cell(value: Any) -> str:
+    value = value.item() if hasattr(value, "item") else value  # of NumPy
+    missing = value is None or (isinstance(value, float) and not math.isfinite(value))
+    return "" if missing else printable(value)
 
 
 def sha256(path: Path) -> str:

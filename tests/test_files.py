@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import os
 import resource
@@ -9,11 +10,13 @@ import stat
 import subprocess
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 from mm_vitbackbones import files
 from mm_vitbackbones.errors import OutputError
-from mm_vitbackbones.files import check_room, own_names, tracked, why_no_file, write_whole
+from mm_vitbackbones.files import check_room, own_names, to_csv, to_jpeg, tracked, why_no_file, write_files, write_whole
 
 
 def test_a_file_is_whole_or_as_before_when_the_disk_is_full(tmp_path: Path) -> None:
@@ -69,6 +72,41 @@ def test_a_file_that_is_there_is_replaced_only_where_it_may_be(
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a", b"1")]
     write_whole(tmp_path / "a", b"2")
     assert (tmp_path / "a").read_bytes() == b"2"
+
+
+def test_files_are_written_in_folders_and_never_over_others(tmp_path: Path) -> None:
+    write_files(tmp_path / "new", {"a": b"1", "deep/er/b": b"2"})
+    assert (tmp_path / "new/deep/er/b").read_bytes() == b"2"
+    with pytest.raises(OutputError, match="new/a is there already, and nothing is overwritten: name another file"):
+        write_files(tmp_path / "new", {"c": b"3", "a": b"4"})
+    assert (tmp_path / "new/a").read_bytes() == b"1"
+
+
+def test_cells_of_a_csv_file_keep_numbers_and_names(tmp_path: Path) -> None:
+    rows = [
+        ['a, "b"', 1, 0.1 + 0.2, True],
+        ["line\nend \x1b \u4e2d", np.int64(2**40), np.float32(0.1), np.bool_(False)],
+        [None, np.float64("nan"), float("inf"), "1e-5"],
+    ]
+    content = to_csv(["name", "x\ny"], iter(rows))
+    assert content.endswith(b"\n")
+    assert b"\r" not in content
+    assert [*csv.reader(content.decode().splitlines())] == [
+        ["name", "x\\ny"],
+        ['a, "b"', "1", "0.30000000000000004", "True"],
+        ["line\\nend \\x1b \u4e2d", "1099511627776", "0.10000000149011612", "False"],
+        ["", "", "", "1e-5"],
+    ]
+
+
+def test_a_jpeg_of_more_quality_is_nearer_to_the_image() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (32, 48), np.uint8)
+    errors = []
+    for quality in (30, 95):
+        file = np.frombuffer(to_jpeg(image, quality), np.uint8)
+        assert bytes(file[:2]) == b"\xff\xd8"
+        errors.append(np.abs(cv2.imdecode(file, cv2.IMREAD_GRAYSCALE).astype(float) - image).mean())
+    assert errors[1] < errors[0] / 2
 
 
 def test_a_file_with_a_long_name_is_written(tmp_path: Path) -> None:

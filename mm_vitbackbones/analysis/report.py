@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,8 +19,7 @@ from mm_vitbackbones.analysis.segmentation import Segmentation
 from mm_vitbackbones.analysis.tide import BACKGROUND, ERRORS, FOREGROUND, tide
 from mm_vitbackbones.analysis.training import Training
 from mm_vitbackbones.analysis.values import mean, plain
-from mm_vitbackbones.errors import printable
-from mm_vitbackbones.files import make_folder, write_whole
+from mm_vitbackbones.files import to_csv, write_files
 
 MEAN = "mean"
 """The name of the last row of tables by class."""
@@ -95,26 +92,13 @@ class Report:
         """Write all files into a folder; returns the page's.
 
         Raises:
-            OutputError: it is not possible.
+            OutputError: one is there, or cannot be written.
         """
-        make_folder(folder)
-        for name, table in self.tables.items():
-            write_whole(folder / f"{name}.csv", as_csv(table))
-        numbers = json.dumps(plain(self.numbers), indent=1, allow_nan=False)
-        write_whole(folder / "analysis.json", numbers.encode())
-        path = folder / "analysis.html"
-        write_whole(path, self.page.render().encode())
-        return path
-
-
-def as_csv(table: Table) -> bytes:
-    """With all digits, and nothing where there is no number."""
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow([printable(name) for name in table.head])
-    for row in plain([*map(list, table.rows)]):
-        writer.writerow(["" if value is None else printable(value) for value in row])
-    return file.getvalue().encode()
+        files = {f"{name}.csv": to_csv(table.head, table.rows) for name, table in self.tables.items()}
+        files["analysis.json"] = json.dumps(plain(self.numbers), indent=1, allow_nan=False).encode()
+        files["analysis.html"] = self.page.render().encode()
+        write_files(folder, files)
+        return folder / "analysis.html"
 
 
 def add_detection(

@@ -20,7 +20,7 @@ from mm_vitbackbones.analysis.page import Page
 from mm_vitbackbones.analysis.report import Picture, Report
 from mm_vitbackbones.analysis.segmentation import IGNORED, Collector, Segmentation
 from mm_vitbackbones.analysis.training import once, read_training
-from mm_vitbackbones.canvas import VERMILION, bgr
+from mm_vitbackbones.canvas import VERMILION, bgr, white
 from mm_vitbackbones.cli import found
 from mm_vitbackbones.cli.arguments import check_new
 from mm_vitbackbones.cli.datasets import annotation_file, classes_of, datasets_of
@@ -29,7 +29,7 @@ from mm_vitbackbones.data.coco import read_coco
 from mm_vitbackbones.data.reading import ImageReader, list_dataset
 from mm_vitbackbones.engine.drawing import displayable
 from mm_vitbackbones.errors import UserError, printable
-from mm_vitbackbones.files import check_room
+from mm_vitbackbones.files import check_room, to_jpeg, to_png
 from mm_vitbackbones.nodes import nodes, type_name
 from mm_vitbackbones.progress import track
 
@@ -148,7 +148,7 @@ class Data:
             image = displayable(_reader(config)(info))
         except Exception:  # the page says so; `check_data` says why
             return Picture(self.name(key), None, size)
-        return Picture(self.name(key), _encoded(image, ".jpg"), image.shape[:2])
+        return Picture(self.name(key), to_jpeg(_shrunk(image, cv2.INTER_AREA), QUALITY), image.shape[:2])
 
     def truth_map(self, key: str) -> np.ndarray:
         """The label map (H, W) of an image that a segmentor is measured by.
@@ -181,12 +181,13 @@ def _reader(config: Mapping[str, Any]) -> ImageReader:
     return ImageReader([step for step in config["pipeline"] if not type_name(step).endswith("LoadAnnotations")])
 
 
-def _encoded(image: np.ndarray, suffix: str) -> bytes:
-    scale = min(1.0, LONG_SIDE / max(image.shape[:2]))
-    if scale < 1:
-        size = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
-        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA if suffix == ".jpg" else cv2.INTER_NEAREST)
-    return cv2.imencode(suffix, image, [cv2.IMWRITE_JPEG_QUALITY, QUALITY] if suffix == ".jpg" else [])[1].tobytes()
+def _shrunk(image: np.ndarray, interpolation: int) -> np.ndarray:
+    """The image, made smaller if a side is longer than ``LONG_SIDE``."""
+    scale = LONG_SIDE / max(image.shape[:2])
+    if scale >= 1:
+        return image
+    size = max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale))
+    return cv2.resize(image, size, interpolation=interpolation)
 
 
 def detections(data: Data, path: Path) -> dict[str, Detection]:
@@ -235,10 +236,10 @@ def errors_of(data: Data, maps: Mapping[str, np.ndarray]) -> Callable[[str], tup
 
     def give(key: str) -> tuple[Picture, bytes | None]:
         labels, truth = maps[key], data.truth_map(key)
-        shown = np.full((*truth.shape, 3), 255, np.uint8)
+        shown = white(*truth.shape)
         shown[labels != truth] = bgr(VERMILION)
         shown[truth == IGNORED] = (190, 190, 190)
-        return data.picture(key), _encoded(shown, ".png")
+        return data.picture(key), to_png(_shrunk(shown, cv2.INTER_NEAREST))
 
     return give
 

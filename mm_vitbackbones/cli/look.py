@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import io
 import sys
 import warnings
@@ -25,7 +24,7 @@ from mm_vitbackbones.cli.subject import Subject, View, looks_like_checkpoint, ma
 from mm_vitbackbones.engine.console import Console
 from mm_vitbackbones.engine.drawing import class_name
 from mm_vitbackbones.errors import UserError, printable
-from mm_vitbackbones.files import make_folder, to_png, write_whole
+from mm_vitbackbones.files import to_csv, to_png, write_files
 from mm_vitbackbones.inspection import cam, drawing
 from mm_vitbackbones.inspection.attention import MOST, Seen, look, spread
 from mm_vitbackbones.inspection.features import principal_colours, similarities
@@ -83,10 +82,7 @@ class Results:
         self.files[f"{name}.png"] = to_png(image)
 
     def table(self, name: str, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerows([head, *rows])
-        self.files[f"{name}.csv"] = text.getvalue().encode()
+        self.files[f"{name}.csv"] = to_csv(head, rows)
 
     def arrays(self, name: str, arrays: dict[str, np.ndarray]) -> None:
         content = io.BytesIO()
@@ -94,9 +90,7 @@ class Results:
         self.files[f"{name}.npz"] = content.getvalue()
 
     def write(self) -> None:
-        for name, content in self.files.items():
-            make_folder((self.out / name).parent)
-            write_whole(self.out / name, content, replace=False)
+        write_files(self.out, self.files)
 
 
 Images = Sequence[tuple[Path, str]]

@@ -21,7 +21,7 @@ from mm_vitbackbones.cli.arguments import Parser, add_checks
 from mm_vitbackbones.cli.config import load_config
 from mm_vitbackbones.data.own import OwnData, objects_in, segments_in
 from mm_vitbackbones.errors import UserError, did_you_mean, printable
-from mm_vitbackbones.files import write_whole
+from mm_vitbackbones.files import write_new
 from mm_vitbackbones.printing import print
 
 SEGMENTATION = "segmentation"
@@ -171,7 +171,7 @@ def main(argv: list[str]) -> None:
     text = config_text(part, data, plan, (family, arch), args.init, out)
     if not args.skip_checks:
         check(text, out.name)
-    _write(out, text)
+    write_new(out, text.encode())
     print(f"{head.title} for {len(data.classes)} classes: {describe(plan, head)}")
     print(f"wrote {out}; train with: {_command(out)}")
 
@@ -192,7 +192,8 @@ def write_next_to(folder: Path, task: str) -> str:
     data = _data_in(folder, head, {"train": None, "val": None}, None)
     out = folder / f"{option_of(part)}_{DEFAULT_BACKBONE}.py"
     plan = plan_of(data, head, scratch=False, memory=device_memory())
-    _write(out, config_text(part, data, plan, chosen_backbone(DEFAULT_BACKBONE), "imagenet1k", out))
+    text = config_text(part, data, plan, chosen_backbone(DEFAULT_BACKBONE), "imagenet1k", out)
+    write_new(out, text.encode())
     return _command(out)
 
 
@@ -200,13 +201,6 @@ def _data_in(folder: Path, head: Head, files: dict[str, Path | None], images: Pa
     if head.task == SEGMENTATION:
         return segments_in(folder)
     return objects_in(folder, files, images, masks=head.task == "instance")
-
-
-def _write(out: Path, text: str) -> None:
-    try:
-        write_whole(out, text.encode(), replace=False)
-    except FileExistsError:
-        raise UserError(f"{out} is there already, and nothing is overwritten: name another file with --out") from None
 
 
 def arguments(argv: list[str]) -> argparse.Namespace:

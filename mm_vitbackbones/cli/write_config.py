@@ -8,7 +8,7 @@ from pathlib import Path
 from mm_vitbackbones import recipes
 from mm_vitbackbones.cli.arguments import Parser
 from mm_vitbackbones.errors import UserError, printable
-from mm_vitbackbones.files import write_whole
+from mm_vitbackbones.files import write_new
 from mm_vitbackbones.printing import LAYOUT, print
 
 
@@ -30,8 +30,5 @@ def main(argv: list[str]) -> None:
     if args.out.suffix != ".py":
         raise UserError(f"--out {args.out}: a config ends in .py")
     text = recipes.starting_point(args.name, recipes.without_templates(printable(shlex.quote(str(args.out)))))
-    try:
-        write_whole(args.out, text.encode(), replace=False)
-    except FileExistsError:
-        raise UserError(f"{args.out} is there already, and nothing is overwritten: name another file") from None
+    write_new(args.out, text.encode())
     print(f"wrote {args.out}; train with: python -m mm_vitbackbones train {shlex.quote(str(args.out))}")

@@ -34,13 +34,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.random import RandomState
 
 from mm_vitbackbones.data.folder import OwnedFolder, to_json
 from mm_vitbackbones.errors import UserError
-from mm_vitbackbones.files import to_png
+from mm_vitbackbones.files import to_jpeg, to_png
 from mm_vitbackbones.progress import track
 
 VERSION = 1
@@ -613,5 +612,5 @@ def encode(split: str, index: int, scene: Scene) -> dict[str, bytes]:
         image = image[..., [2, 1, 0, *range(3, image.shape[2])]]
     files = {f"images/{split}/{stem}.png": to_png(image), f"annotations/{split}/{stem}.png": to_png(scene.labels)}
     if index % 50 in GRAY:
-        files[f"images/{split}/{stem}.jpg"] = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
+        files[f"images/{split}/{stem}.jpg"] = to_jpeg(image, quality=95)
     return files
