@@ -14,9 +14,8 @@ from typing import Any
 
 import numpy as np
 from mmengine.logging import print_log
-from PIL import Image
 
-from mm_vitbackbones.data.image_files import why_unreadable
+from mm_vitbackbones.data.mask_files import read_mask
 from mm_vitbackbones.data.reading import (
     IMAGES,
     ImageReader,
@@ -25,7 +24,6 @@ from mm_vitbackbones.data.reading import (
     is_local,
     is_own,
     list_dataset,
-    reason,
     transform_class,
 )
 from mm_vitbackbones.data.sizes import SizeReader
@@ -226,16 +224,7 @@ class Masks:
 
     def _values(self, path: str) -> np.ndarray:
         """The values of a mask's file, before the library's loader makes them 8 bits wide."""
-        if why := why_unreadable(path):
-            raise UserError(f"{self.where}: {path} cannot be read: {why}")
-        try:
-            with Image.open(path) as mask:
-                mask.load()
-                kind, values = mask.format, np.asarray(mask)
-        except Exception as error:  # Pillow raises errors of many kinds
-            raise UserError(f"{self.where}: {path} cannot be read: {reason(error)}") from None
-        if kind in ("JPEG", "MPO"):
-            raise UserError(f"{self.where}: {path} is a JPEG file, which blurs labels into others: save masks as PNG")
+        values, _ = read_mask(path, self.where)
         if values.ndim != 2:
             raise UserError(
                 f"{self.where}: {path} has {values.shape[2]} channels: a mask has one, which holds the number of each "

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
 
 from mm_vitbackbones.data.converting.collection import SPLITS, Notes, Size, _orientation, loaded_size
 from mm_vitbackbones.data.converting.sources import (
@@ -21,7 +20,7 @@ from mm_vitbackbones.data.converting.sources import (
     read_lines,
 )
 from mm_vitbackbones.data.converting.writing import put
-from mm_vitbackbones.data.image_files import why_unreadable
+from mm_vitbackbones.data.mask_files import mask_size, read_mask
 from mm_vitbackbones.data.sizes import SIDEWAYS
 from mm_vitbackbones.errors import UserError
 from mm_vitbackbones.files import to_png, write_whole
@@ -234,22 +233,10 @@ class Raw:
 
 
 def _load(path: Path) -> Raw:
-    if why := why_unreadable(path):
-        raise UserError(f"{path} cannot be read as a mask: {why}")
-    try:
-        with Image.open(path) as image:
-            image.load()
-            if image.format in ("JPEG", "MPO"):
-                raise UserError(f"{path} is a JPEG file, which blurs classes into others: export the masks as PNG")
-            if image.mode == "P":
-                numbers = image.getpalette() or []
-                palette = {i: (*numbers[3 * i : 3 * i + 3],) for i in range(len(numbers) // 3)}
-                return Raw(np.asarray(image), palette)  # type: ignore[arg-type]
-            values = np.asarray(image)
-    except UserError:
-        raise
-    except Exception as error:  # Pillow raises errors of many kinds
-        raise UserError(f"{path} cannot be read as a mask ({type(error).__name__}: {error})") from None
+    values, palette = read_mask(path)
+    if palette is not None:
+        colours = zip(*(palette[channel::3] for channel in range(3)), strict=False)
+        return Raw(values, dict(enumerate(colours)))
     if values.ndim == 3 and values.shape[2] in (2, 4):
         if (values[..., -1] < 255).any():
             raise UserError(f"{path} is transparent in places, and it is not clear what this means: save it without")
@@ -421,13 +408,7 @@ def usable(collection: MaskCollection) -> None:
             collection.notes.left_out("images", "that cannot be read", pair.image.name)
             continue
         pair.size = size
-        if why := why_unreadable(pair.mask):
-            raise UserError(f"{pair.mask} cannot be read as a mask: {why}")
-        try:
-            with Image.open(pair.mask) as mask:
-                found = mask.size
-        except Exception as error:  # Pillow raises errors of many kinds
-            raise UserError(f"{pair.mask} cannot be read as a mask ({type(error).__name__}: {error})") from None
+        found = mask_size(pair.mask)
         turned = found == size[::-1] and found != size and _orientation(pair.image) in SIDEWAYS
         if min(size) == 1 or (found != size and not turned):
             why = "whose mask has another size, or is one pixel wide"

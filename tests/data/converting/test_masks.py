@@ -303,7 +303,7 @@ def width_as_text(root: Path) -> None:
         (np.zeros_like(LABELS), "background\ncat\n", None, "no pixel of all masks is of the class 'cat'"),
         (LABELS, "\n".join(NAMES), jpeg, "is a JPEG file, which blurs classes"),
         (LABELS, "\n".join(NAMES), transparent, "is transparent in places"),
-        (LABELS, "\n".join(NAMES), width_as_text, r"0.tif cannot be read as a mask \(ValueError: Invalid dimensions"),
+        (LABELS, "\n".join(NAMES), width_as_text, "0.tif cannot be read: ValueError: Invalid dimensions"),
     ],
 )
 def test_masks_that_are_not_clear_are_refused(
