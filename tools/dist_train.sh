@@ -4,13 +4,5 @@
 # Over several machines: NNODES, NODE_RANK, MASTER_ADDR and PORT, the same command on each.
 set -euo pipefail
 if [ $# -lt 2 ]; then echo "usage: $0 CONFIG GPUS [arguments of train.py]" >&2; exit 2; fi
-gpus=$2
-arguments=("$1" "${@:3}")
-if [ "${NNODES:-1}" -gt 1 ]; then
-    where=(--nnodes "$NNODES" --node_rank "$NODE_RANK" --master_addr "$MASTER_ADDR" --master_port "${PORT:-29500}")
-else
-    where=(--standalone)
-fi
-export PYTHONSAFEPATH=1 # no module of the current folder is run; PYTHONPATH names folders that have some
-exec "${PYTHON:-python}" "$(dirname "$0")/torchrun.py" "${where[@]}" --nproc_per_node "$gpus" \
-    "$(dirname "$0")/train.py" "${arguments[@]}" --launcher pytorch
+source "$(dirname "$0")/processes.sh"
+start train.py "$2" "$1" "${@:3}"
