@@ -38,6 +38,8 @@ class ToyModel(BaseModel):
 
 
 class ToyData(torch.utils.data.Dataset):
+    """Eight pairs of numbers."""
+
     def __init__(self) -> None:
         self.metainfo = {"classes": ("one", "two"), "palette": [(1, 2, 3), (4, 5, 6)]}
 

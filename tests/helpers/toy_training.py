@@ -19,10 +19,10 @@ import torch
 from mmengine.evaluator import BaseMetric
 from mmengine.fileio import LocalBackend
 from mmengine.hooks import Hook
-from mmengine.model import BaseModel
 from mmengine.registry import DATASETS, HOOKS, METRICS, MODELS
 from torch import nn
 
+from helpers.toy_runs import ToyData, ToyModel
 from mm_vitbackbones.engine import saving
 from mm_vitbackbones.files import write_whole
 
@@ -59,30 +59,20 @@ log_processor = dict(by_epoch=False)
 
 
 @MODELS.register_module()
-class NumbersModel(BaseModel):
-    """Two linear maps, with dropout: the weights depend on every random number."""
+class NumbersModel(ToyModel):
+    """The toy with dropout: the weights depend on every random number."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.backbone, self.head = nn.Sequential(nn.Linear(2, 3), nn.Dropout(0.3)), nn.Linear(3, 1)
-
-    def forward(self, inputs: Any, data_samples: Any = None, mode: str = "tensor") -> Any:
-        found = self.head(self.backbone(torch.stack([*inputs])))
-        return {"loss": (found - 1).square().mean()} if mode == "loss" else found
+        self.backbone[1] = nn.Dropout(0.3)
 
 
 @DATASETS.register_module()
-class Numbers(torch.utils.data.Dataset):
-    """Eight pairs of numbers, with noise as an augmentation."""
-
-    def __init__(self) -> None:
-        self.metainfo = {"classes": ("one",)}
-
-    def __len__(self) -> int:
-        return 8
+class Numbers(ToyData):
+    """The toy's pairs of numbers, with noise as an augmentation."""
 
     def __getitem__(self, index: int) -> Any:
-        return {"inputs": torch.tensor([index / 8, 1.0]) + 0.1 * torch.rand(2)}
+        return {"inputs": super().__getitem__(index)["inputs"] + 0.1 * torch.rand(2)}
 
 
 @METRICS.register_module()
