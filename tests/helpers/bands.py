@@ -74,13 +74,18 @@ def write_six_bands(root: Path, suffix: str = ".npy", size: tuple[int, int] = (4
             write_tiff(root / "images" / f"{index}{suffix}", [images[-1][..., band] for band in range(BANDS)])
         mask = rng.integers(0, 2, (height, width), dtype=np.uint8)
         Image.fromarray(mask).save(root / "masks" / f"{index}.png")
-    box = [8, 8, 24, 24]
-    content = {
-        "images": [{"id": i, "file_name": f"{i}{suffix}", "height": height, "width": width} for i in range(2)],
-        "annotations": [
-            {"id": i + 1, "image_id": i, "category_id": 1, "bbox": box, "area": 576, "iscrowd": 0} for i in range(2)
-        ],
-        "categories": [{"id": 1, "name": "tree"}],
-    }
-    (root / "boxes.json").write_text(json.dumps(content))
+    write_boxes(root, [f"{index}{suffix}" for index in range(2)], size)
     return images
+
+
+def write_boxes(root: Path, names: Sequence[str], size: tuple[int, int]) -> None:
+    """A COCO-format file with one object in each image, ``boxes.json``."""
+    height, width = size
+    box = [8, 8, 24, 24]
+    images = [{"id": i, "file_name": name, "height": height, "width": width} for i, name in enumerate(names)]
+    annotations = [
+        {"id": i + 1, "image_id": i, "category_id": 1, "bbox": box, "area": 576, "iscrowd": 0}
+        for i in range(len(names))
+    ]
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "tree"}]}
+    (root / "boxes.json").write_text(json.dumps(content))

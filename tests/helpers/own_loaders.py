@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from mmengine.registry import TRANSFORMS
+
+from helpers.bands import write_boxes
 
 BANDS = 5
 
@@ -41,12 +42,4 @@ def write_bands(root: Path, count: int = 2, size: tuple[int, int] = (48, 64)) ->
     for index in range(count):
         np.save(root / "images" / f"{index}.npy", rng.normal(1000, 300, (height, width, BANDS)).astype(np.float32))
         np.save(root / "masks" / f"{index}.npy", rng.integers(0, 2, (height, width), dtype=np.int64) * 10)
-    box = [8, 8, 24, 24]
-    content = {
-        "images": [{"id": i, "file_name": f"{i}.npy", "height": height, "width": width} for i in range(count)],
-        "annotations": [
-            {"id": i + 1, "image_id": i, "category_id": 1, "bbox": box, "area": 576, "iscrowd": 0} for i in range(count)
-        ],
-        "categories": [{"id": 1, "name": "tree"}],
-    }
-    (root / "boxes.json").write_text(json.dumps(content))
+    write_boxes(root, [f"{index}.npy" for index in range(count)], size)

@@ -12,6 +12,7 @@ import torch
 from mmengine.registry import DefaultScope
 from PIL import Image, ImageDraw
 
+from helpers.sources import write_text
 from mm_vitbackbones import build_backbone
 from mm_vitbackbones.checkpoints import published
 from mm_vitbackbones.checkpoints.record import file_name_of
@@ -74,18 +75,13 @@ def _labels(seed: int) -> np.ndarray:
     return labels
 
 
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-
-
 def write_yolo(root: Path, count: int = 6) -> None:
     for i in range(count):
         _scene(i, root / f"images/{i}.jpg")
         left, top, right, bottom = _box(i)
         box = ((left + right) / 2 / WIDTH, (top + bottom) / 2 / HEIGHT, (right - left) / WIDTH, (bottom - top) / HEIGHT)
-        _write(root / f"labels/{i}.txt", f"{i % 2} {' '.join(f'{x:.4f}' for x in box)}\n")
-    _write(root / "data.yaml", f"names: [{', '.join(CLASSES)}]\n")
+        write_text(root / f"labels/{i}.txt", f"{i % 2} {' '.join(f'{x:.4f}' for x in box)}\n")
+    write_text(root / "data.yaml", f"names: [{', '.join(CLASSES)}]\n")
 
 
 def write_labelme(root: Path, count: int = 6) -> None:
@@ -95,7 +91,7 @@ def write_labelme(root: Path, count: int = 6) -> None:
         points = [[left, top], [right, top], [right, bottom], [left, bottom]]
         shape = dict(label=CLASSES[i % 2], points=points, shape_type="polygon", group_id=None, flags={})
         content = dict(version="5.4.1", flags={}, shapes=[shape], imagePath=f"{i}.jpg", imageData=None)
-        _write(root / f"{i}.json", json.dumps(dict(content, imageHeight=HEIGHT, imageWidth=WIDTH)))
+        write_text(root / f"{i}.json", json.dumps(dict(content, imageHeight=HEIGHT, imageWidth=WIDTH)))
 
 
 def write_colours(root: Path, count: int = 6) -> None:
@@ -106,8 +102,8 @@ def write_colours(root: Path, count: int = 6) -> None:
         path = root / f"SegmentationClass/{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(colours[_labels(i)]).save(path)
-    _write(root / "labelmap.txt", "# label:color_rgb:parts:actions\nbackground:0,0,0::\nthing:128,0,0::\n")
-    _write(root / "ImageSets/Segmentation/default.txt", "".join(f"{i}\n" for i in range(count)))
+    write_text(root / "labelmap.txt", "# label:color_rgb:parts:actions\nbackground:0,0,0::\nthing:128,0,0::\n")
+    write_text(root / "ImageSets/Segmentation/default.txt", "".join(f"{i}\n" for i in range(count)))
 
 
 def _objects(names: list[str], classes: tuple[str, ...]) -> str:
@@ -132,7 +128,7 @@ def write_mine(root: Path) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(_labels(i)).save(path)
     for name, suffix in (("train", "jpg"), ("val", "jpg"), ("bands", "npy")):
-        _write(root / f"{name}.json", _objects([f"{i}.{suffix}" for i in range(2)], CLASSES))
+        write_text(root / f"{name}.json", _objects([f"{i}.{suffix}" for i in range(2)], CLASSES))
 
 
 def write_coco(root: Path) -> None:
@@ -143,7 +139,7 @@ def write_coco(root: Path) -> None:
         names = [f"{i:012}.jpg" for i in range(count)]
         for i, name in enumerate(names):
             _scene(i, root / split / name)
-        _write(root / f"annotations/instances_{split}.json", _objects(names, CocoDataset.METAINFO["classes"]))
+        write_text(root / f"annotations/instances_{split}.json", _objects(names, CocoDataset.METAINFO["classes"]))
 
 
 def write_ade(root: Path) -> None:
