@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mm_vitbackbones.errors import UserError
 from mm_vitbackbones.exporting import dino
 from mm_vitbackbones.exporting.operators import nms_kept, roi_align
-from mm_vitbackbones.exporting.parts import Features
+from mm_vitbackbones.exporting.parts import Features, evaluating, maps_of_probe
 from mm_vitbackbones.exporting.preprocessing import Preprocess, Preprocessing
 
 BOXES = ("boxes", "scores", "labels")
@@ -47,7 +47,8 @@ def detector(model: Any, how: Preprocessing, with_nms: bool) -> Made:
     if type(model).extract_feat is not SingleStageDetector.extract_feat:
         raise _unknown(model)
     if not with_nms:
-        return RawHeads(model, how), _raw_names(head), {"levels": len(head.prior_generator.strides)}, ()
+        names, levels = _raw_names(model)
+        return RawHeads(model, how), names, {"levels": levels}, ()
     own = [
         name
         for name in ("predict", "predict_by_feat", "_predict_by_feat_single", "_bbox_post_process")
@@ -55,8 +56,12 @@ def detector(model: Any, how: Preprocessing, with_nms: bool) -> Made:
     ]
     from mmdet.models.task_modules.prior_generators import AnchorGenerator, MlvlPointGenerator
 
-    own += [] if isinstance(head.prior_generator, (AnchorGenerator, MlvlPointGenerator)) else ["prior_generator"]
-    if own or getattr(head.loss_cls, "custom_cls_channels", False):
+    own += (
+        []
+        if isinstance(getattr(head, "prior_generator", None), (AnchorGenerator, MlvlPointGenerator))
+        else ["prior_generator"]
+    )
+    if own or getattr(getattr(head, "loss_cls", None), "custom_cls_channels", False):
         raise UserError(
             f"{type(head).__name__} makes boxes of its maps in a way of its own, which a file cannot: export without "
             "--with-nms, or the backbone alone"
@@ -98,21 +103,28 @@ def _unknown(model: Any) -> UserError:
     )
 
 
-def _raw_names(head: Any) -> tuple[str, ...]:
-    levels = range(len(head.prior_generator.strides))
-    kinds = ["scores", "deltas"]
-    if head_has_factors(head):
-        kinds.append("factors")
-    return tuple(f"{kind}{level}" for kind in kinds for level in levels)
+def _raw_names(model: Any) -> tuple[tuple[str, ...], int]:
+    """The names of a head's maps, all levels of a kind one after the other; and how many levels there are."""
+    from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 
-
-def head_has_factors(head: Any) -> bool:
-    """Whether a head has a third kind of maps, such as the centerness of FCOS."""
-    return any(hasattr(head, name) for name in ("conv_centerness", "atss_centerness", "vfnet_iou"))
+    head = model.bbox_head
+    with evaluating(model), torch.no_grad():
+        kinds = head(maps_of_probe(model))
+    lists = isinstance(kinds, (tuple, list)) and all(isinstance(kind, (tuple, list)) for kind in kinds)
+    if not lists or not all(isinstance(map, Tensor) for kind in kinds for map in kind):
+        raise _unknown(model)
+    names: tuple[str, ...] = ("scores", "deltas", "factors")
+    if len(kinds) > 2 and type(head).predict_by_feat is not BaseDenseHead.predict_by_feat:
+        names = tuple(f"kind{kind}_level" for kind in range(len(kinds)))
+    levels = len(kinds[0])
+    return tuple(
+        f"{name}{level}" for name, kind in zip(names, kinds, strict=False) for level in range(len(kind))
+    ), levels
 
 
 class RawHeads(nn.Module):
-    """An image to the maps of a one-stage detector's head: all scores before the sigmoid, then all deltas."""
+    """An image to the maps of a one-stage detector's head, all levels of a kind one after the other: scores before the
+    sigmoid, deltas, and what a head with a third kind, such as centerness, multiplies the scores by."""
 
     def __init__(self, model: Any, how: Preprocessing) -> None:
         super().__init__()

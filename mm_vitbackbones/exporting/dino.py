@@ -19,16 +19,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mm_vitbackbones.errors import UserError
-from mm_vitbackbones.exporting.parts import Features, evaluating
+from mm_vitbackbones.exporting.parts import PROBE, Features, maps_of_probe
 from mm_vitbackbones.exporting.preprocessing import Preprocess, Preprocessing
 from mm_vitbackbones.ops import anysize
 
 QUERIES = ("scores", "boxes")
 """The outputs of all queries: (B, Q, K), before the sigmoid, and (B, Q, 4): x and y of the centre, width and height, as
 parts of the image."""
-
-PROBE = 128
-"""Pixels of the image whose maps say how many cells a level has. A multiple of all strides."""
 
 
 def is_known(model: Any) -> bool:
@@ -72,10 +69,7 @@ def _is_plain(attention: Any, kind: type) -> bool:
 def smallest_side(model: Any, how: Preprocessing) -> int:
     """The side of the smallest square image whose maps have a cell for each query. Any image with both sides as long
     has enough."""
-    with evaluating(model), torch.no_grad():
-        channels = getattr(model.backbone, "in_channels", 3)
-        maps = Features(model)(torch.zeros(1, channels, PROBE, PROBE))
-    strides = [PROBE // map.shape[2] for map in maps]
+    strides = [PROBE // map.shape[2] for map in maps_of_probe(model)]
 
     def cells(side: int) -> int:
         padded = side + anysize.lack(side, how.divisor)

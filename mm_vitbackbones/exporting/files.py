@@ -177,7 +177,7 @@ def _write(
             nodes,
             sum(file.stat().st_size for file in files),
             weights,
-            tuple(check(network, run, [traced] if fixed else [traced, *unseen(network)])),
+            tuple(check(network, run, [traced] if fixed else [traced, *unseen(network)], half, tolerance)),
             TOLERANCE[half] if tolerance is None else tolerance,
             opset if to == "onnx" else None,
             network.notes,

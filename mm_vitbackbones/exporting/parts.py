@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -32,3 +33,14 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
     finally:
         for part, training in modes:
             part.training = training
+
+
+PROBE = 128
+"""Pixels of the image whose maps say what a network has. A multiple of all strides."""
+
+
+def maps_of_probe(model: Any) -> tuple[Tensor, ...]:
+    """What the backbone and the neck of a model make of a small image."""
+    channels = getattr(model.backbone, "in_channels", 3)
+    with evaluating(model), torch.no_grad():
+        return Features(model)(torch.zeros(1, channels, PROBE, PROBE))

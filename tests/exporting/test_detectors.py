@@ -14,7 +14,7 @@ pytest.importorskip("mmseg")
 from mmdet.structures import DetDataSample
 from mmseg.structures import SegDataSample
 
-from helpers.exported import dino, mask_rcnn, photographs, retinanet, segformer
+from helpers.exported import atss, centernet, dino, fcos, mask_rcnn, photographs, retinanet, segformer, yolof
 from mm_vitbackbones.errors import UserError
 from mm_vitbackbones.exporting.networks import network_of, outputs_of
 
@@ -33,7 +33,7 @@ def exported(model: Any, images: list[Tensor], **options: Any) -> tuple[Tensor, 
     return outputs_of(network_of(model, preprocess=True, **options), torch.stack(images).flip(1).float())
 
 
-@pytest.mark.parametrize("make", [retinanet, mask_rcnn, dino])
+@pytest.mark.parametrize("make", [retinanet, fcos, atss, yolof, mask_rcnn, dino])
 def test_boxes_are_those_of_the_prediction(make: Any) -> None:
     model = make()
     for image in photographs():
@@ -74,15 +74,37 @@ def test_what_is_below_the_threshold_is_no_box() -> None:
     assert labels.tolist() == [[-1] * 20]
 
 
-def test_raw_maps_are_those_of_the_head() -> None:
-    model = retinanet()
+@pytest.mark.parametrize(
+    ("make", "kinds", "levels"),
+    [
+        (retinanet, ("scores", "deltas"), 5),
+        (fcos, ("scores", "deltas", "factors"), 5),
+        (atss, ("scores", "deltas", "factors"), 5),
+        (yolof, ("scores", "deltas"), 1),
+    ],
+)
+def test_raw_maps_are_those_of_the_head(make: Any, kinds: tuple[str, ...], levels: int) -> None:
+    model = make()
     image = photographs()[1]
-    found = exported(model, [image])
+    network = network_of(model, preprocess=True)
+    assert network.outputs == tuple(f"{kind}{level}" for kind in kinds for level in range(levels))
+    found = outputs_of(network, image[None].flip(1).float())
     with torch.no_grad():
         batch = model.data_preprocessor({"inputs": [image], "data_samples": [DetDataSample()]})["inputs"]
-        scores, deltas = model(batch, mode="tensor")
-    for got, want in zip(found, (*scores, *deltas), strict=True):
+        expected = [map for kind in model(batch, mode="tensor") for map in kind]
+    for got, want in zip(found, expected, strict=True):
         torch.testing.assert_close(got, want)
+
+
+def test_head_with_a_prediction_of_its_own_gives_its_maps_alone() -> None:
+    model = centernet()
+    network = network_of(model)
+    assert network.outputs == ("kind0_level0", "kind1_level0", "kind2_level0")
+    assert [map.shape[1] for map in outputs_of(network, torch.zeros(1, 3, 64, 64))] == [3, 2, 2]
+    with pytest.raises(
+        UserError, match=r"CenterNetHead makes boxes of its maps in a way of its own.*without --with-nms"
+    ):
+        network_of(model, with_nms=True)
 
 
 def test_labels_are_those_of_the_prediction() -> None:

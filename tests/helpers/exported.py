@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ BACKBONE = dict(
     arch=dict(depths=(1, 1, 1, 1), dims=(8, 16, 16, 32), num_heads=(1, 1, 2, 2), mlp_ratios=(2, 2, 2, 2)),
     init_cfg=None,
 )
+NORM = dict(type="GN", num_groups=4)
 NECK = dict(type="FPN", in_channels=[8, 16, 16, 32], out_channels=16, num_outs=5)
 
 
@@ -30,16 +32,81 @@ def one_stage_of_mit() -> MiT:
 
 def retinanet() -> Any:
     """Three classes."""
-    cfg = _base("retinanet", "mmdet")
-    cfg.model.update(
-        backbone=dict(BACKBONE, out_indices=(1, 2, 3)), neck=dict(cfg.model.neck, in_channels=[16, 16, 32])
-    )
-    cfg.model.neck.update(out_channels=16)
-    cfg.model.bbox_head.update(in_channels=16, feat_channels=16, stacked_convs=1, num_classes=3)
-    cfg.model.test_cfg.update(nms_pre=50, max_per_img=20, score_thr=0.01)
-    model = _build(cfg)
+    model = _build(_one_stage("retinanet"))
     _spread(model.bbox_head.retina_cls, 0.03)
     return model
+
+
+def fcos() -> Any:
+    """Three classes; boxes are distances from points, and a third kind of maps is the centerness."""
+    cfg = _one_stage("fcos")
+    cfg.model.bbox_head.norm_cfg = NORM
+    model = _build(cfg)
+    head = model.bbox_head
+    for layer, deviation in ((head.conv_cls, 0.3), (head.conv_reg, 0.1), (head.conv_centerness, 0.3)):
+        _spread(layer, deviation)
+    return model
+
+
+def atss() -> Any:
+    """Three classes; one anchor in each place, and a third kind of maps is the centerness."""
+    cfg = _one_stage("retinanet")
+    cfg.model.type = "ATSS"
+    cfg.model.bbox_head.update(
+        type="ATSSHead",
+        norm_cfg=NORM,
+        loss_centerness=dict(type="CrossEntropyLoss", use_sigmoid=True, loss_weight=1.0),
+        anchor_generator=dict(
+            type="AnchorGenerator", ratios=[1.0], octave_base_scale=8, scales_per_octave=1, strides=[8, 16, 32, 64, 128]
+        ),
+    )
+    with warnings.catch_warnings():  # the head asks for a number by a name that its library has given up
+        warnings.filterwarnings("ignore", message=".*num_anchors. is deprecated")
+        model = _build(cfg)
+    head = model.bbox_head
+    for layer, deviation in ((head.atss_cls, 0.3), (head.atss_reg, 0.1), (head.atss_centerness, 0.3)):
+        _spread(layer, deviation)
+    return model
+
+
+def yolof() -> Any:
+    """Three classes; one level, whose places are wider than a small image is tall."""
+    cfg = _one_stage("yolof")
+    cfg.model.backbone.out_indices = (3,)
+    cfg.model.neck.update(in_channels=32, out_channels=16, block_mid_channels=8)
+    del cfg.model.bbox_head.stacked_convs
+    model = _build(cfg)
+    head = model.bbox_head
+    for layer, deviation in ((head.cls_score, 0.1), (head.object_pred, 0.1), (head.bbox_pred, 0.03)):
+        _spread(layer, deviation)
+    return model
+
+
+def centernet() -> Any:
+    """Three classes; its head has no anchors, and finds boxes as peaks of maps."""
+    cfg = _base("retinanet", "mmdet")
+    head = dict(
+        type="CenterNetHead",
+        in_channels=32,
+        feat_channels=8,
+        num_classes=3,
+        loss_center_heatmap=dict(type="GaussianFocalLoss"),
+        loss_wh=dict(type="L1Loss"),
+        loss_offset=dict(type="L1Loss"),
+    )
+    cfg.model.update(type="CenterNet", backbone=dict(BACKBONE, out_indices=(3,)), neck=None)
+    cfg.model.bbox_head = head
+    return _build(cfg)
+
+
+def _one_stage(name: str) -> Any:
+    """The config of a small detector with one stage."""
+    cfg = _base(name, "mmdet")
+    cfg.model.update(backbone=dict(BACKBONE, out_indices=(1, 2, 3)))
+    cfg.model.neck.update(in_channels=[16, 16, 32], out_channels=16)
+    cfg.model.bbox_head.update(in_channels=16, feat_channels=16, stacked_convs=1, num_classes=3)
+    cfg.model.test_cfg.update(nms_pre=50, max_per_img=20, score_thr=0.01)
+    return cfg
 
 
 def mask_rcnn(**changes: Any) -> Any:
