@@ -29,7 +29,7 @@ from mm_vitbackbones.cli.config import read_config
 pytestmark = [pytest.mark.mmdet, pytest.mark.mmseg, pytest.mark.xdist_group("docs")]
 
 NOT_RUN = {
-    r"pip install ": "fetches packages",
+    r"pip (install|download) ": "fetches packages",
     r"pip uninstall ": "changes the environment",
     r"make ": "sets up an environment of its own, and runs the tests or the demo",
     r"source \.venv/": "is of the environment that make has set up",
@@ -37,6 +37,8 @@ NOT_RUN = {
     r"CFLAGS=.* MMCV_WITH_OPS=1 pip install ": "compiles mmcv",
     r"python (tools/make_model_zoo.py|-m pytest )": "is run by tests/docs/test_contributing.py, in a copy",
     r"python tools/setup/make_hashes\.py": "asks the package index",
+    r"sed -n .* constraints\.txt ": "writes what the next line reads",
+    r"(PYTHONPATH=\S+ )?python tools/benchmark\.py ": "takes minutes or a GPU; tests/tools/ has toys",
     r"(torchrun --nnodes|srun --nodes) 2 ": "needs two machines",
     r"torchrun --nproc_per_node 8 ": "needs eight GPUs; tests/test_main.py starts two processes",
 }

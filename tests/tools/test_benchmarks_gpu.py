@@ -20,8 +20,9 @@ from helpers.toys import BY_FAMILY
 from mm_vitbackbones.backbones import Backbone
 from mm_vitbackbones.errors import UserError
 from mm_vitbackbones.registry import BACKBONES
-from tools.benchmarks.gpu import command, contenders, page, running, worker
-from tools.benchmarks.gpu.cases import CASES, INFER_800, PARTS, TRAIN_512, TRAIN_800, Task, tasks
+from tools.benchmarks import report
+from tools.benchmarks.gpu import command, contenders, figures, measuring, page, planning, running, worker
+from tools.benchmarks.gpu.cases import CASES, INFER_512, INFER_800, PARTS, TRAIN_512, TRAIN_800, Task, tasks
 from tools.benchmarks.gpu.contenders import BEFORE, BEST_COMPILED, CONTENDERS, LIGHT, OURS, Contender
 
 NETWORK = "pvt_s"
@@ -81,6 +82,60 @@ def test_mmcv_without_compiled_operators_has_a_stand_in_that_refuses_calls() -> 
     assert not hasattr(stand_in, "__path__")
     with pytest.raises(RuntimeError, match="nms"):
         stand_in.nms()
+
+
+# ---- what comes first
+
+
+def test_what_the_page_lacks_comes_first_then_what_it_has_of_an_earlier_run() -> None:
+    wanted = tasks([NETWORK, "cait_s24", "coat_mini"], PARTS, before=False)
+    records = [{**task.to_json(), "ms": 1.0} for task in wanted if task.network == NETWORK]
+    records += [{**task.to_json(), "ms": 1.0, "run": 1} for task in wanted if task.network == "coat_mini"]
+    stages = planning.Known(records).stages(wanted)
+    assert {*stages} == {*wanted}
+    assert [*stages.values()] == sorted(stages.values())
+    later = {task for task in wanted if task.part == "large" or (task.part, task.case) == ("compiled", INFER_800)}
+    for task, stage in stages.items():
+        expected = {NETWORK: planning.SHOWN, "cait_s24": planning.MISSING, "coat_mini": planning.EARLIER}[task.network]
+        assert stage == (planning.MISSING_LATER if task in later and task.network != NETWORK else expected), task
+
+
+def test_all_contenders_of_a_table_are_measured_in_one_run() -> None:
+    wanted = tasks([NETWORK], ["train", "inference"], before=False)
+    records = [{**task.to_json(), "ms": 1.0} for task in wanted]
+    lacking = [each for each in records if (each["contender"], each["case"]["mode"]) != ("mmdet", "train")]
+    stages = planning.Known(lacking).stages(wanted)
+    assert {task for task, stage in stages.items() if stage == planning.MISSING} == {
+        *tasks([NETWORK], ["train"], False)
+    }
+
+
+def test_a_process_takes_what_its_tasks_were_measured_to_take() -> None:
+    train, infer = (Task(NETWORK, OURS, "compiled", case, "time") for case in (TRAIN_512, INFER_800))
+    eager = Task(NETWORK, OURS, "train", TRAIN_512, "time")
+    known = planning.Known([{**eager.to_json(), "ms": 1.0, "peak_mib": 8192.0}])
+    assert known.gib([eager]) == known.gib([train]) == 8 * planning.CACHED + planning.GIB_OF_A_PROCESS
+    assert known.gib([infer]) == planning.GIB_OF_A_PROCESS
+    nothing = planning.Known([])
+    assert nothing.gib([train]) == planning.GIB_OF_A_TRAINING
+    assert nothing.gib([infer, eager]) == planning.GIB_OF_AN_EAGER_PROCESS
+
+
+def test_each_compilation_has_a_process_and_the_rest_of_a_network_one_for_each_stage() -> None:
+    wanted = tasks([NETWORK], PARTS, before=True)
+    known = planning.Known([])
+    found = running.jobs(known.stages(wanted), known)
+    assert [(job.kind, job.stage) for job in found] == [
+        ("eager", planning.MISSING),
+        ("before", planning.MISSING),
+        *[("compiled", planning.MISSING)] * 2,
+        ("eager", planning.MISSING_LATER),
+        *[("compiled", planning.MISSING_LATER)] * 2,
+    ]
+    together = running.jobs(known.stages(wanted), known, together=True)
+    assert [job.kind for job in together] == ["eager", "before", "compiled"]
+    for each in (found, together):
+        assert sorted(str(task) for job in each for task in job.tasks) == sorted(map(str, wanted))
 
 
 # ---- one process
@@ -185,13 +240,23 @@ for task in order["tasks"]:
     say(done=True)
     say(record={**task, "ms": 1.0, "span": [start, start + 0.03]})
 """
-LIMITS = {"eager": 2, "before": 1, "compiled train": 1, "compiled inference": 1}
+ROOM = running.Room(6, 2, 100.0)
 
 
-def run(tmp_path: Path, wanted: list[Task], program: str = PROGRAM, seconds: float = 60.0) -> tuple[bool, list[Any]]:
+def run(
+    tmp_path: Path,
+    wanted: list[Task],
+    program: str = PROGRAM,
+    seconds: float = 60.0,
+    room: running.Room = ROOM,
+    compile_seconds: float = 60.0,
+    records: tuple[Any, ...] = (),
+) -> tuple[bool, list[Any]]:
     kept: list[Any] = []
-    plan = running.Plan("cpu", True, ROOT, time.monotonic() + seconds, LIMITS, program)
-    finished = running.Runner(plan, kept.append, tmp_path / "log").run(running.jobs(wanted))
+    known = planning.Known(records)
+    plan = running.Plan("cpu", True, ROOT, time.monotonic() + seconds, room, compile_seconds, program)
+    jobs = running.jobs(known.stages(wanted), known)
+    finished = running.Runner(plan, kept.append, tmp_path / "log").run(jobs)
     return finished, kept
 
 
@@ -250,13 +315,103 @@ def test_a_run_stops_at_its_limit_and_ends_its_processes(tmp_path: Path) -> None
     assert time.monotonic() - started < 20
 
 
-def test_processes_fill_the_cores_and_trainings_fit_the_memory() -> None:
-    for cores, memory in ((16, 80), (16, 141), (32, 80), (2, 0)):
-        found = running.limits(cores, memory)
-        assert min(found.values()) >= 1
-        assert sum(found.values()) <= max(cores, 4)
-        assert found["eager"] <= running.limits(cores, memory, compiles=False)["eager"] <= max(cores // 2, 1)
-        assert found["compiled train"] * running.GIB_OF_A_TRAINING <= max(memory, running.GIB_OF_A_TRAINING)
+SPAN = """
+import json, sys, time
+def say(**message): print(json.dumps(message), flush=True)
+start = time.time()
+for task in json.loads(sys.stdin.readline())["tasks"]:
+    time.sleep(0.05)
+    say(record={**task, "span": [start, time.time()]})
+"""
+"""Measures without being alone."""
+
+
+def spans(kept: list[Any]) -> dict[tuple[str, str], tuple[float, float]]:
+    """The first and the last moment of each contender's part."""
+    found: dict[tuple[str, str], tuple[float, float]] = {}
+    for each in kept:
+        start, end = found.get((each["contender"], each["part"]), (float("inf"), 0.0))
+        found[each["contender"], each["part"]] = min(start, each["span"][0]), max(end, each["span"][1])
+    return found
+
+
+def test_what_the_page_shows_already_waits_until_nothing_else_does(tmp_path: Path) -> None:
+    compiled = [Task("vit_s", name, "compiled", TRAIN_512, "time") for name in (OURS, "timm", "transformers")]
+    eager = Task(NETWORK, OURS, "train", TRAIN_512, "time")
+    room = running.Room(2, 1, 100.0)
+    _, kept = run(tmp_path, [eager, *compiled], SPAN, room=room, records=({**eager.to_json(), "ms": 1.0},))
+    found = spans(kept)
+    start, _ = found.pop((OURS, "train"))
+    assert start > min(end for _, end in found.values())
+    assert len(kept) == 4
+
+
+def test_processes_fit_the_memory_of_the_card(tmp_path: Path) -> None:
+    wanted = [Task("vit_s", name, "compiled", TRAIN_512, "time") for name in (OURS, "timm", "transformers")]
+    _, kept = run(tmp_path, wanted, SPAN, room=running.Room(6, 2, 1.5 * planning.GIB_OF_A_TRAINING))
+    ends = sorted(spans(kept).values())
+    assert len(ends) == 3
+    assert all(before[1] <= after[0] for before, after in itertools.pairwise(ends))
+
+
+FULL = """
+import json, os, sys, time
+def say(**message): print(json.dumps(message), flush=True)
+task = json.loads(sys.stdin.readline())["tasks"][0]
+if task["contender"] == "ours" and not os.path.exists(FREED):
+    say(record={**task, "failure": "fails: out of memory"})
+elif task["contender"] == "ours":
+    say(record={**task, "ms": 1.0})
+else:
+    time.sleep(1.0)
+    open(FREED, "w").close()
+    say(record={**task, "ms": 1.0})
+"""
+
+
+def test_what_runs_out_of_memory_among_others_is_measured_again_when_they_have_ended(tmp_path: Path) -> None:
+    wanted = [Task("vit_s", name, "compiled", TRAIN_512, "time") for name in (OURS, "timm")]
+    program = f"FREED = {str(tmp_path / 'freed')!r}\n{FULL}"
+    _, kept = run(tmp_path, wanted, program)
+    assert [(each["contender"], each.get("ms")) for each in kept] == [("timm", 1.0), (OURS, 1.0)]
+    (tmp_path / "freed").unlink()
+    _, kept = run(tmp_path, wanted[:1], program)
+    assert [each["failure"] for each in kept] == [measuring.OUT_OF_MEMORY]
+
+
+LONG = """
+import json, sys, time
+def say(**message): print(json.dumps(message), flush=True)
+for task in json.loads(sys.stdin.readline())["tasks"]:
+    say(begin=task)
+    if task["contender"] == "timm": time.sleep(60)
+    say(ask=True)
+    sys.stdin.readline()
+    time.sleep(1.2)
+    say(done=True)
+    say(record={**task, "ms": 1.0})
+"""
+
+
+def test_what_compiles_too_long_is_left_out_and_measuring_takes_its_time(tmp_path: Path) -> None:
+    started = time.monotonic()
+    wanted = [Task("vit_s", name, "compiled", TRAIN_512, "time") for name in (OURS, "timm")]
+    finished, kept = run(tmp_path, wanted, LONG, compile_seconds=1.0)
+    assert finished
+    assert {each["contender"]: each.get("failure") for each in kept} == {
+        OURS: None,
+        "timm": "left out: compiling takes more than 1 s",
+    }
+    assert time.monotonic() - started < 30
+
+
+def test_there_is_a_process_for_each_core_but_one_where_they_are_few() -> None:
+    assert running.room(2, 0).processes == running.room(2, 0).eager == 1
+    for cores, memory in ((16, 80), (16, 141), (32, 80)):
+        found = running.room(cores, memory)
+        assert found.processes == cores
+        assert 1 < found.eager < running.room(cores, memory, compiles=False).eager < cores
+        assert found.gib < memory
 
 
 # ---- the report
@@ -289,28 +444,80 @@ def test_a_report_goes_on_where_it_stopped(asked: list[Task], tmp_path: Path) ->
     assert (tmp_path / "benchmarks_gpu.md").read_text() == page.page(data)
 
 
-def test_what_no_page_shows_yet_is_measured_first(asked: list[Task], tmp_path: Path) -> None:
-    *known, last = tasks([NETWORK, "vit_s"], ["compiled"], before=False)
-    figures = {"machine": "another", "records": [{**task.to_json(), "ms": 1.0} for task in known]}
-    (tmp_path / "benchmarks_gpu.json").write_text(json.dumps(figures))
-    command.report(tmp_path, [NETWORK, "vit_s"], ["compiled"], device="cpu")
-    assert asked == [last, *known]
+def test_a_report_begins_with_what_the_figures_lack(asked: list[Task], tmp_path: Path) -> None:
+    wanted = tasks([NETWORK, "vit_s"], ["train"], before=False)
+    known = [{**task.to_json(), "ms": 1.0} for task in wanted if task.network == NETWORK]
+    (tmp_path / "docs").mkdir()
+    data = {"runs": [{"machine": "another", "date": "2026-01-01"}], "records": known}
+    (tmp_path / "docs" / "benchmarks_gpu.json").write_text(json.dumps(data))
+    command.report(tmp_path / "run", [NETWORK, "vit_s"], ["train"], device="cpu", known=tmp_path / "docs")
+    assert [task.network for task in asked] == sorted((task.network for task in wanted), reverse=True)
 
 
 def test_figures_of_two_cards_are_not_mixed(asked: list[Task], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command.report(tmp_path, [NETWORK], ["large"], device="cpu")
+    with pytest.raises(UserError, match="another machine"):
+        command.report(tmp_path, [NETWORK], ["train"], device="cpu", smoke=True)
     monkeypatch.setattr(command, "_driver", lambda: "another")
     with pytest.raises(UserError, match="another machine"):
         command.report(tmp_path, [NETWORK], ["train"], device="cpu")
 
 
-# ---- the page
+# ---- figures of several runs
 
 MACHINE = {"card": "A card", "driver": "1.2", "torch": "2.11", "peers": {"timm": "1.0.29"}}
+OTHER = {**MACHINE, "card": "Another card"}
+OLD = {"machine": MACHINE, "date": "2026-01-01"}
+NEW = {"machine": MACHINE, "date": "2026-02-02"}
 
 
-def made(*records: Any) -> str:
-    return page.page({"machine": MACHINE, "records": [*records]})
+def test_merging_keeps_what_a_run_has_no_figure_of_and_names_its_run() -> None:
+    train, infer = (record(OURS, case.mode, case, ms=1.0) for case in (TRAIN_512, INFER_800))
+    profiled = record(OURS, "train", TRAIN_512, "kernels", cuda_ms=1.0)
+    older = {**record("mmdet", "train", TRAIN_512, ms=3.0), "run": 1}
+    unknown = record("no longer measured", "train", TRAIN_512, ms=4.0)
+    others = {"runs": [OLD, {**OLD, "date": "2025-01-01"}], "records": [train, profiled, infer, older, unknown]}
+    new = record(OURS, "train", TRAIN_512, ms=9.0)
+    data = figures.merged({**NEW, "records": [new]}, others)
+    assert data["records"] == [new, {**infer, "run": 1}, {**older, "run": 2}]  # kernels are of the run of their time
+    assert [run["date"] for run in data["runs"]] == ["2026-02-02", "2026-01-01", "2025-01-01"]
+    assert figures.merged({**NEW, "records": [new]}, data) == data
+    rest = [record(OURS, "inference", INFER_800, ms=8.0), record("mmdet", "train", TRAIN_512, ms=7.0)]
+    assert figures.merged({**NEW, "records": [new, *rest]}, data) == {"runs": [NEW], "records": [new, *rest]}
+
+
+def test_one_command_adds_a_run_to_the_figures_and_makes_their_page(asked: list[Task], tmp_path: Path) -> None:
+    docs, out = tmp_path / "docs", tmp_path / "out"
+    docs.mkdir()
+    old = [record(OURS, case.mode, case, ms=1.0, network="vit_s") for case in (TRAIN_512, INFER_512)]
+    (docs / "benchmarks_gpu.json").write_text(json.dumps({"runs": [OLD], "records": old}))
+    command.report(out, [NETWORK], ["train"], device="cpu")
+    report.main(["--report", "--merge", str(out), "--out", str(docs)])
+    data = figures.read(docs)
+    assert [run["date"] for run in data["runs"]] == [figures.read(out)["runs"][0]["date"], "2026-01-01"]
+    assert data["records"] == [*figures.read(out)["records"], *({**each, "run": 1} for each in old)]
+    text = (docs / "benchmarks_gpu.md").read_text()
+    assert text == page.page(data)
+    assert "| 512x512 batch 16 | ours \\* | 1.00 |" in text
+
+
+def test_trials_and_folders_without_a_run_are_not_merged(asked: list[Task], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no benchmarks_gpu\.jsonl in"):
+        command.merge(tmp_path, tmp_path / "docs")
+    command.report(tmp_path / "trial", [NETWORK], ["large"], device="cpu", smoke=True)
+    with pytest.raises(UserError, match="trial"):
+        command.merge(tmp_path / "trial", tmp_path / "docs")
+    assert not (tmp_path / "docs").exists()
+    (tmp_path / "trial" / "benchmarks_gpu.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match="no file of a run"):
+        command.merge(tmp_path / "trial", tmp_path / "docs")
+
+
+# ---- the page
+
+
+def made(*records: Any, runs: tuple[Any, ...] = (NEW, OLD)) -> str:
+    return page.page({"runs": [*runs], "records": [*records]})
 
 
 def test_the_page_says_what_was_reached_before_and_now() -> None:
@@ -339,16 +546,46 @@ def test_the_page_says_what_was_reached_before_and_now() -> None:
     assert "| 512x512 batch 16 | transformers | fails: RuntimeError: a/b |  |  |  |  |  |" in text
 
 
-def test_the_page_compares_the_durations_of_kernels_and_marks_figures_of_an_earlier_version() -> None:
-    timm = record("mmdet", "train", TRAIN_512, ms=30.0, earlier=True)
+def test_the_page_compares_the_durations_of_kernels_and_marks_figures_of_an_earlier_run() -> None:
+    timm = record("mmdet", "train", TRAIN_512, ms=30.0, run=1)
     now = record(OURS, "train", TRAIN_512, ms=20.0), record(OURS, "train", TRAIN_512, "kernels", cuda_ms=8.0, kernels=9)
-    text = made(*now, timm, record("mmdet", "train", TRAIN_512, "kernels", cuda_ms=20.0, kernels=9, earlier=True))
+    text = made(*now, timm, record("mmdet", "train", TRAIN_512, "kernels", cuda_ms=20.0, kernels=9, run=1))
     row = "training, 512x512 batch 16 | x1.3 | - | x1.50 | x2.50 | mmdet, 30.00 ms |"
     assert f"| PVT-Small \\* | {row}" in text
-    assert "| 512x512 batch 16 | mmdet \\* | 30.00 |" in text
+    assert "| PVT-Small | training, 800x1344 batch 2 |" in text
+    assert "| PVT-Small | - | 250%: not reached |" in text
+    assert "| 512x512 batch 16 | mmdet \\* | 30.00 | 1.50 |" in text
     assert "| 512x512 batch 16 | ours | 20.00 |" in text
-    assert "of the version of then" in text
-    assert "of the version of then" not in made(*now)
+    assert "- \\*: from an earlier run, 2026-01-01, of the version of then, on the same machine.\n" in text
+    assert "Only figures of the same machine" not in text
+    assert "of the version of then" not in made(*now, runs=(NEW,))
+
+
+def test_figures_of_two_machines_are_shown_and_not_compared() -> None:
+    text = made(
+        record(OURS, "train", TRAIN_512, ms=20.0),
+        record(OURS, "train", TRAIN_512, "kernels", cuda_ms=8.0, kernels=9),
+        record("mmdet", "train", TRAIN_512, ms=30.0, peak_mib=1.0, run=1),
+        record(BEFORE, "train", TRAIN_512, ms=30.0, run=2),
+        record(OURS, "train", TRAIN_800, ms=20.0, run=2),
+        record("mmdet", "train", TRAIN_800, ms=30.0, run=2),
+        record(OURS, "inference", INFER_800, ms=3.0, graph_ms=2.0, run=1),
+        record("mmdet", "inference", INFER_800, ms=3.0, graph_ms=8.0, run=1),
+        record(OURS, "compiled", INFER_800, ms=5.0),
+        record("mmdet", "compiled", INFER_800, ms=7.0),
+        runs=(NEW, {**OLD, "machine": OTHER}, {**OLD, "machine": OTHER}),
+    )
+    assert "- \\*: from an earlier run, 2026-01-01, of the version of then, on another machine: Another card," in text
+    assert "- Only figures of the same machine are compared with each other.\n" in text
+    assert "| PVT-Small | training, 512x512 batch 16 | x1.3 | - | not measured | - | - |" in text
+    assert "| PVT-Small \\*\\* | training, 800x1344 batch 2 | x1.3 | - | x1.50 | - | mmdet, 30.00 ms |" in text
+    assert "| 512x512 batch 16 | mmdet \\* | 30.00 | - | - | - | 1 | - |" in text
+    assert "| 800x1344 batch 2 | mmdet \\*\\* | 30.00 | 1.50 |" in text
+    assert (
+        "| PVT-Small \\* | inference, 800x1344 batch 1 | x1.3 | - | x1.00: not reached | - | mmdet, 3.00 ms |" in text
+    )
+    fastest = "compiled or CUDA graph, inference, 800x1344 batch 1"
+    assert f"| PVT-Small | {fastest} | x2 | - | x1.40: not reached (compiled) | - | mmdet, compiled, 7.00 ms |" in text
 
 
 def test_the_fastest_form_of_each_is_compared() -> None:

@@ -131,6 +131,18 @@ def main(argv: list[str]) -> None:
         help="report on a GPU: another checkout of this package, to compare with",
     )
     parser.add_argument("--out", type=Path, metavar="DIR", default=DOCS, help="report on a GPU: where it goes (docs/)")
+    parser.add_argument(
+        "--merge",
+        type=Path,
+        metavar="DIR",
+        help="report on a GPU: measure nothing, add the run in the --out of another report to the figures there are",
+    )
+    parser.add_argument(
+        "--compile-seconds",
+        type=float,
+        default=command.COMPILE_SECONDS,
+        help=f"report on a GPU: leave out what compiles longer ({command.COMPILE_SECONDS:.0f})",
+    )
     parser.add_argument("--smoke", action="store_true", help=argparse.SUPPRESS)  # the report on a GPU, without one
     args = parser.parse_args(argv)
     options = {name: getattr(args, name) for name in ("turns", "threads", "clock", "device", "dtype", "compiled")}
@@ -141,11 +153,15 @@ def main(argv: list[str]) -> None:
     if args.report and args.only == ["page"]:
         remake(args.out)
         return
+    if args.report and args.merge is not None:
+        command.merge(args.merge, args.out)
+        remake(args.out)
+        return
     if args.report and (args.device != "cpu" or args.smoke):
         _report_on_gpu(args)
         return
-    if args.only or args.seconds is not None or args.baseline is not None:
-        raise UserError("--only, --seconds and --baseline are of the report on a GPU: --device cuda --report")
+    if args.only or args.seconds is not None or args.baseline is not None or args.merge is not None:
+        raise UserError("--only, --seconds, --baseline and --merge are of the report on a GPU: --device cuda --report")
     if others := [network for network in args.networks or () if network not in CONTENDERS]:
         raise UserError(f"--networks {others[0]}: only the report on a GPU has it: --device cuda --report")
     if args.report:
@@ -174,7 +190,17 @@ def _report_on_gpu(args: argparse.Namespace) -> None:
     networks = [network for network in asked if network in gpu_contenders.CONTENDERS]
     if not networks:
         raise UserError(f"--networks: the report on a GPU has {', '.join(gpu_contenders.CONTENDERS)}")
-    command.report(args.out, networks, args.only, args.seconds, args.baseline, args.device, args.smoke)
+    command.report(
+        args.out,
+        networks,
+        args.only,
+        args.seconds,
+        args.baseline,
+        args.device,
+        args.smoke,
+        known=DOCS,
+        compile_seconds=args.compile_seconds,
+    )
 
 
 def write_report(docs: Path, wanted: list[Case], setup: Setup) -> None:

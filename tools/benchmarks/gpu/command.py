@@ -16,12 +16,14 @@ import torch
 from mm_vitbackbones.errors import UserError
 from mm_vitbackbones.files import write_whole
 
+from . import figures
 from .cases import PARTS, Task, tasks
 from .contenders import CONTENDERS
+from .figures import NAME
 from .page import page
-from .running import Plan, Runner, jobs, limits
+from .planning import Known
+from .running import COMPILE_SECONDS, Plan, Runner, jobs, room
 
-NAME = "benchmarks_gpu"
 PEERS = ("timm", "transformers", "mmcv", "mmcv-lite", "mmdet", "mmsegmentation")
 MARGIN = 5.0
 """Seconds before the limit at which measuring stops, to write the page."""
@@ -58,12 +60,13 @@ def report(
     baseline: Path | None = None,
     device: str = "cuda",
     smoke: bool = False,
+    known: Path | None = None,
+    compile_seconds: float = COMPILE_SECONDS,
 ) -> None:
-    """Measures what ``benchmarks_gpu.jsonl`` in a folder does not hold yet, and writes ``benchmarks_gpu.json`` and the
-    page next to it.
+    """Measures what ``benchmarks_gpu.jsonl`` in a folder does not hold yet, and adds it to ``benchmarks_gpu.json`` and
+    the page next to it.
 
-    Each record is appended as soon as it is there, so that a run which was stopped goes on where it was. What
-    ``benchmarks_gpu.json`` has no figure of yet comes first.
+    Each record is appended as soon as it is there, so that a run which was stopped goes on where it was.
 
     Args:
         networks: out of CONTENDERS; all of them if None.
@@ -71,6 +74,8 @@ def report(
         seconds: stops before so many seconds have passed; the page then holds what there is.
         baseline: another checkout of this package, which is measured as well.
         smoke: tiny images and a trial compiler, on any device: whether everything runs.
+        known: a folder with the figures there are: what they lack comes first, then what they have of an earlier run.
+        compile_seconds: what compiles longer is left out.
 
     Raises:
         UserError: for records of another machine, or a baseline that is no checkout of this package.
@@ -81,34 +86,48 @@ def report(
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{NAME}.jsonl"
     here = machine(device)
-    records = read(path, here)
+    records = resume(path, here, smoke)
     print(f"{here['card']}, driver {here['driver']}, torch {here['torch']}, peers: {here['peers']}", flush=True)
     done = {Task.from_json(record) for record in records}
     wanted = tasks(networks or CONTENDERS, parts or PARTS, baseline is not None)
-    left = sorted((task for task in wanted if task not in done), key=shown(folder / f"{NAME}.json").__contains__)
+    there = Known(figures.read(known or folder)["records"])
+    stages = {task: stage for task, stage in there.stages(wanted).items() if task not in done}
 
     def keep(record: dict[str, Any]) -> None:
         records.append(record)
-        append(path, record)
+        figures.append(path, record)
         print(f"[{time.monotonic() - started:4.0f} s] {line(record)}", flush=True)
 
-    memory = torch.cuda.get_device_properties(device).total_memory / 2**30 if device != "cpu" else 0
+    memory = torch.cuda.get_device_properties(device).total_memory / 2**30 if device != "cpu" else float("inf")
     deadline = started + (seconds - MARGIN if seconds is not None else float("inf"))
-    resolved = None if baseline is None else baseline.resolve()
-    compiles = any(task.part == "compiled" for task in left)
-    plan = Plan(device, smoke, resolved, deadline, limits(os.cpu_count() or 1, memory, compiles))
-    finished = Runner(plan, keep, folder / f"{NAME}.log").run(jobs(left))
-    write_pages(folder, {"machine": here, "records": records})
+    compiles = any(task.part == "compiled" for task in stages)
+    plan = Plan(
+        device,
+        smoke,
+        None if baseline is None else baseline.resolve(),
+        deadline,
+        room(os.cpu_count() or 1, memory, compiles),
+        compile_seconds,
+    )
+    finished = Runner(plan, keep, folder / f"{NAME}.log").run(jobs(stages, there, together=smoke))
+    merge(folder, folder)
     if not finished:
         missing = len(wanted) - len({Task.from_json(record) for record in records} & set(wanted))
         print(f"stopped before {seconds:.0f} s: {missing} of {len(wanted)} measurements are missing", flush=True)
 
 
-def shown(path: Path) -> set[Task]:
-    """What a file of figures, of any machine, has a figure of, or why there is none."""
-    if not path.is_file():
-        return set()
-    return {Task.from_json(record) for record in json.loads(path.read_text("utf-8"))["records"]}
+def merge(run: Path, folder: Path) -> None:
+    """Adds the run in a folder to the figures in another, or the same, and makes their page.
+
+    Raises:
+        UserError: if there is no run, or it is a trial.
+    """
+    found = figures.read_run(run)
+    if found is None:
+        raise UserError(f"there is no {NAME}.jsonl in {run}: name the --out of a report on a GPU")
+    if found["trial"] and run != folder:
+        raise UserError(f"{run} holds a trial (--smoke), whose figures are of toy images")
+    write_pages(folder, figures.merged(found, figures.read(folder)))
 
 
 def write_pages(folder: Path, data: Mapping[str, Any]) -> None:
@@ -116,20 +135,16 @@ def write_pages(folder: Path, data: Mapping[str, Any]) -> None:
     write_whole(folder / f"{NAME}.md", page(data).encode())
 
 
-def read(path: Path, here: Mapping[str, Any]) -> list[dict[str, Any]]:
+def resume(path: Path, here: Mapping[str, Any], trial: bool) -> list[dict[str, Any]]:
     """The records of an unfinished run on this machine; starts the file if there is none."""
-    if not path.is_file():
-        append(path, {"machine": here})
+    found = figures.read_run(path.parent)
+    if found is None:
+        figures.append(path, {"machine": here, "date": time.strftime("%Y-%m-%d", time.gmtime()), "trial": trial})
         return []
-    first, *records = [json.loads(each) for each in path.read_text("utf-8").splitlines() if each.strip()]
-    if first != {"machine": here}:
+    if (found["machine"], found["trial"]) != (here, trial):
         raise UserError(f"{path} is of another machine or other versions: remove the file to start again")
+    records: list[dict[str, Any]] = found["records"]
     return records
-
-
-def append(path: Path, record: Mapping[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
 
 
 def line(record: Mapping[str, Any]) -> str:

@@ -20,6 +20,8 @@ SECONDS_OF_A_GROUP = 0.15
 RUNS_OF_A_GROUP = (2, 10)
 """At least and at most."""
 
+OUT_OF_MEMORY = "fails: out of memory"
+
 Run = Callable[[], Any]
 
 
@@ -127,7 +129,7 @@ def release(device: str) -> None:
 def reason(error: BaseException) -> str:
     """Why something was not measured, in one line."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return "fails: out of memory"
+        return OUT_OF_MEMORY
     lines = str(error).strip().splitlines() or [""]
     text = f"{type(error).__name__}: {lines[0]}" if lines[0] else type(error).__name__
     return f"{'not installed' if isinstance(error, ImportError) else 'fails'}: {text[:160]}"

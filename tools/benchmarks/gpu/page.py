@@ -67,37 +67,57 @@ Record = Mapping[str, Any]
 
 
 class Figures:
-    """The records, by what they are of."""
+    """The records, by what they are of. Only what one machine measured is compared.
 
-    def __init__(self, records: Iterable[Record]) -> None:
+    Each row has ``run``, the earliest of its figures, as its place in the list of runs, and ``machine``: alike where
+    it is the same one.
+    """
+
+    def __init__(self, data: Mapping[str, Any]) -> None:
+        machines = [run["machine"] for run in data["runs"]]
         self._found: dict[tuple[str, str, str, Case], dict[str, Any]] = {}
-        for record in records:
+        for record in data["records"]:
             task = Task.from_json(record)
-            place = self._found.setdefault((task.network, task.contender, task.part, task.case), {})
-            skipped = {"network", "contender", "part", "case", "what"}
+            run = record.get("run", 0)
+            place = self._found.setdefault((task.network, task.contender, task.part, task.case), {"run": run})
+            place |= {"run": max(run, place["run"]), "machine": machines.index(machines[run])}
+            skipped = {"network", "contender", "part", "case", "what", "run"}
             if task.what == "kernels" and "failure" in record:
                 continue  # its time says why, or is all that there is
             place.update({name: value for name, value in record.items() if name not in skipped})
-
-    def are_earlier(self, network: str) -> bool:
-        """Whether a figure of the aims of this network was measured with an earlier version of ours, or with it."""
-        return any(
-            values.get("earlier")
-            for (name, contender, part, _), values in self._found.items()
-            if name == network and contender != BEFORE and part in ("train", "inference")
-        )
 
     def of(self, network: str, contender: str, part: str, case: Case) -> dict[str, Any] | None:
         """Everything measured in one place; None if nothing was."""
         return self._found.get((network, contender, part, case))
 
-    def value(self, network: str, contender: str, part: str, case: Case, name: str) -> float | None:
-        return (self.of(network, contender, part, case) or {}).get(name)
+    def _machine(self, network: str, parts: Iterable[str], case: Case) -> int | None:
+        """Whose figures are compared: those of the machine that measured ours last."""
+        rows = [row for part in parts if (row := self.of(network, OURS, part, case)) is not None]
+        return min((row["machine"] for row in rows), default=None)
+
+    def value(
+        self, network: str, contender: str, part: str, case: Case, name: str, parts: Iterable[str] = ()
+    ) -> float | None:
+        """A figure, to be compared with others of its place.
+
+        Args:
+            parts: those that are compared with each other, if they are several.
+        """
+        row = self.of(network, contender, part, case)
+        if row is None or self._machine(network, parts or (part,), case) not in (None, row["machine"]):
+            return None
+        return row.get(name)
 
     def peers(self, network: str, part: str, case: Case, name: str) -> dict[str, float]:
         """The values of all peers that have one."""
         values = {c: self.value(network, c, part, case, name) for c in _peers(network)}
         return {c: value for c, value in values.items() if value is not None}
+
+    def run(self, network: str, contenders: Iterable[str], parts: Iterable[str], case: Case) -> int:
+        """The earliest run that measured one of these, as its place in the list of runs."""
+        rows = [self.of(network, c, part, case) for c in contenders for part in parts]
+        machine = self._machine(network, parts, case)
+        return max((row["run"] for row in rows if row is not None and row["machine"] == machine), default=0)
 
     def fastest_inference(self, network: str, contenders: Iterable[str]) -> tuple[float, str, str] | None:
         """Milliseconds, who, and in which form, at 800x1344, batch 1."""
@@ -110,9 +130,13 @@ class Figures:
             (value, contender, form)
             for contender in contenders
             for part, name, form in forms
-            if (value := self.value(network, contender, part, INFER_800, name)) is not None
+            if (value := self.value(network, contender, part, INFER_800, name, FASTEST)) is not None
         ]
         return min(times, default=None)
+
+
+FASTEST = ("inference", "compiled")
+"""The parts whose inference is compared for the fastest form."""
 
 
 def _peers(network: str) -> list[str]:
@@ -123,25 +147,28 @@ NOT_MEASURED = "not measured"
 
 
 def page(data: Mapping[str, Any]) -> str:
-    """The page of what a run has measured: ``machine``, ``before`` and ``records``."""
-    figures = Figures(data["records"])
-    parts = [_head(data), _earlier(data["records"]), _aims(figures), _python(figures)]
+    """The page of figures as ``figures`` describes them."""
+    figures = Figures(data)
+    parts = [_head(data["runs"][0]), _earlier(data["runs"]), _aims(figures), _python(figures)]
     for network, title in TITLES.items():
         if table := _tables(figures, network):
             parts.append(f"\n## {title}\n{table}")
     return "".join(parts)
 
 
-def _head(data: Mapping[str, Any]) -> str:
-    machine = data["machine"]
+def _described(machine: Mapping[str, Any]) -> str:
     peers = ", ".join(f"{name} {version}" for name, version in machine["peers"].items()) or "none"
+    return f"{machine['card']}, driver {machine['driver']}, torch {machine['torch']}; peers: {peers}"
+
+
+def _head(run: Mapping[str, Any]) -> str:
     light = f'`with_cp="{LIGHT_FORM}"`'
     return f"""# Benchmarks on a GPU
 
 Made by `tools/benchmark.py --device cuda --report` from `docs/benchmarks_gpu.json`: do not edit. What is measured on a
 CPU stands in [benchmarks.md](benchmarks.md).
 
-**Measured here**: {machine["card"]}, driver {machine["driver"]}, torch {machine["torch"]}; peers: {peers}.
+**Measured here**, {run["date"]}: {_described(run["machine"])}.
 
 Our networks and other implementations of the same ones, at random weights. A training step is forward and backward
 under bf16 autocast, with fp32 weights, stochastic depth as by default of our network, and gradients that are set to
@@ -157,14 +184,24 @@ None before it. Inference has weights and image in bf16. Each figure was measure
 """
 
 
-def _earlier(records: Iterable[Record]) -> str:
-    if not any(record.get("earlier") for record in records):
-        return ""
-    return "- \\*: from an earlier run, on a card of the same kind, of the version of then.\n"
+def _earlier(runs: Sequence[Mapping[str, Any]]) -> str:
+    """What the marks mean."""
+    last = runs[0]["machine"]
+    lines = []
+    for index, run in enumerate(runs[1:], start=1):
+        where = "on the same machine" if run["machine"] == last else f"on another machine: {_described(run['machine'])}"
+        lines.append(f"- {_stars(index)}: from an earlier run, {run['date']}, of the version of then, {where}.\n")
+    if any(run["machine"] != last for run in runs):
+        lines.append("- Only figures of the same machine are compared with each other.\n")
+    return "".join(lines)
 
 
-def _mark(row: Mapping[str, Any]) -> str:
-    return " \\*" if row.get("earlier") else ""
+def _stars(run: int) -> str:
+    return "\\*" * run
+
+
+def _mark(run: int) -> str:
+    return f" {_stars(run)}" if run else ""
 
 
 def _aims(figures: Figures) -> str:
@@ -192,13 +229,13 @@ def _aims(figures: Figures) -> str:
         rows.append(_fastest(figures, network, aims.fastest_inference))
         what = f"compiled training, {_image(TRAIN_512)}"
         rows.append(_ratio(figures, network, what, "compiled", TRAIN_512, COMPILED_TRAINING))
-        title = TITLES[network] + (" \\*" if figures.are_earlier(network) else "")
-        lines += [f"| {title} | {' | '.join(row)} |\n" for row in rows]
+        lines += [f"| {TITLES[network]}{_mark(run)} | {' | '.join(cells)} |\n" for cells, run in rows]
     return "".join(lines)
 
 
-Row = tuple[str, str, str, str, str, str]
-"""What is meant, the aim, before, now, by CUDA time, and the best peer."""
+Row = tuple[tuple[str, str, str, str, str, str], int]
+"""What is meant, the aim, before, now, by CUDA time, and the best peer; and the earliest run that measured one of ours
+and the peers."""
 
 
 def _image(case: Case) -> str:
@@ -235,7 +272,8 @@ def _ratio(figures: Figures, network: str, what: str, part: str, case: Case, aim
     shown = "-" if best is None else f"{best}, {theirs:.2f} ms"
     least = min(figures.peers(network, part, case, "cuda_ms").values(), default=None)
     of_kernels = _over(least, figures.value(network, OURS, part, case, "cuda_ms"))
-    return what, f"x{aim:g}", _plain(before), _at_least(now, aim), _plain(of_kernels), shown
+    cells = what, f"x{aim:g}", _plain(before), _at_least(now, aim), _plain(of_kernels), shown
+    return cells, figures.run(network, [OURS, *_peers(network)], [part], case)
 
 
 def _memory(figures: Figures, network: str, ours: str, what: str, case: Case, aim: float) -> Row:
@@ -245,7 +283,8 @@ def _memory(figures: Figures, network: str, ours: str, what: str, case: Case, ai
     now = _over(figures.value(network, ours, "train", case, "peak_mib"), theirs)
     before = _over(figures.value(network, BEFORE, "train", case, "peak_mib"), theirs) if ours == OURS else None
     shown = "-" if best is None else f"{best}, {theirs:.0f} MiB"
-    return what, f"{aim:.0%}", "-" if before is None else f"{before:.0%}", _at_most(now, aim), "-", shown
+    cells = what, f"{aim:.0%}", "-" if before is None else f"{before:.0%}", _at_most(now, aim), "-", shown
+    return cells, figures.run(network, [ours, *_peers(network)], ["train"], case)
 
 
 def _light_time(figures: Figures, network: str, case: Case) -> Row:
@@ -253,7 +292,8 @@ def _light_time(figures: Figures, network: str, case: Case) -> Row:
     what = f"time with `with_cp` over without, {_image(case)}"
     kernels = _over(*(figures.value(network, name, "train", case, "cuda_ms") for name in (LIGHT, OURS)))
     of_kernels = "-" if kernels is None else f"{kernels:.0%}"
-    return what, f"{LIGHT_TIME:.0%}", "-", _at_most(_over(light, plain), LIGHT_TIME), of_kernels, "-"
+    cells = what, f"{LIGHT_TIME:.0%}", "-", _at_most(_over(light, plain), LIGHT_TIME), of_kernels, "-"
+    return cells, figures.run(network, [OURS, LIGHT], ["train"], case)
 
 
 def _fastest(figures: Figures, network: str, aim: float) -> Row:
@@ -264,7 +304,8 @@ def _fastest(figures: Figures, network: str, aim: float) -> Row:
     form = "" if ours is None else f" ({ours[2]})"
     shown = "-" if theirs is None else f"{theirs[1]}, {theirs[2]}, {theirs[0]:.2f} ms"
     what = f"compiled or CUDA graph, inference, {_image(INFER_800)}"
-    return what, f"x{aim:g}", _plain(then), _at_least(now, aim) + (form if now is not None else ""), "-", shown
+    cells = what, f"x{aim:g}", _plain(then), _at_least(now, aim) + (form if now is not None else ""), "-", shown
+    return cells, figures.run(network, [OURS, *_peers(network)], FASTEST, INFER_800)
 
 
 def _python(figures: Figures) -> str:
@@ -279,7 +320,8 @@ def _python(figures: Figures) -> str:
             for name in (OURS, BEFORE)
         )
         shown = "-" if before is None else f"{before:.0%}"
-        lines.append(f"| {TITLES[network]} | {shown} | {_at_most(now, WALL_OVER_CUDA)} |\n")
+        mark = _mark(figures.run(network, [OURS], ["train"], TRAIN_512))
+        lines.append(f"| {TITLES[network]}{mark} | {shown} | {_at_most(now, WALL_OVER_CUDA)} |\n")
     return "".join(lines)
 
 
@@ -330,7 +372,8 @@ def _number(value: float | None, digits: int) -> str:
 
 def _share(row: Mapping[str, Any], ours: Mapping[str, Any], name: str) -> str:
     mine = ours.get(name)
-    return "-" if not mine or row.get(name) is None else f"{row[name] / mine:.2f}"
+    is_comparable = mine and row.get(name) is not None and row["machine"] == ours["machine"]
+    return f"{row[name] / mine:.2f}" if is_comparable else "-"
 
 
 def _time(row: Mapping[str, Any], ours: Mapping[str, Any]) -> tuple[str, str]:
@@ -364,7 +407,7 @@ def _table(figures: Figures, network: str, part: str) -> str:
             values: Sequence[str] = cells(row, ours)
             if "failure" in row:
                 values = (row["failure"].replace("|", "/"), *("" for _ in columns[1:]))
-            lines.append(f"| {image} | {contender.name}{_mark(row)} | {' | '.join(values)} |\n")
+            lines.append(f"| {image} | {contender.name}{_mark(row['run'])} | {' | '.join(values)} |\n")
     if not lines:
         return ""
     header = f"| image | implementation | {' | '.join(columns)} |\n{'| --- ' * (len(columns) + 2)}|\n"

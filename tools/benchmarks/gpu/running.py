@@ -3,12 +3,12 @@
 Processes import, build, compile and warm up side by side. One that is ready to measure asks to be alone; all others,
 each a process group, are stopped (SIGSTOP) until it has its figures, so that no other work on the CPU or on the card
 disturbs it. A network's process measures all its contenders; an older version of this package has processes of its
-own; each compilation has one.
+own; each compilation has one. What runs out of memory among others is measured again when no other process is left.
 
 Where the time goes on one H200 with 16 cores: importing and building 10 s a process, hidden behind others; alone,
 0.8 s for each training case, 0.4 s for inference with its graph, 0.2 s for kernels, 2 s for large images: about two and
-a half minutes in all. Compiling takes 40 to 70 s of one core for inference and 60 to 120 s for training, twelve at a
-time: about four minutes, beside the rest.
+a half minutes in all. Compiling takes 40 to 70 s of one core for inference and 60 to 120 s for training, thirteen at a
+time: about six minutes, beside the rest.
 """
 
 from __future__ import annotations
@@ -22,19 +22,40 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from .cases import Task
 from .contenders import BEFORE
+from .measuring import OUT_OF_MEMORY
+from .planning import MISSING_LATER, Known
 
 ROOT = Path(__file__).parents[3]
-GIB_OF_A_TRAINING = 12
-"""Memory that a process takes which compiles training, at most."""
-GIB_OF_AN_EAGER_TRAINING = 20
-"""The same of one that does not compile: with the caches of the network before it."""
+COMPILE_SECONDS = 240.0
+
+
+@dataclass(frozen=True)
+class Room:
+    """How many processes there may be at a time."""
+
+    processes: int
+    eager: int
+    """Those that compile nothing."""
+    gib: float
+    """Of the card's memory, for all of them."""
+
+
+def room(cores: int, memory_gib: float, compiles: bool = True) -> Room:
+    """One process for each core, and no more than fit in the card's memory.
+
+    Args:
+        compiles: whether most cores are for compiling.
+    """
+    if cores < 8:
+        return Room(1, 1, memory_gib)
+    return Room(cores, 3 if compiles else cores // 2, memory_gib * 0.8)
 
 
 @dataclass(frozen=True)
@@ -46,24 +67,11 @@ class Plan:
     baseline: Path | None
     deadline: float
     """By ``time.monotonic``."""
-    limits: Mapping[str, int]
-    """Processes at a time, by kind of job."""
+    room: Room
+    compile_seconds: float = COMPILE_SECONDS
+    """What compiles longer is left out; the time in which others measure does not count."""
     program: str = "from benchmarks.gpu.worker import serve; serve()"
     """What a process runs, in Python."""
-
-
-def limits(cores: int, memory_gib: float, compiles: bool = True) -> dict[str, int]:
-    """Processes at a time: together no more than the cores, and no more trainings than fit in the card's memory.
-
-    Args:
-        compiles: whether most cores are for compiling.
-    """
-    if cores < 8:
-        return {"eager": 1, "before": 1, "compiled inference": 1, "compiled train": 1}
-    compiling = cores - 4
-    trainings = max(1, min(compiling // 2, int(memory_gib * 0.8 / GIB_OF_A_TRAINING)))
-    eager = 3 if compiles else max(1, min(cores // 2, int(memory_gib * 0.8 / GIB_OF_AN_EAGER_TRAINING)))
-    return {"eager": eager, "before": 1, "compiled inference": compiling - trainings, "compiled train": trainings}
 
 
 @dataclass
@@ -71,23 +79,36 @@ class Job:
     """Tasks for one process."""
 
     kind: str
+    """``eager``, ``before`` (the same of an older version) or ``compiled``."""
     tasks: list[Task]
+    stage: int
+    """See ``planning``."""
+    gib: float
+    """Of the card's memory, at most; infinite for what must have the card to itself."""
 
 
-def jobs(tasks: Iterable[Task]) -> list[Job]:
-    """One for each compilation, then one for each network's other tasks, and for those of the older version."""
-    alone: list[Job] = []
-    shared: dict[tuple[str, str], Job] = {}
-    for task in tasks:
-        if task.part == "compiled":
-            alone.append(Job(f"compiled {task.case.mode}", [task]))
+def jobs(stages: Mapping[Task, int], known: Known, together: bool = False) -> list[Job]:
+    """One for each compilation, and for each stage of a network's other tasks, and for those of the older version.
+
+    Args:
+        together: all tasks of a kind of a network in one process, whatever their stage: fewer starts of processes.
+    """
+    alone: list[tuple[int, list[Task]]] = []
+    shared: dict[tuple[str, str, int], list[Task]] = {}
+    for task, stage in stages.items():
+        kind = "compiled" if task.part == "compiled" else "before" if task.contender == BEFORE else "eager"
+        if kind == "compiled" and not together:
+            alone.append((stage, [task]))
         else:
-            kind = "before" if task.contender == BEFORE else "eager"
-            shared.setdefault((kind, task.network), Job(kind, [])).tasks.append(task)
-    for job in shared.values():  # a contender's training, inference and large images one after the other
-        names = [*dict.fromkeys(task.contender for task in job.tasks)]
-        job.tasks.sort(key=lambda task: names.index(task.contender))
-    return [*alone, *shared.values()]
+            shared.setdefault((kind, task.network, 0 if together else stage), []).append(task)
+    found = []
+    for (kind, _, stage), own in shared.items():  # a contender's training, inference and large images one by one
+        names = [*dict.fromkeys(task.contender for task in own)]
+        own.sort(key=lambda task, names=names: names.index(task.contender))  # type: ignore[misc]
+        found.append(Job(kind, own, stage, known.gib(own)))
+    # A process for each core: those that compile nothing get theirs first.
+    found += [Job("compiled", own, stage, known.gib(own)) for stage, own in alone]
+    return sorted(found, key=lambda job: job.stage)
 
 
 @dataclass
@@ -96,6 +117,10 @@ class Worker:
     process: subprocess.Popen[bytes]
     left: list[Task]
     current: Task | None = None
+    seconds: float = 0.0
+    """Since it began its current task, or since it started, except while another one measured."""
+    has_compiled: bool = False
+    """Whether it has asked to be alone for its current task."""
     buffer: bytes = b""
 
     def end(self) -> int:
@@ -114,30 +139,34 @@ class Runner:
     plan: Plan
     keep: Callable[[dict[str, Any]], None]
     log: Path
+    waiting: list[Job] = field(default_factory=list)
     workers: dict[int, Worker] = field(default_factory=dict)
     asking: deque[int] = field(default_factory=deque)
     alone: int | None = None
 
     def run(self, waiting: list[Job]) -> bool:
         """Whether all was done before the deadline."""
-        waiting = [*waiting]
+        self.waiting = [*waiting]
         selector = selectors.DefaultSelector()
+        last = time.monotonic()
         try:
-            while waiting or self.workers:
-                for job in [job for job in waiting if self._fits(job)]:
+            while self.waiting or self.workers:
+                for job in [*self.waiting]:
                     if self._fits(job) and self.alone is None:
-                        waiting.remove(job)
+                        self.waiting.remove(job)
                         worker = self._start(job)
                         selector.register(worker.process.stdout, selectors.EVENT_READ, worker)  # type: ignore[arg-type]
-                left = self.plan.deadline - time.monotonic()
+                passed, last = time.monotonic() - last, time.monotonic()
+                left = self.plan.deadline - last
                 if left <= 0:
                     return False
+                self._end_long_compilations(passed)
                 for key, _ in selector.select(min(left, 1.0)):
                     worker = key.data
                     data = os.read(key.fd, 65536)
                     if not data:
                         selector.unregister(key.fileobj)
-                        waiting += self._ended(worker)
+                        self.waiting += self._ended(worker)
                         continue
                     *lines, worker.buffer = (worker.buffer + data).split(b"\n")
                     for line in lines:
@@ -151,7 +180,33 @@ class Runner:
                 worker.end()
 
     def _fits(self, job: Job) -> bool:
-        return sum(worker.job.kind == job.kind for worker in self.workers.values()) < self.plan.limits[job.kind]
+        """Whether there is room for a job, and its turn has come."""
+        if not self.workers:
+            return True
+        room, running = self.plan.room, [worker.job for worker in self.workers.values()]
+        if len(running) >= room.processes or job.gib + sum(other.gib for other in running) > room.gib:
+            return False
+        if job.kind != "compiled" and sum(other.kind == job.kind for other in running) >= self._most(job.kind):
+            return False
+        return job.stage < MISSING_LATER or not any(other.stage < job.stage for other in self.waiting)
+
+    def _most(self, kind: str) -> int:
+        return self.plan.room.eager if kind == "eager" else 1
+
+    def _end_long_compilations(self, passed: float) -> None:
+        """Their tasks are recorded where the end of the process is noticed.
+
+        Args:
+            passed: seconds since this was called before.
+        """
+        for pid, worker in self.workers.items():
+            if self.alone is None:
+                worker.seconds += passed
+            if worker.job.kind == "compiled" and not worker.has_compiled and self._is_late(worker):
+                _signal(pid, signal.SIGKILL)
+
+    def _is_late(self, worker: Worker) -> bool:
+        return worker.seconds > self.plan.compile_seconds
 
     def _start(self, job: Job) -> Worker:
         root = self.plan.baseline if job.kind == "before" and self.plan.baseline else ROOT
@@ -182,11 +237,16 @@ class Runner:
         pid = worker.process.pid
         if "begin" in message:
             worker.current = Task.from_json(message["begin"])
+            worker.seconds, worker.has_compiled = 0.0, False
         elif "record" in message:
             worker.left.remove(Task.from_json(message["record"]))
             worker.current = None
-            self.keep(message["record"])
+            if message["record"].get("failure") == OUT_OF_MEMORY and len(self.workers) > 1:
+                self.waiting.append(replace(worker.job, tasks=[Task.from_json(message["record"])], gib=float("inf")))
+            else:
+                self.keep(message["record"])
         elif "ask" in message:
+            worker.has_compiled = True
             self.asking.append(pid)
         elif "done" in message:
             self._resume()
@@ -218,8 +278,11 @@ class Runner:
             return []
         broken = worker.current or worker.left[0]
         worker.left.remove(broken)
-        self.keep({**broken.to_json(), "failure": f"fails: its process ended with {code}"})
-        return [Job(worker.job.kind, worker.left)] if worker.left else []
+        why = f"fails: its process ended with {code}"
+        if worker.job.kind == "compiled" and not worker.has_compiled and self._is_late(worker):
+            why = f"left out: compiling takes more than {self.plan.compile_seconds:.0f} s"
+        self.keep({**broken.to_json(), "failure": why})
+        return [replace(worker.job, tasks=worker.left)] if worker.left else []
 
 
 def _signal(pid: int, number: int) -> None:

@@ -139,33 +139,41 @@ def _graph(run: measuring.Run, device: str, parent: Parent) -> dict[str, Any]:
 
 
 def compiled(tasks: list[Task], order: Mapping[str, Any], parent: Parent) -> None:
-    """One task a process: what was compiled before would change the next one's seconds."""
-    device = order["device"]
+    """One task a process, except in a trial: what was compiled before would change the next one's seconds."""
     for task in tasks:
         parent.write(begin=task.to_json())
         try:
-            owner = find(task.network, task.contender).build().to(device)
-            image = image_of(task, order)
-            training = task.case.mode == "train"
-            plain = run_of(task, owner, image)
-            # Some build here what they need for a size of image. A whole step of training would fill the card, of which
-            # several processes compile at once.
-            reference = measuring.inference(owner, image[:1])() if training else plain()
-            start, used = time.perf_counter(), _cpu_seconds()
-            network: Any = torch.compile(owner, dynamic=False, backend="aot_eager" if order["smoke"] else "inductor")
-            run = measuring.training_step(network, image, owner) if training else measuring.inference(network, image)
-            result = run()
-            measuring.synchronize(device)
-            spent = {"compile_s": time.perf_counter() - start, "compile_cpu_s": _cpu_seconds() - used}
-            if not training:
-                spent["difference"] = _difference(result, reference)
-            del reference, result
-            owner.zero_grad(set_to_none=True)
-            measuring.release(device)
-            values = _times(task, run, owner, device, parent)
-            parent.record(task, **spent, **values)
+            parent.record(task, **_compiled(task, order, parent))
         except Exception as error:
             parent.record(task, failure=measuring.reason(error))
+        torch.compiler.reset()
+
+
+TRIAL_COMPILER = "eager"
+"""Traces the graph, which is what may fail, and runs it as it is."""
+
+
+def _compiled(task: Task, order: Mapping[str, Any], parent: Parent) -> dict[str, Any]:
+    device = order["device"]
+    owner = find(task.network, task.contender).build().to(device)
+    image = image_of(task, order)
+    training = task.case.mode == "train"
+    plain = run_of(task, owner, image)
+    # Some build here what they need for a size of image. A whole step of training would fill the card, of which
+    # several processes compile at once.
+    reference = measuring.inference(owner, image[:1])() if training else plain()
+    start, used = time.perf_counter(), _cpu_seconds()
+    network: Any = torch.compile(owner, dynamic=False, backend=TRIAL_COMPILER if order["smoke"] else "inductor")
+    run = measuring.training_step(network, image, owner) if training else measuring.inference(network, image)
+    result = run()
+    measuring.synchronize(device)
+    spent = {"compile_s": time.perf_counter() - start, "compile_cpu_s": _cpu_seconds() - used}
+    if not training:
+        spent["difference"] = _difference(result, reference)
+    del reference, result
+    owner.zero_grad(set_to_none=True)
+    measuring.release(device)
+    return {**spent, **_times(task, run, owner, device, parent)}
 
 
 def _cpu_seconds() -> float:

@@ -1,0 +1,65 @@
+"""The figures of several runs in one file: ``benchmarks_gpu.json``.
+
+It has ``runs``, the last one first, each with its ``machine`` and ``date``, and ``records``. A record is of the last
+run, or of the one whose place in ``runs`` is its ``run``. ``benchmarks_gpu.jsonl`` holds one run, as it goes: a line
+with its machine and date, and one for each record.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mm_vitbackbones.errors import UserError
+
+from .cases import PARTS, Task, tasks
+from .contenders import CONTENDERS
+
+NAME = "benchmarks_gpu"
+
+
+def read_run(folder: Path) -> dict[str, Any] | None:
+    """The run in a folder, with its ``records``; None if there is none."""
+    path = folder / f"{NAME}.jsonl"
+    if not path.is_file():
+        return None
+    try:
+        first, *records = [json.loads(each) for each in path.read_text("utf-8").splitlines() if each.strip()]
+        return {name: first[name] for name in ("machine", "date", "trial")} | {"records": records}
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path} is no file of a run: remove it to start again") from None
+
+
+def append(path: Path, record: Mapping[str, Any]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """All figures in a folder; no runs if there are none."""
+    path = folder / f"{NAME}.json"
+    data: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {"runs": [], "records": []}
+    return data
+
+
+def merged(run: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
+    """A run and, in the places that it has no figure of, those of earlier runs, which keep the name of their run.
+
+    A place is a contender in a case: its times and its kernels are of one run. Merging a run twice changes nothing.
+    """
+    known = {*tasks(CONTENDERS, PARTS, before=True)}
+    measured = {_place(record) for record in run["records"]}
+    kept = [each for each in others["records"] if _place(each) not in measured and Task.from_json(each) in known]
+    used = sorted({each.get("run", 0) for each in kept})
+    runs = [{"machine": run["machine"], "date": run["date"]}, *(others["runs"][index] for index in used)]
+    return {
+        "runs": runs,
+        "records": [*run["records"], *({**each, "run": 1 + used.index(each.get("run", 0))} for each in kept)],
+    }
+
+
+def _place(record: Mapping[str, Any]) -> Task:
+    task = Task.from_json(record)
+    return Task(task.network, task.contender, task.part, task.case, "")
