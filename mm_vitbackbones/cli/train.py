@@ -49,7 +49,7 @@ LATEST = "latest"
 
 
 def train_arguments(argv: list[str]) -> argparse.Namespace:
-    parser = Parser(prog="train.py", description="Train a detector or a segmenter from an mmdet or mmseg config.")
+    parser = Parser(prog="train.py", description="Train a detector or a segmentor from an mmdet or mmseg config.")
     add_common(parser)
     parser.add_argument(
         "--resume",

@@ -2,16 +2,43 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import importlib
+import io
 import re
 
 import pytest
+from mmengine.registry import Registry
 
 from helpers.pages import PAGES, anchors, blocks, inline, path_of, tables, targets, tokens
 from helpers.paths import ROOT
+from mm_vitbackbones import registry
 from mm_vitbackbones.__main__ import COMMANDS
 from mm_vitbackbones.build import families
+from mm_vitbackbones.cli.look import SHOWN
+from mm_vitbackbones.cli.new_config import HEADS
+from mm_vitbackbones.data.converting.recognise import FORMATS
 
 LANGUAGES = {"bash", "python", "text", "bibtex"}
+
+PACKAGE = ROOT / "mm_vitbackbones"
+
+OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]*")
+
+OF_OTHERS = {"--node_rank", "--stronglyTyped"}
+"""Options of torchrun and TensorRT that stand in the text alone."""
+
+FIGURE = re.compile(
+    r"(?<![\w.])\d[\d.,]*\s(?:ms|s|seconds|minutes|min|[MG]iB|[MG]B)\b(?! and more)|\b(?:AP(?:50|75)?|mIoU)\s[*]*0\.\d+"
+)
+"""A time, a size of memory, or an accuracy."""
+
+LABEL = re.compile(r"measured|published|\bpapers?\b|untested|not run", re.IGNORECASE)
+"""What says where figures come from."""
+
+NO_RESULTS = ("CHANGELOG.md", "SECURITY.md", "docs/benchmarks_notes.md")
+"""Pages without figures of their own: limits, and what is part of docs/benchmarks.md."""
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -84,3 +111,113 @@ def test_the_readme_has_a_row_for_each_family() -> None:
             known = [float(x) for x in every if x != "-"]
             assert cell == (f"{min(known)} to {max(known)}" if known else "-")
         assert paper == variants[0][7]
+
+
+@functools.cache
+def options(command: str) -> frozenset[str]:
+    """The options that a command's help names."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
+        importlib.import_module(f"mm_vitbackbones.cli.{COMMANDS[command][0]}").main(["--help"])
+    return frozenset(OPTION.findall(said.getvalue()))
+
+
+@functools.cache
+def all_options() -> frozenset[str]:
+    """Those of all commands, and of the maintainers' programs."""
+    of_tools = (OPTION.findall(path.read_text("utf-8")) for path in (ROOT / "tools").rglob("*.py"))
+    return frozenset().union(*map(options, COMMANDS), *of_tools, OF_OTHERS)
+
+
+def code(page: str) -> list[str]:
+    """Inline code, and the lines of shells."""
+    lines = [line for block in blocks(page) for line in block.commands]
+    shown = [line for block in blocks(page) if block.language == "text" for line in block.text.splitlines()]
+    return [token.content for token in inline(page) if token.type == "code_inline"] + lines + shown
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_options_in_the_text_exist(page: str) -> None:
+    unknown = []
+    for words in code(page):
+        _, launched, rest = words.rpartition("-m mm_vitbackbones ")  # what is left of it are options of launchers
+        named = re.match(r"(?:.*\btools/)?(\w+)", rest)
+        known = options(named[1]) if named and named[1] in COMMANDS else all_options()
+        if launched or not re.match(r"pip |make |srun |#SBATCH |trtexec |CFLAGS=", words):
+            unknown += [f"{option} in {words}" for option in OPTION.findall(rest) if option not in known]
+    assert unknown == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_and_names_of_the_package_in_the_text_exist(page: str) -> None:
+    missing = []
+    for words in code(page):
+        for path in re.findall(r"(?<![\w/.*-])(?:\w+/)+\w+(?:\.\w+)+", words):
+            folder = path.split("/")[0]
+            ours = (ROOT / folder).is_dir() or (path.endswith(".py") and (PACKAGE / folder).is_dir())
+            if ours and "COMMAND" not in path and not ((ROOT / path).exists() or (PACKAGE / path).exists()):
+                missing.append(path)
+        missing += [name for name in re.findall(r"\bmm_vitbackbones((?:\.\w+)+)\b", words) if not is_there(name)]
+    assert missing == []
+
+
+def is_there(name: str) -> bool:
+    """Whether the package has what is named, such as ``.adapters.split``, or one of its registries ``.Swin``."""
+    *modules, last = name.removeprefix(".").split(".")
+    with contextlib.suppress(ImportError):
+        if hasattr(importlib.import_module(".".join(["mm_vitbackbones", *modules])), last):
+            return True
+    if (PACKAGE / "/".join([*modules, f"{last}.py"])).is_file():
+        return True
+    registries = [value for value in vars(registry).values() if isinstance(value, Registry)]
+    return not modules and any(each.get(f"mm_vitbackbones.{last}") is not None for each in registries)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_recipes_in_the_text_exist(page: str) -> None:
+    known = {path.stem for path in (*ROOT.glob("configs/*.py"), *ROOT.glob("tests/helpers/configs/*.py"))}
+    named = re.findall(r"(?<![\w./:-])[a-z]\w+_\w+_(?:coco|ade20k|mini|trees)\b(?![-/])", "\n".join(code(page)))
+    assert {*named} - known == set()
+
+
+def test_every_command_and_every_choice_is_on_a_page() -> None:
+    text = {page: " ".join(code(page)) for page in PAGES}
+    everywhere = " ".join(text.values())
+    assert [name for name in COMMANDS if not re.search(rf"\b{name}\b", everywhere)] == []
+    heads = {name.removesuffix("_segmentation") for name in HEADS}
+    for page, choices in (("docs/own_data.md", FORMATS), ("docs/own_data.md", heads), ("docs/look.md", SHOWN)):
+        assert {*choices} - {*text[page].split()} == set(), page
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in NO_RESULTS])
+def test_figures_say_where_they_come_from(page: str) -> None:
+    """Measured here, from a paper, published elsewhere, or not run: in the section, or for all in the first lines."""
+    first, *sections = re.split(r"(?m)^(?=## )", path_of(page).read_text("utf-8"))
+    if re.search(r"(?:every|all) figures?\b[^.]*\bmeasured", first, re.IGNORECASE):
+        return
+    bare = [section for section in (first, *sections) if not LABEL.search(section)]
+    found = {f"{section.splitlines()[0]}: {figure}" for section in bare for figure in FIGURE.findall(section)}
+    assert found == set()
+
+
+def row_of(page: str, section: str, *cells: str) -> list[str]:
+    """The first row of a section of a page that begins with these cells."""
+    text = path_of(page).read_text("utf-8").partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    return next(row for row in rows if row[: len(cells)] == [*cells])
+
+
+def test_the_sentence_on_the_first_page_has_the_numbers_of_its_rows() -> None:
+    text = " ".join(path_of("README.md").read_text("utf-8").split())
+    case = ("PVTv2-B2", "800x1344", "forward")
+    ours, mmdet, timm = (row_of("docs/benchmarks.md", *case, name)[5] for name in ("ours", "mmdet", "timm"))
+    assert f"With huge pages in the allocator, the first is {ours} ms against {mmdet} ms and {timm} ms." in text
+    inference = ("docs/benchmarks_gpu.md", "PVTv2-B2", "800x1344 batch 1")
+    ours, timm = (row_of(*inference, name)[6] for name in ("ours", "timm"))
+    assert f"takes {ours} ms as a CUDA graph, timm's {timm} ms;" in text
+
+
+def test_the_guide_for_contributors_names_each_part_of_the_package() -> None:
+    named = set(re.findall(r"`(\w+)(?:/|\.py)`", path_of("CONTRIBUTING.md").read_text("utf-8")))
+    parts = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    assert parts - named == {"__init__", "__main__"}
