@@ -45,10 +45,11 @@ def write(
             output_names=[*outputs],
             custom_translation_table=dict(table()),
             verbose=False,
-            optimize=True,
+            optimize=False,
         )
-    assert made is not None
-    model = made.model
+        assert made is not None
+        model = made.model
+        _simplify(model)
     _clean(model)
     for key, value in metadata.items():
         model.metadata_props[key] = value if isinstance(value, str) else json.dumps(value)
@@ -58,6 +59,55 @@ def write(
     made.save(str(path), external_data=external)
     files = [path, path.with_name(f"{path.name}.data")]
     return len([*model.graph]), [file for file in files if file.exists()]
+
+
+RULES = (
+    "add_0_rule",
+    "sub_0_rule",
+    "mul_by_1_rule",
+    "div_by_1_rule",
+    "cast_cast_rule",
+    "no_op_cast_rule",
+    "no_op_expand_rule",
+    "collapse_slice_rule",
+    "collapse_slice2_rule",
+    "materialize_reshape_shape_rule",
+    "reshape_reshape_rule",
+    "squeeze_reshape_1d_rule",
+    "flatten_to_reshape_rule",
+    "unsqueeze_unsqueeze_rule",
+    "no_op_transpose_rule",
+    "transpose_transpose_rule",
+    "fuse_batchnorm_into_conv_rule",
+    "fuse_batchnorm_into_conv_transpose_rule",
+)
+"""Of onnxscript's rules, those that find something in these networks. Each is tried at each node. By default it tries all
+of them, and the time of one, which looks for pairs of slices, grows with the square of the number of nodes."""
+
+ROUNDS = 2
+"""How often the rules are applied: what one of them leaves may serve another."""
+
+
+def _simplify(model: Any) -> None:
+    """Compute what does not depend on the image, and leave out what does nothing or is there twice."""
+    import onnxscript.optimizer
+    import onnxscript.rewriter
+    from onnx_ir.passes import Sequential, common
+    from onnxscript.rewriter.rules import common as rules
+
+    chosen = [getattr(rules, name) for name in RULES]
+    common.InlinePass()(model)
+    for _ in range(ROUNDS):
+        onnxscript.optimizer.fold_constants(model, onnx_shape_inference=True)
+        onnxscript.rewriter.rewrite(model, chosen)
+    Sequential(
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.LiftSubgraphInitializersToMainGraphPass(),
+        common.DeduplicateInitializersPass(),
+        common.CommonSubexpressionEliminationPass(),
+        common.OutputFixPass(),
+        common.NameFixPass(),
+    )(model)
 
 
 def _clean(model: Any) -> None:

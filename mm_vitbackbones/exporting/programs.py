@@ -42,6 +42,10 @@ def trace(network: nn.Module, image: Tensor, fixed: bool, smallest: int = SMALLE
     with quiet(), torch.no_grad():
         if fixed:
             return torch.export.export(network, (image,), strict=False)
+    # PyTorch remembers the sizes of each operation's result. To write down and to read formulas takes longer than to
+    # find them again.
+    remember = torch._dynamo.config.patch(fake_tensor_cache_enabled=False)
+    with quiet(), torch.no_grad(), remember:
         network = _ForEverySize(network)
         free: dict[int, Any] = {0: Dim("batch"), 2: Dim("height", min=smallest), 3: Dim("width", min=smallest)}
         try:
