@@ -40,6 +40,12 @@ LABEL = re.compile(r"measured|published|\bpapers?\b|untested|not run", re.IGNORE
 NO_RESULTS = ("CHANGELOG.md", "SECURITY.md", "docs/benchmarks_notes.md")
 """Pages without figures of their own: limits, and what is part of docs/benchmarks.md."""
 
+SAID_BY_OTHERS = {"pip check", "opencv-python", "The testing results of the whole dataset is empty"}
+"""What the page on troubleshooting explains of other programs."""
+
+VALUES = r"\.\.\.|No space left on device|mmcv and mmcv-lite|data/coco/|2\.5"
+"""What messages have in their places."""
+
 
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_to_files_and_headings_that_are_there(page: str) -> None:
@@ -221,3 +227,14 @@ def test_the_guide_for_contributors_names_each_part_of_the_package() -> None:
     named = set(re.findall(r"`(\w+)(?:/|\.py)`", path_of("CONTRIBUTING.md").read_text("utf-8")))
     parts = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
     assert parts - named == {"__init__", "__main__"}
+
+
+def test_messages_that_are_explained_are_those_of_the_package() -> None:
+    """The first columns of the tables of troubleshooting; three dots stand for anything."""
+    source = "\n".join(path.read_text("utf-8") for path in PACKAGE.rglob("*.py"))
+    source = re.sub(r'"\s*\n\s*f?"', "", source)  # a message on several lines
+    said = [row[0] for table in tables("docs/troubleshooting.md") for row in table[1:]]
+    quoted = [words for cell in said for words in re.findall(r"`([^`]+)`", cell) if words not in SAID_BY_OTHERS]
+    parts = {part.strip(" ,:") for words in quoted for part in re.split(VALUES, words)} - {""}
+    assert len(parts) > 10
+    assert [part for part in parts if part not in source] == []
