@@ -12,8 +12,6 @@ import pytest
 import torch
 
 from helpers.paths import CONFIGS
-from helpers.runs import write_config
-from helpers.weights import random_checkpoint
 
 pytest.importorskip("mmdet")
 pytest.importorskip("mmseg")
@@ -23,18 +21,6 @@ from mm_vitbackbones.cli.arguments import run
 from mm_vitbackbones.cli.subject import Subject, looks_like_checkpoint, map_of, with_map
 
 pytestmark = [pytest.mark.mmdet, pytest.mark.mmseg, pytest.mark.xdist_group("predict")]
-
-
-@pytest.fixture(scope="module")
-def detector(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    path = write_config("tiny_detector", data, tmp_path_factory.mktemp("detector"))
-    return path, random_checkpoint(path)
-
-
-@pytest.fixture(scope="module")
-def segmentor(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    path = write_config("tiny_segmentor", data, tmp_path_factory.mktemp("segmentor"))
-    return path, random_checkpoint(path)
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,7 @@ import torch
 from PIL import Image
 
 from helpers.drawing import Sample
-from helpers.runs import log_to_stdout, run_tool, write_config
-from helpers.weights import random_checkpoint
+from helpers.runs import log_to_stdout, run_tool
 
 pytest.importorskip("mmdet")
 pytest.importorskip("mmseg")
@@ -36,18 +35,6 @@ from mm_vitbackbones.data.reading import ImageReader
 from mm_vitbackbones.errors import OutputError, UserError
 
 pytestmark = [pytest.mark.mmdet, pytest.mark.mmseg, pytest.mark.xdist_group("predict")]
-
-
-@pytest.fixture(scope="module")
-def detector(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    path = write_config("tiny_detector", data, tmp_path_factory.mktemp("detector"))
-    return path, random_checkpoint(path)
-
-
-@pytest.fixture(scope="module")
-def segmentor(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    path = write_config("tiny_segmentor", data, tmp_path_factory.mktemp("segmentor"))
-    return path, random_checkpoint(path)
 
 
 def images(folder: Path, *sizes: tuple[int, int]) -> list[Path]:
