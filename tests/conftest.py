@@ -39,3 +39,23 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data") / "mini"
     mini.prepare(root, ["smoke"])
     return root
+
+
+@pytest.fixture(scope="session")
+def detector(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The config of a tiny detector on ``mini``, and a checkpoint with its random weights."""
+    return _tiny("tiny_detector", data, tmp_path_factory.mktemp("detector"))
+
+
+@pytest.fixture(scope="session")
+def segmentor(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The same of a tiny segmentor."""
+    return _tiny("tiny_segmentor", data, tmp_path_factory.mktemp("segmentor"))
+
+
+def _tiny(name: str, data: Path, folder: Path) -> tuple[Path, Path]:
+    from helpers.runs import write_config
+    from helpers.weights import random_checkpoint
+
+    path = write_config(name, data, folder)
+    return path, random_checkpoint(path)

@@ -116,6 +116,30 @@ def _band(text: str) -> int:
     return int(text)
 
 
+def add_device(parser: argparse.ArgumentParser) -> None:
+    import torch
+
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", type=_device, default=default, help="cuda, cuda:1, cpu")
+
+
+def _device(text: str) -> str:
+    """The name of a device that torch computes on.
+
+    Raises:
+        UserError: it does not.
+    """
+    import torch
+
+    if text.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"--device {text}: there is no GPU that torch can use")
+    try:
+        torch.zeros(1, device=text).cpu()
+    except RuntimeError:
+        raise UserError(f"--device {text}: torch cannot compute on it here: give cpu, cuda, cuda:1, ...") from None
+    return text
+
+
 def add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "config",

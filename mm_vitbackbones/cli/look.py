@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from mm_vitbackbones.backbones import Backbone
-from mm_vitbackbones.cli.arguments import Parser, add_options, add_verbose, check_new, checkpoint_file
+from mm_vitbackbones.cli.arguments import Parser, add_device, add_options, add_verbose, check_new, checkpoint_file
 from mm_vitbackbones.cli.predict import find_images
 from mm_vitbackbones.cli.subject import Subject, View, looks_like_checkpoint, map_of, with_map
 from mm_vitbackbones.engine.console import Console
@@ -56,8 +56,6 @@ def _look(args: argparse.Namespace) -> None:
         raise UserError(f"there is no image to look at: give one after {args.images[0]}")
     out = args.out or Path("looks", f"{Path(args.target).stem}-{args.show}")
     check_new(out)
-    if args.device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"--device {args.device}: there is no GPU that torch can use")
     if args.against and args.show not in UNITS:
         raise UserError(f"--against puts several networks in one plot of {' or '.join(UNITS)}, not of {args.show}")
     images, broken = find_images([Path(path) for path in given])
@@ -573,7 +571,7 @@ def look_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="where the files go (looks/<name>-<what>). Nothing is overwritten"
     )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda, cuda:1, cpu")
+    add_device(parser)
     add_options(parser)
     add_verbose(parser)
     args = parser.parse_args(argv)

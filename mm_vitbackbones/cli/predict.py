@@ -31,6 +31,7 @@ from mm_vitbackbones.cli.arguments import (
     add_bands,
     add_checkpoint,
     add_config,
+    add_device,
     add_options,
     add_verbose,
     check_new,
@@ -88,8 +89,6 @@ def _predict(args: argparse.Namespace) -> None:
     cfg = load_config(args.config, args.cfg_options)
     out = args.out or Path("predictions", args.config.stem)
     check_folder(out, args.resume)
-    if args.device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"--device {args.device}: there is no GPU that torch can use")
     libraries.use(libraries.scope_of(cfg))
     pipeline = inference_steps(cfg)
     multichannel = any(type_name(step) == LOADER.rpartition(".")[2] for step in pipeline)
@@ -514,7 +513,7 @@ def predict_arguments(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--score-thr", type=float, default=0.3, metavar="SCORE", help="leave out lower scores (0.3)")
     add_bands(parser)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cuda, cuda:1, cpu")
+    add_device(parser)
     add_compile(parser)
     add_options(parser)
     add_verbose(parser)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,8 +11,10 @@ import pytest
 pytest.importorskip("mmdet")
 
 from mm_vitbackbones.cli.arguments import run
+from mm_vitbackbones.cli.look import look_arguments
 from mm_vitbackbones.cli.predict import predict_arguments
 from mm_vitbackbones.cli.test import test_arguments as evaluation_arguments
+from mm_vitbackbones.errors import UserError
 
 pytestmark = pytest.mark.mmdet
 
@@ -34,6 +38,15 @@ def test_file_and_other_folder_stay_what_they_are(tmp_path: Path) -> None:
     (tmp_path / "file.pth").touch()
     assert given(tmp_path) == {tmp_path}
     assert given(tmp_path / "file.pth") == {tmp_path / "file.pth"}
+
+
+@pytest.mark.parametrize("arguments", [predict_arguments, look_arguments])
+def test_a_device_that_torch_cannot_compute_on_is_one_line(arguments: Callable[[list[str]], Namespace]) -> None:
+    words = ["retinanet_pvt_s_coco", "a.pth", "image.png", *(["--show", "cam"] if arguments is look_arguments else [])]
+    assert arguments([*words, "--device", "cpu"]).device == "cpu"
+    for name in ("gpu", "meta", "cuda:99", ""):
+        with pytest.raises(UserError, match=f"--device {name}: (torch cannot compute on it|there is no GPU)"):
+            arguments([*words, "--device", name])
 
 
 def test_ctrl_c_is_a_line_and_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
