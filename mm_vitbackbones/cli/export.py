@@ -25,7 +25,7 @@ from mm_vitbackbones.engine.console import Console
 from mm_vitbackbones.engine.resume import read
 from mm_vitbackbones.errors import UserError, did_you_mean
 from mm_vitbackbones.exporting import ExportMismatch, export, packages
-from mm_vitbackbones.exporting.files import KINDS
+from mm_vitbackbones.exporting.files import KINDS, check_new
 from mm_vitbackbones.exporting.onnx_files import OPSET
 from mm_vitbackbones.printing import LAYOUT, print
 
@@ -47,8 +47,7 @@ def _export(args: argparse.Namespace) -> None:
     if args.size and len(args.size) > 2:
         raise UserError("--size takes a height and a width, or one number for both")
     out = args.out or Path(f"{Path(args.target).stem}{KINDS[args.to]}")
-    if out.is_dir() or (out.exists() and not args.force):
-        raise UserError(f"--out {out} is there already, and is not overwritten: name another file, or add --force")
+    check_new(out, args.to, args.force)
     module, classes = _network(args)
     try:
         done = export(
@@ -140,7 +139,7 @@ def export_arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--fixed", action="store_true", help="a file for one image of exactly this size; all are free otherwise"
     )
-    parser.add_argument("--opset", type=int, default=OPSET, metavar="N", help=f"of ONNX ({OPSET})")
+    parser.add_argument("--opset", type=int, metavar="N", help=f"of ONNX ({OPSET})")
     parser.add_argument(
         "--half", action="store_true", help="weights and products in fp16, norms and softmax in fp32; image in fp32"
     )

@@ -90,7 +90,7 @@ def _check(
     try:
         found = run(image)
     except Exception as error:  # a runtime raises errors of its own
-        return Checked(size, float("inf"), "fails: " + " ".join(str(error).split())[:200])
+        return Checked(size, float("inf"), f"fails: {in_short(error)}")
     wrong = [
         f"{name} is {tuple(got.shape)}, not {tuple(want.shape)}"
         for name, want, got in zip(network.outputs, expected, found, strict=True)
@@ -105,6 +105,11 @@ def _check(
     if network.outputs == ("labels",):
         return _labels(size, expected[0], found[0])
     return Checked(size, max(difference(want, got) for want, got in zip(expected, found, strict=True)))
+
+
+def in_short(error: Exception) -> str:
+    """The beginning of an error's message, in one line."""
+    return " ".join(str(error).split())[:200]
 
 
 def noise(network: Network, size: tuple[int, int, int]) -> Tensor:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,12 @@ from torch import nn
 import mm_vitbackbones
 from mm_vitbackbones.errors import OutputError, UserError
 from mm_vitbackbones.exporting import onnx_files, packages, programs
-from mm_vitbackbones.exporting.checking import TOLERANCE, Checked, check, noise, unseen
+from mm_vitbackbones.exporting.checking import TOLERANCE, Checked, check, in_short, noise, unseen
 from mm_vitbackbones.exporting.half import Half
-from mm_vitbackbones.exporting.networks import Network, network_of
+from mm_vitbackbones.exporting.networks import Network, network_of, outputs_of
 from mm_vitbackbones.exporting.parts import evaluating
 from mm_vitbackbones.exporting.programs import SMALLEST
-from mm_vitbackbones.files import check_room, move_new, scratch_in, size_words
+from mm_vitbackbones.files import check_room, make_folder, move_new, scratch_in, size_words
 
 KINDS = {"onnx": ".onnx", "torch-export": ".pt2"}
 """What can be written, and the ending of each."""
@@ -83,7 +84,7 @@ def export(
     to: str = "onnx",
     size: Sequence[int] | None = None,
     fixed: bool = False,
-    opset: int = onnx_files.OPSET,
+    opset: int | None = None,
     half: bool = False,
     with_nms: bool = False,
     labels: bool = False,
@@ -104,7 +105,7 @@ def export(
         size: height and width of the image that the network is traced with; 512x512 for a fixed size, and an odd one
             otherwise.
         fixed: the file takes one image of this size alone. Otherwise batch, height and width are free, from 32 pixels.
-        opset: of ONNX.
+        opset: of ONNX, 20 by default.
         half: weights and products in fp16, norms and softmax in fp32. Image and results stay in fp32.
         with_nms: of a detector: boxes, scores and labels after non-maximum suppression, and not the maps of its head.
         labels: of a segmentor: the label of each pixel, and not the scores of all classes.
@@ -123,11 +124,19 @@ def export(
         raise UserError(f"to={to!r}: give one of {', '.join(map(repr, KINDS))}")
     if size is not None and (len(size) != 2 or min(size) < SMALLEST):
         raise UserError(f"size={tuple(size)!r}: give a height and a width of at least {SMALLEST} pixels")
-    if to == "onnx" and opset < 18:
-        raise UserError(f"opset={opset}: PyTorch's exporter writes opset 18 and newer")
+    if tolerance is not None and not tolerance > 0:
+        raise UserError(f"tolerance={tolerance:g}: give a number above 0, such as {TOLERANCE[half]:g}")
+    if to != "onnx" and opset is not None:
+        raise UserError(f"opset={opset}: only ONNX has opsets: leave it out, or write to 'onnx'")
     packages.check(to)
-    if path.is_dir() or (os.path.lexists(path) and not force):
-        raise UserError(f"{path} is there already, and is not overwritten: give another name, or force")
+    if to == "onnx":
+        opset = onnx_files.OPSET if opset is None else opset
+        newest = packages.newest_opset()
+        if not 18 <= opset <= newest:
+            raise UserError(
+                f"opset={opset}: PyTorch's exporter writes 18 and newer, and the installed onnx has {newest}"
+            )
+    check_new(path, to, force)
     network = network_of(module, with_nms, labels, preprocess)
     if size is None:
         size = [max(side, network.smallest) for side in TRACED[fixed]]
@@ -141,7 +150,48 @@ def export(
     copies = (2 if to == "torch-export" else 1) / (2 if half else 1)  # a program is compressed by a copy
     check_room(path.parent, f"the file {path.name}", int(sum(t.nbytes for t in tensors.values()) * copies))
     with evaluating(network.module):
+        _try(network, (1, int(size[0]), int(size[1])))
         return _write(network, path, to, (int(size[0]), int(size[1])), fixed, opset, half, classes, tolerance, force)
+
+
+def check_new(path: Path, to: str, force: bool) -> None:
+    """Check that a file may get this name.
+
+    Raises:
+        UserError: otherwise.
+    """
+    try:
+        os.lstat(path)
+        there = True
+    except FileNotFoundError:
+        there = False
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{str(path)[:80]!r} cannot be the name of a file: {why}") from None
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: give the name of a file")
+    if there and not force:
+        raise UserError(f"{path} is there already, and is not overwritten: give another name, or --force (force=True)")
+    other = next((kind for kind, ending in KINDS.items() if kind != to and path.suffix == ending), None)
+    if other:
+        raise UserError(f"{path} has the ending of {other}, and this is {to}: name it {path.stem}{KINDS[to]}")
+
+
+def _try(network: Network, size: tuple[int, int, int]) -> None:
+    """Run a network once, before PyTorch's exporter does, whose errors are longer.
+
+    Raises:
+        UserError: it cannot.
+    """
+    where = f"an image of {size[1]}x{size[2]}"
+    try:
+        outputs_of(network, noise(network, size))
+    except UserError:
+        raise
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, MemoryError) or "allocate memory" in str(error):
+            raise UserError(f"{where} needs more memory than there is: give a smaller size") from None
+        raise UserError(f"the network fails on {where}: {in_short(error)}") from error
 
 
 def _write(
@@ -150,7 +200,7 @@ def _write(
     to: str,
     size: tuple[int, int],
     fixed: bool,
-    opset: int,
+    opset: int | None,
     half: bool,
     classes: Sequence[str] | None,
     tolerance: float | None,
@@ -159,17 +209,21 @@ def _write(
     traced = (1 if fixed else 2, *size)
     made = replace(network, module=Half(network.module).eval()) if half else network
     start = time.perf_counter()
-    program = programs.trace(made.module, noise(made, traced), fixed, network.smallest)
+    with _exporter("cannot be traced"):
+        program = programs.trace(made.module, noise(made, traced), fixed, network.smallest)
     metadata = metadata_of(network, size, fixed, half, classes)
     weights = _bytes(made.module)
+    make_folder(path.parent.absolute())
     with scratch_in(path.parent.absolute()) as scratch:
         draft = scratch / path.name
-        if to == "onnx":
-            nodes, files = onnx_files.write(program, draft, network.outputs, opset, metadata)
+        if opset is not None:
+            with _exporter("cannot be written as ONNX"):
+                nodes, files = onnx_files.write(program, draft, network.outputs, opset, metadata)
         else:
             nodes, files = programs.write(program, draft, metadata), [draft]
         seconds = time.perf_counter() - start
-        run: Any = onnx_files.Session(draft) if to == "onnx" else programs.Loaded(draft)
+        with _exporter("has a file that cannot be loaded again", "another opset" if opset else "a fixed size"):
+            run: Any = onnx_files.Session(draft) if to == "onnx" else programs.Loaded(draft)
         done = Export(
             path,
             to,
@@ -179,7 +233,7 @@ def _write(
             weights,
             tuple(check(network, run, [traced] if fixed else [traced, *unseen(network)], half, tolerance)),
             TOLERANCE[half] if tolerance is None else tolerance,
-            opset if to == "onnx" else None,
+            opset,
             network.notes,
         )
         del run
@@ -190,9 +244,29 @@ def _write(
                 f"{worst.size[2]} ({worst.what or f'more than {done.tolerance:g}'}): it is not kept",
                 done,
             )
+        targets = [path.with_name(file.name) for file in files]
+        for target in targets:
+            if os.path.lexists(target) and not force:
+                raise UserError(f"{target} is there already, and is not overwritten: give another name, or --force")
         for file in files:
             _place(file, path.with_name(file.name), force)
     return done
+
+
+@contextlib.contextmanager
+def _exporter(what: str, instead: str = "a fixed size, or the backbone alone") -> Iterator[None]:
+    """Within it, what PyTorch's exporter or a runtime raises becomes one line.
+
+    Raises:
+        UserError: instead of other exceptions, which it has as its cause.
+    """
+    try:
+        yield
+    except (UserError, OSError):
+        raise
+    except Exception as error:  # they raise errors of their own
+        kind = type(error).__name__
+        raise UserError(f"the network {what} ({kind}: {in_short(error)}): try {instead}") from error
 
 
 def _place(file: Path, path: Path, force: bool) -> None:
@@ -205,7 +279,9 @@ def _place(file: Path, path: Path, force: bool) -> None:
     try:
         move_new(file, path)
     except FileExistsError:
-        raise UserError(f"{path} is there already, and is not overwritten: give another name, or force") from None
+        raise UserError(
+            f"{path} is there already, and is not overwritten: give another name, or --force (force=True)"
+        ) from None
 
 
 def _bytes(module: nn.Module) -> int:

@@ -28,3 +28,10 @@ def check(to: str) -> None:
             f"an export to ONNX needs {', '.join(missing)}: pip install 'mm-vitbackbones[export]' (from a copy of the "
             "repository: pip install '.[export]')"
         )
+
+
+def newest_opset() -> int:
+    """Of ONNX, the newest one that the installed package knows. Imports onnx."""
+    import onnx
+
+    return int(onnx.defs.onnx_opset_version())

@@ -78,6 +78,14 @@ def test_wrong_file_ends_with_code_1(
         (["pvt_v2_b0", "--cfg-options", "a=1"], "--cfg-options goes with a config"),
         (["pvt_v2_b0", "--with-nms"], "with_nms: a backbone gives no boxes"),
         (["pvt_v2_b0", "--backbone"], "--backbone takes the backbone out of a config"),
+        (["pvt_v2_b0", "--opset", "18"], "opset=18: only ONNX has opsets: leave it out"),
+        (["pvt_v2_b0", "--tolerance", "0"], "tolerance=0: give a number above 0, such as 0.0001"),
+        (["pvt_v2_b0", "--tolerance", "nan"], "tolerance=nan: give a number above 0"),
+        (["pvt_v2_b0", "--size", "1000000"], "an image of 1000000x1000000 needs more memory than there is"),
+        (["pvt_v2_b0", "--out", "x.onnx"], "x.onnx has the ending of onnx, and this is torch-export: name it x.pt2"),
+        (["pvt_v2_b0", "--out", "."], ". is a folder: give the name of a file"),
+        (["pvt_v2_b0", "--out", "x" * 300], f"'{'x' * 80}' cannot be the name of a file: File name too long"),
+        (["pvt_v2_b0", "--out", "x\0"], "'x\\x00' cannot be the name of a file"),
         (["pvt_v2_b0", "--to", "onxx"], "argument --to: invalid choice: 'onxx'"),
     ],
 )
@@ -101,7 +109,7 @@ def test_file_that_is_there_stays(tmp_path: Path, capsys: pytest.CaptureFixture[
     out = tmp_path / "mine.pt2"
     out.write_text("mine")
     assert run(command.main, words("pvt_v2_b0", "--out", out)) == 2
-    assert "is there already, and is not overwritten: name another file, or add --force" in capsys.readouterr().err
+    assert "is there already, and is not overwritten: give another name, or --force" in capsys.readouterr().err
     assert out.read_text() == "mine"
 
 

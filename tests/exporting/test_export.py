@@ -142,7 +142,8 @@ def test_missing_packages_are_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path
     [
         (dict(to="onxx"), r"to='onxx': give one of 'onnx', 'torch-export'"),
         (dict(size=(31, 64)), r"size=\(31, 64\): give a height and a width of at least 32"),
-        (dict(opset=17), r"opset=17: PyTorch's exporter writes opset 18 and newer"),
+        (dict(to="torch-export", opset=20), r"opset=20: only ONNX has opsets"),
+        (dict(to="torch-export", tolerance=-1), r"tolerance=-1: give a number above 0, such as 0.0001"),
         (dict(to="torch-export", with_nms=True), r"with_nms: a backbone gives no boxes"),
     ],
 )
@@ -159,6 +160,29 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     assert path.read_text() == "mine"
     export(one_stage_of_mit(), path, to="torch-export", size=(32, 32), fixed=True, force=True)
     assert path.stat().st_size > 1000
+
+
+def test_network_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    module = one_stage_of_mit()
+    module.stages[0].norm = torch.nn.LayerNorm(8)
+    with pytest.raises(UserError, match=r"the network fails on an image of 161x225: Given normalized_shape"):
+        export(module, tmp_path / "toy.pt2", to="torch-export")
+    assert not any(tmp_path.iterdir())
+
+
+def test_errors_of_the_exporter_are_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fail(*args: Any) -> None:
+        raise RuntimeError("no such\n  operation")
+
+    monkeypatch.setattr(programs, "trace", fail)
+    with pytest.raises(UserError, match=r"cannot be traced \(RuntimeError: no such operation\): try a fixed size, or"):
+        export(one_stage_of_mit(), tmp_path / "toy.pt2", to="torch-export")
+
+
+def test_folder_of_a_file_is_made(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "toy.pt2"
+    export(one_stage_of_mit(), path, to="torch-export", size=(32, 32), fixed=True)
+    assert path.is_file()
 
 
 def test_importing_the_package_imports_no_onnx() -> None:

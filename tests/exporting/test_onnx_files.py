@@ -12,6 +12,7 @@ import torch
 import mm_vitbackbones
 from helpers.exported import one_stage_of_mit
 from helpers.paths import ROOT
+from mm_vitbackbones.errors import UserError
 from mm_vitbackbones.exporting import export, packages
 
 for name in packages.NEEDED:
@@ -60,6 +61,14 @@ def test_metadata_are_in_it(path: Path) -> None:
 
 def test_nothing_of_this_machine_is_in_it(path: Path) -> None:
     assert str(ROOT).encode() not in path.read_bytes()
+
+
+@pytest.mark.parametrize("opset", [17, 1000])
+def test_opset_that_is_unknown_is_one_line(opset: int, tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=rf"opset={opset}: PyTorch's exporter writes 18 and newer, and the installed onnx"
+    ):
+        export(one_stage_of_mit(), tmp_path / "toy.onnx", opset=opset)
 
 
 @pytest.mark.slow
