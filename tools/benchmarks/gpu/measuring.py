@@ -19,6 +19,8 @@ GROUPS = 3
 SECONDS_OF_A_GROUP = 0.15
 RUNS_OF_A_GROUP = (2, 10)
 """At least and at most."""
+SECONDS_OF_A_LONG_RUN = 0.5
+"""What takes longer is timed in one run."""
 
 OUT_OF_MEMORY = "fails: out of memory"
 
@@ -61,14 +63,16 @@ def milliseconds(run: Run, device: str) -> float:
         start = time.perf_counter()
         run()
         return (time.perf_counter() - start) * 1e3
-    for _ in range(WARM_UPS - 1):
+    synchronize(device)
+    for turn in range(WARM_UPS):
+        start = time.perf_counter()
         run()
-    synchronize(device)
-    start = time.perf_counter()
-    run()
-    synchronize(device)
+        synchronize(device)
+        took = time.perf_counter() - start
+        if turn > 0 and took > SECONDS_OF_A_LONG_RUN:  # the first one may have compiled something
+            return took * 1e3
     least, most = RUNS_OF_A_GROUP
-    count = min(max(int(SECONDS_OF_A_GROUP / (time.perf_counter() - start)), least), most)
+    count = min(max(int(SECONDS_OF_A_GROUP / took), least), most)
     times = []
     for _ in range(GROUPS):
         start = time.perf_counter()

@@ -174,8 +174,9 @@ Our networks and other implementations of the same ones, at random weights. A tr
 under bf16 autocast, with fp32 weights, stochastic depth as by default of our network, and gradients that are set to
 None before it. Inference has weights and image in bf16. Each figure was measured while no other process ran.
 
-- *wall*: milliseconds of a run in a sequence that waits for nothing, the median of three groups of runs. *CUDA*: the
-  sum of the durations of all kernels. *graph*: the same run captured as a CUDA graph and replayed.
+- *wall*: milliseconds of a run in a sequence that waits for nothing, the median of three groups of runs; where it takes
+  more than half a second, of one run. *CUDA*: the sum of the durations of all kernels. *graph*: the same run captured
+  as a CUDA graph and replayed.
 - *peak*: memory beyond weights and image, in MiB; gradients of the parameters count.
 - *x*: the time over ours: above 1 we are faster. "{OURS}" is the default, "{LIGHT}" has {light}.
 - timm's fused attention is on by default except in Swin, which has a row of its own with it; transformers has

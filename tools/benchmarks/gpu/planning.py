@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from .cases import TRAIN_512, Case, Task
+from .cases import Case, Task
 
 MISSING, EARLIER, MISSING_LATER, SHOWN = range(4)
 """Stages of a run. MISSING_LATER are large images and compiled inference, which no aim needs, or none alone: they take
@@ -18,11 +18,10 @@ the time of what is compiled for training."""
 GIB_OF_A_PROCESS = 2.0
 """Of the card: what a process takes besides its tensors."""
 GIB_OF_A_TRAINING = 12.0
-"""What a process takes that compiles training of which no figure is known."""
-GIB_OF_AN_EAGER_PROCESS = 20.0
-"""The same of one that compiles nothing: its caches hold what the contender before it took."""
-CACHED = 1.25
-"""What a process takes over the peak of its tensors."""
+"""The peak of a training of which no figure is known."""
+SHARE_OF_COMPILING = 0.25
+"""Of its peak that a process is counted with which compiles: it is there for a second of its minutes. Should several be
+there at once, one of them is measured again."""
 
 Place = tuple[str, str, Case]
 
@@ -56,17 +55,14 @@ class Known:
         return {task: places[_place(task)] for task in sorted(wanted, key=lambda task: places[_place(task)])}
 
     def gib(self, tasks: Iterable[Task]) -> float:
-        """Of the card's memory, what a process takes at most that measures these tasks one after the other."""
-        return max(self._gib(task) for task in tasks)
+        """Of the card's memory, what a process is counted with that measures these tasks one after the other."""
+        return GIB_OF_A_PROCESS + max(self._gib(task) for task in tasks)
 
     def _gib(self, task: Task) -> float:
-        part, case = ("train", TRAIN_512) if task.part == "compiled" else (task.part, task.case)
-        if task.part == "compiled" and task.case.mode != "train":
-            return GIB_OF_A_PROCESS
-        peak = self._peaks.get((task.network, task.contender, part, case))
-        if peak is None:
-            return GIB_OF_A_TRAINING if task.part == "compiled" else GIB_OF_AN_EAGER_PROCESS
-        return peak * CACHED + GIB_OF_A_PROCESS
+        is_compiled = task.part == "compiled"
+        part = task.case.mode if is_compiled else task.part
+        peak = self._peaks.get((task.network, task.contender, part, task.case), GIB_OF_A_TRAINING)
+        return peak * SHARE_OF_COMPILING if is_compiled else peak
 
 
 def _place(task: Task) -> Place:

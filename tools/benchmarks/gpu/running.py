@@ -30,10 +30,10 @@ from typing import Any
 from .cases import Task
 from .contenders import BEFORE
 from .measuring import OUT_OF_MEMORY
-from .planning import MISSING_LATER, Known
+from .planning import EARLIER, MISSING_LATER, Known
 
 ROOT = Path(__file__).parents[3]
-COMPILE_SECONDS = 240.0
+COMPILE_SECONDS = 180.0
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def room(cores: int, memory_gib: float, compiles: bool = True) -> Room:
     """
     if cores < 8:
         return Room(1, 1, memory_gib)
-    return Room(cores, 3 if compiles else cores // 2, memory_gib * 0.8)
+    return Room(cores, 3 if compiles else cores // 2, memory_gib * 0.9)
 
 
 @dataclass(frozen=True)
@@ -106,9 +106,9 @@ def jobs(stages: Mapping[Task, int], known: Known, together: bool = False) -> li
         names = [*dict.fromkeys(task.contender for task in own)]
         own.sort(key=lambda task, names=names: names.index(task.contender))  # type: ignore[misc]
         found.append(Job(kind, own, stage, known.gib(own)))
-    # A process for each core: those that compile nothing get theirs first.
     found += [Job("compiled", own, stage, known.gib(own)) for stage, own in alone]
-    return sorted(found, key=lambda job: job.stage)
+    # What compiles nothing takes seconds: it gets its core first, whether it is missing or only earlier.
+    return sorted(found, key=lambda job: (max(job.stage, EARLIER), job.kind == "compiled", job.stage))
 
 
 @dataclass
@@ -151,11 +151,10 @@ class Runner:
         last = time.monotonic()
         try:
             while self.waiting or self.workers:
-                for job in [*self.waiting]:
-                    if self._fits(job) and self.alone is None:
-                        self.waiting.remove(job)
-                        worker = self._start(job)
-                        selector.register(worker.process.stdout, selectors.EVENT_READ, worker)  # type: ignore[arg-type]
+                while self.alone is None and (job := self._next()) is not None:
+                    self.waiting.remove(job)
+                    worker = self._start(job)
+                    selector.register(worker.process.stdout, selectors.EVENT_READ, worker)  # type: ignore[arg-type]
                 passed, last = time.monotonic() - last, time.monotonic()
                 left = self.plan.deadline - last
                 if left <= 0:
@@ -179,12 +178,17 @@ class Runner:
                 _signal(worker.process.pid, signal.SIGKILL)
                 worker.end()
 
-    def _fits(self, job: Job) -> bool:
-        """Whether there is room for a job, and its turn has come."""
-        if not self.workers:
-            return True
-        room, running = self.plan.room, [worker.job for worker in self.workers.values()]
-        if len(running) >= room.processes or job.gib + sum(other.gib for other in running) > room.gib:
+    def _next(self) -> Job | None:
+        """The job that can start: none takes the memory for which one waits whose turn has come."""
+        running = [worker.job for worker in self.workers.values()]
+        for job in self.waiting:
+            if self._has_turn(job, running):
+                fits = not running or job.gib + sum(other.gib for other in running) <= self.plan.room.gib
+                return job if fits else None
+        return None
+
+    def _has_turn(self, job: Job, running: list[Job]) -> bool:
+        if len(running) >= self.plan.room.processes:
             return False
         if job.kind != "compiled" and sum(other.kind == job.kind for other in running) >= self._most(job.kind):
             return False
@@ -280,7 +284,7 @@ class Runner:
         worker.left.remove(broken)
         why = f"fails: its process ended with {code}"
         if worker.job.kind == "compiled" and not worker.has_compiled and self._is_late(worker):
-            why = f"left out: compiling takes more than {self.plan.compile_seconds:.0f} s"
+            why = f"left out: compiling takes more than {self.plan.compile_seconds:g} s"
         self.keep({**broken.to_json(), "failure": why})
         return [replace(worker.job, tasks=worker.left)] if worker.left else []
 

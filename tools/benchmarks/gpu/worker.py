@@ -99,7 +99,11 @@ def eager(tasks: list[Task], order: Mapping[str, Any], parent: Parent) -> None:
                 models[name] = find(task.network, name).build().to(device)
             model, image = models[name], image_of(task, order)
             run = run_of(task, model, image)
-            if not order["smoke"]:
+            if task.part == "large":  # its kernels would be in the way of another one's
+                with parent.alone():
+                    run()
+                    measuring.synchronize(device)
+            elif not order["smoke"]:
                 run()
             if task.what == "kernels":
                 if not is_ready:
@@ -140,6 +144,8 @@ def _graph(run: measuring.Run, device: str, parent: Parent) -> dict[str, Any]:
 
 def compiled(tasks: list[Task], order: Mapping[str, Any], parent: Parent) -> None:
     """One task a process, except in a trial: what was compiled before would change the next one's seconds."""
+    # Some have graphs of their own for each block, and would be compiled up to the eighth only.
+    torch._dynamo.config.recompile_limit = RECOMPILATIONS
     for task in tasks:
         parent.write(begin=task.to_json())
         try:
@@ -149,6 +155,8 @@ def compiled(tasks: list[Task], order: Mapping[str, Any], parent: Parent) -> Non
         torch.compiler.reset()
 
 
+RECOMPILATIONS = 64
+"""Of one function, at most."""
 TRIAL_COMPILER = "eager"
 """Traces the graph, which is what may fail, and runs it as it is."""
 
