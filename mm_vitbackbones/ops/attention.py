@@ -155,15 +155,61 @@ def by_distance(table: Tensor, side: int, key_side: int | None = None) -> Tensor
     key_side = side if key_side is None else key_side
     if context.is_exporting():
         return _by_distance_in_export(table, side, key_side)
-    largest = max(side, key_side)
-    count = 2 * largest - 1
-    if len(table) != count:
-        table = F.interpolate(table.t().unsqueeze(0), size=count, mode="linear")[0].t()
-    places, keys = (torch.arange(n, device=table.device) for n in (side, key_side))
+    if context.is_compiling_to_run():
+        return distances(table, side, key_side)
+    return _resized(table, side, key_side)[_places_by_distance(side, key_side, table.device)]
+
+
+def _resized(table: Tensor, side: int, key_side: int) -> Tensor:
+    count = 2 * max(side, key_side) - 1
+    return table if len(table) == count else F.interpolate(table.t().unsqueeze(0), size=count, mode="linear")[0].t()
+
+
+def _places_by_distance(side: int, key_side: int, device: torch.device) -> Tensor:
+    """The row of a table of this size for each pair: (side, key_side)."""
+    places, keys = (torch.arange(n, device=device) for n in (side, key_side))
     if side == key_side:
-        return table[places[:, None] - keys + side - 1]
+        return places[:, None] - keys + side - 1
     step, key_step = max(key_side / side, 1.0), max(side / key_side, 1.0)
-    return table[(places[:, None] * step - keys * key_step + (key_side - 1) * key_step).long()]
+    return (places[:, None] * step - keys * key_step + (key_side - 1) * key_step).long()
+
+
+def _distances(table: Tensor, side: int, key_side: int) -> Tensor:
+    """``by_distance``, as an operator of compiled graphs. They would otherwise hold a graph for each relation of the
+    sides, and code for the interpolation and its gradient."""
+    return _resized(table, side, key_side)[_places_by_distance(side, key_side, table.device)].contiguous()
+
+
+def _distances_backward(grad: Tensor, count: int) -> Tensor:
+    side, key_side, dim = grad.shape
+    size = 2 * max(side, key_side) - 1
+    of_table = grad.new_zeros(size, dim)
+    of_table.index_put_((_places_by_distance(side, key_side, grad.device),), grad, accumulate=True)
+    if size == count:
+        return of_table
+    of_line = of_table.t().unsqueeze(0).contiguous()
+    return torch.ops.aten.upsample_linear1d_backward(of_line, [size], [1, dim, count], False)[0].t().contiguous()
+
+
+distances = registration.operator(
+    "distances(Tensor table, SymInt side, SymInt key_side) -> Tensor", _distances, _distances
+)
+distances_backward = registration.operator(
+    "distances_backward(Tensor grad, SymInt count) -> Tensor", _distances_backward, _distances_backward
+)
+
+
+def _keep_count(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.count = inputs[0].shape[0]
+
+
+registration.in_graphs(
+    "distances",
+    lambda table, side, key_side: table.new_empty(side, key_side, table.shape[1]),
+    lambda ctx, grad: (distances_backward(grad, ctx.count), None, None),
+    _keep_count,
+)
+registration.in_graphs("distances_backward", lambda grad, count: grad.new_empty(count, grad.shape[2]))
 
 
 def _by_distance_in_export(table: Tensor, side: int, key_side: int) -> Tensor:

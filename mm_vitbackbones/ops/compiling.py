@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental import _config as _symbols
 
 
 def for_any_size(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -150,8 +151,55 @@ def compiled(
     for module in modules:
         key = _kind(module) if _SHARES else id(module)
         if key not in kinds:
-            kinds[key] = torch.compile(_copy(function, len(kinds)), **options), len(kinds)
+            found = torch.compile(_copy(function, len(kinds)), **options)
+            kinds[key] = found if options.get("dynamic") is False else AnySize(found), len(kinds)
     return [kinds[_kind(module) if _SHARES else id(module)] for module in modules]
+
+
+class AnySize:
+    """A compiled function with a graph for the tensors' first shapes and, where others follow, one for any height and
+    width.
+
+    PyTorch by itself makes a graph for any height, then one for any width, and one for squares. Each takes as long to
+    compile as the first.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        self.first: list[torch.Size] = []
+        self.seen: set[Any] = set()
+
+    def __call__(self, module: nn.Module, *inputs: Any) -> Any:
+        tensors = [*_tensors(inputs)]
+        shapes = [tensor.shape for tensor in tensors]
+        if not self.first:
+            self.first = shapes
+        if shapes == self.first:
+            return self.function(module, *inputs)
+        for tensor, shape in zip(tensors, self.first, strict=False):
+            if tensor.shape != shape:
+                torch._dynamo.maybe_mark_dynamic(tensor, _changing(tensor.shape, shape))
+        key = *shapes, torch.is_grad_enabled(), module.training
+        if key in self.seen:
+            return self.function(module, *inputs)
+        self.seen.add(key)
+        with _symbols.patch(use_duck_shape=False):  # type: ignore[attr-defined]
+            return self.function(module, *inputs)
+
+
+def _tensors(inputs: Sequence[Any]) -> Iterator[Tensor]:
+    for each in inputs:
+        if isinstance(each, Tensor):
+            yield each
+        elif isinstance(each, (tuple, list)):
+            yield from _tensors(each)
+
+
+def _changing(shape: torch.Size, first: torch.Size) -> list[int]:
+    """The dimensions that a graph should leave open: those that are not as before, and all between the batch and the
+    channels."""
+    inner = range(1, len(shape) - 1)
+    return [i for i, size in enumerate(shape) if size > 1 and (i in inner or first[i : i + 1] != (size,))]
 
 
 def _kind(module: nn.Module) -> Any:

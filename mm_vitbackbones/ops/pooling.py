@@ -5,10 +5,13 @@ B images, H x W grid, h heads, d channels of a head, C = h d. The *heads* of a g
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mm_vitbackbones.ops import anysize, attention, context, conv
+from mm_vitbackbones.ops.kernels import registration
 
 
 def pooled(grid: Tensor, pool: nn.Module, num_heads: int) -> Tensor:
@@ -69,6 +72,9 @@ def cut(heads: Tensor, side: int, counts: tuple[int, int]) -> Tensor:
     Args:
         counts: rows and columns of windows: ceil(H / side) and ceil(W / side), as in the grid of the queries.
     """
+    # In code for any size, each index into a window would be several quotients: longer to compile than all the rest.
+    if context.is_compiling_to_run():
+        return cut_windows(heads, side, *counts)
     rows, columns = counts
     bottom, right = rows * side - heads.shape[1], columns * side - heads.shape[2]
     # A compiled graph that asked whether to pad would be valid for one answer only.
@@ -81,6 +87,69 @@ def cut(heads: Tensor, side: int, counts: tuple[int, int]) -> Tensor:
 def joined(windows: Tensor, side: int, batch: int, height: int, width: int) -> Tensor:
     """``cut``, backwards: (K, h, side * side, d) -> (B, H, W, h, d)."""
     rows, columns = anysize.ceil_div(height, side), anysize.ceil_div(width, side)
+    if context.is_compiling_to_run():
+        return join_windows(windows, side, batch, rows, columns, height, width)
     windows = windows.unflatten(0, (batch, rows, columns)).unflatten(4, (side, side))
     heads = anysize.in_order(windows.permute(0, 1, 4, 2, 5, 3, 6)).flatten(3, 4).flatten(1, 2)
     return anysize.first_cells(heads, height, width)
+
+
+# ---- as operators of compiled graphs, each of which is the other's gradient; their results have memory of their own
+
+
+def _cut(heads: Tensor, side: int, rows: int, columns: int) -> Tensor:
+    batch, height, width, count, dim = heads.shape
+    bottom, right = rows * side - height, columns * side - width
+    if bottom or right:
+        heads = F.pad(heads, (0, 0, 0, 0, 0, right, 0, bottom))
+    out = heads.new_empty(batch, rows, columns, count, side, side, dim)
+    out.copy_(heads.unflatten(2, (columns, side)).unflatten(1, (rows, side)).permute(0, 1, 3, 5, 2, 4, 6))
+    return out.view(-1, count, side * side, dim)
+
+
+def _join(windows: Tensor, side: int, batch: int, rows: int, columns: int, height: int, width: int) -> Tensor:
+    _, count, _, dim = windows.shape
+    out = windows.new_empty(batch, rows, side, columns, side, count, dim)
+    windows = windows.unflatten(0, (batch, rows, columns)).unflatten(4, (side, side))
+    out.copy_(windows.permute(0, 1, 4, 2, 5, 3, 6))
+    return out.view(batch, rows * side, columns * side, count, dim)[:, :height, :width].contiguous()
+
+
+_WINDOWS = "int side, SymInt batch, SymInt rows, SymInt columns, SymInt height, SymInt width"
+cut_windows = registration.operator(
+    "cut_windows(Tensor heads, int side, SymInt rows, SymInt columns) -> Tensor", _cut, _cut
+)
+join_windows = registration.operator(f"join_windows(Tensor windows, {_WINDOWS}) -> Tensor", _join, _join)
+
+
+def _keep_size(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    heads, *ctx.windows = inputs
+    ctx.batch, ctx.height, ctx.width = heads.shape[:3]
+
+
+def _keep_windows(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, side, _, rows, columns, _, _ = inputs
+    ctx.windows = side, rows, columns
+
+
+registration.in_graphs(
+    "cut_windows",
+    lambda heads, side, rows, columns: heads.new_empty(
+        heads.shape[0] * rows * columns, heads.shape[3], side * side, heads.shape[4]
+    ),
+    lambda ctx, grad: (
+        join_windows(grad, ctx.windows[0], ctx.batch, *ctx.windows[1:], ctx.height, ctx.width),
+        None,
+        None,
+        None,
+    ),
+    _keep_size,
+)
+registration.in_graphs(
+    "join_windows",
+    lambda windows, side, batch, rows, columns, height, width: windows.new_empty(
+        batch, height, width, windows.shape[1], windows.shape[3]
+    ),
+    lambda ctx, grad: (cut_windows(grad, *ctx.windows), *(None,) * 6),
+    _keep_windows,
+)

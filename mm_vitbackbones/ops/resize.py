@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mm_vitbackbones.ops import anysize, context, conv, residual
+from mm_vitbackbones.ops.kernels import registration
 
 
 def resize_grid(grid: Tensor, height: int, width: int, mode: str = "bilinear") -> Tensor:
@@ -95,17 +96,24 @@ def pooled_to(grid: Tensor, side: int) -> Tensor:
     if context.is_eager():
         return F.adaptive_avg_pool2d(grid.permute(0, 3, 1, 2), side).permute(0, 2, 3, 1)
     # PyTorch's compiler makes a graph of that for each size of the grid. Products serve them all.
-    rows, columns = (_shares_in_areas(size, side, grid) for size in grid.shape[1:3])
+    shares = area_shares if context.is_compiling_to_run() else _shares_in_areas
+    rows, columns = (shares(grid.detach(), size, side) for size in grid.shape[1:3])
     return by_lines(grid, rows, columns)
 
 
-def _shares_in_areas(size: int, count: int, like: Tensor) -> Tensor:
+def _shares_in_areas(like: Tensor, size: int, count: int) -> Tensor:
     """(count, size): area i is the mean of the cells from floor(i * size / count) on, before ceil((i + 1) * size /
     count)."""
     area, cell = (torch.arange(end, device=like.device) for end in (count, size))
     first, last = area * size // count, ((area + 1) * size + count - 1) // count
     inside = (cell >= first[:, None]) & (cell < last[:, None])
     return inside.to(like.dtype) / (last - first)[:, None].to(like.dtype)
+
+
+area_shares = registration.operator(
+    "area_shares(Tensor like, SymInt size, int count) -> Tensor", _shares_in_areas, _shares_in_areas
+)
+registration.in_graphs("area_shares", lambda like, size, count: like.new_empty(count, size))
 
 
 @dataclass(frozen=True)

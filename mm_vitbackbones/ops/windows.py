@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from mm_vitbackbones.ops import anysize, context, linear, onednn
+from mm_vitbackbones.ops.kernels import registration
 
 Attend = Callable[[Tensor, Tensor, "Sequence[int] | None"], Tensor]
 """Queries, keys and values of windows (K, n, 3C), and biases -> (K, n, C). Either there is a bias for each window or
@@ -249,6 +250,8 @@ def bias_of(table: Tensor, side: int, shift: int) -> Tensor:
     Args:
         table: ((2w - 1)^2, h).
     """
+    if context.is_compiling_to_run():
+        return window_bias(table, side, shift)
     on_cpu = context.device_type(table) == "cpu" and type(table) in (Tensor, nn.Parameter)
     if torch.is_grad_enabled() or not context.is_eager() or not on_cpu:
         return _bias(table, side, shift)
@@ -278,6 +281,38 @@ def _bias(table: Tensor, side: int, shift: int) -> Tensor:
         return bias
     # CUDA's kernels want rows of a multiple of 8 elements, and would pad them at each call.
     return F.pad(bias.contiguous(), (0, -places % 8))[..., :places]
+
+
+def _bias_in_graphs(table: Tensor, side: int, shift: int) -> Tensor:
+    """The memory of ``_bias``."""
+    groups, places = 4 if shift else 1, side * side
+    return table.new_empty(groups, table.shape[1], places, places + -places % 8)[..., :places]
+
+
+def _bias_backward(grad: Tensor, side: int) -> Tensor:
+    positions, _ = _constants(side, 0, grad.device)
+    of_places = grad.sum(0).flatten(1).t()
+    return grad.new_zeros((2 * side - 1) ** 2, grad.shape[1]).index_add_(0, positions, of_places)
+
+
+# Operators of compiled graphs, which would otherwise make positions and masks of numbers in each block and step.
+window_bias = registration.operator("window_bias(Tensor table, int side, int shift) -> Tensor", _bias, _bias)
+window_bias_backward = registration.operator(
+    "window_bias_backward(Tensor grad, int side) -> Tensor", _bias_backward, _bias_backward
+)
+
+
+def _keep_side(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.side = inputs[1]
+
+
+registration.in_graphs(
+    "window_bias",
+    _bias_in_graphs,
+    lambda ctx, grad: (window_bias_backward(grad, ctx.side), None, None),
+    _keep_side,
+)
+registration.in_graphs("window_bias_backward", lambda grad, side: grad.new_empty((2 * side - 1) ** 2, grad.shape[1]))
 
 
 def _constants(side: int, shift: int, device: torch.device) -> tuple[Tensor, Tensor | None]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from mm_vitbackbones.ops import compiling
 
@@ -79,3 +80,45 @@ def test_backward_passes_of_convolutions_become_our_operator_in_a_graph() -> Non
     assert targets == [torch.ops.mm_vitbackbones.convolution_backward.default]
     for found, wanted in zip(traced(grad, x, weight), gradients(grad, x, weight), strict=True):
         assert torch.equal(found, wanted)
+
+
+class Sizes(torch.nn.Module):
+    """Adds a number that depends on the size, and keeps how often it was traced."""
+
+    def forward(self, grid: torch.Tensor) -> torch.Tensor:
+        return grid * grid.shape[1] + grid.shape[2]
+
+
+def call(module: torch.nn.Module, grid: torch.Tensor) -> torch.Tensor:
+    return module(grid)
+
+
+def graphs_for(shapes: list[tuple[int, ...]], **options: Any) -> int:
+    torch._dynamo.reset()
+    counter, module = CompileCounter(), Sizes()
+    ((function, _),) = compiling.compiled([module], call, backend=counter, fullgraph=True, **options)
+    for shape in shapes:
+        grid = torch.randn(shape)
+        assert torch.equal(function(module, grid), module(grid))
+    torch._dynamo.reset()
+    return counter.frame_count
+
+
+HEIGHTS, SQUARE, WIDTHS = [(2, 6, 9, 4), (2, 7, 9, 4)], (2, 8, 8, 4), (2, 7, 5, 4)
+
+
+@pytest.mark.parametrize("second", [HEIGHTS[1], SQUARE, WIDTHS], ids=str)
+def test_the_second_size_makes_the_graph_for_any(second: tuple[int, ...]) -> None:
+    assert graphs_for([HEIGHTS[0], second, *HEIGHTS, SQUARE, WIDTHS]) == 2
+
+
+def test_a_graph_for_any_batch_serves_any_size_too() -> None:
+    assert graphs_for([HEIGHTS[0], (3, *HEIGHTS[0][1:]), (5, *SQUARE[1:]), WIDTHS]) == 2
+
+
+def test_one_size_has_one_graph() -> None:
+    assert graphs_for([SQUARE] * 3) == 1
+
+
+def test_graphs_for_each_size_can_be_asked_for() -> None:
+    assert graphs_for([*HEIGHTS, SQUARE], dynamic=False) == 3

@@ -1,0 +1,82 @@
+"""Operators that compiled graphs hold in place of arithmetic of sizes: equal to the plain forms, at any size."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.testing import CompileCounter
+
+from mm_vitbackbones.ops import attention, pooling, windows
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(torch.compiler, "is_exporting"), reason="this PyTorch cannot tell a graph from an export"
+)
+OURS = torch.ops.mm_vitbackbones
+
+
+@pytest.fixture(autouse=True)
+def no_graphs() -> None:
+    torch._dynamo.reset()
+
+
+def agree(found: Tensor, expected: Tensor, source: Tensor) -> None:
+    """Results are equal, and their memory and gradients are."""
+    assert torch.equal(found, expected)
+    weight = torch.randn_like(found)
+    one, other = (torch.autograd.grad(x, source, weight)[0] for x in (found, expected))
+    torch.testing.assert_close(one, other)
+    assert one.stride() == source.stride()
+
+
+@pytest.mark.parametrize(("side", "key_side"), [(4, 4), (6, 6), (9, 3), (3, 7), (4, 2)])
+def test_entries_of_a_table_by_distance(side: int, key_side: int) -> None:
+    table = torch.randn(7, 3, dtype=torch.float64, requires_grad=True)
+    agree(attention.distances(table, side, key_side), attention.by_distance(table, side, key_side), table)
+
+
+@pytest.mark.parametrize(("size", "dims"), [((7, 9), (2, 4)), ((8, 8), (2, 3)), ((4, 4), (1, 3))], ids=str)
+def test_windows_of_a_grid_and_back(size: tuple[int, int], dims: tuple[int, int]) -> None:
+    counts = -(-size[0] // 4), -(-size[1] // 4)
+    heads = torch.randn(2, *size, *dims, dtype=torch.float64, requires_grad=True)
+    cut = pooling.cut(heads, 4, counts)
+    agree(pooling.cut_windows(heads, 4, *counts), cut, heads)
+    rows = cut.detach().requires_grad_()
+    agree(pooling.join_windows(rows, 4, 2, *counts, *size), pooling.joined(rows, 4, 2, *size), rows)
+
+
+@pytest.mark.parametrize(("side", "shift"), [(4, 2), (3, 0)])
+def test_the_bias_of_windows(side: int, shift: int) -> None:
+    table = torch.randn((2 * side - 1) ** 2, 2, dtype=torch.float64, requires_grad=True)
+    found, expected = windows.window_bias(table, side, shift), windows.bias_of(table, side, shift)
+    assert found.stride() == expected.stride()
+    agree(found, expected, table)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("distances", (torch.randn(7, 3), 6, 4)),
+        ("cut_windows", (torch.randn(1, 4, 4, 1, 3), 4, 1, 1)),
+        ("join_windows", (torch.randn(1, 1, 16, 3), 4, 1, 1, 1, 4, 4)),
+        ("window_bias", (torch.randn(25, 2), 3, 1)),
+        ("area_shares", (torch.randn(1), 9, 7)),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_pytorch_finds_no_fault_in_an_operator(name: str, arguments: tuple[Any, ...]) -> None:
+    if name != "area_shares":
+        arguments[0].requires_grad_()
+    torch.library.opcheck(getattr(OURS, name).default, arguments)
+
+
+def test_one_graph_attends_in_windows_of_grids_of_all_sizes() -> None:
+    counter = CompileCounter()
+    compiled = torch.compile(pooling.attend, backend=counter, fullgraph=True, dynamic=True)
+    tables = torch.randn(2, 7, 4, dtype=torch.float64)
+    for height, width in ((10, 17), (9, 9), (22, 13)):
+        grids = [torch.randn(2, -(-height // s), -(-width // s), 3, 4, dtype=torch.float64) for s in (1, 2, 2)]
+        torch.testing.assert_close(compiled(*grids, *tables, (4, 2)), pooling.attend(*grids, *tables, (4, 2)))
+    assert counter.frame_count == 1
