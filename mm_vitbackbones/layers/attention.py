@@ -48,9 +48,7 @@ class SpatialReductionAttention(nn.Module):
         self.reduction = nn.Identity() if reduction is None else reduction
 
     def forward(self, grid: Tensor) -> Tensor:
-        key, value = linear.by(self.reduction(grid), self.kv).flatten(1, 2).chunk(2, dim=-1)
-        out = attention.project_and_attend(grid.flatten(1, 2), self.q, key, value, self.proj, self.num_heads)
-        return out.view_as(grid)
+        return attention.attend_to_reduced(grid, self.q, self.reduction(grid), self.kv, self.proj, self.num_heads)
 
     def looks_at(self, grid: Tensor) -> looking.Shares:
         """The attention weights of chosen queries."""
@@ -77,9 +75,7 @@ class SelfAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        query, key, value = linear.linear(tokens, self.qkv, self.again).chunk(3, dim=-1)
-        context.release(tokens)
-        return linear.linear(attention.attend(query, key, value, self.num_heads), self.proj)
+        return attention.attend_to_each_other(tokens, self.qkv, self.proj, self.num_heads, self.again)
 
     def looks_at(self, tokens: Tensor) -> looking.Shares:
         """The attention weights of chosen queries."""

@@ -30,6 +30,48 @@ def _joined(heads: Tensor) -> Tensor:
     return anysize.in_order(heads.transpose(1, 2)).flatten(2)
 
 
+def attend_to_each_other(
+    tokens: Tensor, to_qkv: nn.Module, project: nn.Module, num_heads: int, again: bool = False
+) -> Tensor:
+    """``project(attend(q, k, v))`` of queries, keys and values of the same tokens: (B, N, C) -> (B, N, C).
+
+    Args:
+        to_qkv: a linear map, C -> 3C.
+        project: another one, C -> C.
+        again: whether training on a CPU computes queries, keys and values again.
+    """
+    shape = tokens.shape
+    if (heads := linear.to_heads(tokens, to_qkv, 3, num_heads)) is not None:
+        return _projected(F.scaled_dot_product_attention(*heads), project, shape[:-1])
+    query, key, value = linear.linear(tokens, to_qkv, again).chunk(3, dim=-1)
+    context.release(tokens)
+    return linear.linear(attend(query, key, value, num_heads), project)
+
+
+def _projected(heads: Tensor, project: nn.Module, shape: Sequence[int]) -> Tensor:
+    """A linear map of all heads together, in training on CUDA: (B, h, N, d) -> (*shape, C)."""
+    out = linear.of_heads(heads, project, shape)
+    return linear.by(_joined(heads), project).view(*shape, -1) if out is None else out
+
+
+def attend_to_reduced(
+    grid: Tensor, to_query: nn.Module, reduced: Tensor, to_key_value: nn.Module, project: nn.Module, num_heads: int
+) -> Tensor:
+    """``project(attend(q, k, v))`` of queries of a grid (B, H, W, C), and keys and values of another one -> (B, H, W, C).
+
+    Args:
+        to_query: a linear map, C -> C.
+        to_key_value: another one, C -> 2C.
+        project: another one, C -> C.
+    """
+    heads = linear.to_heads(reduced, to_key_value, 2, num_heads)
+    query = None if heads is None else linear.to_heads(grid, to_query, 1, num_heads)
+    if heads is not None and query is not None:
+        return _projected(F.scaled_dot_product_attention(*query, *heads), project, grid.shape[:-1])
+    key, value = linear.by(reduced, to_key_value).flatten(1, 2).chunk(2, dim=-1)
+    return project_and_attend(grid.flatten(1, 2), to_query, key, value, project, num_heads).view_as(grid)
+
+
 def project_and_attend(
     tokens: Tensor, to_query: nn.Module, key: Tensor, value: Tensor, project: nn.Module, num_heads: int
 ) -> Tensor:

@@ -27,13 +27,15 @@ class _Local(threading.local):
 _local = _Local()
 
 
+if hasattr(torch.compiler, "is_compiling"):
+    _is_compiling: Callable[[], bool] = torch.compiler.is_compiling
+else:
+    from torch._dynamo import is_compiling as _is_compiling
+
+
 def is_compiling() -> bool:
     """Whether ``torch.compile`` or ``torch.export`` traces this call."""
-    if hasattr(torch.compiler, "is_compiling"):
-        return torch.compiler.is_compiling()
-    from torch._dynamo import is_compiling as dynamo_is_compiling
-
-    return dynamo_is_compiling()
+    return _is_compiling()
 
 
 def is_exporting() -> bool:
@@ -77,7 +79,7 @@ def is_compiling_to_run() -> bool:
 
 def is_eager() -> bool:
     """Whether this call is plain computation: not compiled, exported or traced, and under no function transform."""
-    return not (is_compiling() or torch.jit.is_tracing() or _are_functions_transformed())
+    return not (_is_compiling() or torch._C._is_tracing() or _are_functions_transformed())
 
 
 _are_functions_transformed: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
@@ -87,8 +89,8 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
     """The narrower type of the autocast that is on for a device; None where it is off or not known."""
     kind = device.type
     if hasattr(torch, "get_autocast_dtype"):
-        on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-        return torch.get_autocast_dtype(kind) if on else None
+        known = kind in ("cuda", "cpu") or torch.amp.is_autocast_available(kind)
+        return torch.get_autocast_dtype(kind) if known and torch.is_autocast_enabled(kind) else None
     if kind == "cpu":
         return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
     return torch.get_autocast_gpu_dtype() if kind == "cuda" and torch.is_autocast_enabled() else None

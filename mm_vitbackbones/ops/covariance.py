@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mm_vitbackbones.ops import context
-from mm_vitbackbones.ops.once import once_differentiable
+from mm_vitbackbones.ops.once import direct, once_differentiable
 
 SHORTEST = 1e-12
 """The least length that is divided by."""
@@ -35,7 +35,7 @@ def attend(qkv: Tensor, temperature: Tensor, num_heads: int) -> Tensor:
     if not context.is_eager() or type(qkv) is not Tensor or qkv.is_meta or qkv.dtype == torch.float16:
         return reference(qkv, temperature, num_heads)
     if torch.is_grad_enabled() and (qkv.requires_grad or temperature.requires_grad):
-        return _CrossCovariance.apply(qkv, temperature, num_heads)
+        return _cross_covariance(qkv, temperature, num_heads)
     return _attend(qkv, temperature, num_heads)[0]
 
 
@@ -116,3 +116,6 @@ class _CrossCovariance(torch.autograd.Function):
             of_query.addcmul_(query, (pulled.sum(-1) / length_of_query.squeeze(-1).square()).unsqueeze(2), value=-1)
             of_key.addcmul_(key, (pulled.sum(-2) / length_of_key.squeeze(-2).square()).unsqueeze(2), value=-1)
         return of_qkv, of_temperature, None
+
+
+_cross_covariance = direct(_CrossCovariance)

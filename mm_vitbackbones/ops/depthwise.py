@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from mm_vitbackbones.ops import context
 from mm_vitbackbones.ops.kernels import depthwise as kernels
 from mm_vitbackbones.ops.kernels import registration
+from mm_vitbackbones.ops.once import direct
 
 
 def is_for(tensor: Tensor) -> bool:
@@ -52,7 +53,7 @@ def run(grid: Tensor, convs: Sequence[nn.Module], gelu: bool = False, add: bool 
     if narrow is not None and not add:
         grid = grid.to(narrow)
     if torch.is_grad_enabled() and any(x.requires_grad for x in (grid, *weights, *biases)):
-        return cast(Tensor, _Depthwise.apply(grid, len(weights), gelu, add, *weights, *biases))
+        return cast(Tensor, _depthwise(grid, len(weights), gelu, add, *weights, *biases))
     return kernels.depthwise(grid, weights, biases, gelu, add)
 
 
@@ -121,3 +122,6 @@ class _Depthwise(torch.autograd.Function):
             of_grid, of_weights, of_biases = kernels.depthwise_backward(grad, grid, weights, biases, gelu, add)
             others = [*of_weights, *of_biases]
         return of_grid, None, None, None, *others
+
+
+_depthwise = direct(_Depthwise)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mm_vitbackbones.ops import anysize, context, linear, memory, onednn
 from mm_vitbackbones.ops.joint import Pair, Rows, Tokens
 from mm_vitbackbones.ops.kernels import factorized as kernels
-from mm_vitbackbones.ops.once import once_differentiable
+from mm_vitbackbones.ops.once import direct, once_differentiable
 
 BLOCK = 256
 """Tokens whose product is one matrix product in a compiled graph on CUDA: the sum over all tokens is one of few, long
@@ -67,7 +67,7 @@ def _mix_rows(
     def of_rows(query_key: Tensor, values: Tensor) -> Tensor:
         values, grid = Rows(values, value.shape).with_grid()
         position = relative_position(grid).flatten(0, 2).to(values.dtype)
-        return linear.linear(_Mixed.apply(query_key, values, position, len(grid), num_heads), project)
+        return linear.linear(_mixed(query_key, values, position, len(grid), num_heads), project)
 
     return Rows(lightly(of_rows, query_key.rows, value.rows), value.shape)
 
@@ -85,6 +85,9 @@ class _Mixed(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         return *kernels.attend_backward(*ctx.saved_tensors, grad), None, None
+
+
+_mixed = direct(_Mixed)
 
 
 def split_heads(tokens: Tensor, num_heads: int) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from mm_vitbackbones.ops import context, onednn, residual
 from mm_vitbackbones.ops.linear import linear as linear_map
 from mm_vitbackbones.ops.norm import for_linear
-from mm_vitbackbones.ops.once import once_differentiable
+from mm_vitbackbones.ops.once import direct, once_differentiable
 
 Pair = tuple[Tensor, Tensor]
 """Class tokens (B, 1, 1, C) and a grid (B, H, W, C)."""
@@ -35,7 +35,7 @@ class Rows(NamedTuple):
 
     def with_grid(self) -> tuple[Tensor, Tensor]:
         """The rows, and their grid as a view (B, H, W, C), to be used besides them."""
-        rows, grid = _WithGrid.apply(self.rows, self.shape[0])
+        rows, grid = _with_grid(self.rows, self.shape[0])
         return rows, grid.view(*self.shape, -1)
 
     def per_row(self, factor: Tensor) -> Tensor:
@@ -169,3 +169,6 @@ class _WithGrid(torch.autograd.Function):
         # Nobody else has this gradient: its only source is the function that has taken the rows.
         of_rows[: -ctx.batch] += of_grid
         return of_rows, None
+
+
+_with_grid = direct(_WithGrid)

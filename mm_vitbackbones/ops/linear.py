@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mm_vitbackbones.ops import context, depthwise, narrow, onednn
 from mm_vitbackbones.ops.kernels import depthwise as kernels
 from mm_vitbackbones.ops.kernels.gelu import gelu_backward
-from mm_vitbackbones.ops.once import once_differentiable
+from mm_vitbackbones.ops.once import direct, once_differentiable
 
 
 def linear(x: Tensor, layer: nn.Module, again: bool = False) -> Tensor:
@@ -31,9 +31,22 @@ def linear(x: Tensor, layer: nn.Module, again: bool = False) -> Tensor:
 
 def by(x: Tensor, layer: nn.Module) -> Tensor:
     """``layer(x)`` of an ``nn.Linear``, without oneDNN's operator."""
-    if trains_on_cuda(x, layer):
-        return _Linear.apply(x, layer.weight, layer.bias, _dtype(x))
+    if (training := _training(x, layer)) is not None:
+        return _linear(x, *training)
     return layer(x)
+
+
+def to_heads(x: Tensor, layer: nn.Module, count: int, num_heads: int) -> tuple[Tensor, ...] | None:
+    """``layer(x)`` of tokens, split into ``count`` maps and these into heads: (B, ..., C) -> each (B, h, N, d), where N
+    are all tokens of an entry. None where other forms are as fast: elsewhere than in training on CUDA."""
+    training = _training(x, layer)
+    return None if training is None else _linear_to_heads(x, *training, count, num_heads)
+
+
+def of_heads(heads: Tensor, layer: nn.Module, shape: Sequence[int]) -> Tensor | None:
+    """``layer`` of the channels of all heads together: (B, h, N, d) -> (*shape, C'). None as for ``to_heads``."""
+    training = _training(heads, layer)
+    return None if training is None else _linear_of_heads(heads, *training, shape)
 
 
 def several(x: Tensor, layers: Sequence[nn.Module]) -> tuple[Tensor, ...]:
@@ -41,14 +54,14 @@ def several(x: Tensor, layers: Sequence[nn.Module]) -> tuple[Tensor, ...]:
     if all(trains_on_cuda(x, layer, biased=False) for layer in layers):
         parameters = [getattr(layer, name) for name in ("weight", "bias") for layer in layers]
         if len({parameter.dtype for parameter in parameters if parameter is not None}) == 1:
-            return _Several.apply(x, _dtype(x), *parameters)
+            return _several(x, _dtype(x), *parameters)
     return tuple([linear(x, layer) for layer in layers])
 
 
 def feed_forward(x: Tensor, fc1: nn.Module, fc2: nn.Module) -> Tensor:
     """``fc2(gelu(fc1(x)))``: (..., C) -> (..., C')."""
-    if trains_on_cuda(x, fc1) and trains_on_cuda(x, fc2):
-        return _FeedForward.apply(x, fc1.weight, fc1.bias, fc2.weight, fc2.bias, _dtype(x))
+    if (training := _training(x, fc1, fc2)) is not None:
+        return _feed_forward(x, *training)
     hidden = onednn.linear_gelu(x, fc1)
     context.release(x)
     return onednn.linear(hidden, fc2)
@@ -57,10 +70,10 @@ def feed_forward(x: Tensor, fc1: nn.Module, fc2: nn.Module) -> Tensor:
 def mix_feed_forward(grid: Tensor, fc1: nn.Module, conv: nn.Module, fc2: nn.Module, relu: bool = False) -> Tensor:
     """``fc2(gelu(conv(fc1(grid))))`` with a depthwise convolution, and with a ReLU after fc1 if asked for:
     (B, H, W, C) -> (B, H, W, C')."""
-    trains = not relu and trains_on_cuda(grid, fc1) and trains_on_cuda(grid, fc2)
-    if trains and conv.bias is not None and depthwise.serves(grid, [conv], fc1):
-        parameters = [getattr(part, name) for part in (fc1, conv, fc2) for name in ("weight", "bias")]
-        return _MixFeedForward.apply(grid, *parameters, _dtype(grid))
+    training = None if relu else _training(grid, fc1, fc2)
+    if training is not None and conv.bias is not None and depthwise.serves(grid, [conv], fc1):
+        *parameters, dtype = training
+        return _mix_feed_forward(grid, *parameters[:2], conv.weight, conv.bias, *parameters[2:], dtype)
     hidden = onednn.linear_relu(grid, fc1) if relu else linear(grid, fc1)
     context.release(grid)
     hidden = onednn.conv_gelu(hidden, conv)  # the name frees the map before
@@ -72,13 +85,13 @@ def gated_feed_forward(x: Tensor, gate: nn.Module, value: nn.Module, out: nn.Mod
     hidden, factor = linear(x, gate), linear(x, value)
     context.release(x)
     trains = torch.is_grad_enabled() and context.is_eager()
-    return linear(_Gated.apply(hidden, factor) if trains else F.silu(hidden) * factor, out)
+    return linear(_gated(hidden, factor) if trains else F.silu(hidden) * factor, out)
 
 
 def over_tiles(grid: Tensor, conv: nn.Module) -> Tensor:
     """A convolution whose patches are side by side, as a linear map of them, where ``trains_on_cuda``:
     (B, H, W, C) -> (B, H // r, W // r, O) with patches of r x r. A remainder of rows or columns is left out."""
-    return _LinearOfTiles.apply(grid, conv.weight, conv.bias, _dtype(grid))
+    return _linear_of_tiles(grid, conv.weight, conv.bias, _dtype(grid))
 
 
 def trains_on_cuda(x: Tensor, layer: nn.Module, biased: bool = True) -> bool:
@@ -88,21 +101,55 @@ def trains_on_cuda(x: Tensor, layer: nn.Module, biased: bool = True) -> bool:
     Args:
         biased: whether it must have a bias.
     """
-    if not (torch.is_grad_enabled() and context.is_eager_on_cuda(x) and context.is_plain(layer)):
-        return False
-    weight, bias = cast(Tensor, layer.weight), cast("Tensor | None", layer.bias)
-    if biased and bias is None:
-        return False
-    return x.numel() > 0 and weight.dtype in (_dtype(x), torch.float32) and _is_right(x, weight)
+    return _training(x, layer, biased=biased) is not None
 
 
-def _is_right(x: Tensor, weight: Tensor) -> bool:
-    """Whether PyTorch would take this pair of types."""
-    return x.dtype == weight.dtype or context.autocast_dtype(x.device) is not None
+def _training(x: Tensor, *layers: nn.Module, biased: bool = True) -> list[Any] | None:
+    """The weight and the bias of each layer, then the type of the computation, where ``trains_on_cuda`` of them all."""
+    if not (torch.is_grad_enabled() and context.is_eager_on_cuda(x)):
+        return None
+    narrow_type = context.autocast_dtype(x.device)
+    dtype, found = narrow_type or x.dtype, []
+    for layer in layers:
+        if not context.is_plain(layer):
+            return None
+        parameters = layer.__dict__["_parameters"]
+        weight, bias = parameters["weight"], parameters["bias"]
+        if (biased and bias is None) or (weight.dtype != dtype and weight.dtype != torch.float32):
+            return None
+        if narrow_type is None and weight.dtype != x.dtype:  # PyTorch would not take this pair of types
+            return None
+        found += weight, bias
+    found.append(dtype)
+    return found if x.numel() > 0 else None
 
 
 def _dtype(x: Tensor) -> torch.dtype:
     return context.autocast_dtype(x.device) or x.dtype
+
+
+def _typed(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """``x.to(dtype)``, which takes as long as a launch even where nothing is to be done."""
+    return x if x.dtype == dtype else x.to(dtype)
+
+
+def _mapped(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
+    """x weight' + bias of rows (R, C) -> (R, C'), and what ``_gradients`` needs."""
+    ctx.dtypes = x.dtype, weight.dtype, bias.dtype
+    x, weight = _typed(x, dtype), narrow.of(weight, dtype)
+    ctx.save_for_backward(x, weight)
+    return F.linear(x, weight, narrow.of(bias, dtype))
+
+
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """The gradients of the rows, the weight and the bias, from that of the result (R, C')."""
+    x, weight = ctx.saved_tensors
+    needed, dtypes = ctx.needs_input_grad, ctx.dtypes
+    return (
+        _typed(torch.mm(grad, weight), dtypes[0]) if needed[0] else None,
+        _product(grad.t(), x, dtypes[1]) if needed[1] else None,
+        column_sums(grad, dtypes[2]) if needed[2] else None,
+    )
 
 
 class _Linear(torch.autograd.Function):
@@ -110,24 +157,65 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
-        narrow_weight = narrow.of(weight, dtype)
-        ctx.dtypes = x.dtype, weight.dtype, bias.dtype
-        x = x.to(dtype)
-        ctx.save_for_backward(x, narrow_weight)
-        return F.linear(x, narrow_weight, narrow.of(bias, dtype))
+        ctx.shape = shape = x.shape
+        return _mapped(ctx, x.reshape(-1, shape[-1]), weight, bias, dtype).view(*shape[:-1], -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
-        x, weight = ctx.saved_tensors
-        of_x, of_weight, of_bias, _ = ctx.needs_input_grad
-        shape, grad, x = x.shape, grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
-        return (
-            (grad @ weight).view(shape).to(ctx.dtypes[0]) if of_x else None,
-            _product(grad.t(), x, ctx.dtypes[1]) if of_weight else None,
-            column_sums(grad, ctx.dtypes[2]) if of_bias else None,
-            None,
-        )
+        of_x, of_weight, of_bias = _gradients(ctx, grad.reshape(-1, grad.shape[-1]))
+        return None if of_x is None else of_x.view(ctx.shape), of_weight, of_bias, None
+
+
+class _LinearToHeads(torch.autograd.Function):
+    """See ``to_heads``. The results are views of one map: no copy, and one gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype, count: int, num_heads: int
+    ) -> tuple[Tensor, ...]:
+        ctx.shape = shape = x.shape
+        out = _mapped(ctx, x.reshape(-1, shape[-1]), weight, bias, dtype)
+        ctx.width = out.shape[1] // count
+        return split_heads(out, shape[0], count, num_heads)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        of_x, of_weight, of_bias = _gradients(ctx, join_heads(grads, ctx.width))
+        return None if of_x is None else of_x.view(ctx.shape), of_weight, of_bias, None, None, None
+
+
+class _LinearOfHeads(torch.autograd.Function):
+    """See ``of_heads``."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, heads: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype, shape: Sequence[int]
+    ) -> Tensor:
+        batch, num_heads, tokens, dim = heads.shape
+        ctx.shape = batch, tokens, num_heads, dim
+        rows = heads.transpose(1, 2).reshape(batch * tokens, num_heads * dim)
+        return _mapped(ctx, rows, weight, bias, dtype).view(*shape, -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        of_rows, of_weight, of_bias = _gradients(ctx, grad.reshape(-1, grad.shape[-1]))
+        of_heads = None if of_rows is None else of_rows.view(ctx.shape).transpose(1, 2)
+        return of_heads, of_weight, of_bias, None, None
+
+
+def split_heads(rows: Tensor, batch: int, count: int, num_heads: int) -> tuple[Tensor, ...]:
+    """Views: (B * N, count * C) -> ``count`` of (B, h, N, d)."""
+    return rows.view(batch, -1, count, num_heads, rows.shape[1] // (count * num_heads)).permute(2, 0, 3, 1, 4).unbind()
+
+
+def join_heads(heads: Sequence[Tensor], width: int) -> Tensor:
+    """The inverse: ``count`` of (B, h, N, d) -> (B * N, count * C) with C = ``width``. PyTorch's attention gives
+    gradients in the memory of tokens, so that the rows of each are a view."""
+    rows = [x.transpose(1, 2).reshape(-1, width) for x in heads]
+    return rows[0] if len(rows) == 1 else torch.cat(rows, 1)
 
 
 class _Several(torch.autograd.Function):
@@ -139,7 +227,7 @@ class _Several(torch.autograd.Function):
         weights, biases = cast("tuple[Tensor, ...]", parameters[:count]), parameters[count:]
         ctx.sizes = [len(weight) for weight in weights]
         ctx.dtypes = x.dtype, weights[0].dtype
-        x = x.to(dtype)
+        x = _typed(x, dtype)
         weight = torch.cat([narrow.of(weight, dtype) for weight in weights])
         ctx.save_for_backward(x, weight)
         if all(bias is None for bias in biases):
@@ -162,7 +250,8 @@ class _Several(torch.autograd.Function):
             of_biases = column_sums(grad, ctx.dtypes[1]).split_with_sizes(ctx.sizes)
         pairs = zip((*of_weights, *of_biases), needed, strict=True)
         of_parameters = [gradient if wanted else None for gradient, wanted in pairs]
-        return (grad @ weight).view(shape).to(ctx.dtypes[0]) if of_x else None, None, *of_parameters
+        of_input = _typed(torch.mm(grad, weight), ctx.dtypes[0]).view(shape) if of_x else None
+        return of_input, None, *of_parameters
 
 
 class _LinearOfTiles(torch.autograd.Function):
@@ -188,7 +277,7 @@ class _LinearOfTiles(torch.autograd.Function):
         shape, (out, channels, down, right) = ctx.shapes
         grad, of_grid, of_weight = grad.reshape(-1, out), None, None
         if ctx.needs_input_grad[0]:
-            of_tiles = (grad @ weight).view(*tiles.shape[:3], down, right, channels)
+            of_tiles = torch.mm(grad, weight).view(*tiles.shape[:3], down, right, channels)
             whole = of_tiles.shape[1] * down == shape[1] and of_tiles.shape[2] * right == shape[2]
             make = torch.empty if whole else torch.zeros
             of_grid = make(shape, dtype=ctx.dtypes[0], device=grad.device)
@@ -213,25 +302,25 @@ class _FeedForward(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, dtype: torch.dtype
     ) -> Tensor:
-        ctx.dtypes = [x.dtype, *(parameter.dtype for parameter in (weight1, bias1, weight2, bias2))]
-        x = x.to(dtype)
+        ctx.dtypes = x.dtype, weight1.dtype, bias1.dtype, weight2.dtype, bias2.dtype
+        ctx.shape = shape = x.shape
+        x = _typed(x.reshape(-1, shape[-1]), dtype)
         narrow1, narrow2 = narrow.of(weight1, dtype), narrow.of(weight2, dtype)
         hidden = F.linear(x, narrow1, narrow.of(bias1, dtype))
         ctx.save_for_backward(x, hidden, narrow1, narrow2)
-        return F.linear(F.gelu(hidden), narrow2, narrow.of(bias2, dtype))
+        return F.linear(F.gelu(hidden), narrow2, narrow.of(bias2, dtype)).view(*shape[:-1], -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, hidden, weight1, weight2 = ctx.saved_tensors
         of_x, of_weight1, of_bias1, of_weight2, of_bias2, _ = ctx.needs_input_grad
-        dtypes = ctx.dtypes
-        shape, grad, x = x.shape, grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
-        grad_hidden, activation, sums = gelu_backward(grad @ weight2, hidden.view(-1, hidden.shape[-1]))
+        dtypes, grad = ctx.dtypes, grad.reshape(-1, grad.shape[-1])
+        grad_hidden, activation, sums = gelu_backward(torch.mm(grad, weight2), hidden)
         return (
-            (grad_hidden @ weight1).view(shape).to(dtypes[0]) if of_x else None,
+            _typed(torch.mm(grad_hidden, weight1), dtypes[0]).view(ctx.shape) if of_x else None,
             _product(grad_hidden.t(), x, dtypes[1]) if of_weight1 else None,
-            sums.to(dtypes[2]) if of_bias1 else None,
+            _typed(sums, dtypes[2]) if of_bias1 else None,
             _product(grad.t(), activation, dtypes[3]) if of_weight2 else None,
             column_sums(grad, dtypes[4]) if of_bias2 else None,
             None,
@@ -271,8 +360,8 @@ class _MixFeedForward(torch.autograd.Function):
         bias2: Tensor,
         dtype: torch.dtype,
     ) -> Tensor:
-        ctx.dtypes = [x.dtype, *(parameter.dtype for parameter in (weight1, bias1, weight2, bias2))]
-        x = x.to(dtype)
+        ctx.dtypes = x.dtype, weight1.dtype, bias1.dtype, weight2.dtype, bias2.dtype
+        x = _typed(x, dtype)
         narrow1, narrow2 = narrow.of(weight1, dtype), narrow.of(weight2, dtype)
         hidden = F.linear(x, narrow1, narrow.of(bias1, dtype))
         activation = kernels.depthwise(hidden, [window], [bias], True, False)
@@ -286,14 +375,14 @@ class _MixFeedForward(torch.autograd.Function):
         needed, dtypes, width = ctx.needs_input_grad, ctx.dtypes, hidden.shape[-1]
         shape, grad, x = x.shape, grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
         of_conv, activation, of_window, of_bias = kernels.depthwise_gelu_slopes(
-            (grad @ weight2).view_as(hidden), hidden, window, bias
+            torch.mm(grad, weight2).view(hidden.shape), hidden, window, bias
         )
         of_weight2 = _product(grad.t(), activation.view(-1, width), dtypes[3]) if needed[5] else None
         del activation  # so that the memory of three of these maps is enough
         of_hidden = kernels.depthwise_transposed(of_conv, window).view(-1, width)
         del of_conv
         return (
-            (of_hidden @ weight1).view(shape).to(dtypes[0]) if needed[0] else None,
+            _typed(torch.mm(of_hidden, weight1), dtypes[0]).view(shape) if needed[0] else None,
             _product(of_hidden.t(), x, dtypes[1]) if needed[1] else None,
             column_sums(of_hidden, dtypes[2]) if needed[2] else None,
             of_window if needed[3] else None,
@@ -302,6 +391,11 @@ class _MixFeedForward(torch.autograd.Function):
             column_sums(grad, dtypes[4]) if needed[6] else None,
             None,
         )
+
+
+_linear, _linear_to_heads, _linear_of_heads, _several = map(direct, (_Linear, _LinearToHeads, _LinearOfHeads, _Several))
+_linear_of_tiles, _feed_forward, _gated = map(direct, (_LinearOfTiles, _FeedForward, _Gated))
+_mix_feed_forward = direct(_MixFeedForward)
 
 
 def column_sums(matrix: Tensor, dtype: torch.dtype) -> Tensor:
@@ -315,9 +409,9 @@ def column_sums(matrix: Tensor, dtype: torch.dtype) -> Tensor:
 def _ones(matrix: Tensor) -> Tensor:
     """(1, rows), of a buffer that is kept: filling it takes as long as many of the products."""
     rows, device = matrix.shape[0], matrix.device
-    if torch.cuda.is_current_stream_capturing():  # a graph's own memory must not be kept
+    if torch._C._cuda_isCurrentStreamCapturing():  # a graph's own memory must not be kept
         return matrix.new_ones(1, rows)
-    key = matrix.dtype, device, torch.cuda.current_stream(device).cuda_stream
+    key = matrix.dtype, device, torch._C._cuda_getCurrentRawStream(device.index)
     buffer = _kept_ones.get(key)
     if buffer is None or buffer.shape[1] < rows:
         with torch.inference_mode(False):
@@ -331,10 +425,10 @@ _kept_ones: dict[Any, Tensor] = {}
 def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
     """``a @ b`` in a type that may be wider than theirs, without a pass to cast it where PyTorch can."""
     if a.dtype == dtype:
-        return a @ b
+        return torch.mm(a, b)
     if a.is_cuda and _HAS_WIDE_PRODUCTS and dtype == torch.float32:
         return torch.mm(a, b, out_dtype=dtype)
-    return (a @ b).to(dtype)
+    return torch.mm(a, b).to(dtype)
 
 
 _HAS_WIDE_PRODUCTS = hasattr(torch.ops.aten.mm, "dtype")

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from mm_vitbackbones.ops import context
 
+is_initialized = getattr(torch.distributed, "is_initialized", lambda: False)
+
 
 class _Local(threading.local):
     copies: dict[int, Tensor] | None = None
@@ -42,7 +44,10 @@ def copies(network: nn.Module, x: Tensor) -> Iterator[None]:
     if dtype is None or not context.is_eager_on_cuda(x):
         yield
         return
-    parameters = [p for p in _parameters(network) if p.dtype == torch.float32 and p.device == x.device and _is_whole(p)]
+    device = x.device
+    parameters = [p for p in _parameters(network) if p.dtype == torch.float32 and p.device == device and _is_plain(p)]
+    if is_initialized():
+        parameters = [p for p in parameters if _is_whole(p)]
     with torch.no_grad():
         narrow = [torch.empty_like(p, dtype=dtype) for p in parameters]
         if parameters:
@@ -73,10 +78,15 @@ def _eager_parts(network: nn.Module) -> list[nn.Module]:
     return parts
 
 
+def _is_plain(parameter: Tensor) -> bool:
+    return type(parameter) in _TENSORS
+
+
+_TENSORS = {Tensor, nn.Parameter}
+
+
 def _is_whole(parameter: Tensor) -> bool:
     """Whether its values are here: those of a sharded module are, in another tensor, while it is called."""
-    if type(parameter) not in (Tensor, nn.Parameter):
-        return False
     return parameter.untyped_storage().nbytes() >= parameter.numel() * parameter.element_size()
 
 

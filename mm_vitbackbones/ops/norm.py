@@ -17,7 +17,7 @@ from mm_vitbackbones.ops import conv as conv_ops
 from mm_vitbackbones.ops.kernels import norm as kernels
 from mm_vitbackbones.ops.kernels import registration
 from mm_vitbackbones.ops.kernels.scale import scale_backward
-from mm_vitbackbones.ops.once import once_differentiable
+from mm_vitbackbones.ops.once import direct, once_differentiable
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -27,10 +27,10 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     stream, would be bf16: gradients of norms would be wrong by a tenth, and a network would learn visibly less.
     """
     if (narrow := context.autocast_dtype(x.device)) is None:
-        if _fits(x, weight, bias):
+        if weight.dim() == 1 and is_for(x):
             return _normalised(x, weight, bias, eps, x.dtype)[1]
         return F.layer_norm(x, weight.shape, weight, bias, eps)
-    if _fits(x, weight, bias):
+    if weight.dim() == 1 and is_for(x):
         return _normalised(x, weight, bias, eps, torch.promote_types(narrow, torch.float32))[1]
     return F.layer_norm(x.float(), weight.shape, weight.float(), bias.float(), eps)
 
@@ -49,28 +49,34 @@ def for_linear(x: Tensor, norm: nn.Module, again: bool = True) -> Tensor:
 
 def is_fast(x: Tensor, norm: nn.Module) -> bool:
     """Whether ``fork`` and ``add`` take this norm: a plain LayerNorm over channels, in eager mode on CUDA."""
-    return (
-        context.device_type(x) == "cuda"  # first, as it costs the least
-        and isinstance(norm, nn.LayerNorm)
-        and norm.bias is not None
-        and norm.weight is not None
-        and _fits(x, norm.weight, norm.bias)
-        and context.is_plain(norm)
-    )
+    return is_for(x) and is_over_channels(norm)
 
 
-def _fits(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
-    """Whether there is a kernel for this norm; its reference would be slower than PyTorch's own norm."""
-    if not context.is_eager_on_cuda(x) or weight.dim() != 1 or x.dtype == torch.float64 or x.numel() == 0:
+def is_for(x: Tensor) -> bool:
+    """Whether the kernels are the form for ``x``; their references would be slower than PyTorch's own norm."""
+    if not context.is_eager_on_cuda(x) or x.dtype == torch.float64 or x.numel() == 0:
         return False
     return registration.usable(x) or not x.is_cuda  # not on CUDA: a test pretends
+
+
+def is_over_channels(norm: nn.Module) -> bool:
+    """Whether a norm is a plain LayerNorm over channels, with weight and bias."""
+    if not isinstance(norm, nn.LayerNorm) or len(norm.normalized_shape) != 1 or not context.is_plain(norm):
+        return False
+    parameters = norm.__dict__["_parameters"]
+    return parameters["weight"] is not None and parameters["bias"] is not None
 
 
 def fork(x: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor]:
     """``x`` and ``norm(x)`` as for ``for_linear``. The norm's own pass adds up the gradients of both, if what follows
     uses the returned x."""
-    norm = cast(nn.LayerNorm, norm)
-    return _normalised(x, norm.weight, norm.bias, norm.eps, context.autocast_dtype(x.device) or norm.weight.dtype)
+    weight, bias, eps = _arguments(norm)
+    return _normalised(x, weight, bias, eps, context.autocast_dtype(x.device) or weight.dtype)
+
+
+def _arguments(norm: nn.Module) -> tuple[Tensor, Tensor, float]:
+    parameters = norm.__dict__["_parameters"]
+    return parameters["weight"], parameters["bias"], cast(nn.LayerNorm, norm).eps
 
 
 def add(
@@ -82,15 +88,15 @@ def add(
         factor: one for each sample, (B,), or None.
         scale: one for each channel, (C,), or None.
     """
-    norm = cast(nn.LayerNorm, norm)
-    dtype = context.autocast_dtype(x.device) or norm.weight.dtype
-    arguments = x, branch, factor, scale, norm.weight, norm.bias, norm.eps, dtype
-    return _NormOfSum.apply(*arguments) if torch.is_grad_enabled() else kernels.add_layer_norm(*arguments)[:2]
+    weight, bias, eps = _arguments(norm)
+    dtype = context.autocast_dtype(x.device) or weight.dtype
+    arguments = x, branch, factor, scale, weight, bias, eps, dtype
+    return _norm_of_sum(*arguments) if torch.is_grad_enabled() else kernels.add_layer_norm(*arguments)[:2]
 
 
 def _normalised(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     if torch.is_grad_enabled():
-        return _Norm.apply(x, weight, bias, eps, dtype)
+        return _norm(x, weight, bias, eps, dtype)
     return x, kernels.layer_norm(x, weight, bias, eps, dtype)[0]
 
 
@@ -148,7 +154,7 @@ class _Norm(torch.autograd.Function):
             return grad_x, None, None, None, None
         x, weight, statistics = ctx.saved_tensors
         grad_x, of_weight, of_bias = kernels.layer_norm_backward(grad, grad_x, x, statistics, weight)
-        return grad_x, of_weight.to(weight.dtype), of_bias.to(weight.dtype), None, None
+        return grad_x, *_typed(weight.dtype, of_weight, of_bias), None, None
 
 
 class _NormOfSum(torch.autograd.Function):
@@ -187,5 +193,13 @@ class _NormOfSum(torch.autograd.Function):
             of_x, of_weight, of_bias = kernels.layer_norm_backward(grad, grad_total, total, statistics, weight)
             of_branch, of_scale = scale_backward(of_x, branch, factor, scale)
             of_scale = of_scale.to(scale.dtype)
-        of_weight, of_bias = of_weight.to(weight.dtype), of_bias.to(weight.dtype)
-        return of_x.to(ctx.dtypes[0]), of_branch, None, of_scale, of_weight, of_bias, None, None
+        of_x = of_x if of_x.dtype == ctx.dtypes[0] else of_x.to(ctx.dtypes[0])
+        return of_x, of_branch, None, of_scale, *_typed(weight.dtype, of_weight, of_bias), None, None
+
+
+def _typed(dtype: torch.dtype, *gradients: Tensor) -> Sequence[Tensor]:
+    """Casts those that are of another type: a cast without effect takes as long as a launch, too."""
+    return gradients if gradients[0].dtype == dtype else [x.to(dtype) for x in gradients]
+
+
+_norm, _norm_of_sum = direct(_Norm), direct(_NormOfSum)

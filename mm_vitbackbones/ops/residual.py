@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mm_vitbackbones.ops import context, depthwise, norm, onednn
 from mm_vitbackbones.ops.kernels.scale import scale_backward
-from mm_vitbackbones.ops.once import once_differentiable
+from mm_vitbackbones.ops.once import direct, once_differentiable
 
 BAND_BYTES = 8 * 2**20
 """The size of a band's widest tensor on a CPU: it fits into the caches, and the halo rows cost little."""
@@ -77,7 +77,7 @@ def add_branches(x: Tensor, branches: Sequence[Any], lightly: Callable[..., Any]
         lightly: ``Recomputable.lightly``, by which on CUDA all branches but attention are computed.
     """
     first, *others = branches
-    if context.device_type(x) != "cuda" or not all(_fuses(x, branch) for branch in branches):
+    if context.device_type(x) != "cuda" or not norm.is_for(x) or not all(map(_fuses, branches)):
         x = first.add_to(x)
         for branch in others:
             x = lightly(branch.add_to, x) if context.is_eager_on_cuda(x) else branch.add_to(x)
@@ -103,11 +103,11 @@ def _add_and_branch(
     return x, function(normed)
 
 
-def _fuses(x: Tensor, branch: BranchOf) -> bool:
+def _fuses(branch: BranchOf) -> bool:
     drop_path = branch.drop_path
     plain = hasattr(drop_path, "factor") and (not isinstance(drop_path, nn.Module) or context.is_plain(drop_path))
     scales = branch.layer_scale is None or context.is_plain(branch.layer_scale)
-    return plain and scales and norm.is_fast(x, branch.norm)
+    return plain and scales and norm.is_over_channels(branch.norm)
 
 
 def add_scaled(x: Tensor, branch: Tensor, factor: Tensor | None, scale: Tensor | None = None) -> Tensor:
@@ -116,7 +116,7 @@ def add_scaled(x: Tensor, branch: Tensor, factor: Tensor | None, scale: Tensor |
     if factor is None and scale is None:
         return x + branch
     if torch.is_grad_enabled():
-        return _ScaledSum.apply(x, branch, factor, scale)
+        return _scaled_sum_of(x, branch, factor, scale)
     return _scaled_sum(x, branch, _both(x, factor, scale))
 
 
@@ -147,7 +147,7 @@ class _ScaledSum(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         factor, scale, branch = ctx.saved_tensors
-        of_x, of_scale = grad.to(ctx.dtypes[0]), None
+        of_x, of_scale = grad if grad.dtype == ctx.dtypes[0] else grad.to(ctx.dtypes[0]), None
         if scale is None:
             both = _both(grad, factor, scale)
             of_branch = torch.mul(grad, both, out=torch.empty_like(grad, dtype=ctx.dtypes[1]))
@@ -155,6 +155,9 @@ class _ScaledSum(torch.autograd.Function):
             of_branch, of_scale = scale_backward(grad, branch, factor, scale)
             of_scale = of_scale.to(scale.dtype)
         return of_x, of_branch, None, of_scale
+
+
+_scaled_sum_of = direct(_ScaledSum)
 
 
 def add_conv(grid: Tensor, conv: nn.Module) -> Tensor:

@@ -50,6 +50,48 @@ def test_linear_has_the_value_and_gradients_of_the_module() -> None:
     torch.testing.assert_close(gradients(linear.linear(x, layer), x, layer), gradients(layer(x), x, layer))
 
 
+class Heads(nn.Module):
+    """Two maps of heads and back, (B, H, W, C) -> (B, H, W, C')."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.split, self.join = nn.Linear(16, 24), nn.Linear(12, 20)
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = linear.to_heads(x, self.split, 2, 3)
+        assert heads is not None
+        out = linear.of_heads(heads[0] * heads[1].square(), self.join, x.shape[:-1])
+        assert out is not None
+        return out
+
+    def reference(self, x: Tensor) -> Tensor:
+        first, second = (
+            part.flatten(1, 2).unflatten(-1, (3, -1)).transpose(1, 2) for part in self.split(x).chunk(2, -1)
+        )
+        return self.join((first * second.square()).transpose(1, 2).flatten(2)).view(*x.shape[:-1], -1)
+
+
+@pytest.mark.parametrize("frozen", ["", "split", "split.bias", "join.weight", "split.weight"])
+def test_heads_have_the_values_and_gradients_of_the_modules(frozen: str) -> None:
+    network, x = Heads().double(), torch.randn(SHAPE, dtype=torch.float64, requires_grad=True)
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(not (frozen and name.startswith(frozen)))
+    torch.testing.assert_close(network(x), network.reference(x))
+    wanted = [x, *(p for p in network.parameters() if p.requires_grad)]
+    ours, theirs = (torch.autograd.grad(y.square().sum(), wanted) for y in (network(x), network.reference(x)))
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_heads_are_left_to_a_module_with_a_hook_and_to_inference() -> None:
+    layer, x = nn.Linear(16, 24), torch.randn(SHAPE)
+    with torch.no_grad():
+        assert linear.to_heads(x, layer, 2, 3) is None
+        assert linear.of_heads(torch.randn(2, 4, 5, 4), layer, (2, 5)) is None
+    layer.register_forward_hook(lambda *_: None)
+    assert linear.to_heads(x, layer, 2, 3) is None
+    assert linear.of_heads(torch.randn(2, 4, 5, 4), layer, (2, 5)) is None
+
+
 class Maps(nn.Module):
     """Linear maps of one input, one of which has no bias."""
 
@@ -119,7 +161,8 @@ def test_the_activation_is_not_kept() -> None:
     kept: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):  # type: ignore[func-returns-value]
         network(x)
-    assert sorted(t.shape[-1] for t in kept if t.dim() == 4) == [16, 40]  # x, and the hidden map once
+    tokens = x.numel() // x.shape[-1]
+    assert sorted(t.shape[-1] for t in kept if len(t) == tokens) == [16, 40]  # x, and the hidden map once
 
 
 def test_a_module_with_a_hook_is_called() -> None:

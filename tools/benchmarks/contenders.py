@@ -217,12 +217,13 @@ def transformers_swin() -> nn.Module:
     return Levels(SwinBackbone(SwinConfig(drop_path_rate=0.2, out_features=ALL_STAGES)), "feature_maps")
 
 
-def timm_coat(name: str) -> nn.Module:
+def timm_coat(name: str, **arguments: Any) -> nn.Module:
     """timm's dense form, which is built for one size of image, changed to take any sides divisible by 32."""
     declare_torchvision_operators()
     import timm
 
-    model = timm.create_model(name, return_interm_layers=True, out_features=[f"x{i}_nocls" for i in (1, 2, 3, 4)])
+    levels = [f"x{i}_nocls" for i in (1, 2, 3, 4)]
+    model = timm.create_model(name, return_interm_layers=True, out_features=levels, **arguments)
 
     def set_size(model: Any, inputs: tuple[Tensor]) -> None:
         height, width = inputs[0].shape[2:]

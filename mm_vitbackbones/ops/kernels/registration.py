@@ -48,12 +48,16 @@ def operator(schema: str, reference: Callable[..., Any], launch: Callable[..., A
     registered = getattr(getattr(torch.ops, NAMESPACE), name).default
 
     def call(*args: Any) -> Any:
-        # PyTorch's dispatcher would take longer than the launch. Compilers, and modes that watch operators, need it.
-        first = args[0]
-        direct = type(first) in _TENSORS and first.is_cuda and not _len_torch_dispatch_stack() and context.is_eager()
-        return launch(*args) if direct and usable(first) else registered(*args)
+        return launch(*args) if is_direct(args[0]) else registered(*args)
 
     return call
+
+
+def is_direct(tensor: Tensor) -> bool:
+    """Whether a kernel is started by its own function. PyTorch's dispatcher would take longer than the launch, but
+    compilers, and modes that watch operators, need it."""
+    plain = type(tensor) in _TENSORS and tensor.is_cuda and not _len_torch_dispatch_stack()
+    return plain and context.is_eager() and usable(tensor)
 
 
 def in_graphs(

@@ -82,7 +82,7 @@ def prepare_imports() -> None:
         sys.modules["mmcv._ext"] = mmcv._ext = _Absent("mmcv._ext")
 
 
-def _with_sdpa(make: Callable[[Any], nn.Module], config: Any) -> nn.Module:
+def with_sdpa(make: Callable[[Any], nn.Module], config: Any) -> nn.Module:
     """transformers' network with PyTorch's attention, where it has that switch."""
     try:
         config._attn_implementation = "sdpa"
@@ -92,7 +92,7 @@ def _with_sdpa(make: Callable[[Any], nn.Module], config: Any) -> nn.Module:
         return make(config)
 
 
-def _with_fused_attention(build: Callable[[], nn.Module]) -> nn.Module:
+def with_fused_attention(build: Callable[[], nn.Module]) -> nn.Module:
     """timm's network built with its fused attention, which Swin has off by default."""
     from timm.layers import config, set_fused_attn
 
@@ -104,21 +104,21 @@ def _with_fused_attention(build: Callable[[], nn.Module]) -> nn.Module:
         config._USE_FUSED_ATTN = before
 
 
-def _timm_swin(rate: float) -> nn.Module:
+def timm_swin(rate: float, **options: Any) -> nn.Module:
     from timm.models.swin_transformer import SwinTransformer
 
     known = inspect.signature(SwinTransformer).parameters
     name = "dynamic_img_size" if "dynamic_img_size" in known else "strict_img_size"  # as older versions call it
-    return timm_levels("swin_tiny_patch4_window7_224", rate, **{name: name == "dynamic_img_size"})
+    return timm_levels("swin_tiny_patch4_window7_224", rate, **{name: name == "dynamic_img_size"}, **options)
 
 
-def _mmdet(name: str, **arguments: Any) -> nn.Module:
+def of_mmdet(name: str, **arguments: Any) -> nn.Module:
     from mmdet.models import backbones
 
     return getattr(backbones, name)(**arguments)
 
 
-def _mmseg(name: str, **arguments: Any) -> nn.Module:
+def of_mmseg(name: str, **arguments: Any) -> nn.Module:
     from mmseg.models import backbones
 
     return getattr(backbones, name)(**arguments)
@@ -127,13 +127,13 @@ def _mmseg(name: str, **arguments: Any) -> nn.Module:
 def _mmseg_mit(arch: str, rate: float) -> nn.Module:
     spec = MiT.archs[arch]
     sizes = dict(embed_dims=WIDTHS[arch][0], num_layers=[*spec.depths], num_heads=[*spec.num_heads])
-    return _mmseg("MixVisionTransformer", **sizes, drop_path_rate=rate)
+    return of_mmseg("MixVisionTransformer", **sizes, drop_path_rate=rate)
 
 
 def _transformers_pvt(rate: float) -> nn.Module:
     from transformers import PvtConfig, PvtModel
 
-    network = _with_sdpa(PvtModel, PvtConfig(depths=[*DEPTHS_OF_B2], drop_path_rate=rate))
+    network = with_sdpa(PvtModel, PvtConfig(depths=[*DEPTHS_OF_B2], drop_path_rate=rate))
     return Levels(network, "hidden_states", output_hidden_states=True)
 
 
@@ -141,7 +141,7 @@ def _transformers_pvt_v2(rate: float) -> nn.Module:
     from transformers import PvtV2Backbone, PvtV2Config
 
     sizes = dict(depths=[*DEPTHS_OF_B2], hidden_sizes=[*WIDTHS["b2"]], drop_path_rate=rate)
-    return Levels(_with_sdpa(PvtV2Backbone, PvtV2Config(**sizes, out_features=ALL_STAGES)), "feature_maps")
+    return Levels(with_sdpa(PvtV2Backbone, PvtV2Config(**sizes, out_features=ALL_STAGES)), "feature_maps")
 
 
 def _segformer_config(arch: str, rate: float, **arguments: Any) -> Any:
@@ -154,7 +154,7 @@ def _segformer_config(arch: str, rate: float, **arguments: Any) -> Any:
 def _transformers_mit(arch: str, rate: float) -> nn.Module:
     from transformers import SegformerModel
 
-    network = _with_sdpa(SegformerModel, _segformer_config(arch, rate))
+    network = with_sdpa(SegformerModel, _segformer_config(arch, rate))
     return Levels(network, "hidden_states", output_hidden_states=True)
 
 
@@ -162,13 +162,13 @@ def _transformers_segformer(arch: str, channels: int, rate: float) -> nn.Module:
     from transformers import SegformerForSemanticSegmentation
 
     config = _segformer_config(arch, rate, decoder_hidden_size=channels, num_labels=CLASSES)
-    return Logits(_with_sdpa(SegformerForSemanticSegmentation, config))
+    return Logits(with_sdpa(SegformerForSemanticSegmentation, config))
 
 
 def _transformers_swin(rate: float) -> nn.Module:
     from transformers import SwinBackbone, SwinConfig
 
-    return Levels(_with_sdpa(SwinBackbone, SwinConfig(drop_path_rate=rate, out_features=ALL_STAGES)), "feature_maps")
+    return Levels(with_sdpa(SwinBackbone, SwinConfig(drop_path_rate=rate, out_features=ALL_STAGES)), "feature_maps")
 
 
 def _ours(build: Callable[..., nn.Module]) -> tuple[Contender, ...]:
@@ -197,14 +197,18 @@ def _columnar(network: columnar.Network) -> tuple[Contender, ...]:
 CONTENDERS: dict[str, tuple[Contender, ...]] = {
     "pvt_s": (
         *_ours(lambda **more: PVT(arch="small", **more)),
-        Contender("mmdet", lambda: _mmdet("PyramidVisionTransformer", num_layers=[*DEPTHS_OF_B2], drop_path_rate=0.1)),
+        Contender(
+            "mmdet", lambda: of_mmdet("PyramidVisionTransformer", num_layers=[*DEPTHS_OF_B2], drop_path_rate=0.1)
+        ),
         Contender("transformers", lambda: _transformers_pvt(0.1)),
     ),
     "pvt_v2_b2": (
         *_ours(lambda **more: PVTv2(arch="b2", **more)),
         Contender(
             "mmdet",
-            lambda: _mmdet("PyramidVisionTransformerV2", embed_dims=64, num_layers=[*DEPTHS_OF_B2], drop_path_rate=0.1),
+            lambda: of_mmdet(
+                "PyramidVisionTransformerV2", embed_dims=64, num_layers=[*DEPTHS_OF_B2], drop_path_rate=0.1
+            ),
         ),
         Contender("timm", lambda: timm_levels("pvt_v2_b2", 0.1)),
         Contender("transformers", lambda: _transformers_pvt_v2(0.1)),
@@ -216,11 +220,11 @@ CONTENDERS: dict[str, tuple[Contender, ...]] = {
     ),
     "swin_t": (
         *_ours(lambda **more: Swin(arch="tiny", **more)),
-        Contender("mmdet", lambda: _mmdet("SwinTransformer", drop_path_rate=0.2)),
-        Contender("mmseg", lambda: _mmseg("SwinTransformer", drop_path_rate=0.2)),
+        Contender("mmdet", lambda: of_mmdet("SwinTransformer", drop_path_rate=0.2)),
+        Contender("mmseg", lambda: of_mmseg("SwinTransformer", drop_path_rate=0.2)),
         Contender("transformers", lambda: _transformers_swin(0.2)),
-        Contender("timm", lambda: _timm_swin(0.2)),
-        Contender("timm, fused", lambda: _with_fused_attention(lambda: _timm_swin(0.2))),
+        Contender("timm", lambda: timm_swin(0.2)),
+        Contender("timm, fused", lambda: with_fused_attention(lambda: timm_swin(0.2))),
     ),
     "coat_lite_s": (
         *_ours(lambda **more: CoaT(arch="lite_small", **more)),

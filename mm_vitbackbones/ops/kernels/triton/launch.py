@@ -44,7 +44,7 @@ class Launcher:
     ) -> None:
         """Starts ``grid`` programs on the current stream of the first tensor's device."""
         index = tensors[0].device.index
-        if index is not None and index != torch.cuda.current_device():
+        if index is not None and index != torch._C._cuda_getDevice():
             with torch.cuda.device(index):
                 return self(grid, tensors, numbers, constants, num_warps, maxnreg)
         pointers = [tensor.data_ptr() for tensor in tensors]

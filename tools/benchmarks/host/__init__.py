@@ -1,0 +1,1 @@
+"""Processor time of a step, on a CPU that stands in for the host of a GPU."""
