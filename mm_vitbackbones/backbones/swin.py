@@ -38,7 +38,7 @@ from mm_vitbackbones.layers import (
     init_linears_and_norms,
     pad_to_multiple,
 )
-from mm_vitbackbones.ops import attention, context, looking, norm, windows
+from mm_vitbackbones.ops import attention, context, looking, norm, window_heads, windows
 from mm_vitbackbones.registry import BACKBONES
 
 
@@ -90,8 +90,8 @@ class WindowAttention(nn.Module):
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
 
     def forward(self, grid: Tensor) -> Tensor:
-        bias = windows.bias_of(self.relative_position_bias_table, self.window_size, self.shift)
-        return windows.attention(grid, self.qkv, self.attend, self.proj, bias, self.window_size, self.shift)
+        table, sizes = self.relative_position_bias_table, (self.window_size, self.shift, self.num_heads)
+        return window_heads.attention(grid, self.qkv, self.attend, self.proj, table, *sizes)
 
     def looks_at(self, grid: Tensor) -> looking.Shares:
         """The attention weights of chosen queries."""

@@ -42,7 +42,8 @@ def attend_to_each_other(
     """
     shape = tokens.shape
     if (heads := linear.to_heads(tokens, to_qkv, 3, num_heads)) is not None:
-        return _projected(F.scaled_dot_product_attention(*heads), project, shape[:-1])
+        query, key, value = heads
+        return _projected(F.scaled_dot_product_attention(query, key, value), project, shape[:-1])
     query, key, value = linear.linear(tokens, to_qkv, again).chunk(3, dim=-1)
     context.release(tokens)
     return linear.linear(attend(query, key, value, num_heads), project)
@@ -57,17 +58,18 @@ def _projected(heads: Tensor, project: nn.Module, shape: Sequence[int]) -> Tenso
 def attend_to_reduced(
     grid: Tensor, to_query: nn.Module, reduced: Tensor, to_key_value: nn.Module, project: nn.Module, num_heads: int
 ) -> Tensor:
-    """``project(attend(q, k, v))`` of queries of a grid (B, H, W, C), and keys and values of another one -> (B, H, W, C).
+    """``project(attend(q, k, v))`` of queries of a grid and keys and values of another: (B, H, W, C) -> (B, H, W, C).
 
     Args:
         to_query: a linear map, C -> C.
         to_key_value: another one, C -> 2C.
         project: another one, C -> C.
     """
-    heads = linear.to_heads(reduced, to_key_value, 2, num_heads)
-    query = None if heads is None else linear.to_heads(grid, to_query, 1, num_heads)
-    if heads is not None and query is not None:
-        return _projected(F.scaled_dot_product_attention(*query, *heads), project, grid.shape[:-1])
+    of_reduced = linear.to_heads(reduced, to_key_value, 2, num_heads)
+    of_grid = None if of_reduced is None else linear.to_heads(grid, to_query, 1, num_heads)
+    if of_reduced is not None and of_grid is not None:
+        heads = F.scaled_dot_product_attention(of_grid[0], *of_reduced)  # type: ignore[arg-type]
+        return _projected(heads, project, grid.shape[:-1])
     key, value = linear.by(reduced, to_key_value).flatten(1, 2).chunk(2, dim=-1)
     return project_and_attend(grid.flatten(1, 2), to_query, key, value, project, num_heads).view_as(grid)
 

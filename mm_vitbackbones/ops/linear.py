@@ -31,22 +31,22 @@ def linear(x: Tensor, layer: nn.Module, again: bool = False) -> Tensor:
 
 def by(x: Tensor, layer: nn.Module) -> Tensor:
     """``layer(x)`` of an ``nn.Linear``, without oneDNN's operator."""
-    if (training := _training(x, layer)) is not None:
-        return _linear(x, *training)
+    if (found := training(x, layer)) is not None:
+        return _linear(x, *found)
     return layer(x)
 
 
 def to_heads(x: Tensor, layer: nn.Module, count: int, num_heads: int) -> tuple[Tensor, ...] | None:
     """``layer(x)`` of tokens, split into ``count`` maps and these into heads: (B, ..., C) -> each (B, h, N, d), where N
     are all tokens of an entry. None where other forms are as fast: elsewhere than in training on CUDA."""
-    training = _training(x, layer)
-    return None if training is None else _linear_to_heads(x, *training, count, num_heads)
+    found = training(x, layer)
+    return None if found is None else _linear_to_heads(x, *found, count, num_heads)
 
 
 def of_heads(heads: Tensor, layer: nn.Module, shape: Sequence[int]) -> Tensor | None:
     """``layer`` of the channels of all heads together: (B, h, N, d) -> (*shape, C'). None as for ``to_heads``."""
-    training = _training(heads, layer)
-    return None if training is None else _linear_of_heads(heads, *training, shape)
+    found = training(heads, layer)
+    return None if found is None else _linear_of_heads(heads, *found, shape)
 
 
 def several(x: Tensor, layers: Sequence[nn.Module]) -> tuple[Tensor, ...]:
@@ -60,8 +60,8 @@ def several(x: Tensor, layers: Sequence[nn.Module]) -> tuple[Tensor, ...]:
 
 def feed_forward(x: Tensor, fc1: nn.Module, fc2: nn.Module) -> Tensor:
     """``fc2(gelu(fc1(x)))``: (..., C) -> (..., C')."""
-    if (training := _training(x, fc1, fc2)) is not None:
-        return _feed_forward(x, *training)
+    if (found := training(x, fc1, fc2)) is not None:
+        return _feed_forward(x, *found)
     hidden = onednn.linear_gelu(x, fc1)
     context.release(x)
     return onednn.linear(hidden, fc2)
@@ -70,9 +70,9 @@ def feed_forward(x: Tensor, fc1: nn.Module, fc2: nn.Module) -> Tensor:
 def mix_feed_forward(grid: Tensor, fc1: nn.Module, conv: nn.Module, fc2: nn.Module, relu: bool = False) -> Tensor:
     """``fc2(gelu(conv(fc1(grid))))`` with a depthwise convolution, and with a ReLU after fc1 if asked for:
     (B, H, W, C) -> (B, H, W, C')."""
-    training = None if relu else _training(grid, fc1, fc2)
-    if training is not None and conv.bias is not None and depthwise.serves(grid, [conv], fc1):
-        *parameters, dtype = training
+    found = None if relu else training(grid, fc1, fc2)
+    if found is not None and conv.bias is not None and depthwise.serves(grid, [conv], fc1):
+        *parameters, dtype = found
         return _mix_feed_forward(grid, *parameters[:2], conv.weight, conv.bias, *parameters[2:], dtype)
     hidden = onednn.linear_relu(grid, fc1) if relu else linear(grid, fc1)
     context.release(grid)
@@ -101,15 +101,16 @@ def trains_on_cuda(x: Tensor, layer: nn.Module, biased: bool = True) -> bool:
     Args:
         biased: whether it must have a bias.
     """
-    return _training(x, layer, biased=biased) is not None
+    return training(x, layer, biased=biased) is not None
 
 
-def _training(x: Tensor, *layers: nn.Module, biased: bool = True) -> list[Any] | None:
+def training(x: Tensor, *layers: nn.Module, biased: bool = True, also_inference: bool = False) -> list[Any] | None:
     """The weight and the bias of each layer, then the type of the computation, where ``trains_on_cuda`` of them all."""
-    if not (torch.is_grad_enabled() and context.is_eager_on_cuda(x)):
+    if not ((also_inference or torch.is_grad_enabled()) and context.is_eager_on_cuda(x)):
         return None
     narrow_type = context.autocast_dtype(x.device)
-    dtype, found = narrow_type or x.dtype, []
+    dtype = narrow_type or x.dtype
+    found: list[Any] = []
     for layer in layers:
         if not context.is_plain(layer):
             return None
@@ -133,22 +134,29 @@ def _typed(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x if x.dtype == dtype else x.to(dtype)
 
 
-def _mapped(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
-    """x weight' + bias of rows (R, C) -> (R, C'), and what ``_gradients`` needs."""
+def mapped(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
+    """x weight' + bias of rows (R, C) -> (R, C'), and what ``gradients`` needs."""
     ctx.dtypes = x.dtype, weight.dtype, bias.dtype
     x, weight = _typed(x, dtype), narrow.of(weight, dtype)
     ctx.save_for_backward(x, weight)
     return F.linear(x, weight, narrow.of(bias, dtype))
 
 
-def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """The gradients of the rows, the weight and the bias, from that of the result (R, C')."""
+def gradients(
+    ctx: Any, grad: Tensor, of_sums: Tensor | None = None, wanted: Sequence[bool] = ()
+) -> tuple[Tensor | None, ...]:
+    """The gradients of the rows, the weight and the bias, from that of the result (R, C').
+
+    Args:
+        of_sums: in place of it, what is added up for the bias.
+        wanted: whether each is; those of the first three inputs, by default.
+    """
     x, weight = ctx.saved_tensors
-    needed, dtypes = ctx.needs_input_grad, ctx.dtypes
+    needed, dtypes = wanted or ctx.needs_input_grad, ctx.dtypes
     return (
         _typed(torch.mm(grad, weight), dtypes[0]) if needed[0] else None,
         _product(grad.t(), x, dtypes[1]) if needed[1] else None,
-        column_sums(grad, dtypes[2]) if needed[2] else None,
+        column_sums(grad if of_sums is None else of_sums, dtypes[2]) if needed[2] else None,
     )
 
 
@@ -158,12 +166,12 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
         ctx.shape = shape = x.shape
-        return _mapped(ctx, x.reshape(-1, shape[-1]), weight, bias, dtype).view(*shape[:-1], -1)
+        return mapped(ctx, x.reshape(-1, shape[-1]), weight, bias, dtype).view(*shape[:-1], -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
-        of_x, of_weight, of_bias = _gradients(ctx, grad.reshape(-1, grad.shape[-1]))
+        of_x, of_weight, of_bias = gradients(ctx, grad.reshape(-1, grad.shape[-1]))
         return None if of_x is None else of_x.view(ctx.shape), of_weight, of_bias, None
 
 
@@ -175,14 +183,14 @@ class _LinearToHeads(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype, count: int, num_heads: int
     ) -> tuple[Tensor, ...]:
         ctx.shape = shape = x.shape
-        out = _mapped(ctx, x.reshape(-1, shape[-1]), weight, bias, dtype)
+        out = mapped(ctx, x.reshape(-1, shape[-1]), weight, bias, dtype)
         ctx.width = out.shape[1] // count
         return split_heads(out, shape[0], count, num_heads)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        of_x, of_weight, of_bias = _gradients(ctx, join_heads(grads, ctx.width))
+        of_x, of_weight, of_bias = gradients(ctx, join_heads(grads, ctx.width))
         return None if of_x is None else of_x.view(ctx.shape), of_weight, of_bias, None, None, None
 
 
@@ -196,12 +204,12 @@ class _LinearOfHeads(torch.autograd.Function):
         batch, num_heads, tokens, dim = heads.shape
         ctx.shape = batch, tokens, num_heads, dim
         rows = heads.transpose(1, 2).reshape(batch * tokens, num_heads * dim)
-        return _mapped(ctx, rows, weight, bias, dtype).view(*shape, -1)
+        return mapped(ctx, rows, weight, bias, dtype).view(*shape, -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
-        of_rows, of_weight, of_bias = _gradients(ctx, grad.reshape(-1, grad.shape[-1]))
+        of_rows, of_weight, of_bias = gradients(ctx, grad.reshape(-1, grad.shape[-1]))
         of_heads = None if of_rows is None else of_rows.view(ctx.shape).transpose(1, 2)
         return of_heads, of_weight, of_bias, None, None
 

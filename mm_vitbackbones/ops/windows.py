@@ -154,6 +154,8 @@ class Windows:
         body, last, every = slice(None, -1), slice(-1, None), slice(None)
         groups = [(body, body), (body, last), (last, body), (last, last)] if shift else [(every, every)]
 
+        self.side, self.shift = side, shift
+
         def ordered(plane: Tensor) -> list[Tensor]:
             windows = plane.unflatten(1, (rows, side)).unflatten(3, (columns, side)).transpose(2, 3)
             return [windows[:, i, j].flatten(3).flatten(0, 2) for i, j in groups]
@@ -162,6 +164,13 @@ class Windows:
         """n: the places of a window."""
         self.sizes = [len(group) for group in ordered(token)]
         """The number of windows in each group."""
+        first, *others = self.sizes
+        self.two_sizes = [size for size in (first, sum(others)) if size]
+        """Those of the first group and of all others, which are small, as one; without a group that is empty."""
+        self.has_first = first > 0
+        kinds = [torch.full((size,), i + 1, device=device) for i, size in enumerate(others)]
+        self.of_others = torch.cat(kinds) if sum(others) else None
+        """The group of each window that is not of the first group (K')."""
         self.tokens = torch.cat(ordered(token)).flatten()
         """The token of each place (K * n)."""
         is_padding = torch.cat(ordered(padding)).flatten()
@@ -272,7 +281,7 @@ def _same(kept: Tensor, table: Tensor) -> bool:
 
 def _bias(table: Tensor, side: int, shift: int) -> Tensor:
     places = side * side
-    positions, masks = _constants(side, shift, table.device)
+    positions, masks = constants(side, shift, table.device)
     # `index_select`, whose gradient is one launch on CUDA; that of indexing sorts first.
     bias = table.index_select(0, positions).view(1, places, places, -1).permute(0, 3, 1, 2)
     if masks is not None:
@@ -290,7 +299,7 @@ def _bias_in_graphs(table: Tensor, side: int, shift: int) -> Tensor:
 
 
 def _bias_backward(grad: Tensor, side: int) -> Tensor:
-    positions, _ = _constants(side, 0, grad.device)
+    positions, _ = constants(side, 0, grad.device)
     of_places = grad.sum(0).flatten(1).t()
     return grad.new_zeros((2 * side - 1) ** 2, grad.shape[1]).index_add_(0, positions, of_places)
 
@@ -315,7 +324,7 @@ registration.in_graphs(
 registration.in_graphs("window_bias_backward", lambda grad, side: grad.new_empty((2 * side - 1) ** 2, grad.shape[1]))
 
 
-def _constants(side: int, shift: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
+def constants(side: int, shift: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
     """``relative_positions`` and, with a shift, ``shift_masks``."""
     if not context.is_eager() or device.type == "meta":
         return relative_positions(side, device), shift_masks(side, shift, device) if shift else None

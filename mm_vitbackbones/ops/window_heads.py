@@ -1,0 +1,168 @@
+"""Window attention with a table of biases (Swin) on CUDA: few calls, each of them for the heads of all windows.
+
+B images, H x W grid, C channels, h heads, d = C / h channels of a head, w side of a window, n = w * w places in it, K
+windows in the batch; see ``ops.windows``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mm_vitbackbones.ops import linear, narrow, windows
+from mm_vitbackbones.ops.once import direct, once_differentiable
+
+
+def attention(
+    grid: Tensor,
+    qkv: nn.Module,
+    attend: windows.Attend,
+    proj: nn.Module,
+    table: Tensor,
+    side: int,
+    shift: int,
+    num_heads: int,
+) -> Tensor:
+    """``windows.attention`` with the biases of a table, ((2w - 1)^2, h): (B, H, W, C) -> (B, H, W, C)."""
+    if type(table) is nn.Parameter and (parameters := _parameters(grid, qkv, proj)) is not None:
+        return _of_heads(
+            grid, parameters, windows.windows_of(*grid.shape[:3], side, shift, grid.device), table, num_heads
+        )
+    return windows.attention(grid, qkv, attend, proj, windows.bias_of(table, side, shift), side, shift)
+
+
+def _parameters(grid: Tensor, qkv: nn.Module, proj: nn.Module) -> list[Any] | None:
+    """What ``linear.training`` gives of both maps, in training and in inference."""
+    return linear.training(grid, qkv, proj, also_inference=True)
+
+
+def _of_heads(grid: Tensor, parameters: list[Any], places: windows.Windows, table: Tensor, num_heads: int) -> Tensor:
+    of_qkv, bias_of_qkv, of_proj, bias_of_proj, dtype = parameters
+    trains = torch.is_grad_enabled()
+    if trains:
+        heads = _to_windows(grid, of_qkv, bias_of_qkv, dtype, places, num_heads)
+        biases = _bias(table, dtype, places)
+    else:
+        rows = F.linear(grid.reshape(-1, grid.shape[-1]), narrow.of(of_qkv, dtype), narrow.of(bias_of_qkv, dtype))
+        heads = _split(places.gather(rows, bias_of_qkv), places, num_heads)
+        biases = _biases(table, dtype, places)
+    groups = [(*heads[3 * i : 3 * i + 3], bias) for i, bias in enumerate(biases)]
+    results = [F.scaled_dot_product_attention(q, k, v, attn_mask=bias) for q, k, v, bias in groups]
+    if trains:
+        return _of_windows(of_proj, bias_of_proj, dtype, places, grid.shape, *results)
+    rows = places.scatter(_join(results, 1))
+    return F.linear(rows, narrow.of(of_proj, dtype), narrow.of(bias_of_proj, dtype)).view(grid.shape)
+
+
+def _split(rows: Tensor, places: windows.Windows, num_heads: int) -> tuple[Tensor, ...]:
+    """Windows (K * n, 3C) -> queries, keys and values of the first group, then of the others, each (K', h, n, d)."""
+    sizes = places.two_sizes
+    parts = (rows,) if len(sizes) == 1 else rows.split([size * places.places for size in sizes])
+    split = [linear.split_heads(part, size, 3, num_heads) for part, size in zip(parts, sizes, strict=True)]
+    return split[0] if len(split) == 1 else (*split[0], *split[1])
+
+
+def _join(heads: list[Tensor] | tuple[Tensor, ...], count: int) -> Tensor:
+    """The inverse, of ``count`` maps of each group."""
+    width = heads[0].shape[1] * heads[0].shape[3]
+    groups = [linear.join_heads(heads[i : i + count], width) for i in range(0, len(heads), count)]
+    return groups[0] if len(groups) == 1 else torch.cat(groups)
+
+
+def _biases(table: Tensor, dtype: torch.dtype, places: windows.Windows) -> tuple[Tensor, ...]:
+    """The bias of the first group, (1, h, n, n), and of each window of the others, (K', h, n, n)."""
+    n, device = places.places, table.device
+    positions, masks = windows.constants(places.side, places.shift, device)
+    # CUDA's kernels want rows of a multiple of 8 elements.
+    bias = F.pad(table.index_select(0, positions).view(n, n, -1).permute(2, 0, 1), (0, -n % 8)).unsqueeze(0)
+    if masks is not None:
+        bias = bias + F.pad(masks, (0, -n % 8)).to(bias.dtype)
+    bias = bias if bias.dtype == dtype else bias.to(dtype)
+    found = [bias[:1, :, :, :n]] if places.has_first else []
+    if places.of_others is not None:
+        found.append(bias.index_select(0, places.of_others)[..., :n])
+    return tuple(found)
+
+
+class _ToWindows(torch.autograd.Function):
+    """The heads of windows; padding has the bias of the linear map."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        grid: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        dtype: torch.dtype,
+        places: windows.Windows,
+        num_heads: int,
+    ) -> tuple[Tensor, ...]:
+        ctx.shape, ctx.places = grid.shape, places
+        rows = linear.mapped(ctx, grid.reshape(-1, grid.shape[-1]), weight, bias, dtype)
+        return _split(places.gather(rows, bias), places, num_heads)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        grad = _join(grads, 3)
+        # All places have the bias, those in the padding, too.
+        of_grid, of_weight, of_bias = linear.gradients(ctx, ctx.places.scatter(grad), grad)
+        return None if of_grid is None else of_grid.view(ctx.shape), of_weight, of_bias, None, None, None
+
+
+class _OfWindows(torch.autograd.Function):
+    """A linear map of all heads of each token."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        weight: Tensor,
+        bias: Tensor,
+        dtype: torch.dtype,
+        places: windows.Windows,
+        shape: torch.Size,
+        *heads: Tensor,
+    ) -> Tensor:
+        ctx.places, ctx.num_heads = places, heads[0].shape[1]
+        return linear.mapped(ctx, places.scatter(_join(heads, 1)), weight, bias, dtype).view(shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        needed = ctx.needs_input_grad
+        wanted = any(needed[5:]), *needed[:2]
+        of_rows, *of_parameters = linear.gradients(ctx, grad.reshape(-1, grad.shape[-1]), wanted=wanted)
+        of_heads: tuple[Tensor | None, ...] = (None,) * len(needed[5:])
+        if of_rows is not None:
+            sizes, n, padding = ctx.places.two_sizes, ctx.places.places, ctx.places.padding
+            of_windows = of_rows.index_select(0, ctx.places.tokens)
+            if len(padding):
+                of_windows.index_fill_(0, padding, 0.0)
+            parts = of_windows.split([size * n for size in sizes])
+            pairs = zip(parts, sizes, strict=True)
+            of_heads = tuple([linear.split_heads(part, size, 1, ctx.num_heads)[0] for part, size in pairs])
+        return *of_parameters, None, None, None, *of_heads
+
+
+class _Bias(torch.autograd.Function):
+    """``_biases``."""
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, dtype: torch.dtype, places: windows.Windows) -> tuple[Tensor, ...]:
+        ctx.places, ctx.shape, ctx.dtype = places, table.shape, table.dtype
+        return _biases(table, dtype, places)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        positions, _ = windows.constants(ctx.places.side, ctx.places.shift, grads[0].device)
+        sums = [grad.sum(0, dtype=ctx.dtype) for grad in grads]
+        total = sums[0] if len(sums) == 1 else sums[0].add_(sums[1])
+        rows = total.permute(1, 2, 0).reshape(len(positions), ctx.shape[1])
+        return rows.new_zeros(ctx.shape).index_add_(0, positions, rows), None, None
+
+
+_to_windows, _of_windows, _bias = map(direct, (_ToWindows, _OfWindows, _Bias))
