@@ -81,8 +81,8 @@ RULES = (
     "fuse_batchnorm_into_conv_rule",
     "fuse_batchnorm_into_conv_transpose_rule",
 )
-"""Of onnxscript's rules, those that find something in these networks. Each is tried at each node. By default it tries all
-of them, and the time of one, which looks for pairs of slices, grows with the square of the number of nodes."""
+"""Of onnxscript's rules, those that find something in these networks. Each is tried at each node. By default it tries
+all of them, and the time of one, which looks for pairs of slices, grows with the square of the number of nodes."""
 
 ROUNDS = 2
 """How often the rules are applied: what one of them leaves may serve another."""
