@@ -56,7 +56,7 @@ def test_gradients_are_those_of_the_written_out_network(name, with_cp, monkeypat
         found.append({parameter: p.grad for parameter, p in network.named_parameters()})
     ours, expected = found
     for parameter, gradient in expected.items():
-        # Some are zero but for rounding: those of biases before a norm.
+        # Some are zero except for rounding: those of biases before a norm.
         assert (ours[parameter] - gradient).abs().max() <= 1e-5 * gradient.abs().max() + 1e-6, parameter
 
 

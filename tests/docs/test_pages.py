@@ -238,3 +238,10 @@ def test_messages_that_are_explained_are_those_of_the_package() -> None:
     parts = {part.strip(" ,:") for words in quoted for part in re.split(VALUES, words)} - {""}
     assert len(parts) > 10
     assert [part for part in parts if part not in source] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_pages_are_in_plain_words(page: str) -> None:
+    words = r"but for|mend(?:s|ed)?|told|beside|dear|anew|parted|gone back through"
+    text = " ".join(token.content for token in tokens(page) if token.type == "inline")
+    assert re.findall(rf"(?<![\w`-])(?:{words})(?![\w`-])", text) == []

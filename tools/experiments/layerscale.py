@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mm_vitbackbones.backbones import CaiT
+from mm_vitbackbones.canvas import new_figure
 from mm_vitbackbones.data import mini
 from mm_vitbackbones.files import write_whole
 from mm_vitbackbones.layers import Block
@@ -220,10 +221,8 @@ def table(runs: Sequence[Run], first: int = FIRST) -> str:
 
 def plot(runs: Sequence[Run], path: Path) -> None:
     """The gradients of the blocks' results and weights against the block, at all depths, as a PNG file."""
-    from matplotlib.figure import Figure
-
     depths = [*dict.fromkeys(run.depth for run in runs)]
-    figure = Figure(figsize=(3 * len(depths), 4.4), layout="constrained")
+    figure = new_figure(3 * len(depths), 4.4)
     panels = figure.subplots(2, len(depths), squeeze=False, sharey="row")
     for group in groups(runs):
         column = depths.index(group[0].depth)
