@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import functools
 import importlib
+import inspect
 import io
 import re
 
@@ -23,6 +25,8 @@ from mm_vitbackbones.data.converting.recognise import FORMATS
 LANGUAGES = {"bash", "python", "text", "bibtex"}
 
 PACKAGE = ROOT / "mm_vitbackbones"
+
+REGISTRIES = [value for value in vars(registry).values() if isinstance(value, Registry)]
 
 OPTION = re.compile(r"(?<![\w-])--[a-z][\w-]*")
 
@@ -175,8 +179,7 @@ def is_there(name: str) -> bool:
             return True
     if (PACKAGE / "/".join([*modules, f"{last}.py"])).is_file():
         return True
-    registries = [value for value in vars(registry).values() if isinstance(value, Registry)]
-    return not modules and any(each.get(f"mm_vitbackbones.{last}") is not None for each in registries)
+    return not modules and any(each.get(f"mm_vitbackbones.{last}") is not None for each in REGISTRIES)
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -245,3 +248,25 @@ def test_pages_are_in_plain_words(page: str) -> None:
     words = r"but for|mend(?:s|ed)?|told|beside|dear|anew|parted|gone back through"
     text = " ".join(token.content for token in tokens(page) if token.type == "inline")
     assert re.findall(rf"(?<![\w`-])(?:{words})(?![\w`-])", text) == []
+
+
+def parts_of(page: str) -> list[tuple[str, dict[str, ast.expr]]]:
+    """The parts of configs in the programs of a page that are of this package: their types and arguments."""
+    programs = [ast.parse(block.text) for block in blocks(page) if block.language == "python"]
+    calls = [node for program in programs for node in ast.walk(program) if isinstance(node, ast.Call)]
+    dicts = [{each.arg: each.value for each in call.keywords if each.arg} for call in calls]
+    named = [(str(getattr(arguments.get("type"), "value", "")), arguments) for arguments in dicts]
+    return [(name, arguments) for name, arguments in named if name.startswith("mm_vitbackbones.")]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if parts_of(page)])
+def test_parts_in_programs_take_the_arguments_that_they_are_given(page: str) -> None:
+    wrong = []
+    for name, arguments in parts_of(page):
+        kind = next(found for each in REGISTRIES if (found := each.get(name)) is not None)
+        taken = inspect.signature(kind).parameters
+        if not any(each.kind is each.VAR_KEYWORD for each in taken.values()):
+            wrong += [f"{name}({key})" for key in arguments if key not in (*taken, "type", "_delete_")]
+        arch = getattr(arguments.get("arch"), "value", None)
+        wrong += [f"{name}: {arch}"] if arch is not None and arch not in kind.archs else []
+    assert wrong == []
