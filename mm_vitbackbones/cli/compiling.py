@@ -5,10 +5,15 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.runner import Runner
 from torch import nn
 
 from mm_vitbackbones.backbones import Backbone
 from mm_vitbackbones.errors import UserError
+from mm_vitbackbones.layers import ResidualBlock
+from mm_vitbackbones.ops import compiling
 
 
 def add_compile(parser: argparse.ArgumentParser) -> None:
@@ -19,11 +24,41 @@ def add_compile(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def compile_backbones(model: nn.Module, **options: Any) -> None:
-    """Compiles the blocks of our backbones in a model; see ``Backbone.compile_blocks``.
+class CompilingHook(Hook):
+    """Says after an iteration how many graphs were compiled in it, and how long that took.
+
+    Args:
+        clock: counts them.
+    """
+
+    priority = "LOW"
+
+    def __init__(self, clock: compiling.Clock) -> None:
+        self.clock = clock
+
+    def _after_iter(self, runner: Runner | None = None, *args: Any, **kwargs: Any) -> None:
+        report(self.clock)
+
+    after_train_iter = after_val_iter = after_test_iter = _after_iter
+
+
+def report(clock: compiling.Clock) -> None:
+    """A line in the log about what was compiled since the last one; none if nothing was."""
+    graphs, seconds = clock.take()
+    if graphs:
+        noun = "graph" if graphs == 1 else "graphs"
+        print_log(f"--compile: {graphs} {noun} compiled in {seconds:.0f} s", logger="current")
+
+
+def compile_backbones(model: nn.Module, **options: Any) -> compiling.Clock:
+    """Compiles the blocks of our backbones in a model; see ``Backbone.compile_blocks``. A line in the log says how many
+    blocks there are.
 
     Args:
         options: of ``torch.compile``.
+
+    Returns:
+        what counts the seconds of compilation, which happens when images come.
 
     Raises:
         UserError: if the model has none.
@@ -36,5 +71,14 @@ def compile_backbones(model: nn.Module, **options: Any) -> None:
     # In a distributed run PyTorch splits large graphs, so that gradients are sent early. A block is small enough, and a
     # graph that computes a part again (`with_cp`) cannot be split.
     config.optimize_ddp = False
+    clock = compiling.Clock()
     for backbone in backbones:
-        backbone.compile_blocks(**options)
+        if backbone.compile_blocks(**options):
+            blocks = [module for module in backbone.modules() if isinstance(module, ResidualBlock)]
+            print_log(
+                f"--compile: the first images compile the {len(blocks)} blocks of {type(backbone).__name__}, which are of "
+                f"{len({block.compiled for block in blocks})} kinds; images of another size compile each kind once more",
+                logger="current",
+            )
+    clock.start()
+    return clock

@@ -37,7 +37,7 @@ from mm_vitbackbones.cli.arguments import (
     check_new,
     is_filled,
 )
-from mm_vitbackbones.cli.compiling import add_compile, compile_backbones
+from mm_vitbackbones.cli.compiling import add_compile, compile_backbones, report
 from mm_vitbackbones.cli.config import load_config
 from mm_vitbackbones.cli.journal import NAME, Journal
 from mm_vitbackbones.cli.launch import registry_errors
@@ -98,8 +98,7 @@ def _predict(args: argparse.Namespace) -> None:
     preflight.check_backbone(cfg.model)
     with registry_errors(args.config):
         predictor = Predictor(cfg, pipeline, args.checkpoint, args.device)
-    if args.compile:
-        compile_backbones(predictor.model)
+    clock = compile_backbones(predictor.model) if args.compile else None
     make_folder(out)
     settings = {
         "config": hashlib.sha256(repr(cfg.to_dict()).encode(errors="backslashreplace")).hexdigest(),
@@ -127,6 +126,8 @@ def _predict(args: argparse.Namespace) -> None:
     finally:
         journal.close(finished)
     total = len(images) + len(broken) - run.skipped
+    if clock is not None:
+        report(clock)
     print_log(f"{run.done} of {total} images done: {out}; found: {run.results.total()}", logger="current")
     if broken:
         print(f"{len(broken)} of {total} images could not be read", file=sys.stderr)

@@ -12,7 +12,7 @@ from mmengine.config import Config
 from mm_vitbackbones.cli import analysis, preflight
 from mm_vitbackbones.cli.arguments import Parser, add_bands, add_checkpoint, add_checks, add_common
 from mm_vitbackbones.cli.batches import without_workers
-from mm_vitbackbones.cli.compiling import add_compile, compile_backbones
+from mm_vitbackbones.cli.compiling import CompilingHook, add_compile, compile_backbones
 from mm_vitbackbones.cli.config import load_config
 from mm_vitbackbones.cli.evaluators import check_results_prefix
 from mm_vitbackbones.cli.launch import leaving_group, registry_errors, set_launcher
@@ -99,7 +99,7 @@ def evaluate(args: argparse.Namespace, console: Console) -> None:
             runner = console.runner(cfg, EvaluationRunner)
             runner.use(checkpoint, args.checkpoint)
             if args.compile:
-                compile_backbones(unwrapped(runner))
+                runner.register_hook(CompilingHook(compile_backbones(unwrapped(runner))))
             runner.test()
         if args.out and runner.rank == 0:
             keep_predictions(args.out, scratch)

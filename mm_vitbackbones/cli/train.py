@@ -17,7 +17,7 @@ from mmengine.registry import HOOKS
 from mm_vitbackbones.cli import preflight
 from mm_vitbackbones.cli.arguments import Parser, add_checks, add_common
 from mm_vitbackbones.cli.batches import FeasibleHook, lone_values, without_workers
-from mm_vitbackbones.cli.compiling import add_compile, compile_backbones
+from mm_vitbackbones.cli.compiling import CompilingHook, add_compile, compile_backbones
 from mm_vitbackbones.cli.config import load_config
 from mm_vitbackbones.cli.launch import leaving_group, registry_errors, set_launcher
 from mm_vitbackbones.cli.preflight import check_rules
@@ -177,7 +177,7 @@ def _run(
             check_fits(unwrapped(runner), model_weights(checkpoint, path).state, path)
         check_rules(cfg, unwrapped(runner))
         if args.compile:
-            compile_backbones(unwrapped(runner))
+            runner.register_hook(CompilingHook(compile_backbones(unwrapped(runner))))
         runner.train()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -133,6 +135,35 @@ def _reason(error: BaseException) -> str:
         error = cause
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+
+
+class Clock:
+    """Graphs that PyTorch compiles in this process, and the seconds that it takes, on the clock. An older PyTorch does not
+    report them."""
+
+    def __init__(self) -> None:
+        self.graphs, self.seconds, self.since = 0, 0.0, 0.0
+
+    def start(self) -> None:
+        with contextlib.suppress(ImportError):
+            from torch._dynamo import callback_handler
+
+            callback_handler.register_start_callback(self._begin)
+            callback_handler.register_end_callback(self._end)
+
+    def take(self) -> tuple[int, float]:
+        """The graphs and seconds since the last call."""
+        found = self.graphs, self.seconds
+        self.graphs, self.seconds = 0, 0.0
+        return found
+
+    def _begin(self, *reasons: Any) -> None:
+        self.since = time.perf_counter()
+        # The backward pass of a graph is compiled when it is needed.
+        self.graphs += all(reason.callback_trigger.name == "DYNAMO" for reason in reasons)
+
+    def _end(self, *_: Any) -> None:
+        self.seconds += time.perf_counter() - self.since
 
 
 def compiled(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,13 @@ import torch
 from torch import nn
 
 from helpers.toys import TOYS
-from mm_vitbackbones.cli.compiling import compile_backbones
+from mm_vitbackbones.cli.compiling import CompilingHook, compile_backbones
 from mm_vitbackbones.cli.predict import predict_arguments
 from mm_vitbackbones.cli.test import test_arguments as arguments_of_test
 from mm_vitbackbones.cli.train import train_arguments
 from mm_vitbackbones.errors import UserError
+
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 
 
 def test_the_backbones_of_a_model_are_compiled_wherever_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,6 +27,37 @@ def test_the_backbones_of_a_model_are_compiled_wherever_they_are(monkeypatch: py
     assert len(blocks) == 10
     assert all(block.compiled is not None for block in blocks)
     assert torch._dynamo.config.optimize_ddp is False
+
+
+def test_the_log_says_what_is_compiled_and_after_an_iteration_for_how_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr("torch._dynamo.config.optimize_ddp", True)
+    monkeypatch.setattr("mm_vitbackbones.cli.compiling.print_log", lambda text, **_: lines.append(text))
+    torch._dynamo.reset()
+    network = TOYS["swin"](out_indices=(0,))
+    hook = CompilingHook(compile_backbones(network, backend="eager"))
+    parts = [*network.stages[0].blocks]
+    blocks, kinds = len(parts), len({part.compiled for part in parts})
+    assert lines == [
+        f"--compile: the first images compile the {blocks} blocks of Swin, which are of {kinds} kinds; images of another "
+        "size compile each kind once more"
+    ]
+    for _ in range(2):  # the second time nothing is
+        network(torch.randn(1, 3, 64, 64))
+        hook.after_train_iter(None, 0)
+    assert len(lines) == 2
+    assert re.fullmatch(rf"--compile: {kinds} graphs compiled in \d+ s", lines[1])
+    torch._dynamo.reset()
+
+
+def test_without_a_compiler_the_log_does_not_say_that_blocks_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr("torch._dynamo.config.optimize_ddp", True)
+    monkeypatch.setattr("mm_vitbackbones.ops.compiling.problem", lambda *_, **__: "OSError: no compiler")
+    for module in ("cli.compiling", "backbones.base"):
+        monkeypatch.setattr(f"mm_vitbackbones.{module}.print_log", lambda text, **_: lines.append(text))
+    compile_backbones(TOYS["pvt"](out_indices=(0,)))
+    assert lines == ["nothing can be compiled here, and the network computes as without: OSError: no compiler"]
 
 
 def test_a_model_without_our_backbones_is_refused() -> None:

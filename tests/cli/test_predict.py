@@ -327,7 +327,7 @@ def test_too_large_an_image_is_skipped_before_it_is_loaded(toy, tmp_path, monkey
 def test_compiled_backbone_predicts_the_same_and_without_a_compiler_one_line_says_so(
     segmentor, tmp_path, monkeypatch, reason
 ):
-    calls, lines = [], []
+    calls, lines, said = [], [], []
 
     def compiled(function: Any, **_: Any) -> Any:
         return lambda *inputs: calls.append(function) or function(*inputs)
@@ -335,6 +335,7 @@ def test_compiled_backbone_predicts_the_same_and_without_a_compiler_one_line_say
     monkeypatch.setattr(torch, "compile", compiled)
     monkeypatch.setattr("mm_vitbackbones.ops.compiling.problem", lambda *_, **__: reason)
     monkeypatch.setattr("mm_vitbackbones.backbones.base.print_log", lambda text, **_: lines.append(text))
+    monkeypatch.setattr("mm_vitbackbones.cli.compiling.print_log", lambda text, **_: said.append(text))
     images(tmp_path / "in", (64, 64))
     command = [*segmentor, tmp_path / "in", "--device", "cpu", "--out"]
     assert outcome([*command, tmp_path / "plain"]) == 0
@@ -342,6 +343,7 @@ def test_compiled_backbone_predicts_the_same_and_without_a_compiler_one_line_say
     assert outcome([*command, tmp_path / "compiled", "--compile"]) == 0
     assert len(calls) == (4 if reason is None else 0)
     assert [reason in line for line in lines] == ([] if reason is None else [True])
+    assert ["which are of 4 kinds" in line for line in said] == ([True] if reason is None else [])
     assert contents(tmp_path / "compiled") == contents(tmp_path / "plain")
 
 
