@@ -75,9 +75,10 @@ def compile_backbones(model: nn.Module, **options: Any) -> compiling.Clock:
     for backbone in backbones:
         if backbone.compile_blocks(**options):
             blocks = [module for module in backbone.modules() if isinstance(module, ResidualBlock)]
+            kinds = len({block.compiled for block in blocks})
             print_log(
-                f"--compile: the first images compile the {len(blocks)} blocks of {type(backbone).__name__}, which are of "
-                f"{len({block.compiled for block in blocks})} kinds; images of another size compile each kind once more",
+                f"--compile: the first images compile the {len(blocks)} blocks of {type(backbone).__name__}, which are "
+                f"of {kinds} kinds; images of another size compile each kind once more",
                 logger="current",
             )
     clock.start()

@@ -138,8 +138,8 @@ def _reason(error: BaseException) -> str:
 
 
 class Clock:
-    """Graphs that PyTorch compiles in this process, and the seconds that it takes, on the clock. An older PyTorch does not
-    report them."""
+    """Graphs that PyTorch compiles in this process, and the seconds that it takes, on the clock. An older PyTorch
+    reports none."""
 
     def __init__(self) -> None:
         self.graphs, self.seconds, self.since = 0, 0.0, 0.0

@@ -39,8 +39,8 @@ def test_the_log_says_what_is_compiled_and_after_an_iteration_for_how_long(monke
     parts = [*network.stages[0].blocks]
     blocks, kinds = len(parts), len({part.compiled for part in parts})
     assert lines == [
-        f"--compile: the first images compile the {blocks} blocks of Swin, which are of {kinds} kinds; images of another "
-        "size compile each kind once more"
+        f"--compile: the first images compile the {blocks} blocks of Swin, which are of {kinds} kinds; images of "
+        "another size compile each kind once more"
     ]
     for _ in range(2):  # the second time nothing is
         network(torch.randn(1, 3, 64, 64))
