@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from helpers.runs import write_config
 from helpers.weights import random_checkpoint
 from mm_vitbackbones.cli import export as command
+from mm_vitbackbones.cli import predict
 from mm_vitbackbones.cli.arguments import run
 from mm_vitbackbones.exporting import packages, programs
+from mm_vitbackbones.exporting.files import KINDS
 
 pytest.importorskip("mmdet")
 pytest.importorskip("mmseg")
+
+import mmcv
+
 pytestmark = [pytest.mark.mmdet, pytest.mark.mmseg]
 
 
@@ -117,3 +126,89 @@ def test_missing_packages_are_one_line(monkeypatch: pytest.MonkeyPatch, capsys: 
     monkeypatch.setattr(packages, "NEEDED", ("onnx_of_nobody",))
     assert run(command.main, ["pvt_v2_b0"]) == 2
     assert "an export to ONNX needs onnx_of_nobody: pip install 'mm-vitbackbones[export]'" in capsys.readouterr().err
+
+
+SCENES = 3
+
+
+@pytest.fixture(scope="module")
+def detector(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Its weights find objects of several classes in every image."""
+    path = write_config("tiny_detector", data, tmp_path_factory.mktemp("detector"))
+    checkpoint = random_checkpoint(path)
+    weights = torch.load(checkpoint)
+    state = weights["state_dict"]
+    generator = torch.Generator().manual_seed(0)
+    for name in ("retina_cls", "retina_reg"):
+        old = state[f"bbox_head.{name}.weight"]
+        state[f"bbox_head.{name}.weight"] = 0.01 * torch.randn(old.shape, generator=generator)
+    torch.save(weights, checkpoint)
+    return path, checkpoint
+
+
+def scenes(data: Path) -> list[Path]:
+    """Three images of different sizes."""
+    sizes = {cv2.imread(str(path)).shape[:2]: path for path in sorted((data / "images/smoke").iterdir())}
+    return [*sizes.values()][:SCENES]
+
+
+def resized(path: Path, scale: tuple[int, int]) -> Tensor:
+    """An image as a config's test pipeline has it before the data preprocessor; (1, 3, H, W), red, green, blue."""
+    image = mmcv.imrescale(mmcv.imread(path), scale)
+    return torch.from_numpy(image[..., ::-1].transpose(2, 0, 1).copy())[None].float()
+
+
+def run_file(path: Path) -> Callable[[Tensor], list[Tensor]]:
+    """A file by its runtime alone."""
+    if path.suffix == ".onnx":
+        session = pytest.importorskip("onnxruntime").InferenceSession(path, providers=["CPUExecutionProvider"])
+        return lambda image: [torch.from_numpy(x) for x in session.run(None, {"image": image.numpy()})]
+    module = torch.export.load(path).module()
+    return lambda image: [*module(image)] if isinstance(module(image), tuple) else [module(image)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["onnx", "torch-export"])
+def test_file_of_a_detector_gives_the_boxes_of_predict(
+    kind: str, detector: tuple[Path, Path], data: Path, tmp_path: Path
+) -> None:
+    images, out = scenes(data), tmp_path / f"toy{KINDS[kind]}"
+    assert (
+        run(predict.main, [*map(str, (*detector, *images)), "--out", str(tmp_path / "found"), "--score-thr", "0"]) == 0
+    )
+    options = ["--with-nms", "--preprocess", "in", "--to", kind, "--out", str(out)]
+    assert run(command.main, [*map(str, detector), *options]) == 0
+    found = json.loads((tmp_path / "found/predictions.json").read_text())
+    file = run_file(out)
+    for record in found["images"]:
+        expected = [each for each in found["annotations"] if each["image_id"] == record["id"]]
+        path = next(path for path in images if path.name == Path(record["file_name"]).name)
+        image = resized(path, (96, 96))
+        boxes, scores, labels = (result[0] for result in file(image))
+        count = len(expected)
+        assert count == int((labels >= 0).sum()) > 20
+        assert len({each["category_id"] for each in expected}) > 1
+        assert [each["category_id"] - 1 for each in expected] == labels[:count].tolist()
+        back = torch.tensor([record["width"] / image.shape[3], record["height"] / image.shape[2]] * 2)
+        boxes[:, 2:] -= boxes[:, :2]
+        wanted = torch.tensor([each["bbox"] for each in expected])
+        torch.testing.assert_close(boxes[:count] * back, wanted, rtol=0, atol=0.02)
+        wanted = torch.tensor([each["score"] for each in expected])
+        torch.testing.assert_close(scores[:count], wanted, rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["onnx", "torch-export"])
+def test_file_of_a_segmentor_gives_the_labels_of_predict(
+    kind: str, segmentor: tuple[Path, Path], data: Path, tmp_path: Path
+) -> None:
+    images, out = scenes(data), tmp_path / f"toy{KINDS[kind]}"
+    assert run(predict.main, [*map(str, (*segmentor, *images)), "--out", str(tmp_path / "found")]) == 0
+    assert run(command.main, [*map(str, segmentor), "--preprocess", "in", "--to", kind, "--out", str(out)]) == 0
+    file = run_file(out)
+    for path in images:
+        (scores,) = file(resized(path, (224, 224)))
+        expected = cv2.imread(str(tmp_path / f"found/{path.stem}_labels.png"), cv2.IMREAD_UNCHANGED)
+        scores = torch.nn.functional.interpolate(scores, expected.shape, mode="bilinear")
+        assert len(np.unique(expected)) > 1
+        assert (scores.argmax(1)[0].numpy() == expected).mean() > 0.999
