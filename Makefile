@@ -141,7 +141,7 @@ lint: setup ## ruff, mypy and codespell
 	$(PY) -m mypy
 	$(PY) -m codespell_lib
 
-benchmark: setup $(DONE)/peers ## time and memory against the same networks of mmdet, mmseg, timm and transformers
+benchmark: setup $(DONE)/peers ## time and memory against mmdet, mmseg, timm and transformers; takes an hour or more
 	PYTHONPATH=$(VENV)/peers $(PY) tools/benchmark.py
 
 clean: ## remove caches and builds; .venv, data and work_dirs stay

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +165,27 @@ def test_every_size_and_mode_is_measured_with_each_setting_once(measured: list, 
     report.fill(path, WANTED, Setup(3))  # goes on where it was
     assert [case for case, _ in measured] == WANTED[2:] * 2
     assert [settings for _, settings in measured] == [{}] * 4 + [{"THP_MEM_ALLOC_ENABLE": "1"}] * 4
+
+
+def test_a_case_that_fails_is_a_line_and_the_others_are_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def measure(case: Case, setup: Setup) -> list[str]:
+        if case.size == (224, 224):
+            raise BrokenProcessPool("A process was terminated.\nmore")
+        if case.size == (512, 512):
+            raise MemoryError
+        return ["ours 1.00 ms"]
+
+    monkeypatch.setattr(report, "measure_apart", measure)
+    with pytest.raises(UserError, match="2 of 3 cases failed: pvt_s forward 224x224, pvt_s forward 512x512"):
+        report.main(["--networks", "pvt_s", "--modes", "forward"])
+    _, *lines = capsys.readouterr().out.splitlines()
+    assert [line[44:] for line in lines] == [
+        " fails: A process was terminated.",
+        " fails: MemoryError",
+        " ours 1.00 ms",
+    ]
 
 
 def test_figures_of_two_machines_are_not_mixed(measured: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

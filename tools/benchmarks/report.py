@@ -172,9 +172,22 @@ def main(argv: list[str]) -> None:
     if args.device != "cpu" and not torch.cuda.is_available():
         raise UserError(f"--device {args.device}: there is no GPU that torch can use")
     print(machine(setup), flush=True)
-    for case in (cases if setup.device == "cpu" else gpu_cases)(args.networks or CONTENDERS, args.modes):
-        for row in measure_apart(case, setup):
+    _print_rows((cases if setup.device == "cpu" else gpu_cases)(args.networks or CONTENDERS, args.modes), setup)
+
+
+def _print_rows(wanted: list[Case], setup: Setup) -> None:
+    """Each case as it is measured. One in which ours fails, or whose process the system ends, is a line, no end."""
+    failed = []
+    for case in wanted:
+        try:
+            rows: list[Any] = measure_apart(case, setup)
+        except (RuntimeError, AssertionError, MemoryError) as error:  # a broken pool of processes is a RuntimeError
+            rows = [f"fails: {[*str(error).strip().splitlines(), type(error).__name__][0]}"]
+            failed.append(str(case))
+        for row in rows:
             print(f"{case!s:<44} {row}", flush=True)
+    if failed:
+        raise UserError(f"{len(failed)} of {len(wanted)} cases failed: {', '.join(failed)}")
 
 
 def _report_on_gpu(args: argparse.Namespace) -> None:
