@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -314,6 +316,25 @@ def test_a_run_stops_at_its_limit_and_ends_its_processes(tmp_path: Path) -> None
     assert not finished
     assert kept == []
     assert time.monotonic() - started < 20
+
+
+def test_a_run_that_is_ended_ends_its_processes(tmp_path: Path) -> None:
+    program = f"""
+import os, signal, time
+open({str(tmp_path / "pid")!r}, "w").write(str(os.getpid()))
+os.kill(os.getppid(), signal.SIGTERM)
+time.sleep(60)
+"""
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with pytest.raises(SystemExit) as left:
+            run(tmp_path, tasks([NETWORK], ["train"], before=False), program, seconds=10.0)
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert left.value.code == 128 + signal.SIGTERM
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
 SPAN = """

@@ -25,7 +25,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from .cases import Task
 from .contenders import BEFORE
@@ -149,6 +149,7 @@ class Runner:
         self.waiting = [*waiting]
         selector = selectors.DefaultSelector()
         last = time.monotonic()
+        before = signal.signal(signal.SIGTERM, _leave)
         try:
             while self.waiting or self.workers:
                 while self.alone is None and (job := self._next()) is not None:
@@ -177,6 +178,7 @@ class Runner:
             for worker in self.workers.values():
                 _signal(worker.process.pid, signal.SIGKILL)
                 worker.end()
+            signal.signal(signal.SIGTERM, before)
 
     def _next(self) -> Job | None:
         """The job that can start: none takes the memory for which one waits whose turn has come."""
@@ -287,6 +289,11 @@ class Runner:
             why = f"left out: compiling takes more than {self.plan.compile_seconds:g} s"
         self.keep({**broken.to_json(), "failure": why})
         return [replace(worker.job, tasks=worker.left)] if worker.left else []
+
+
+def _leave(number: int, frame: object) -> NoReturn:
+    """On SIGTERM, as from ``timeout``: the processes, most of which stand still, must not stay."""
+    raise SystemExit(128 + number)
 
 
 def _signal(pid: int, number: int) -> None:
