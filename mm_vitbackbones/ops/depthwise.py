@@ -37,10 +37,12 @@ def serves(grid: Tensor, convs: Sequence[nn.Module], expand: nn.Module | None = 
     weights, biases = _parameters(convs)
     parameters = [*weights, *biases]
     # What PyTorch refuses is left to the modules, whose errors people know.
-    channels = grid.shape[-1] if expand is None else len(cast(Tensor, expand.weight))
-    if sum(map(len, weights)) != channels or any(x.device != grid.device for x in parameters):
+    channels = grid.shape[-1] if expand is None else cast(Tensor, expand.weight).shape[0]
+    if sum([weight.shape[0] for weight in weights]) != channels:
         return False
-    return _narrow(grid, parameters) is not None or all(x.dtype == grid.dtype for x in parameters)
+    if {x.device for x in parameters} != {grid.device}:
+        return False
+    return {x.dtype for x in parameters} == {grid.dtype} or _narrow(grid, parameters) is not None
 
 
 def run(grid: Tensor, convs: Sequence[nn.Module], gelu: bool = False, add: bool = False) -> Tensor:
@@ -86,9 +88,12 @@ def _is_depthwise(conv: nn.Module) -> bool:
 
 def _parameters(convs: Sequence[nn.Module]) -> tuple[list[Tensor], list[Tensor]]:
     """The weights, and the biases: zeros where only some convolutions have one."""
-    weights = [cast(Tensor, conv.weight) for conv in convs]
-    biases = [cast("Tensor | None", conv.bias) for conv in convs]
-    if all(bias is None for bias in biases):
+    of_convs = [conv.__dict__["_parameters"] for conv in convs]
+    weights, biases = [x["weight"] for x in of_convs], [x["bias"] for x in of_convs]
+    missing = sum([bias is None for bias in biases])
+    if not missing:
+        return weights, biases
+    if missing == len(convs):
         return weights, []
     pairs = zip(weights, biases, strict=True)
     return weights, [weight.new_zeros(len(weight)) if bias is None else bias for weight, bias in pairs]

@@ -31,22 +31,30 @@ def linear(x: Tensor, layer: nn.Module, again: bool = False) -> Tensor:
 
 def by(x: Tensor, layer: nn.Module) -> Tensor:
     """``layer(x)`` of an ``nn.Linear``, without oneDNN's operator."""
-    if (found := training(x, layer)) is not None:
-        return _linear(x, *found)
-    return layer(x)
+    found = on_cuda(x, layer)
+    if found is None or (found[1] is None and torch.is_grad_enabled()):
+        return layer(x)
+    return _linear(x, *found) if torch.is_grad_enabled() else mapped(x, *found)
 
 
 def to_heads(x: Tensor, layer: nn.Module, count: int, num_heads: int) -> tuple[Tensor, ...] | None:
     """``layer(x)`` of tokens, split into ``count`` maps and these into heads: (B, ..., C) -> each (B, h, N, d), where N
-    are all tokens of an entry. None where other forms are as fast: elsewhere than in training on CUDA."""
-    found = training(x, layer)
-    return None if found is None else _linear_to_heads(x, *found, count, num_heads)
+    are all tokens of an entry. None where this is not the form: elsewhere than in eager mode on CUDA, and without a
+    bias."""
+    if (found := on_cuda(x, layer)) is None or found[1] is None:
+        return None
+    if torch.is_grad_enabled():
+        return _linear_to_heads(x, *found, count, num_heads)
+    return split_heads(mapped(x.reshape(-1, x.shape[-1]), *found), x.shape[0], count, num_heads)
 
 
 def of_heads(heads: Tensor, layer: nn.Module, shape: Sequence[int]) -> Tensor | None:
     """``layer`` of the channels of all heads together: (B, h, N, d) -> (*shape, C'). None as for ``to_heads``."""
-    found = training(heads, layer)
-    return None if found is None else _linear_of_heads(heads, *found, shape)
+    if (found := on_cuda(heads, layer)) is None or found[1] is None:
+        return None
+    if torch.is_grad_enabled():
+        return _linear_of_heads(heads, *found, shape)
+    return mapped(heads.transpose(1, 2).flatten(2), *found).view(*shape, -1)
 
 
 def several(x: Tensor, layers: Sequence[nn.Module]) -> tuple[Tensor, ...]:
@@ -60,8 +68,12 @@ def several(x: Tensor, layers: Sequence[nn.Module]) -> tuple[Tensor, ...]:
 
 def feed_forward(x: Tensor, fc1: nn.Module, fc2: nn.Module) -> Tensor:
     """``fc2(gelu(fc1(x)))``: (..., C) -> (..., C')."""
-    if (found := training(x, fc1, fc2)) is not None:
-        return _feed_forward(x, *found)
+    if (found := on_cuda(x, fc1, fc2)) is not None:
+        weight1, bias1, weight2, bias2, dtype = found
+        if not torch.is_grad_enabled():
+            return mapped(F.gelu(mapped(x, weight1, bias1, dtype)), weight2, bias2, dtype)
+        if bias1 is not None and bias2 is not None:
+            return _feed_forward(x, *found)
     hidden = onednn.linear_gelu(x, fc1)
     context.release(x)
     return onednn.linear(hidden, fc2)
@@ -70,10 +82,15 @@ def feed_forward(x: Tensor, fc1: nn.Module, fc2: nn.Module) -> Tensor:
 def mix_feed_forward(grid: Tensor, fc1: nn.Module, conv: nn.Module, fc2: nn.Module, relu: bool = False) -> Tensor:
     """``fc2(gelu(conv(fc1(grid))))`` with a depthwise convolution, and with a ReLU after fc1 if asked for:
     (B, H, W, C) -> (B, H, W, C')."""
-    found = None if relu else training(grid, fc1, fc2)
+    found = None if relu else on_cuda(grid, fc1, fc2)
     if found is not None and conv.bias is not None and depthwise.serves(grid, [conv], fc1):
-        *parameters, dtype = found
-        return _mix_feed_forward(grid, *parameters[:2], conv.weight, conv.bias, *parameters[2:], dtype)
+        weight1, bias1, weight2, bias2, dtype = found
+        if torch.is_grad_enabled() and bias1 is not None and bias2 is not None:
+            return _mix_feed_forward(grid, weight1, bias1, conv.weight, conv.bias, weight2, bias2, dtype)
+        if not torch.is_grad_enabled():
+            hidden = mapped(grid, weight1, bias1, dtype)
+            hidden = kernels.depthwise(hidden, [conv.weight], [conv.bias], True, False)
+            return mapped(hidden, weight2, bias2, dtype)
     hidden = onednn.linear_relu(grid, fc1) if relu else linear(grid, fc1)
     context.release(grid)
     hidden = onednn.conv_gelu(hidden, conv)  # the name frees the map before
@@ -101,12 +118,14 @@ def trains_on_cuda(x: Tensor, layer: nn.Module, biased: bool = True) -> bool:
     Args:
         biased: whether it must have a bias.
     """
-    return training(x, layer, biased=biased) is not None
+    found = on_cuda(x, layer) if torch.is_grad_enabled() else None
+    return found is not None and not (biased and found[1] is None)
 
 
-def training(x: Tensor, *layers: nn.Module, biased: bool = True, also_inference: bool = False) -> list[Any] | None:
-    """The weight and the bias of each layer, then the type of the computation, where ``trains_on_cuda`` of them all."""
-    if not ((also_inference or torch.is_grad_enabled()) and context.is_eager_on_cuda(x)):
+def on_cuda(x: Tensor, *layers: nn.Module) -> list[Any] | None:
+    """Of each linear map its weight and bias (or None), then the type of the computation: where these may take the
+    place of calls, in eager mode on CUDA; see ``trains_on_cuda``."""
+    if not context.is_eager_on_cuda(x):
         return None
     narrow_type = context.autocast_dtype(x.device)
     dtype = narrow_type or x.dtype
@@ -115,12 +134,12 @@ def training(x: Tensor, *layers: nn.Module, biased: bool = True, also_inference:
         if not context.is_plain(layer):
             return None
         parameters = layer.__dict__["_parameters"]
-        weight, bias = parameters["weight"], parameters["bias"]
-        if (biased and bias is None) or (weight.dtype != dtype and weight.dtype != torch.float32):
+        weight = parameters["weight"]
+        if weight.dtype != dtype and weight.dtype != torch.float32:
             return None
         if narrow_type is None and weight.dtype != x.dtype:  # PyTorch would not take this pair of types
             return None
-        found += weight, bias
+        found += weight, parameters["bias"]
     found.append(dtype)
     return found if x.numel() > 0 else None
 
@@ -134,7 +153,12 @@ def _typed(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x if x.dtype == dtype else x.to(dtype)
 
 
-def mapped(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
+def mapped(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """x weight' + bias in a type that may be narrower than that of the parameters, without a gradient."""
+    return F.linear(_typed(x, dtype), narrow.of(weight, dtype), None if bias is None else narrow.of(bias, dtype))
+
+
+def mapped_in(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
     """x weight' + bias of rows (R, C) -> (R, C'), and what ``gradients`` needs."""
     ctx.dtypes = x.dtype, weight.dtype, bias.dtype
     x, weight = _typed(x, dtype), narrow.of(weight, dtype)
@@ -166,7 +190,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
         ctx.shape = shape = x.shape
-        return mapped(ctx, x.reshape(-1, shape[-1]), weight, bias, dtype).view(*shape[:-1], -1)
+        return mapped_in(ctx, x.reshape(-1, shape[-1]), weight, bias, dtype).view(*shape[:-1], -1)
 
     @staticmethod
     @once_differentiable
@@ -183,7 +207,7 @@ class _LinearToHeads(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype, count: int, num_heads: int
     ) -> tuple[Tensor, ...]:
         ctx.shape = shape = x.shape
-        out = mapped(ctx, x.reshape(-1, shape[-1]), weight, bias, dtype)
+        out = mapped_in(ctx, x.reshape(-1, shape[-1]), weight, bias, dtype)
         ctx.width = out.shape[1] // count
         return split_heads(out, shape[0], count, num_heads)
 
@@ -204,7 +228,7 @@ class _LinearOfHeads(torch.autograd.Function):
         batch, num_heads, tokens, dim = heads.shape
         ctx.shape = batch, tokens, num_heads, dim
         rows = heads.transpose(1, 2).reshape(batch * tokens, num_heads * dim)
-        return mapped(ctx, rows, weight, bias, dtype).view(*shape, -1)
+        return mapped_in(ctx, rows, weight, bias, dtype).view(*shape, -1)
 
     @staticmethod
     @once_differentiable

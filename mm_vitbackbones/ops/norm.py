@@ -76,7 +76,7 @@ def fork(x: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor]:
 
 def _arguments(norm: nn.Module) -> tuple[Tensor, Tensor, float]:
     parameters = norm.__dict__["_parameters"]
-    return parameters["weight"], parameters["bias"], cast(nn.LayerNorm, norm).eps
+    return parameters["weight"], parameters["bias"], norm.__dict__["eps"]
 
 
 def add(

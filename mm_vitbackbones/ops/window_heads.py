@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mm_vitbackbones.ops import linear, narrow, windows
+from mm_vitbackbones.ops import linear, windows
 from mm_vitbackbones.ops.once import direct, once_differentiable
 
 
@@ -27,16 +27,12 @@ def attention(
     num_heads: int,
 ) -> Tensor:
     """``windows.attention`` with the biases of a table, ((2w - 1)^2, h): (B, H, W, C) -> (B, H, W, C)."""
-    if type(table) is nn.Parameter and (parameters := _parameters(grid, qkv, proj)) is not None:
+    parameters = linear.on_cuda(grid, qkv, proj) if type(table) is nn.Parameter else None
+    if parameters is not None and parameters[1] is not None and parameters[3] is not None:
         return _of_heads(
             grid, parameters, windows.windows_of(*grid.shape[:3], side, shift, grid.device), table, num_heads
         )
     return windows.attention(grid, qkv, attend, proj, windows.bias_of(table, side, shift), side, shift)
-
-
-def _parameters(grid: Tensor, qkv: nn.Module, proj: nn.Module) -> list[Any] | None:
-    """What ``linear.training`` gives of both maps, in training and in inference."""
-    return linear.training(grid, qkv, proj, also_inference=True)
 
 
 def _of_heads(grid: Tensor, parameters: list[Any], places: windows.Windows, table: Tensor, num_heads: int) -> Tensor:
@@ -46,7 +42,7 @@ def _of_heads(grid: Tensor, parameters: list[Any], places: windows.Windows, tabl
         heads = _to_windows(grid, of_qkv, bias_of_qkv, dtype, places, num_heads)
         biases = _bias(table, dtype, places)
     else:
-        rows = F.linear(grid.reshape(-1, grid.shape[-1]), narrow.of(of_qkv, dtype), narrow.of(bias_of_qkv, dtype))
+        rows = linear.mapped(grid.reshape(-1, grid.shape[-1]), of_qkv, bias_of_qkv, dtype)
         heads = _split(places.gather(rows, bias_of_qkv), places, num_heads)
         biases = _biases(table, dtype, places)
     groups = [(*heads[3 * i : 3 * i + 3], bias) for i, bias in enumerate(biases)]
@@ -54,7 +50,7 @@ def _of_heads(grid: Tensor, parameters: list[Any], places: windows.Windows, tabl
     if trains:
         return _of_windows(of_proj, bias_of_proj, dtype, places, grid.shape, *results)
     rows = places.scatter(_join(results, 1))
-    return F.linear(rows, narrow.of(of_proj, dtype), narrow.of(bias_of_proj, dtype)).view(grid.shape)
+    return linear.mapped(rows, of_proj, bias_of_proj, dtype).view(grid.shape)
 
 
 def _split(rows: Tensor, places: windows.Windows, num_heads: int) -> tuple[Tensor, ...]:
@@ -101,7 +97,7 @@ class _ToWindows(torch.autograd.Function):
         num_heads: int,
     ) -> tuple[Tensor, ...]:
         ctx.shape, ctx.places = grid.shape, places
-        rows = linear.mapped(ctx, grid.reshape(-1, grid.shape[-1]), weight, bias, dtype)
+        rows = linear.mapped_in(ctx, grid.reshape(-1, grid.shape[-1]), weight, bias, dtype)
         return _split(places.gather(rows, bias), places, num_heads)
 
     @staticmethod
@@ -127,7 +123,7 @@ class _OfWindows(torch.autograd.Function):
         *heads: Tensor,
     ) -> Tensor:
         ctx.places, ctx.num_heads = places, heads[0].shape[1]
-        return linear.mapped(ctx, places.scatter(_join(heads, 1)), weight, bias, dtype).view(shape)
+        return linear.mapped_in(ctx, places.scatter(_join(heads, 1)), weight, bias, dtype).view(shape)
 
     @staticmethod
     @once_differentiable

@@ -82,11 +82,15 @@ def test_heads_have_the_values_and_gradients_of_the_modules(frozen: str) -> None
     torch.testing.assert_close(ours, theirs)
 
 
-def test_heads_are_left_to_a_module_with_a_hook_and_to_inference() -> None:
-    layer, x = nn.Linear(16, 24), torch.randn(SHAPE)
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16])
+def test_in_inference_heads_have_the_values_of_the_modules(kind: torch.dtype) -> None:
+    network, x = Heads().to(kind), torch.randn(SHAPE, dtype=kind)
     with torch.no_grad():
-        assert linear.to_heads(x, layer, 2, 3) is None
-        assert linear.of_heads(torch.randn(2, 4, 5, 4), layer, (2, 5)) is None
+        torch.testing.assert_close(network(x), network.reference(x))
+
+
+def test_heads_are_left_to_a_module_with_a_hook() -> None:
+    layer, x = nn.Linear(16, 24), torch.randn(SHAPE)
     layer.register_forward_hook(lambda *_: None)
     assert linear.to_heads(x, layer, 2, 3) is None
     assert linear.of_heads(torch.randn(2, 4, 5, 4), layer, (2, 5)) is None

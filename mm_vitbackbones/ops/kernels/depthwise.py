@@ -21,6 +21,7 @@ from mm_vitbackbones.ops.kernels import registration
 
 SIDES = (3, 5, 7)
 """The windows that the kernels know."""
+_KNOWN = frozenset(SIDES)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """The types of grids that the kernels know; they compute in fp32."""
 
@@ -152,7 +153,9 @@ def _start(
         integers: what it takes between the sizes and the strides.
         constants: what it takes between the side of the window and the split of the work.
     """
-    strides = tuple([stride for grid in grids for stride in grid.stride()[:3]])
+    strides: tuple[int, ...] = ()
+    for grid in grids:
+        strides += grid.stride()[:3]
     plan = _plan(shape, bands, grids[-1].shape[:3], strides, weight.shape[0], weight.shape[3])
     numbers = *plan.sizes, *integers, *plan.strides
     kernel((plan.programs, 1, 1), tensors, numbers, (plan.side, *constants, *plan.split), plan.warps, plan.registers)
@@ -190,11 +193,13 @@ def _plan(
 
 
 def _served(grid: Tensor, weights: Sequence[Tensor]) -> bool:
-    return grid.dtype in DTYPES and grid.numel() > 0 and all(weight.shape[-1] in SIDES for weight in weights)
+    return grid.dtype in DTYPES and grid.numel() > 0 and {weight.shape[-1] for weight in weights} <= _KNOWN
 
 
 def _slices(weights: Sequence[Tensor]) -> list[slice]:
     """The channels of each convolution."""
+    if len(weights) == 1:
+        return [slice(None)]
     ends, end = [], 0
     for weight in weights:
         ends.append(slice(end, end := end + len(weight)))

@@ -45,10 +45,13 @@ def operator(schema: str, reference: Callable[..., Any], launch: Callable[..., A
     _library.define(schema)
     _library.impl(name, reference, "CompositeExplicitAutograd")
     _library.impl(name, on_cuda, "CUDA")
+    kernel = launch if isinstance(launch, _Kernel) else None
     registered = getattr(getattr(torch.ops, NAMESPACE), name).default
 
     def call(*args: Any) -> Any:
-        return launch(*args) if is_direct(args[0]) else registered(*args)
+        if not is_direct(args[0]):
+            return registered(*args)
+        return launch(*args) if kernel is None else (kernel.found or kernel.function())(*args)
 
     return call
 
@@ -80,15 +83,25 @@ def in_graphs(
 
 def kernel(module: str, name: str) -> Callable[..., Any]:
     """The function ``name`` of ``ops.kernels.triton.<module>``, which is imported at the first call."""
-    found: Callable[..., Any] | None = None
+    return _Kernel(module, name)
 
-    def launch(*args: Any) -> Any:
-        nonlocal found
-        if found is None:
-            found = getattr(importlib.import_module(f"mm_vitbackbones.ops.kernels.triton.{module}"), name)
-        return found(*args)
 
-    return launch
+class _Kernel:
+    """See ``kernel``."""
+
+    def __init__(self, module: str, name: str) -> None:
+        self.module, self.name = module, name
+        self.found: Callable[..., Any] | None = None
+
+    def __call__(self, *args: Any) -> Any:
+        return self.function()(*args)
+
+    def function(self) -> Callable[..., Any]:
+        """The function itself."""
+        if self.found is None:
+            module = importlib.import_module(f"mm_vitbackbones.ops.kernels.triton.{self.module}")
+            self.found = getattr(module, self.name)
+        return self.found
 
 
 def usable(tensor: Tensor) -> bool:

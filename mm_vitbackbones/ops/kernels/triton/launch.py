@@ -10,12 +10,15 @@ directly: by the function that Triton's own launch ends in, where it has the for
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
+from operator import attrgetter, or_
 from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
+_address, _dtype = Tensor.data_ptr, attrgetter("dtype")
 LARGEST_INT32 = 2**31 - 1
 DIRECT = tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 6)
 """Whether a compiled kernel takes its arguments as here; older versions of Triton differ."""
@@ -47,9 +50,9 @@ class Launcher:
         if index is not None and index != torch._C._cuda_getDevice():
             with torch.cuda.device(index):
                 return self(grid, tensors, numbers, constants, num_warps, maxnreg)
-        pointers = [tensor.data_ptr() for tensor in tensors]
-        types = [tensor.dtype for tensor in tensors]
-        key = index, num_warps, maxnreg, constants, *types, *[pointer & 15 == 0 for pointer in pointers]
+        pointers = [*map(_address, tensors)]
+        aligned = reduce(or_, pointers) & 15 == 0 or tuple([pointer & 15 == 0 for pointer in pointers])
+        key = index, num_warps, maxnreg, constants, aligned, *map(_dtype, tensors)
         usual = max(numbers) <= LARGEST_INT32
         start = self.starts.get(key) if usual else None
         if start is not None:
