@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -136,79 +136,68 @@ def _bands(grid: tuple[int, ...], windows: tuple[tuple[int, int], ...], shape: S
     return math.ceil(height / rows), rows
 
 
-def _start(
-    kernel: Callable[..., None],
-    shape: Shape,
-    bands: tuple[int, int],
-    tensors: tuple[Tensor, ...],
-    grids: Sequence[Tensor],
-    weight: Tensor,
-    integers: tuple[int, ...] = (),
-    constants: tuple[bool, ...] = (),
-) -> None:
-    """Starts a kernel for one convolution.
+class _Step(NamedTuple):
+    """The kernel of one convolution, as a launcher takes it: what does not depend on the values of tensors."""
 
-    Args:
-        grids: those whose strides it takes; the last is of the size of the input.
-        integers: what it takes between the sizes and the strides.
-        constants: what it takes between the side of the window and the split of the work.
-    """
-    strides: tuple[int, ...] = ()
-    for grid in grids:
-        strides += grid.stride()[:3]
-    plan = _plan(shape, bands, grids[-1].shape[:3], strides, weight.shape[0], weight.shape[3])
-    numbers = *plan.sizes, *integers, *plan.strides
-    kernel((plan.programs, 1, 1), tensors, numbers, (plan.side, *constants, *plan.split), plan.warps, plan.registers)
-
-
-class _Plan(NamedTuple):
-    """What does not depend on the values of tensors: the arguments of a kernel."""
-
-    programs: int
-    sizes: tuple[int, ...]
-    strides: tuple[int, ...]
-    side: int
-    split: tuple[int, ...]
+    programs: tuple[int, int, int]
+    numbers: tuple[int, ...]
+    constants: tuple[Any, ...]
     warps: int
     registers: int | None
 
 
 @functools.lru_cache(maxsize=1024)
-def _plan(
-    shape: Shape, bands: tuple[int, int], grid: tuple[int, ...], strides: tuple[int, ...], channels: int, side: int
-) -> _Plan:
+def _steps(
+    shape: Shape,
+    grid: tuple[int, ...],
+    strides: tuple[int, ...],
+    windows: tuple[tuple[int, int], ...],
+    constants: tuple[bool, ...],
+    partial: bool,
+) -> list[_Step]:
+    """One for each convolution.
+
+    Args:
+        grid: B, H and W.
+        strides: those of B, H and W, of all grids that the kernel takes.
+        windows: channels and side of each convolution.
+        constants: what the kernel takes between the side of the window and the split of the work.
+        partial: whether it writes partial sums of the gradients of all convolutions, a weight and then its bias.
+    """
     batch, height, width = grid
-    elements = shape.elements[side > 3]
-    vector = math.gcd(elements, channels, *strides)
-    block = block_of(channels, side)
-    return _Plan(
-        programs=batch * bands[0] * math.ceil(width / shape.columns) * math.ceil(channels / block),
-        sizes=(height, width, channels // vector, *bands),
-        strides=tuple(stride // vector for stride in strides),
-        side=side,
-        split=(vector, shape.ahead, shape.columns, block),
-        warps=max(1, shape.columns * block // elements // 32),
-        registers=shape.registers if side == 3 else None,
-    )
+    bands = _bands(grid, windows, shape)
+    steps, start, length = [], 0, sum(channels * (side * side + 1) for channels, side in windows)
+    for channels, side in windows:
+        elements = shape.elements[side > 3]
+        vector = math.gcd(elements, channels, *strides)
+        block = block_of(channels, side)
+        places = (length, start, start + channels * side * side) if partial else ()
+        start += channels * (side * side + 1)
+        step = _Step(
+            programs=(batch * bands[0] * math.ceil(width / shape.columns) * math.ceil(channels / block), 1, 1),
+            numbers=(height, width, channels // vector, *bands, *places, *[stride // vector for stride in strides]),
+            constants=(side, *constants, vector, shape.ahead, shape.columns, block),
+            warps=max(1, shape.columns * block // elements // 32),
+            registers=shape.registers if side == 3 else None,
+        )
+        steps.append(step)
+    return steps
+
+
+def _windows(weights: Sequence[Tensor]) -> tuple[tuple[int, int], ...]:
+    return tuple([(shape[0], shape[3]) for shape in [weight.shape for weight in weights]])
 
 
 def _served(grid: Tensor, weights: Sequence[Tensor]) -> bool:
     return grid.dtype in DTYPES and grid.numel() > 0 and {weight.shape[-1] for weight in weights} <= _KNOWN
 
 
-def _slices(weights: Sequence[Tensor]) -> list[slice]:
-    """The channels of each convolution."""
-    if len(weights) == 1:
-        return [slice(None)]
-    ends, end = [], 0
-    for weight in weights:
-        ends.append(slice(end, end := end + len(weight)))
-    return ends
-
-
-def _parts(grids: Sequence[Tensor], channels: slice, weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """The channels of one convolution out of several grids."""
-    return tuple(grids) if len(weights) == 1 else tuple([grid[..., channels] for grid in grids])
+def _parts(grids: Sequence[Tensor], windows: tuple[tuple[int, int], ...]) -> list[tuple[Tensor, ...]]:
+    """For each convolution its channels of the grids."""
+    if len(windows) == 1:
+        return [tuple(grids)]
+    widths = [channels for channels, _ in windows]
+    return list(zip(*[grid.split(widths, -1) for grid in grids], strict=True))
 
 
 def _with_channels_together(grid: Tensor) -> Tensor:
@@ -258,13 +247,14 @@ def _convolve(
     grid: Tensor, added: Tensor | None, weights: Sequence[Tensor], biases: Sequence[Tensor], gelu: bool, flip: bool
 ) -> Tensor:
     out = torch.empty(grid.shape, dtype=grid.dtype, device=grid.device)
-    bands = bands_of(grid, weights, CONVOLVE)
-    for i, channels in enumerate(_slices(weights)):
+    grids, windows = (grid, grid if added is None else added, out), _windows(weights)
+    strides = (*grid.stride()[:3], *grids[1].stride()[:3], *out.stride()[:3])
+    constants = bool(biases), gelu, added is not None, flip
+    steps = _steps(CONVOLVE, grid.shape[:3], strides, windows, constants, False)
+    for i, (step, (first, second, result)) in enumerate(zip(steps, _parts(grids, windows), strict=True)):
         weight = weights[i].contiguous()
-        first, second, result = parts = _parts((grid, grid if added is None else added, out), channels, weights)
         tensors = first, second, weight, biases[i] if biases else weight, result
-        constants = bool(biases), gelu, added is not None, flip
-        _start(_START_CONVOLVE, CONVOLVE, bands, tensors, parts, weight, constants=constants)
+        _START_CONVOLVE(step.programs, tensors, *step[1:])
     return out
 
 
@@ -282,28 +272,32 @@ def _correlate(
         activation: an empty grid that takes ``gelu(conv(grid))``.
     """
     shape = CORRELATE_GELU if gelu else CORRELATE
-    bands = bands_of(grid, weights, shape)
+    windows = _windows(weights)
     d = torch.empty(grid.shape, dtype=grid.dtype, device=grid.device) if gelu else grad
-    sizes = [size for weight in weights for size in (weight.numel(), len(weight))]
-    rows = len(grid) * bands[0] * math.ceil(grid.shape[2] / shape.columns)
+    sizes = [size for channels, side in windows for size in (channels * side * side, channels)]
+    rows = grid.shape[0] * _bands(grid.shape[:3], windows, shape)[0] * math.ceil(grid.shape[2] / shape.columns)
     partials = torch.empty((rows, sum(sizes)), dtype=torch.float32, device=grid.device)
-    start = 0
-    for i, channels in enumerate(_slices(weights)):
-        weight = weights[i].contiguous()
-        places = partials.shape[1], start, start + weight.numel()
-        start += weight.numel() + len(weight)
-        of_result, values, result = parts = _parts((grad, grid, d), channels, weights)
-        if gelu:
+    strides = (*grad.stride()[:3], *grid.stride()[:3])
+    if not gelu:
+        steps = _steps(shape, grid.shape[:3], strides, windows, (), True)
+        for step, (of_result, values) in zip(steps, _parts((grad, grid), windows), strict=True):
+            _START_CORRELATE(step.programs, (of_result, values, partials), *step[1:])
+    else:
+        constants = bool(biases), activation is not None
+        steps = _steps(shape, grid.shape[:3], (*strides, *d.stride()[:3]), windows, constants, True)
+        for i, (step, parts) in enumerate(zip(steps, _parts((grad, grid, d), windows), strict=True)):
+            of_result, values, result = parts
+            weight = weights[i].contiguous()
             bias, kept = biases[i] if biases else weight, result if activation is None else activation
-            tensors: tuple[Tensor, ...] = (of_result, values, weight, bias, result, kept, partials)
-            constants = bool(biases), activation is not None
-            _start(_START_CORRELATE_GELU, shape, bands, tensors, parts, weight, places, constants)
-        else:
-            tensors = of_result, values, partials
-            _start(_START_CORRELATE, shape, bands, tensors, parts[:2], weight, places)
+            tensors = of_result, values, weight, bias, result, kept, partials
+            _START_CORRELATE_GELU(step.programs, tensors, *step[1:])
     sums = partials.sum(0).split(sizes)
-    of_weights = [g.view_as(weight).to(weight.dtype) for g, weight in zip(sums[::2], weights, strict=True)]
-    return d, of_weights, [g.to(bias.dtype) for g, bias in zip(sums[1::2], biases, strict=False)]
+    of_weights = [_typed(g.view(weight.shape), weight.dtype) for g, weight in zip(sums[::2], weights, strict=True)]
+    return d, of_weights, [_typed(g, bias.dtype) for g, bias in zip(sums[1::2], biases, strict=False)]
+
+
+def _typed(gradient: Tensor, dtype: torch.dtype) -> Tensor:
+    return gradient if gradient.dtype == dtype else gradient.to(dtype)
 
 
 depthwise: Callable[..., Tensor] = registration.operator(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import statistics
 import time
 import warnings
 from collections.abc import Callable
@@ -61,7 +60,7 @@ def row(name: str, mode: str, turns: int, steps: int, alone: bool = False) -> st
 
 
 def measured(name: str, mode: str, turns: int, steps: int, alone: bool = False) -> dict[str, tuple[float, int]]:
-    """Seconds of one step of each contender, the median over the turns, and its blocks (ours only)."""
+    """Seconds of one step of each contender, the least over the turns, and its blocks (ours only)."""
     runs: dict[str, tuple[Callable[[], Any], Callable[[], Any], int]] = {}
     for contender, build in NETWORKS[name].items():
         if alone and contender != OURS:
@@ -81,7 +80,7 @@ def measured(name: str, mode: str, turns: int, steps: int, alone: bool = False) 
                     seconds = timed(run, steps)
                 if turn:  # the first one warms up
                     times[contender].append(seconds)
-    return {contender: (statistics.median(times[contender]), blocks) for contender, (_, _, blocks) in runs.items()}
+    return {contender: (min(times[contender]), blocks) for contender, (_, _, blocks) in runs.items()}
 
 
 def prepared(network: nn.Module, mode: str) -> Callable[[], Any]:
