@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx.experimental import _config as _symbols
 
 
 def for_any_size(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -191,31 +190,23 @@ class AnySize:
     """A compiled function with a graph for the tensors' first shapes and, where others follow, one for any height and
     width.
 
-    PyTorch by itself makes a graph for any height, then one for any width, and one for squares. Each takes as long to
-    compile as the first.
+    PyTorch by itself makes a graph for any height, then one for any width. Each takes longer to compile than the first.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
         self.first: list[torch.Size] = []
-        self.seen: set[Any] = set()
 
     def __call__(self, module: nn.Module, *inputs: Any) -> Any:
         tensors = [*_tensors(inputs)]
         shapes = [tensor.shape for tensor in tensors]
         if not self.first:
             self.first = shapes
-        if shapes == self.first:
-            return self.function(module, *inputs)
-        for tensor, shape in zip(tensors, self.first, strict=False):
-            if tensor.shape != shape:
-                torch._dynamo.maybe_mark_dynamic(tensor, _changing(tensor.shape, shape))
-        key = *shapes, torch.is_grad_enabled(), module.training
-        if key in self.seen:
-            return self.function(module, *inputs)
-        self.seen.add(key)
-        with _symbols.patch(use_duck_shape=False):  # type: ignore[attr-defined]
-            return self.function(module, *inputs)
+        if shapes != self.first:
+            for tensor, shape in zip(tensors, self.first, strict=False):
+                if tensor.shape != shape:
+                    torch._dynamo.maybe_mark_dynamic(tensor, _changing(tensor.shape, shape))
+        return self.function(module, *inputs)
 
 
 def _tensors(inputs: Sequence[Any]) -> Iterator[Tensor]:
