@@ -73,6 +73,7 @@ def _two_stage(model: Any, how: Preprocessing, with_nms: bool) -> Made:
     from mmdet.models.dense_heads.rpn_head import RPNHead
     from mmdet.models.detectors.two_stage import TwoStageDetector
     from mmdet.models.roi_heads.bbox_heads.bbox_head import BBoxHead
+    from mmdet.models.roi_heads.cascade_roi_head import CascadeRoIHead
     from mmdet.models.roi_heads.mask_heads import FCNMaskHead
     from mmdet.models.roi_heads.standard_roi_head import StandardRoIHead
 
@@ -80,11 +81,15 @@ def _two_stage(model: Any, how: Preprocessing, with_nms: bool) -> Made:
     known = (
         type(model).extract_feat is TwoStageDetector.extract_feat
         and type(model.rpn_head) is RPNHead
-        and type(roi) is StandardRoIHead
+        and type(roi) in (StandardRoIHead, CascadeRoIHead)
         and not roi.with_shared_head
-        and type(roi.bbox_head).predict_by_feat is BBoxHead.predict_by_feat
-        and not getattr(roi.bbox_head, "custom_cls_channels", False)
-        and (not roi.with_mask or type(roi.mask_head) is FCNMaskHead)
+        and all(
+            type(head).predict_by_feat is BBoxHead.predict_by_feat
+            and type(head).regress_by_class is BBoxHead.regress_by_class
+            and not getattr(head, "custom_cls_channels", False)
+            for head in stages(roi.bbox_head)
+        )
+        and (not roi.with_mask or all(type(head) is FCNMaskHead for head in stages(roi.mask_head)))
     )
     if not known:
         raise _unknown(model)
@@ -95,6 +100,11 @@ def _two_stage(model: Any, how: Preprocessing, with_nms: bool) -> Made:
         )
     outputs = (*BOXES, "masks") if roi.with_mask else BOXES
     return TwoStage(model, how), outputs, {"padding": {"scores": 0.0, "labels": -1}}, ()
+
+
+def stages(part: Any) -> list[Any]:
+    """One part of a second stage, or those of each stage of a cascade."""
+    return list(part) if isinstance(part, nn.ModuleList) else [part]
 
 
 def _unknown(model: Any) -> UserError:
@@ -269,46 +279,75 @@ def clipped(boxes: Tensor, size: tuple[int, ...], coder: Any = None) -> Tensor:
 
 class TwoStage(nn.Module):
     """An image to the boxes of a Faster R-CNN, or to those of a Mask R-CNN and their masks, (B, N, 28, 28): for each
-    box, inside it, how likely each cell belongs to the object."""
+    box, inside it, how likely each cell belongs to the object.
+
+    Cascade R-CNN has several second stages, each of which moves the boxes of the one before. Its scores are means over
+    the stages, taken before the softmax; its masks are means, too.
+
+    Source: Cai and Vasconcelos, "Cascade R-CNN: High Quality Object Detection and Instance Segmentation", arXiv
+    1906.09756.
+    """
 
     def __init__(self, model: Any, how: Preprocessing) -> None:
         super().__init__()
         self.preprocess, self.features = Preprocess(how), Features(model)
-        self.rpn, self.boxes = model.rpn_head, model.roi_head.bbox_head
-        self.masks = model.roi_head.mask_head if model.roi_head.with_mask else None
-        self.box_regions = Regions(model.roi_head.bbox_roi_extractor)
-        self.mask_regions = Regions(model.roi_head.mask_roi_extractor) if self.masks is not None else None
-        self.proposed, self.rules = Rules(model.rpn_head.test_cfg), Rules(model.roi_head.test_cfg)
+        roi = model.roi_head
+        self.rpn, self.boxes = model.rpn_head, nn.ModuleList(stages(roi.bbox_head))
+        self.box_regions = nn.ModuleList(map(Regions, stages(roi.bbox_roi_extractor)))
+        self.masks = nn.ModuleList(stages(roi.mask_head) if roi.with_mask else [])
+        self.mask_regions = nn.ModuleList(map(Regions, stages(roi.mask_roi_extractor)) if roi.with_mask else [])
+        self.proposed, self.rules = Rules(model.rpn_head.test_cfg), Rules(roi.test_cfg)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         size = tuple(image.shape[2:])
         maps = self.features(self.preprocess(image))
         boxes, scores, _ = self.proposed.result(*candidates(self.rpn, self.rpn(maps), size, self.proposed, True))
         found = self.rules.result(*self._classified(maps, boxes, scores > 0, size))
-        if self.masks is None or self.mask_regions is None:
+        if not self.masks:
             return found
         boxes, _, labels = found
-        masks = self.masks(self.mask_regions(maps, boxes, labels >= 0))  # (B * N, classes, 28, 28)
-        own = torch.zeros_like(labels) if self.masks.class_agnostic else labels.clamp(min=0)
-        own = own.flatten()[:, None, None, None].expand(-1, 1, *masks.shape[2:])
-        chosen = masks.gather(1, own).float().sigmoid().reshape(*labels.shape, *masks.shape[2:])
-        return (*found, torch.where((labels >= 0)[..., None, None], chosen, 0.0))
+        together = []
+        for head, regions in zip(self.masks, self.mask_regions, strict=True):
+            masks = head(regions(maps, boxes, labels >= 0))  # (B * N, classes, 28, 28)
+            own = torch.zeros_like(labels) if head.class_agnostic else labels.clamp(min=0)
+            own = own.flatten()[:, None, None, None].expand(-1, 1, *masks.shape[2:])
+            together.append(masks.gather(1, own).float().sigmoid().reshape(*labels.shape, *masks.shape[2:]))
+        return (*found, torch.where((labels >= 0)[..., None, None], mean(together), 0.0))
 
     def _classified(
-        self, maps: Sequence[Tensor], proposals: Tensor, some: Tensor, size: tuple[int, ...]
+        self, maps: Sequence[Tensor], boxes: Tensor, some: Tensor, size: tuple[int, ...]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """A candidate for each pair of a proposal and a class."""
         batch, count = some.shape
-        scores, deltas = self.boxes(self.box_regions(maps, proposals, some))
-        scores = scores.float().softmax(-1)[:, :-1]
+        together = []
+        for index, (head, regions) in enumerate(zip(self.boxes, self.box_regions, strict=True)):
+            scores, deltas = head(regions(maps, boxes, some))
+            together.append(scores.float())
+            each = deltas.shape[1] // 4  # the number of classes, or one for all of them
+            priors = boxes.reshape(-1, 1, 4)
+            deltas = deltas.float().reshape(-1, each, 4)
+            if index + 1 < len(self.boxes):  # the box of the class with the highest score alone
+                best = scores[:, :-1].argmax(1) * (each > 1)
+                deltas = deltas.gather(1, best[:, None, None].expand(-1, 1, 4))
+            priors = priors.expand(-1, deltas.shape[1], 4)
+            moved = decode(head.bbox_coder, priors.reshape(-1, 4), deltas.reshape(-1, 4)).reshape(deltas.shape)
+            boxes = clipped(moved, size, head.bbox_coder)
+            if index + 1 < len(self.boxes):
+                boxes = boxes.reshape(batch, count, 4)
+        scores = mean(together).softmax(-1)[:, :-1]
         classes = scores.shape[1]
         scores = torch.where((scores > self.rules.threshold) & some.flatten()[:, None], scores, 0.0)
-        each = 1 if self.boxes.reg_class_agnostic else classes
-        priors = proposals.reshape(-1, 1, 4).expand(-1, each, 4).reshape(-1, 4)
-        decoded = decode(self.boxes.bbox_coder, priors, deltas.float().reshape(-1, 4)).reshape(-1, each, 4)
-        decoded = clipped(decoded.expand(-1, classes, 4), size, self.boxes.bbox_coder)
         labels = torch.arange(classes, device=scores.device).expand(batch, count, classes)
-        return decoded.reshape(batch, -1, 4), scores.reshape(batch, -1), labels.reshape(batch, -1)
+        boxes = boxes.expand(-1, classes, 4).reshape(batch, -1, 4)
+        return boxes, scores.reshape(batch, -1), labels.reshape(batch, -1)
+
+
+def mean(same: Sequence[Tensor]) -> Tensor:
+    """Of tensors of one shape."""
+    total = same[0]
+    for each in same[1:]:
+        total = total + each
+    return total / len(same) if len(same) > 1 else total
 
 
 class Regions(nn.Module):

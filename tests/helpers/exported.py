@@ -13,6 +13,7 @@ from helpers.paths import CONFIGS
 from mm_vitbackbones import libraries
 from mm_vitbackbones.backbones import MiT
 from mm_vitbackbones.cli.model import build_model
+from mm_vitbackbones.exporting.detectors import stages
 
 BACKBONE = dict(
     type="mm_vitbackbones.PVTv2",
@@ -111,23 +112,43 @@ def _one_stage(name: str) -> Any:
 
 def mask_rcnn(**changes: Any) -> Any:
     """Three classes."""
-    cfg = _base("mask_rcnn", "mmdet")
+    cfg = _small_two_stage("mask_rcnn")
+    cfg.model.update(changes)
+    return _spread_two_stage(_build(cfg))
+
+
+def _small_two_stage(name: str) -> Any:
+    """The config of a small detector with a second stage."""
+    cfg = _base(name, "mmdet")
     cfg.model.update(backbone=BACKBONE, neck=NECK)
     cfg.model.rpn_head.update(in_channels=16, feat_channels=16)
     roi = cfg.model.roi_head
-    for name in ("bbox_roi_extractor", "mask_roi_extractor"):
-        roi[name].out_channels = 16
-    roi.bbox_head.update(in_channels=16, fc_out_channels=32, num_classes=3)
+    for part in ("bbox_roi_extractor", "mask_roi_extractor"):
+        roi[part].out_channels = 16
+    for head in roi.bbox_head if isinstance(roi.bbox_head, list) else [roi.bbox_head]:
+        head.update(in_channels=16, fc_out_channels=32, num_classes=3)
     roi.mask_head.update(in_channels=16, conv_out_channels=16, num_classes=3, num_convs=1)
     cfg.model.test_cfg.rpn.update(nms_pre=50, max_per_img=30)
     cfg.model.test_cfg.rcnn.update(max_per_img=10)
-    cfg.model.update(changes)
-    model = _build(cfg)
+    return cfg
+
+
+def _spread_two_stage(model: Any) -> Any:
     _spread(model.rpn_head.rpn_cls, 0.3)
-    _spread(model.roi_head.bbox_head.fc_cls, 0.3)
-    _spread(model.roi_head.bbox_head.fc_reg, 0.05)
-    _spread(model.roi_head.mask_head.conv_logits, 0.5)
+    for head in stages(model.roi_head.bbox_head):
+        _spread(head.fc_cls, 0.3)
+        _spread(head.fc_reg, 0.05)
+    for head in stages(model.roi_head.mask_head):
+        _spread(head.conv_logits, 0.5)
     return model
+
+
+def cascade_mask_rcnn() -> Any:
+    """Three classes and three stages, each with boxes of its own classes."""
+    cfg = _small_two_stage("cascade_mask_rcnn")
+    for head in cfg.model.roi_head.bbox_head:
+        head.update(conv_out_channels=16, num_shared_convs=1, norm_cfg=dict(type="BN"))
+    return _spread_two_stage(_build(cfg))
 
 
 def dino(**changes: Any) -> Any:
