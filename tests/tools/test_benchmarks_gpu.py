@@ -512,6 +512,18 @@ def test_merging_keeps_what_a_run_has_no_figure_of_and_names_its_run() -> None:
     assert figures.merged({**NEW, "records": [new, *rest]}, data) == {"runs": [NEW], "records": [new, *rest]}
 
 
+def test_a_table_of_another_machine_stays_until_a_run_has_all_its_contenders() -> None:
+    old = [record(name, "train", TRAIN_512, ms=1.0) for name in (OURS, "mmdet", BEFORE)]
+    others = {"runs": [{**OLD, "machine": OTHER}], "records": old}
+    ours, large = record(OURS, "train", TRAIN_512, ms=9.0), record(OURS, "large", CASES["large"][0], ms=9.0)
+    stopped = figures.merged({**NEW, "records": [ours, large]}, others)
+    assert stopped["records"] == [large, *({**each, "run": 1} for each in old)]
+    whole = [ours, record("mmdet", "train", TRAIN_512, ms=9.0), large]
+    assert figures.merged({**NEW, "records": whole}, stopped)["records"] == [*whole, {**old[2], "run": 1}]
+    same = {"runs": [OLD], "records": old}
+    assert figures.merged({**NEW, "records": [ours]}, same)["records"] == [ours, *({**o, "run": 1} for o in old[1:])]
+
+
 def test_one_command_adds_a_run_to_the_figures_and_makes_their_page(asked: list[Task], tmp_path: Path) -> None:
     docs, out = tmp_path / "docs", tmp_path / "out"
     docs.mkdir()

@@ -14,8 +14,8 @@ from typing import Any
 
 from mm_vitbackbones.errors import UserError
 
-from .cases import PARTS, Task, tasks
-from .contenders import CONTENDERS
+from .cases import PARTS, Case, Task, tasks
+from .contenders import BEFORE, CONTENDERS
 
 NAME = "benchmarks_gpu"
 
@@ -47,19 +47,32 @@ def read(folder: Path) -> dict[str, Any]:
 def merged(run: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
     """A run and, in the places that it has no figure of, those of earlier runs, which keep the name of their run.
 
-    A place is a contender in a case: its times and its kernels are of one run. Merging a run twice changes nothing.
+    A place is a contender in a case: its times and its kernels are of one run. As figures of two machines are not
+    compared, a table of another machine stays as it is until a run has all of its contenders. Merging a run twice
+    changes nothing.
     """
     known = {*tasks(CONTENDERS, PARTS, before=True)}
     measured = {_place(record) for record in run["records"]}
+    tables = {_table(place) for place in measured}
+    elsewhere = {
+        _place(each) for each in others["records"] if others["runs"][each.get("run", 0)]["machine"] != run["machine"]
+    }
+    cut = {_table(place) for place in elsewhere - measured if place.contender != BEFORE} & tables
+    new = [record for record in run["records"] if _table(_place(record)) not in cut]
+    measured = {_place(record) for record in new}
     kept = [each for each in others["records"] if _place(each) not in measured and Task.from_json(each) in known]
     used = sorted({each.get("run", 0) for each in kept})
     runs = [{"machine": run["machine"], "date": run["date"]}, *(others["runs"][index] for index in used)]
     return {
         "runs": runs,
-        "records": [*run["records"], *({**each, "run": 1 + used.index(each.get("run", 0))} for each in kept)],
+        "records": [*new, *({**each, "run": 1 + used.index(each.get("run", 0))} for each in kept)],
     }
 
 
 def _place(record: Mapping[str, Any]) -> Task:
     task = Task.from_json(record)
     return Task(task.network, task.contender, task.part, task.case, "")
+
+
+def _table(place: Task) -> tuple[str, str, Case]:
+    return place.network, place.part, place.case
