@@ -1,9 +1,10 @@
 """Export every family in every way, run the files, and write what came out to docs/export.json and docs/export.md.
 
-    python tools/make_export_table.py [FAMILY...] [--again] [--timeout SECONDS]
+    python tools/make_export_table.py [FAMILY...] [--of first|largest] [--way WAY] [--again] [--timeout SECONDS]
 
 What docs/export.json has already is not measured again, except with --again. Each export has a process of its own, one
-thread, and random weights. A new family is found by its registration; its first arch is taken.
+thread, and random weights. A new family is found by its registration. Its first arch is taken, and then its largest one
+that has room in this machine: that one is run at few and small images, because a run takes longer than an export.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import torch
 from mm_vitbackbones.build import backbone_names as known
 from mm_vitbackbones.build import build_backbone, families
 from mm_vitbackbones.errors import did_you_mean
-from mm_vitbackbones.exporting import ExportMismatch, export
+from mm_vitbackbones.exporting import ExportMismatch, checking, export
 from mm_vitbackbones.files import write_whole
 
 ROOT = Path(__file__).parents[1]
@@ -38,6 +39,16 @@ WAYS: Mapping[str, dict[str, Any]] = {
 }
 """The ways of an export, and the arguments of each."""
 
+SIDE = 224
+"""Pixels of the image of a fixed size, for the largest networks."""
+
+UNSEEN = ((1, 32, 32), (3, 65, 97))
+"""Batch, height and width that the files of the largest networks are checked at, besides the traced size."""
+
+ROOM = 5 * 2**30
+"""Bytes of the weights of a network that is exported here: there are up to four copies of them in memory, and on disk
+one or two."""
+
 BEGIN, END = "<!-- table: tools/make_export_table.py -->", "<!-- end of table -->"
 TURNS = 5
 
@@ -45,6 +56,8 @@ TURNS = 5
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("families", nargs="*", metavar="FAMILY", help="such as Swin (all)")
+    parser.add_argument("--of", choices=("first", "largest"), help="these of each family alone")
+    parser.add_argument("--way", action="append", choices=WAYS, help="this way alone; can be given again")
     parser.add_argument("--again", action="store_true", help="measure what is there already, too")
     parser.add_argument("--timeout", type=float, default=300, metavar="SECONDS", help="of one export (300)")
     parser.add_argument("--one", nargs=2, metavar=("BACKBONE", "WAY"), help=argparse.SUPPRESS)
@@ -55,15 +68,17 @@ def main() -> None:
     for name in args.families:
         if name not in families():
             sys.exit(f"error: there is no family {name!r}{did_you_mean(name, families())}")
-    for name in networks(args.families):
-        for way in WAYS:
+    names = [] if args.of == "largest" else networks(args.families)
+    names += [] if args.of == "first" else largest(args.families)
+    for name in names:
+        for way in args.way or WAYS:
             found = json.loads(RECORD.read_text("utf-8")) if RECORD.exists() else {}
             if way in found.get(name, {}) and not args.again:
                 continue
             found.setdefault(name, {})[way] = row = apart(name, way, args.timeout)
             write_whole(RECORD, (json.dumps(found, indent=1) + "\n").encode())
             write_whole(PAGE, with_table(PAGE.read_text("utf-8"), found).encode())
-            print(name, way, row)
+            print(name, way, row, flush=True)
 
 
 def networks(chosen: list[str]) -> list[str]:
@@ -72,6 +87,20 @@ def networks(chosen: list[str]) -> list[str]:
     for name, (family, _) in known().items():
         first.setdefault(family.__name__, name)
     return [first[family] for family in chosen or first]
+
+
+def largest(chosen: list[str]) -> list[str]:
+    """The name of the arch of each family with the most weights that there is room for, where it is not the first."""
+    found: dict[str, tuple[int, str]] = {}
+    for name, (family, _) in known().items():
+        if chosen and family.__name__ not in chosen:
+            continue
+        with torch.device("meta"):
+            size = sum(parameter.nbytes for parameter in build_backbone(name).parameters())
+        if size <= ROOM and size > found.get(family.__name__, (0, ""))[0]:
+            found[family.__name__] = size, name
+    first = networks([])
+    return [found[family][1] for family in chosen or found if found[family][1] not in first]
 
 
 def apart(name: str, way: str, timeout: float) -> dict[str, Any]:
@@ -93,7 +122,11 @@ def measure(name: str, way: str) -> dict[str, Any]:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     backbone = build_backbone(name).eval().requires_grad_(False)
-    options = WAYS[way]
+    options, small = dict(WAYS[way]), name in networks([])
+    if not small:
+        checking.UNSEEN = UNSEEN
+        if options.get("fixed"):
+            options["size"] = (SIDE, SIDE)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "file")
         try:
@@ -102,6 +135,7 @@ def measure(name: str, way: str) -> dict[str, Any]:
             done = error.done
         row: dict[str, Any] = {
             "seconds": round(done.seconds, 1),
+            "core_seconds": round(done.cpu_seconds, 1),
             "nodes": done.nodes,
             "bytes": done.bytes,
             "weights": done.weights,
@@ -109,7 +143,7 @@ def measure(name: str, way: str) -> dict[str, Any]:
             "failures": [str(each) for each in done.checked if not each.error <= 1e-4],
             "torch": torch.__version__,
         }
-        if options.get("fixed"):
+        if small and options.get("fixed"):
             row |= times(backbone, path, options["size"])
     return row
 
@@ -150,7 +184,8 @@ def cell(row: Mapping[str, Any] | None) -> str:
         return f"fails: {row['failure']}".replace("|", "/").replace("`", "'")
     error = "wrong: " + row["failures"][0][:90] if row["failures"] else f"{row['error']:.0e}"
     size = f"{row['bytes'] / 2**20:.1f} MiB ({row['bytes'] / row['weights'] - 1:+.1%})"
-    return f"{row['seconds']:.0f} s, {row['nodes']} nodes, {size}, {error}".replace("|", "/")
+    seconds = f"{row['core_seconds']:.0f} s" if "core_seconds" in row else f"{row['seconds']:.0f} s by the wall's clock"
+    return f"{seconds}, {row['nodes']} nodes, {size}, {error}".replace("|", "/")
 
 
 def time_table(found: Mapping[str, Mapping[str, Any]]) -> str:

@@ -14,7 +14,7 @@ from mm_vitbackbones.exporting.networks import Network, outputs_of
 TOLERANCE = {False: 1e-4, True: 2e-2}
 """The largest error, as a part of the largest value: in single precision, and in half."""
 
-UNSEEN = ((1, 32, 32), (3, 201, 251), (1, 97, 352), (3, 64, 224), (1, 768, 1024))
+UNSEEN: tuple[tuple[int, int, int], ...] = ((1, 32, 32), (3, 201, 251), (1, 97, 352), (3, 64, 224), (1, 768, 1024))
 """Batch, height, width: the smallest image, odd ones, other shapes, and a large one."""
 
 PIXELS = 0.01

@@ -45,6 +45,9 @@ class Export:
     path: Path
     to: str
     seconds: float
+    """From the trace to the written file, by the clock on the wall."""
+    cpu_seconds: float
+    """The same by the clock of this process: of all its threads, and without the time that other programs took."""
     nodes: int
     bytes: int
     weights: int
@@ -208,7 +211,7 @@ def _write(
 ) -> Export:
     traced = (1 if fixed else 2, *size)
     made = replace(network, module=Half(network.module).eval()) if half else network
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), time.process_time()
     with _exporter("cannot be traced"):
         program = programs.trace(made.module, noise(made, traced), fixed, network.smallest)
     metadata = metadata_of(network, size, fixed, half, classes)
@@ -221,13 +224,14 @@ def _write(
                 nodes, files = onnx_files.write(program, draft, network.outputs, opset, metadata)
         else:
             nodes, files = programs.write(program, draft, metadata), [draft]
-        seconds = time.perf_counter() - start
+        seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
         with _exporter("has a file that cannot be loaded again", "another opset" if opset else "a fixed size"):
             run: Any = onnx_files.Session(draft) if to == "onnx" else programs.Loaded(draft)
         done = Export(
             path,
             to,
             seconds,
+            cpu_seconds,
             nodes,
             sum(file.stat().st_size for file in files),
             weights,

@@ -7,7 +7,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ def write(
     """
     from mm_vitbackbones.exporting.translations import table
 
+    translations = table(program.graph)
+    _keep_operations(program, translations)
     with quiet():
         made = torch.onnx.export(
             program,
@@ -43,7 +45,7 @@ def write(
             opset_version=opset,
             input_names=["image"],
             output_names=[*outputs],
-            custom_translation_table=dict(table()),
+            custom_translation_table=dict(translations),
             verbose=False,
             optimize=False,
         )
@@ -81,11 +83,40 @@ RULES = (
     "fuse_batchnorm_into_conv_rule",
     "fuse_batchnorm_into_conv_transpose_rule",
 )
-"""Of onnxscript's rules, those that find something in these networks. Each is tried at each node. By default it tries
-all of them, and the time of one, which looks for pairs of slices, grows with the square of the number of nodes."""
+"""Of onnxscript's rules, those that find something in these networks. By default onnxscript tries all of them at each
+node, and one, which looks for pairs of slices, takes a time that grows with the square of the number of nodes."""
 
 ROUNDS = 2
 """How often the rules are applied: what one of them leaves may serve another."""
+
+
+def _keep_operations(program: Any, translated: Container[Any]) -> None:
+    """Let PyTorch's exporter take a program as it is, if ONNX knows all of its operations.
+
+    The exporter asks the program for one of simpler operations, by ``run_decompositions``. For that the program traces
+    itself twice, which is most of the time, and which gives the same program where nothing has to be made simpler.
+    """
+    decompose = program.run_decompositions
+
+    def run_decompositions(decompositions: Container[Any]) -> Any:
+        targets = {node.target for node in program.graph.nodes if node.op == "call_function"}
+        if all(target in translated or _stays(target, decompositions) for target in targets):
+            return program
+        return decompose(decompositions)
+
+    program.graph.eliminate_dead_code()
+    program.run_decompositions = run_decompositions
+
+
+def _stays(target: Any, decompositions: Container[Any]) -> bool:
+    """Whether the exporter would leave an operation as it is. It makes those simpler that it has a recipe for, that
+    change their input, or that view it in terms of other views; and assertions are dropped."""
+    if not isinstance(target, torch._ops.OpOverload):
+        return not isinstance(target, torch._ops.OperatorBase)  # arithmetic of sizes
+    if target is torch.ops.aten._assert_tensor_metadata.default:
+        return True
+    composite = target.is_view and target._can_decompose()
+    return target not in decompositions and not target._schema.is_mutable and not composite
 
 
 def _simplify(model: Any) -> None:
@@ -98,7 +129,7 @@ def _simplify(model: Any) -> None:
     chosen = [getattr(rules, name) for name in RULES]
     common.InlinePass()(model)
     for _ in range(ROUNDS):
-        onnxscript.optimizer.fold_constants(model, onnx_shape_inference=True)
+        onnxscript.optimizer.fold_constants(model, onnx_shape_inference=True, should_fold=_may_be_folded)
         onnxscript.rewriter.rewrite(model, chosen)
     Sequential(
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
@@ -108,6 +139,12 @@ def _simplify(model: Any) -> None:
         common.OutputFixPass(),
         common.NameFixPass(),
     )(model)
+
+
+def _may_be_folded(node: Any) -> bool | None:
+    """None: as onnxscript decides. It computes by ONNX's reference, whose bicubic Resize has other borders than
+    PyTorch's and onnxruntime's."""
+    return False if node.op_type == "Resize" else None
 
 
 def _clean(model: Any) -> None:
