@@ -292,39 +292,43 @@ class _LinearOfTiles(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, grid: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
         out, channels, down, right = weight.shape
-        rows, columns = grid.shape[1] // down, grid.shape[2] // right
-        tiles = torch.empty((len(grid), rows, columns, down, right, channels), dtype=dtype, device=grid.device)
-        tiles.copy_(_tiles(grid, tiles.shape))
-        narrow_weight = torch.empty((out, down, right, channels), dtype=dtype, device=grid.device)
-        narrow_weight.copy_(weight.permute(0, 2, 3, 1))
-        tiles, narrow_weight = tiles.flatten(3), narrow_weight.flatten(1)
-        ctx.save_for_backward(tiles, narrow_weight)
         ctx.shapes, ctx.dtypes = (grid.shape, weight.shape), (grid.dtype, weight.dtype, bias.dtype)
-        return F.linear(tiles, narrow_weight, narrow.of(bias, dtype))
+        rows, columns = grid.shape[1] // down, grid.shape[2] // right
+        whole = _whole_tiles(grid, rows * down, columns * right)
+        tiles = whole.view(grid.shape[0], rows, down, columns, right, channels).transpose(2, 3)
+        tiles = _packed(tiles, dtype).view(-1, down * right * channels)
+        narrow_weight = _packed(weight.permute(0, 2, 3, 1), dtype).view(out, -1)
+        ctx.save_for_backward(tiles, narrow_weight)
+        return F.linear(tiles, narrow_weight, narrow.of(bias, dtype)).view(grid.shape[0], rows, columns, out)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         tiles, weight = ctx.saved_tensors
         shape, (out, channels, down, right) = ctx.shapes
+        batch, rows, columns, _ = grad.shape
         grad, of_grid, of_weight = grad.reshape(-1, out), None, None
         if ctx.needs_input_grad[0]:
-            of_tiles = torch.mm(grad, weight).view(*tiles.shape[:3], down, right, channels)
-            whole = of_tiles.shape[1] * down == shape[1] and of_tiles.shape[2] * right == shape[2]
-            make = torch.empty if whole else torch.zeros
-            of_grid = make(shape, dtype=ctx.dtypes[0], device=grad.device)
-            _tiles(of_grid, of_tiles.shape).copy_(of_tiles)
+            of_tiles = torch.mm(grad, weight).view(batch, rows, columns, down, right, channels).transpose(2, 3)
+            if (rows * down, columns * right) == shape[1:3]:
+                of_grid = _packed(of_tiles, ctx.dtypes[0]).view(shape)
+            else:
+                of_grid = torch.zeros(shape, dtype=ctx.dtypes[0], device=grad.device)
+                _whole_tiles(of_grid, rows * down, columns * right).view(of_tiles.shape).copy_(of_tiles)
         if ctx.needs_input_grad[1]:
-            of_weight = _product(grad.t(), tiles.flatten(0, 2), ctx.dtypes[1])
+            of_weight = _product(grad.t(), tiles, ctx.dtypes[1])
             of_weight = of_weight.view(out, down, right, channels).permute(0, 3, 1, 2).contiguous()
         return of_grid, of_weight, column_sums(grad, ctx.dtypes[2]) if ctx.needs_input_grad[2] else None, None
 
 
-def _tiles(grid: Tensor, shape: torch.Size) -> Tensor:
-    """The tiles of a grid, as a view (B, h, w, r, s, C)."""
-    _, rows, columns, down, right, _ = shape
-    whole = grid[:, : rows * down, : columns * right]
-    return whole.unflatten(2, (columns, right)).unflatten(1, (rows, down)).transpose(2, 3)
+def _whole_tiles(grid: Tensor, height: int, width: int) -> Tensor:
+    """A grid without what remains beside its tiles, as a view."""
+    return grid if grid.shape[1:3] == (height, width) else grid[:, :height, :width]
+
+
+def _packed(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """In contiguous memory, and in a type: one pass."""
+    return x.contiguous() if x.dtype == dtype else x.to(dtype, memory_format=torch.contiguous_format)
 
 
 class _FeedForward(torch.autograd.Function):
