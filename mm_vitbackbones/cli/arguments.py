@@ -68,6 +68,13 @@ class _Options(DictAction):
                 raise UserError(f"--cfg-options takes key=value, such as train_cfg.max_epochs=6, and not {option!r}")
             if option.count("(") != option.count(")") or option.count("[") != option.count("]"):
                 raise UserError(f"--cfg-options {option!r}: the brackets do not match")
+            try:
+                self._parse_iterable(option.partition("=")[2])
+            except RecursionError:  # MMEngine looks for the end of the same list again and again
+                raise UserError(
+                    f"--cfg-options {option!r}: values are numbers, words, lists and tuples of these; write others "
+                    "into a config"
+                ) from None
         super().__call__(parser, namespace, values, option_string)
 
 

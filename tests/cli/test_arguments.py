@@ -14,6 +14,7 @@ from mm_vitbackbones.cli.arguments import run
 from mm_vitbackbones.cli.look import look_arguments
 from mm_vitbackbones.cli.predict import predict_arguments
 from mm_vitbackbones.cli.test import test_arguments as evaluation_arguments
+from mm_vitbackbones.cli.train import train_arguments
 from mm_vitbackbones.errors import UserError
 
 pytestmark = pytest.mark.mmdet
@@ -55,3 +56,14 @@ def test_ctrl_c_is_a_line_and_no_traceback(capsys: pytest.CaptureFixture[str]) -
 
     assert run(main, []) == 130
     assert capsys.readouterr().err == "\nended by Ctrl-C\n"
+
+
+@pytest.mark.parametrize("value", ['{"depths":[1,1],"dims":[8,16]}', "{(1,2),(3,4)}"])
+def test_an_option_that_mmengine_does_not_understand_is_one_line(value: str) -> None:
+    with pytest.raises(UserError, match="values are numbers, words, lists and tuples of these"):
+        train_arguments(["config.py", "--cfg-options", f"model.backbone.arch={value}"])
+
+
+def test_lists_of_options_are_taken() -> None:
+    options = train_arguments(["config.py", "--cfg-options", "a.b=[1,(2,3)]", "c=x"]).cfg_options
+    assert options == {"a.b": [1, (2, 3)], "c": "x"}
