@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,7 +27,13 @@ from helpers.exported import (
     segformer,
     yolof,
 )
+from helpers.paths import CONFIGS
+from mm_vitbackbones import libraries
+from mm_vitbackbones.cli.config import load_config
+from mm_vitbackbones.cli.model import build_model
 from mm_vitbackbones.errors import UserError
+from mm_vitbackbones.exporting import export
+from mm_vitbackbones.exporting.files import KINDS
 from mm_vitbackbones.exporting.networks import network_of, outputs_of
 
 pytestmark = [pytest.mark.mmdet, pytest.mark.mmseg]
@@ -168,3 +175,53 @@ def test_image_with_fewer_cells_than_queries_is_one_line() -> None:
     assert [tuple(x.shape) for x in outputs_of(network, torch.zeros(1, 3, 33, 33))] == [(1, 40, 3), (1, 40, 4)]
     with pytest.raises(UserError, match=r"image of 32x32 has 22 cells in all levels, fewer than the 40 queries"):
         outputs_of(network, torch.zeros(1, 3, 32, 32))
+
+
+# ---- their files, which take a minute each
+
+NMS: dict[str, Any] = dict(with_nms=True)
+FIXED: dict[str, Any] = dict(fixed=True, size=(64, 96))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("make", "to", "options"),
+    [
+        (fcos, "onnx", NMS),
+        (fcos, "onnx", {}),
+        (fcos, "torch-export", NMS),
+        (atss, "onnx", NMS),
+        (atss, "torch-export", {}),
+        (yolof, "onnx", NMS),
+        (yolof, "torch-export", NMS),
+        (cascade_mask_rcnn, "onnx", NMS),
+        (cascade_mask_rcnn, "torch-export", NMS),
+        (dino, "onnx", {}),
+        (dino, "onnx", dict(NMS, half=True, opset=18)),
+        (dino, "onnx", dict(NMS, **FIXED)),
+        (dino, "torch-export", NMS),
+        (dino, "torch-export", dict(NMS, half=True)),
+        (retinanet, "onnx", dict(NMS, half=True)),
+        (mask_rcnn, "onnx", dict(NMS, half=True)),
+    ],
+)
+def test_files_are_right_at_all_sizes(make: Any, to: str, options: dict[str, Any], tmp_path: Path) -> None:
+    if to == "onnx":
+        pytest.importorskip("onnxruntime")
+    done = export(make(), tmp_path / f"toy{KINDS[to]}", to=to, **{"size": (64, 96), **options})
+    assert done.error < (2e-2 if options.get("half") else 1e-4)
+    assert len(done.checked) == (1 if options.get("fixed") else 6)
+    assert all(each.boxes is None or each.boxes > 5 for each in done.checked)
+
+
+@pytest.mark.slow
+def test_dino_of_a_recipe_is_right_at_all_sizes(tmp_path: Path) -> None:
+    """900 queries, six layers, random weights."""
+    pytest.importorskip("onnxruntime")
+    libraries.use("mmdet")
+    torch.manual_seed(0)
+    model = build_model(load_config(CONFIGS / "dino_pvt_v2_b2_coco.py", {})).eval()
+    torch.nn.init.normal_(model.level_embed)  # else whatever memory holds
+    done = export(model, tmp_path / "dino.onnx", with_nms=True)
+    assert done.error < 1e-4
+    assert [each.boxes for each in done.checked] == [600, 300, 900, 300, 900, 300]
