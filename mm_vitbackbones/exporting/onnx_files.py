@@ -142,8 +142,8 @@ def _simplify(model: Any) -> None:
 
 
 def _may_be_folded(node: Any) -> bool | None:
-    """None: as onnxscript decides. It computes by ONNX's reference, whose bicubic Resize has other borders than
-    PyTorch's and onnxruntime's."""
+    """None: as onnxscript decides. It computes by ONNX's reference, whose bicubic Resize is wrong at a place that is
+    the centre of a cell, except for rounding."""
     return False if node.op_type == "Resize" else None
 
 
