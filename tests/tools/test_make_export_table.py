@@ -36,10 +36,24 @@ def test_every_family_is_exported_once(tool: ModuleType) -> None:
     assert tool.networks(["PVTv2"]) == ["pvt_v2_b0"]
 
 
+def test_largest_network_that_there_is_room_for_is_exported(tool: ModuleType) -> None:
+    assert tool.largest(["DINOv3", "CoaT"]) == ["dino_v3_huge_plus", "coat_lite_medium"]
+
+
 def test_failures_are_in_the_table(tool: ModuleType) -> None:
-    row = dict(seconds=1.2, nodes=3, bytes=2**20, weights=2**19, error=None, failures=["32x32  1  inf  fails: a|b"])
+    row = dict(
+        seconds=2.4,
+        core_seconds=1.2,
+        nodes=3,
+        bytes=2**20,
+        weights=2**19,
+        error=None,
+        failures=["32x32  1  inf  fails: a|b"],
+    )
     assert tool.cell(row) == "1 s, 3 nodes, 1.0 MiB (+100.0%), wrong: 32x32  1  inf  fails: a/b"
     assert tool.cell({**row, "failures": [], "error": 2e-6}).endswith(", 2e-06")
+    del row["core_seconds"]  # of a record from before it was measured
+    assert tool.cell(row).startswith("2 s by the wall's clock, 3 nodes")
     assert tool.cell({"failure": "more than 300 s"}) == "fails: more than 300 s"
     assert tool.cell(None) == "not run"
 
@@ -54,9 +68,14 @@ def test_what_was_measured_is_not_measured_again(
     monkeypatch.setattr(tool, "PAGE", page)
     asked: list[str] = []
     monkeypatch.setattr(tool, "apart", lambda name, way, timeout: asked.append(way) or {"failure": "new"})
-    monkeypatch.setattr(sys, "argv", ["make_export_table.py", "MiT"])
+    monkeypatch.setattr(sys, "argv", ["make_export_table.py", "MiT", "--of", "first"])
     tool.main()
     assert asked == [way for way in tool.WAYS if way != "torch.export"]
+    monkeypatch.setattr(sys, "argv", ["make_export_table.py", "MiT", "--of", "largest", "--way", "ONNX, free sizes"])
+    asked.clear()
+    tool.main()
+    assert asked == ["ONNX, free sizes"]
+    assert "| `mit_b5` | not run | not run | fails: new |" in page.read_text()
     assert page.read_text().startswith("before\n")
     assert "| `mit_b0` | fails: kept | fails: new | fails: new |" in page.read_text()
 
