@@ -16,13 +16,10 @@ from torch.utils._pytree import tree_leaves
 
 from helpers import as_on_cuda
 from mm_vitbackbones.ops import context
-from tools.benchmarks import columnar
-from tools.benchmarks.contenders import CONTENDERS
-from tools.benchmarks.gpu.contenders import BEFORE, LIGHT
-from tools.benchmarks.gpu.contenders import CONTENDERS as GPU_CONTENDERS
+from tools.benchmarks.gpu.contenders import BEFORE, CONTENDERS, LIGHT
 
 pytestmark = [pytest.mark.parity, pytest.mark.slow]
-NETWORKS = ("pvt_s", "pvt_v2_b2", "mit_b2", "swin_t", "coat_lite_s", "coat_mini", "pit_s", *columnar.NETWORKS)
+BACKBONES = [name for name in CONTENDERS if not name.startswith("segformer")]
 MOST_OPERATORS, MOST_BYTES = 0.9, 0.85
 """Of the other implementation that has the fewest."""
 MEMORY_ALONE = (
@@ -68,10 +65,10 @@ def traffic(network: nn.Module, ours: bool) -> Traffic:
     return count
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", BACKBONES)
 def test_a_training_step_has_fewer_operators_and_moves_fewer_bytes_than_other_implementations(name: str) -> None:
     found = {}
-    for contender in (GPU_CONTENDERS if name in columnar.NETWORKS else CONTENDERS)[name]:
+    for contender in CONTENDERS[name]:
         if contender.name in (LIGHT, BEFORE):
             continue
         try:
