@@ -1,4 +1,4 @@
-"""Processor time of one step, ours and others': python -m tools.benchmarks.host [--networks ...] [--report].
+"""Processor time of one step, ours and others': python -m tools.benchmarks.host [--networks ...] [--counts].
 
 A step on a GPU takes at least as long as the processor needs to start its kernels. Here a CPU stands in for that
 processor: networks of the published depths with few channels, on a small image, by operators that compute nothing.
@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import argparse
 import gc
+import sys
 import time
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 from mm_vitbackbones.layers.block import ResidualBlock
 
@@ -37,11 +40,18 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--steps", type=int, default=5, help="of a turn")
     parser.add_argument("--ours", action="store_true", help="without the others")
+    parser.add_argument("--counts", action="store_true", help="functions of Python and operators, in place of times")
     args = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     prepare_imports()
     load_kernels()
+    if args.counts:
+        print("network | what | of | functions of Python | operators")
+        for name in args.networks:
+            for mode in args.modes:
+                print_counts(name, mode)
+        return
     print("network | what | ours, ms | us per block | best peer, ms | ours / peer")
     for name in args.networks:
         for mode in args.modes:
@@ -57,6 +67,36 @@ def row(name: str, mode: str, turns: int, steps: int, alone: bool = False) -> st
     best = min(found, key=lambda other: found[other][0])
     theirs = found[best][0]
     return f"{line} | {best}, {theirs * 1e3:.1f} | {ours / theirs:.2f}"
+
+
+CLEARING = {"named_modules", "named_parameters", "_named_members", "parameters", "__hash__"}
+"""What clears gradients calls."""
+
+
+def print_counts(name: str, mode: str) -> None:
+    """Functions of Python that a step calls, and operators of PyTorch, views and those inside of others included."""
+    for contender, build in NETWORKS[name].items():
+        try:
+            run = prepared(build(), mode)
+        except ImportError:
+            continue
+        functions = 0
+
+        def seen(frame: FrameType, event: str, _: Any) -> None:
+            nonlocal functions
+            code = frame.f_code
+            functions += event == "call" and "as_on_gpu" not in code.co_filename and code.co_name not in CLEARING
+
+        with operators_as_on_gpu(), ours_as_on_gpu() if contender == OURS else nullcontext():
+            for _ in range(2):
+                run()
+            sys.setprofile(seen)
+            run()
+            sys.setprofile(None)
+            with profile(activities=[ProfilerActivity.CPU]) as prof:
+                run()
+        operators = sum(event.count for event in prof.key_averages() if event.key.startswith("aten::"))
+        print(f"{name} | {mode} | {contender} | {functions} | {operators}", flush=True)
 
 
 def measured(name: str, mode: str, turns: int, steps: int, alone: bool = False) -> dict[str, tuple[float, int]]:
