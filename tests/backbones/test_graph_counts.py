@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from helpers.toys import TOYS
 from mm_vitbackbones.layers import ResidualBlock
 
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 MOST = 1.25
 """Of the operators without compilation, forward and backward. Turns by a position are one operator there, and several
 in a graph."""
