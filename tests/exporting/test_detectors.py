@@ -189,7 +189,7 @@ FIXED: dict[str, Any] = dict(fixed=True, size=(64, 96))
     [
         (fcos, "onnx", NMS),
         (fcos, "onnx", {}),
-        (fcos, "torch-export", NMS),
+        (fcos, "torch-export", dict(NMS, **FIXED)),
         (atss, "onnx", NMS),
         (atss, "torch-export", {}),
         (yolof, "onnx", NMS),
