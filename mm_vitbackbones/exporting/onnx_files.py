@@ -89,6 +89,10 @@ node, and one, which looks for pairs of slices, takes a time that grows with the
 ROUNDS = 2
 """How often the rules are applied: what one of them leaves may serve another."""
 
+LARGEST_TABLE = 4096
+"""Values of a table that is computed once, for the file. Larger ones, such as those of places in a fixed size of image,
+would be most of what a file has beyond its weights; they are computed in each run, or when the file is loaded."""
+
 
 def _keep_operations(program: Any, translated: Container[Any]) -> None:
     """Let PyTorch's exporter take a program as it is, if ONNX knows all of its operations.
@@ -129,7 +133,9 @@ def _simplify(model: Any) -> None:
     chosen = [getattr(rules, name) for name in RULES]
     common.InlinePass()(model)
     for _ in range(ROUNDS):
-        onnxscript.optimizer.fold_constants(model, onnx_shape_inference=True, should_fold=_may_be_folded)
+        onnxscript.optimizer.fold_constants(
+            model, onnx_shape_inference=True, output_size_limit=LARGEST_TABLE, should_fold=_may_be_folded
+        )
         onnxscript.rewriter.rewrite(model, chosen)
     Sequential(
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),

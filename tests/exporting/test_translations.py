@@ -107,6 +107,21 @@ def test_resized_tables_are_those_of_pytorch(tmp_path: Path) -> None:
         torch.testing.assert_close(run(image)[0], module(image), rtol=1e-5, atol=1e-5)
 
 
+class Placed(nn.Module):
+    """A table that grows with the image."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        rows, columns = (torch.arange(side, dtype=image.dtype) for side in image.shape[2:])
+        return image + torch.stack(((rows[:, None] * columns).sqrt(), rows[:, None] - columns, rows[:, None] + columns))
+
+
+def test_large_tables_of_a_fixed_size_are_not_in_the_file(tmp_path: Path) -> None:
+    module, image = Placed(), torch.randn(1, 3, 96, 128)
+    run = written(module, tmp_path / "toy.onnx", fixed=True, size=image.shape)
+    assert (tmp_path / "toy.onnx").stat().st_size < 10_000  # of 150 kB
+    torch.testing.assert_close(run(image)[0], module(image))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("fixed", [False, True], ids=["free", "fixed"])
 @pytest.mark.parametrize("toy", TOYS.values(), ids=TOYS.keys())
