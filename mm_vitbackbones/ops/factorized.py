@@ -103,6 +103,8 @@ def contract(key: Tensor, value: Tensor, cls_key: Tensor, cls_value: Tensor, num
     """
     if onednn.usable(key):
         return _contract_image_by_image(key, value, cls_key, cls_value, num_heads)
+    if context.is_exporting():
+        return _contract_together(key, value, cls_key, cls_value, num_heads)
     if context.device_type(key) == "cuda" and not context.is_eager():
         return _contract_in_blocks(key, value, cls_key, cls_value, num_heads).to(key.dtype)
     # Compilers choose by themselves what to compute again.
@@ -120,6 +122,14 @@ def _contract(key: Tensor, value: Tensor, cls_key: Tensor, cls_value: Tensor, nu
         total = weight.sum(1, keepdim=True) + cls_weight
         matrices = _product(weight, value, num_heads) + _product(cls_weight, cls_value, num_heads)
         return matrices * _scale(total, num_heads)
+
+
+def _contract_together(key: Tensor, value: Tensor, cls_key: Tensor, cls_value: Tensor, num_heads: int) -> Tensor:
+    """Equal to ``_contract``, with the class token among the others: half as many nodes of an exported graph."""
+    wide = torch.cat((cls_key, key), 1).to(torch.promote_types(key.dtype, torch.float32))
+    weight = (wide - wide.amax(1, keepdim=True)).exp()
+    matrices = _product(weight, torch.cat((cls_value, value), 1).to(wide.dtype), num_heads)
+    return (matrices * _scale(weight.sum(1, keepdim=True), num_heads)).to(key.dtype)
 
 
 def _contract_in_blocks(key: Tensor, value: Tensor, cls_key: Tensor, cls_value: Tensor, num_heads: int) -> Tensor:

@@ -118,17 +118,19 @@ def test_one_block_more_starts_few_kernels():
 # ---- the forms of compiled graphs, and of tables
 
 
-def test_blocks_of_tokens_contract_to_the_same_matrices():
+def test_tokens_in_blocks_and_together_contract_to_the_same_matrices():
     torch.manual_seed(0)
     results = []
     inputs = [torch.randn(2, n, 16, dtype=torch.float64) for n in (600, 600, 1, 1)]
-    for contract in (factorized._contract, factorized._contract_in_blocks):
+    for contract in (factorized._contract, factorized._contract_in_blocks, factorized._contract_together):
         leaves = [x.clone().requires_grad_() for x in inputs]
         matrices = contract(*leaves, 4)
         (matrices * torch.linspace(-1, 1, matrices.numel()).view_as(matrices)).sum().backward()
         results.append([matrices.detach(), *(x.grad for x in leaves)])
-    for a, b in zip(*results, strict=True):
-        assert relative_error(a, b) <= 1e-12
+    reference, *others = results
+    for other in others:
+        for a, b in zip(other, reference, strict=True):
+            assert relative_error(a, b) <= 1e-12
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -136,7 +138,8 @@ def test_blocks_of_tokens_keep_sums_in_full_precision(dtype):
     torch.manual_seed(0)
     inputs = [torch.randn(1, n, 16).to(dtype) for n in (20000, 20000, 1, 1)]
     expected = factorized._contract(*(x.double() for x in inputs), 4)
-    assert relative_error(factorized._contract_in_blocks(*inputs, 4).double(), expected) <= 5e-3
+    for contract in (factorized._contract_in_blocks, factorized._contract_together):
+        assert relative_error(contract(*inputs, 4).double(), expected) <= 5e-3
 
 
 def test_a_bicubic_table_is_resized_by_products():
