@@ -70,7 +70,7 @@ def step(network: Base, image: Tensor, autocast: bool = False) -> list[Tensor]:
     network.zero_grad()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         levels = network(image)
-    sum((level.float() * torch.linspace(-1, 1, level.numel()).view_as(level)).mean() for level in levels).backward()
+    sum((level * torch.linspace(-1, 1, level.numel()).view_as(level)).mean() for level in levels).backward()
     return [*levels, *(p.grad for p in network.parameters() if p.grad is not None)]
 
 
@@ -94,9 +94,9 @@ def check(
     assert network.compile_blocks(backend=graphs, fullgraph=True)
     graphs.count = 0
     for size in sizes:
-        image = torch.randn(batch, 3, *size)
+        image = torch.randn(batch, 3, *size, dtype=next(plain.parameters()).dtype)
         for found, expected in zip(step(network, image, **options), step(plain, image, **options), strict=True):
-            assert (found - expected).norm() <= tolerance * expected.norm() + 1e-7, size
+            assert (found - expected).norm() <= tolerance * expected.norm() + 1e-2 * tolerance, size
     kinds = {block.compiled for block in blocks(network)}
     assert graphs.count > 0
     assert graphs.count <= LARGEST * len(kinds)
@@ -138,7 +138,9 @@ def test_twenty_image_sizes_need_few_graphs(toy: str) -> None:
 def test_twenty_image_sizes_need_few_graphs_in_every_family(toy: str) -> None:
     sizes = photo_sizes(4)
     assert len({*sizes}) == 20
-    check(*pair(toy), sizes, batch=1)
+    # In twenty sizes some values lie next to the kink of a ReLU, where fp32 takes the one side or the other.
+    network, plain = (each.double() for each in pair(toy))
+    check(network, plain, sizes, tolerance=1e-10, batch=1)
 
 
 @pytest.mark.slow
