@@ -29,7 +29,7 @@ from mm_vitbackbones.layers import (
     pad_to_multiple,
 )
 from mm_vitbackbones.layers.drop_path import check_drop_path_rate, drop_path_rates
-from mm_vitbackbones.ops import joint, memory
+from mm_vitbackbones.ops import context, joint, memory
 from mm_vitbackbones.ops.anysize import ceil_div
 
 STEMS = ("aligned", "published")
@@ -268,7 +268,7 @@ class ColumnarBackbone(Backbone):
 
     def levels(self, image: Tensor) -> Iterator[Level]:
         trains = torch.is_grad_enabled() and (image.requires_grad or self._trunk_trains())
-        with torch.set_grad_enabled(trains):
+        with context.gradients(trains):
             taps = self.trunk(image.permute(0, 2, 3, 1))
         last = max(self.out_indices) + 1
         for index in range(last):

@@ -19,7 +19,7 @@ from mm_vitbackbones.exporting import onnx_files, packages, programs
 from mm_vitbackbones.exporting.checking import TOLERANCE, Checked, check, in_short, noise, unseen
 from mm_vitbackbones.exporting.half import Half
 from mm_vitbackbones.exporting.networks import Network, network_of, outputs_of
-from mm_vitbackbones.exporting.parts import evaluating
+from mm_vitbackbones.exporting.parts import evaluating, uncollected
 from mm_vitbackbones.exporting.programs import SMALLEST
 from mm_vitbackbones.files import check_room, make_folder, move_new, scratch_in, size_words
 
@@ -212,7 +212,7 @@ def _write(
     traced = (1 if fixed else 2, *size)
     made = replace(network, module=Half(network.module).eval()) if half else network
     start, cpu_start = time.perf_counter(), time.process_time()
-    with _exporter("cannot be traced"):
+    with _exporter("cannot be traced"), uncollected():
         program = programs.trace(made.module, noise(made, traced), fixed, network.smallest)
     metadata = metadata_of(network, size, fixed, half, classes)
     weights = _bytes(made.module)
@@ -220,7 +220,7 @@ def _write(
     with scratch_in(path.parent.absolute()) as scratch:
         draft = scratch / path.name
         if opset is not None:
-            with _exporter("cannot be written as ONNX"):
+            with _exporter("cannot be written as ONNX"), uncollected():
                 nodes, files = onnx_files.write(program, draft, network.outputs, opset, metadata)
         else:
             nodes, files = programs.write(program, draft, metadata), [draft]

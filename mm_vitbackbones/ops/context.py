@@ -48,6 +48,12 @@ def is_exporting() -> bool:
     return is_compiling() and not torch.compiler.is_dynamo_compiling()
 
 
+def gradients(enabled: bool) -> AbstractContextManager[Any]:
+    """``torch.set_grad_enabled``. An exported graph has no gradients, and would hold the switch as an operation, with
+    which PyTorch cannot save it."""
+    return nullcontext() if is_exporting() else torch.set_grad_enabled(enabled)
+
+
 @contextmanager
 def for_every_size() -> Iterator[None]:
     """Within it, ``torch.export`` asks for no size of an image, so that the graph holds for all of them.

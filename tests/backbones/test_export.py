@@ -58,6 +58,13 @@ def test_the_first_level_serves_every_size(toy):
     assert_right(exported(network).module(), network, SIZES[:4])
 
 
+def test_a_program_of_frozen_weights_is_saved(tmp_path: Path):
+    network = built(TOYS["dinov2"])
+    assert torch.is_grad_enabled()
+    torch.export.save(torch.export.export(network, (image_of(1, 32, 32),), strict=False), tmp_path / "program.pt2")
+    assert_right(torch.export.load(tmp_path / "program.pt2").module(), network, SIZES[:1])
+
+
 @pytest.mark.slow
 @toys
 def test_an_exported_program_serves_every_size(toy, tmp_path: Path):
