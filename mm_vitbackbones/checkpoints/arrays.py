@@ -53,7 +53,7 @@ class _Mark:
 
 @dataclass
 class _Type:
-    """A type of NumPy's; its byte order is told after it is made."""
+    """A type of NumPy's; its byte order follows after it is made."""
 
     code: str
     order: str = "<"
@@ -61,7 +61,7 @@ class _Type:
 
 @dataclass
 class _Array:
-    """An array's object, before it is told what it holds."""
+    """An array's object, before its values follow."""
 
     tensor: Tensor | None = None
 

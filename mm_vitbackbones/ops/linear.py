@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mm_vitbackbones.ops import context, depthwise, narrow, onednn
 from mm_vitbackbones.ops.kernels import depthwise as kernels
 from mm_vitbackbones.ops.kernels.gelu import gelu_backward
-from mm_vitbackbones.ops.once import direct, once_differentiable
+from mm_vitbackbones.ops.once import direct, once_differentiable, typed
 
 
 def linear(x: Tensor, layer: nn.Module, again: bool = False) -> Tensor:
@@ -148,20 +148,15 @@ def _dtype(x: Tensor) -> torch.dtype:
     return context.autocast_dtype(x.device) or x.dtype
 
 
-def _typed(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """``x.to(dtype)``, which takes as long as a launch even where nothing is to be done."""
-    return x if x.dtype == dtype else x.to(dtype)
-
-
 def mapped(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
     """x weight' + bias in a type that may be narrower than that of the parameters, without a gradient."""
-    return F.linear(_typed(x, dtype), narrow.of(weight, dtype), None if bias is None else narrow.of(bias, dtype))
+    return F.linear(typed(x, dtype), narrow.of(weight, dtype), None if bias is None else narrow.of(bias, dtype))
 
 
 def mapped_in(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
     """x weight' + bias of rows (R, C) -> (R, C'), and what ``gradients`` needs."""
     ctx.dtypes = x.dtype, weight.dtype, bias.dtype
-    x, weight = _typed(x, dtype), narrow.of(weight, dtype)
+    x, weight = typed(x, dtype), narrow.of(weight, dtype)
     ctx.save_for_backward(x, weight)
     return F.linear(x, weight, narrow.of(bias, dtype))
 
@@ -178,7 +173,7 @@ def gradients(
     x, weight = ctx.saved_tensors
     needed, dtypes = wanted or ctx.needs_input_grad, ctx.dtypes
     return (
-        _typed(torch.mm(grad, weight), dtypes[0]) if needed[0] else None,
+        typed(torch.mm(grad, weight), dtypes[0]) if needed[0] else None,
         _product(grad.t(), x, dtypes[1]) if needed[1] else None,
         column_sums(grad if of_sums is None else of_sums, dtypes[2]) if needed[2] else None,
     )
@@ -259,7 +254,7 @@ class _Several(torch.autograd.Function):
         weights, biases = cast("tuple[Tensor, ...]", parameters[:count]), parameters[count:]
         ctx.sizes = [len(weight) for weight in weights]
         ctx.dtypes = x.dtype, weights[0].dtype
-        x = _typed(x, dtype)
+        x = typed(x, dtype)
         weight = torch.cat([narrow.of(weight, dtype) for weight in weights])
         ctx.save_for_backward(x, weight)
         if all(bias is None for bias in biases):
@@ -282,7 +277,7 @@ class _Several(torch.autograd.Function):
             of_biases = column_sums(grad, ctx.dtypes[1]).split_with_sizes(ctx.sizes)
         pairs = zip((*of_weights, *of_biases), needed, strict=True)
         of_parameters = [gradient if wanted else None for gradient, wanted in pairs]
-        of_input = _typed(torch.mm(grad, weight), ctx.dtypes[0]).view(shape) if of_x else None
+        of_input = typed(torch.mm(grad, weight), ctx.dtypes[0]).view(shape) if of_x else None
         return of_input, None, *of_parameters
 
 
@@ -322,7 +317,7 @@ class _LinearOfTiles(torch.autograd.Function):
 
 
 def _whole_tiles(grid: Tensor, height: int, width: int) -> Tensor:
-    """A grid without what remains beside its tiles, as a view."""
+    """A grid without what its tiles leave out, as a view."""
     return grid if grid.shape[1:3] == (height, width) else grid[:, :height, :width]
 
 
@@ -340,7 +335,7 @@ class _FeedForward(torch.autograd.Function):
     ) -> Tensor:
         ctx.dtypes = x.dtype, weight1.dtype, bias1.dtype, weight2.dtype, bias2.dtype
         ctx.shape = shape = x.shape
-        x = _typed(x.reshape(-1, shape[-1]), dtype)
+        x = typed(x.reshape(-1, shape[-1]), dtype)
         narrow1, narrow2 = narrow.of(weight1, dtype), narrow.of(weight2, dtype)
         hidden = F.linear(x, narrow1, narrow.of(bias1, dtype))
         ctx.save_for_backward(x, hidden, narrow1, narrow2)
@@ -354,9 +349,9 @@ class _FeedForward(torch.autograd.Function):
         dtypes, grad = ctx.dtypes, grad.reshape(-1, grad.shape[-1])
         grad_hidden, activation, sums = gelu_backward(torch.mm(grad, weight2), hidden)
         return (
-            _typed(torch.mm(grad_hidden, weight1), dtypes[0]).view(ctx.shape) if of_x else None,
+            typed(torch.mm(grad_hidden, weight1), dtypes[0]).view(ctx.shape) if of_x else None,
             _product(grad_hidden.t(), x, dtypes[1]) if of_weight1 else None,
-            _typed(sums, dtypes[2]) if of_bias1 else None,
+            typed(sums, dtypes[2]) if of_bias1 else None,
             _product(grad.t(), activation, dtypes[3]) if of_weight2 else None,
             column_sums(grad, dtypes[4]) if of_bias2 else None,
             None,
@@ -397,7 +392,7 @@ class _MixFeedForward(torch.autograd.Function):
         dtype: torch.dtype,
     ) -> Tensor:
         ctx.dtypes = x.dtype, weight1.dtype, bias1.dtype, weight2.dtype, bias2.dtype
-        x = _typed(x, dtype)
+        x = typed(x, dtype)
         narrow1, narrow2 = narrow.of(weight1, dtype), narrow.of(weight2, dtype)
         hidden = F.linear(x, narrow1, narrow.of(bias1, dtype))
         activation = kernels.depthwise(hidden, [window], [bias], True, False)
@@ -418,7 +413,7 @@ class _MixFeedForward(torch.autograd.Function):
         of_hidden = kernels.depthwise_transposed(of_conv, window).view(-1, width)
         del of_conv
         return (
-            _typed(torch.mm(of_hidden, weight1), dtypes[0]).view(shape) if needed[0] else None,
+            typed(torch.mm(of_hidden, weight1), dtypes[0]).view(shape) if needed[0] else None,
             _product(of_hidden.t(), x, dtypes[1]) if needed[1] else None,
             column_sums(of_hidden, dtypes[2]) if needed[2] else None,
             of_window if needed[3] else None,

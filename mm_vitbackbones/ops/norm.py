@@ -17,7 +17,7 @@ from mm_vitbackbones.ops import conv as conv_ops
 from mm_vitbackbones.ops.kernels import norm as kernels
 from mm_vitbackbones.ops.kernels import registration
 from mm_vitbackbones.ops.kernels.scale import scale_backward
-from mm_vitbackbones.ops.once import direct, once_differentiable
+from mm_vitbackbones.ops.once import direct, once_differentiable, typed
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -154,7 +154,7 @@ class _Norm(torch.autograd.Function):
             return grad_x, None, None, None, None
         x, weight, statistics = ctx.saved_tensors
         grad_x, of_weight, of_bias = kernels.layer_norm_backward(grad, grad_x, x, statistics, weight)
-        return grad_x, *_typed(weight.dtype, of_weight, of_bias), None, None
+        return grad_x, typed(of_weight, weight.dtype), typed(of_bias, weight.dtype), None, None
 
 
 class _NormOfSum(torch.autograd.Function):
@@ -193,13 +193,16 @@ class _NormOfSum(torch.autograd.Function):
             of_x, of_weight, of_bias = kernels.layer_norm_backward(grad, grad_total, total, statistics, weight)
             of_branch, of_scale = scale_backward(of_x, branch, factor, scale)
             of_scale = of_scale.to(scale.dtype)
-        of_x = of_x if of_x.dtype == ctx.dtypes[0] else of_x.to(ctx.dtypes[0])
-        return of_x, of_branch, None, of_scale, *_typed(weight.dtype, of_weight, of_bias), None, None
-
-
-def _typed(dtype: torch.dtype, *gradients: Tensor) -> Sequence[Tensor]:
-    """Casts those that are of another type: a cast without effect takes as long as a launch, too."""
-    return gradients if gradients[0].dtype == dtype else [x.to(dtype) for x in gradients]
+        return (
+            typed(of_x, ctx.dtypes[0]),
+            of_branch,
+            None,
+            of_scale,
+            typed(of_weight, weight.dtype),
+            typed(of_bias, weight.dtype),
+            None,
+            None,
+        )
 
 
 _norm, _norm_of_sum = direct(_Norm), direct(_NormOfSum)

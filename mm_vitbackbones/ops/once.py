@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.autograd import function
 
 
@@ -20,6 +21,11 @@ def once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:
         return strict(ctx, *grads) if torch.is_grad_enabled() else backward(ctx, *grads)
 
     return either
+
+
+def typed(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """``x.to(dtype)``, which takes as long as a launch even where nothing is to be done."""
+    return x if x.dtype == dtype else x.to(dtype)
 
 
 def direct(kind: type[torch.autograd.Function]) -> Callable[..., Any]:

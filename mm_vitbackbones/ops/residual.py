@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mm_vitbackbones.ops import context, depthwise, norm, onednn
 from mm_vitbackbones.ops.kernels.scale import scale_backward
-from mm_vitbackbones.ops.once import direct, once_differentiable
+from mm_vitbackbones.ops.once import direct, once_differentiable, typed
 
 BAND_BYTES = 8 * 2**20
 """The size of a band's widest tensor on a CPU: it fits into the caches, and the halo rows cost little."""
@@ -147,7 +147,7 @@ class _ScaledSum(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         factor, scale, branch = ctx.saved_tensors
-        of_x, of_scale = grad if grad.dtype == ctx.dtypes[0] else grad.to(ctx.dtypes[0]), None
+        of_x, of_scale = typed(grad, ctx.dtypes[0]), None
         if scale is None:
             both = _both(grad, factor, scale)
             of_branch = torch.mul(grad, both, out=torch.empty_like(grad, dtype=ctx.dtypes[1]))

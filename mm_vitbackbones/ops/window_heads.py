@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mm_vitbackbones.ops import linear, windows
-from mm_vitbackbones.ops.once import direct, once_differentiable
+from mm_vitbackbones.ops.once import direct, once_differentiable, typed
 
 
 def attention(
@@ -76,7 +76,7 @@ def _biases(table: Tensor, dtype: torch.dtype, places: windows.Windows) -> tuple
     bias = F.pad(table.index_select(0, positions).view(n, n, -1).permute(2, 0, 1), (0, -n % 8)).unsqueeze(0)
     if masks is not None:
         bias = bias + F.pad(masks, (0, -n % 8)).to(bias.dtype)
-    bias = bias if bias.dtype == dtype else bias.to(dtype)
+    bias = typed(bias, dtype)
     found = [bias[:1, :, :, :n]] if places.has_first else []
     if places.of_others is not None:
         found.append(bias.index_select(0, places.of_others)[..., :n])

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mm_vitbackbones.ops import context
 from mm_vitbackbones.ops.kernels import registration
+from mm_vitbackbones.ops.once import typed
 
 SIDES = (3, 5, 7)
 """The windows that the kernels know."""
@@ -292,12 +293,8 @@ def _correlate(
             tensors = of_result, values, weight, bias, result, kept, partials
             _START_CORRELATE_GELU(step.programs, tensors, *step[1:])
     sums = partials.sum(0).split(sizes)
-    of_weights = [_typed(g.view(weight.shape), weight.dtype) for g, weight in zip(sums[::2], weights, strict=True)]
-    return d, of_weights, [_typed(g, bias.dtype) for g, bias in zip(sums[1::2], biases, strict=False)]
-
-
-def _typed(gradient: Tensor, dtype: torch.dtype) -> Tensor:
-    return gradient if gradient.dtype == dtype else gradient.to(dtype)
+    of_weights = [typed(g.view(weight.shape), weight.dtype) for g, weight in zip(sums[::2], weights, strict=True)]
+    return d, of_weights, [typed(g, bias.dtype) for g, bias in zip(sums[1::2], biases, strict=False)]
 
 
 depthwise: Callable[..., Tensor] = registration.operator(
