@@ -75,7 +75,10 @@ def cut(heads: Tensor, side: int, counts: tuple[int, int]) -> Tensor:
     # In code for any size, each index into a window would be several quotients: longer to compile than all the rest.
     if context.is_compiling_to_run():
         return cut_windows(heads, side, *counts)
-    rows, columns = counts
+    return _cut(heads, side, *counts)
+
+
+def _cut(heads: Tensor, side: int, rows: int, columns: int) -> Tensor:
     bottom, right = rows * side - heads.shape[1], columns * side - heads.shape[2]
     # A compiled graph that asked whether to pad would be valid for one answer only.
     if context.is_compiling() or bottom or right:
@@ -89,6 +92,10 @@ def joined(windows: Tensor, side: int, batch: int, height: int, width: int) -> T
     rows, columns = anysize.ceil_div(height, side), anysize.ceil_div(width, side)
     if context.is_compiling_to_run():
         return join_windows(windows, side, batch, rows, columns, height, width)
+    return _joined(windows, side, batch, rows, columns, height, width)
+
+
+def _joined(windows: Tensor, side: int, batch: int, rows: int, columns: int, height: int, width: int) -> Tensor:
     windows = windows.unflatten(0, (batch, rows, columns)).unflatten(4, (side, side))
     heads = anysize.in_order(windows.permute(0, 1, 4, 2, 5, 3, 6)).flatten(3, 4).flatten(1, 2)
     return anysize.first_cells(heads, height, width)
@@ -97,29 +104,25 @@ def joined(windows: Tensor, side: int, batch: int, height: int, width: int) -> T
 # ---- as operators of compiled graphs, each of which is the other's gradient; their results have memory of their own
 
 
-def _cut(heads: Tensor, side: int, rows: int, columns: int) -> Tensor:
-    batch, height, width, count, dim = heads.shape
-    bottom, right = rows * side - height, columns * side - width
-    if bottom or right:
-        heads = F.pad(heads, (0, 0, 0, 0, 0, right, 0, bottom))
-    out = heads.new_empty(batch, rows, columns, count, side, side, dim)
-    out.copy_(heads.unflatten(2, (columns, side)).unflatten(1, (rows, side)).permute(0, 1, 3, 5, 2, 4, 6))
-    return out.view(-1, count, side * side, dim)
+def _own_cut(heads: Tensor, *sizes: int) -> Tensor:
+    return _own(_cut(heads, *sizes), heads)
 
 
-def _join(windows: Tensor, side: int, batch: int, rows: int, columns: int, height: int, width: int) -> Tensor:
-    _, count, _, dim = windows.shape
-    out = windows.new_empty(batch, rows, side, columns, side, count, dim)
-    windows = windows.unflatten(0, (batch, rows, columns)).unflatten(4, (side, side))
-    out.copy_(windows.permute(0, 1, 4, 2, 5, 3, 6))
-    return out.view(batch, rows * side, columns * side, count, dim)[:, :height, :width].contiguous()
+def _own_joined(windows: Tensor, *sizes: int) -> Tensor:
+    return _own(_joined(windows, *sizes), windows)
+
+
+def _own(result: Tensor, source: Tensor) -> Tensor:
+    """In order, and in other memory than what it may be a view of."""
+    result = result.contiguous()
+    return result.clone() if result.data_ptr() == source.data_ptr() else result
 
 
 _WINDOWS = "int side, SymInt batch, SymInt rows, SymInt columns, SymInt height, SymInt width"
 cut_windows = registration.operator(
-    "cut_windows(Tensor heads, int side, SymInt rows, SymInt columns) -> Tensor", _cut, _cut
+    "cut_windows(Tensor heads, int side, SymInt rows, SymInt columns) -> Tensor", _own_cut, _own_cut
 )
-join_windows = registration.operator(f"join_windows(Tensor windows, {_WINDOWS}) -> Tensor", _join, _join)
+join_windows = registration.operator(f"join_windows(Tensor windows, {_WINDOWS}) -> Tensor", _own_joined, _own_joined)
 
 
 def _keep_size(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

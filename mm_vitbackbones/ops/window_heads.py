@@ -148,17 +148,15 @@ class _Bias(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, table: Tensor, dtype: torch.dtype, places: windows.Windows) -> tuple[Tensor, ...]:
-        ctx.places, ctx.shape, ctx.dtype = places, table.shape, table.dtype
+        ctx.side, ctx.dtype = places.side, table.dtype
         return _biases(table, dtype, places)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        positions, _ = windows.constants(ctx.places.side, ctx.places.shift, grads[0].device)
         sums = [grad.sum(0, dtype=ctx.dtype) for grad in grads]
         total = sums[0] if len(sums) == 1 else sums[0].add_(sums[1])
-        rows = total.permute(1, 2, 0).reshape(len(positions), ctx.shape[1])
-        return rows.new_zeros(ctx.shape).index_add_(0, positions, rows), None, None
+        return windows.table_gradient(total, ctx.side), None, None
 
 
 _to_windows, _of_windows, _bias = map(direct, (_ToWindows, _OfWindows, _Bias))

@@ -299,9 +299,13 @@ def _bias_in_graphs(table: Tensor, side: int, shift: int) -> Tensor:
 
 
 def _bias_backward(grad: Tensor, side: int) -> Tensor:
+    return table_gradient(grad.sum(0), side)
+
+
+def table_gradient(grad: Tensor, side: int) -> Tensor:
+    """The gradient of a table from that of the bias of one window: (h, n, n) -> ((2w - 1)^2, h)."""
     positions, _ = constants(side, 0, grad.device)
-    of_places = grad.sum(0).flatten(1).t()
-    return grad.new_zeros((2 * side - 1) ** 2, grad.shape[1]).index_add_(0, positions, of_places)
+    return grad.new_zeros((2 * side - 1) ** 2, len(grad)).index_add_(0, positions, grad.flatten(1).t())
 
 
 # Operators of compiled graphs, which would otherwise make positions and masks of numbers in each block and step.
