@@ -56,11 +56,8 @@ def detector(model: Any, how: Preprocessing, with_nms: bool) -> Made:
     ]
     from mmdet.models.task_modules.prior_generators import AnchorGenerator, MlvlPointGenerator
 
-    own += (
-        []
-        if isinstance(getattr(head, "prior_generator", None), (AnchorGenerator, MlvlPointGenerator))
-        else ["prior_generator"]
-    )
+    if not isinstance(getattr(head, "prior_generator", None), (AnchorGenerator, MlvlPointGenerator)):
+        own.append("prior_generator")
     if own or getattr(getattr(head, "loss_cls", None), "custom_cls_channels", False):
         raise UserError(
             f"{type(head).__name__} makes boxes of its maps in a way of its own, which a file cannot: export without "

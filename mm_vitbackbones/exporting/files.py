@@ -174,10 +174,14 @@ def check_new(path: Path, to: str, force: bool) -> None:
     if path.is_dir():
         raise UserError(f"{path} is a folder: give the name of a file")
     if there and not force:
-        raise UserError(f"{path} is there already, and is not overwritten: give another name, or --force (force=True)")
+        raise _taken(path)
     other = next((kind for kind, ending in KINDS.items() if kind != to and path.suffix == ending), None)
     if other:
         raise UserError(f"{path} has the ending of {other}, and this is {to}: name it {path.stem}{KINDS[to]}")
+
+
+def _taken(path: Path) -> UserError:
+    return UserError(f"{path} is there already, and is not overwritten: give another name, or --force (force=True)")
 
 
 def _try(network: Network, size: tuple[int, int, int]) -> None:
@@ -251,7 +255,7 @@ def _write(
         targets = [path.with_name(file.name) for file in files]
         for target in targets:
             if os.path.lexists(target) and not force:
-                raise UserError(f"{target} is there already, and is not overwritten: give another name, or --force")
+                raise _taken(target)
         for file in files:
             _place(file, path.with_name(file.name), force)
     return done
@@ -283,9 +287,7 @@ def _place(file: Path, path: Path, force: bool) -> None:
     try:
         move_new(file, path)
     except FileExistsError:
-        raise UserError(
-            f"{path} is there already, and is not overwritten: give another name, or --force (force=True)"
-        ) from None
+        raise _taken(path) from None
 
 
 def _bytes(module: nn.Module) -> int:

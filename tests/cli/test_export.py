@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from helpers.runs import write_config
 from helpers.weights import random_checkpoint
@@ -164,7 +165,7 @@ def run_file(path: Path) -> Callable[[Tensor], list[Tensor]]:
         session = pytest.importorskip("onnxruntime").InferenceSession(path, providers=["CPUExecutionProvider"])
         return lambda image: [torch.from_numpy(x) for x in session.run(None, {"image": image.numpy()})]
     module = torch.export.load(path).module()
-    return lambda image: [*module(image)] if isinstance(module(image), tuple) else [module(image)]
+    return lambda image: tree_leaves(module(image))
 
 
 @pytest.mark.slow

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -50,6 +52,17 @@ def test_linear_has_the_value_and_gradients_of_the_module() -> None:
     torch.testing.assert_close(gradients(linear.linear(x, layer), x, layer), gradients(layer(x), x, layer))
 
 
+def assert_as_reference(network: Any, frozen: str) -> None:
+    """That a network has the values and gradients of its reference, also if the parameters of this name are frozen."""
+    x = torch.randn(SHAPE, dtype=torch.float64, requires_grad=True)
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(not (frozen and name.startswith(frozen)))
+    torch.testing.assert_close(network(x), network.reference(x))
+    wanted = [x, *(p for p in network.parameters() if p.requires_grad)]
+    ours, theirs = (torch.autograd.grad(y.square().sum(), wanted) for y in (network(x), network.reference(x)))
+    torch.testing.assert_close(ours, theirs)
+
+
 class Heads(nn.Module):
     """Two maps of heads and back, (B, H, W, C) -> (B, H, W, C')."""
 
@@ -73,13 +86,7 @@ class Heads(nn.Module):
 
 @pytest.mark.parametrize("frozen", ["", "split", "split.bias", "join.weight", "split.weight"])
 def test_heads_have_the_values_and_gradients_of_the_modules(frozen: str) -> None:
-    network, x = Heads().double(), torch.randn(SHAPE, dtype=torch.float64, requires_grad=True)
-    for name, parameter in network.named_parameters():
-        parameter.requires_grad_(not (frozen and name.startswith(frozen)))
-    torch.testing.assert_close(network(x), network.reference(x))
-    wanted = [x, *(p for p in network.parameters() if p.requires_grad)]
-    ours, theirs = (torch.autograd.grad(y.square().sum(), wanted) for y in (network(x), network.reference(x)))
-    torch.testing.assert_close(ours, theirs)
+    assert_as_reference(Heads().double(), frozen)
 
 
 @pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16])
@@ -112,13 +119,7 @@ class Maps(nn.Module):
 
 @pytest.mark.parametrize("frozen", ["", "maps.0", "maps.1.weight", "maps.2.bias", "maps"])
 def test_several_linear_maps_have_the_values_and_gradients_of_their_modules(frozen: str) -> None:
-    network, x = Maps().double(), torch.randn(SHAPE, dtype=torch.float64, requires_grad=True)
-    for name, parameter in network.named_parameters():
-        parameter.requires_grad_(not (frozen and name.startswith(frozen)))
-    torch.testing.assert_close(network(x), network.reference(x))
-    wanted = [x, *(p for p in network.parameters() if p.requires_grad)]
-    ours, theirs = (torch.autograd.grad(y.square().sum(), wanted) for y in (network(x), network.reference(x)))
-    torch.testing.assert_close(ours, theirs)
+    assert_as_reference(Maps().double(), frozen)
 
 
 def test_several_linear_maps_are_one_product() -> None:
