@@ -95,25 +95,33 @@ class SegFormerHead(BaseDecodeHead):
         return self.fuse(torch.cat(levels, dim=1).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
     def fused(self, maps: Sequence[Tensor]) -> Tensor:
-        """Equal to ``plain``."""
+        """Equal to ``plain``. Interpolation keeps what is the same everywhere, so the last level's grid, which is the
+        smallest, takes the biases of all levels."""
         size = maps[0].shape[2:]
         parts = self.fuse.weight.split(self.channels, dim=1)
-        first, *others = (self._part(i, map, part) for i, (map, part) in enumerate(zip(maps, parts, strict=True)))
+        biases = [None] * (len(maps) - 1) + [self._bias()]
+        composed = zip(maps, parts, biases, strict=True)
+        first, *others = (self._part(i, map, part, bias) for i, (map, part, bias) in enumerate(composed))
         for level in others:
             upsampled = self._upsample(level, size)
             first = first + upsampled if upsampled is level else residual.add_fresh(first, upsampled)
         return first
 
-    def _part(self, index: int, map: Tensor, part: Tensor) -> Tensor:
+    def _bias(self) -> Tensor | None:
+        """What the biases of all levels add to the fused map: (E,)."""
+        if self.level_norms:
+            return None
+        return self.fuse.weight @ torch.cat([cast(Tensor, linear.bias) for linear in self.linears])
+
+    def _part(self, index: int, map: Tensor, part: Tensor, bias: Tensor | None) -> Tensor:
         """What a level adds to the fused map, on its own grid: (B, C_i, H, W) -> (B, E, H, W).
 
         ``part``: (E, E), the fusing map's columns for this level.
         """
         if self.level_norms:
-            weight, bias, grid = part, None, self._level(index, map).permute(0, 2, 3, 1)
+            weight, grid = part, self._level(index, map).permute(0, 2, 3, 1)
         else:
-            linear = cast(nn.Linear, self.linears[index])
-            weight, bias, grid = part @ linear.weight, part @ linear.bias, map.permute(0, 2, 3, 1)
+            weight, grid = part @ cast(nn.Linear, self.linears[index]).weight, map.permute(0, 2, 3, 1)
         return F.linear(grid, weight, bias).permute(0, 3, 1, 2)
 
     def _level(self, index: int, map: Tensor) -> Tensor:

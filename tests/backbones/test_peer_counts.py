@@ -19,7 +19,6 @@ from mm_vitbackbones.ops import context
 from tools.benchmarks.gpu.contenders import BEFORE, CONTENDERS, LIGHT
 
 pytestmark = [pytest.mark.parity, pytest.mark.slow]
-BACKBONES = [name for name in CONTENDERS if not name.startswith("segformer")]
 MOST_OPERATORS, MOST_BYTES = 0.9, 0.85
 """Of the other implementation that has the fewest."""
 MEMORY_ALONE = (
@@ -65,7 +64,7 @@ def traffic(network: nn.Module, ours: bool) -> Traffic:
     return count
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", CONTENDERS)
 def test_a_training_step_has_fewer_operators_and_moves_fewer_bytes_than_other_implementations(name: str) -> None:
     found = {}
     for contender in CONTENDERS[name]:

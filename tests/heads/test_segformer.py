@@ -194,8 +194,8 @@ def test_no_map_of_all_levels_is_made():
     assert peak_bytes(run) < 2.6 * fused_bytes
     with torch.no_grad(), OperatorCount() as count:
         head(maps)
-    assert count.by_name["aten.cat"] == 0
-    assert count.total <= 36, count.by_name
+    assert count.by_name["aten.cat"] == 1  # the biases
+    assert count.total <= 31, count.by_name
 
 
 def test_training_keeps_three_fused_maps():
