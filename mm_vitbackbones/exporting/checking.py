@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from mm_vitbackbones.exporting.dino import QUERIES
+from mm_vitbackbones.exporting import dino
+from mm_vitbackbones.exporting.choices import Choices, NotFollowed, box_difference, following, worse
+from mm_vitbackbones.exporting.detectors import BOXES
 from mm_vitbackbones.exporting.networks import Network, outputs_of
 
 TOLERANCE = {False: 1e-4, True: 2e-2}
@@ -19,13 +22,6 @@ UNSEEN: tuple[tuple[int, int, int], ...] = ((1, 32, 32), (3, 201, 251), (1, 97, 
 
 PIXELS = 0.01
 """The part of an image's pixels that may have another label: two scores may be as good as equal."""
-
-OTHERWISE = {False: 0.01, True: 0.2}
-"""The part of the boxes or queries that may be others, in single precision and in half. A box may come from another
-place of as good a score, and the precision says which one is higher."""
-
-FEW = 10
-"""So many boxes of a batch and more have one that may be decided otherwise."""
 
 
 def unseen(network: Network) -> list[tuple[int, int, int]]:
@@ -51,46 +47,43 @@ class Checked:
         return f"{height}x{width}".ljust(11) + f"{batch:>5}   {self.error:.1e}   {self.what}".rstrip()
 
 
+class File(Protocol):
+    """A file in its runtime."""
+
+    def __call__(self, image: Tensor, /) -> Sequence[Tensor]: ...
+
+    def followed(self, image: Tensor, /) -> tuple[Sequence[Tensor], Choices]:
+        """The same, and what a detector chooses."""
+        ...
+
+
 def check(
     network: Network,
-    run: Callable[[Tensor], Sequence[Tensor]],
+    run: File,
     sizes: Sequence[tuple[int, int, int]],
     half: bool = False,
     tolerance: float | None = None,
 ) -> list[Checked]:
     """Compare a network and its file, which may be in half precision, on noise of each size."""
-    rule = Rule(TOLERANCE[half] if tolerance is None else tolerance, OTHERWISE[half])
-    return [_check(network, run, size, rule) for size in sizes]
+    most = TOLERANCE[half] if tolerance is None else tolerance
+    return [_check(network, run, size, most) for size in sizes]
 
 
-@dataclass(frozen=True)
-class Rule:
-    """What counts as equal."""
-
-    tolerance: float
-    otherwise: float
-    """See ``OTHERWISE``."""
-
-    def judged(self, size: tuple[int, int, int], errors: Tensor, what: str) -> Checked:
-        """Errors of things that the network chose, such as boxes: all of them must be small, except for the few that
-        may be chosen otherwise."""
-        wrong = int((errors > self.tolerance).sum())
-        count = len(errors)
-        if wrong <= max(self.otherwise * count, count >= FEW):
-            errors = errors[errors <= self.tolerance]
-        error = float(errors.max()) if len(errors) else 0.0
-        return Checked(size, error, what + (f", {wrong} otherwise" if wrong else ""))
-
-
-def _check(
-    network: Network, run: Callable[[Tensor], Sequence[Tensor]], size: tuple[int, int, int], rule: Rule
-) -> Checked:
+def _check(network: Network, run: File, size: tuple[int, int, int], tolerance: float) -> Checked:
     image = noise(network, size)
-    expected = outputs_of(network, image)
+    chosen = Choices()
     try:
-        found = run(image)
+        if network.kind == "detector":
+            found, chosen = run.followed(image)
+        else:
+            found = run(image)
     except Exception as error:  # a runtime raises errors of its own
         return Checked(size, float("inf"), f"fails: {in_short(error)}")
+    try:
+        with following(chosen, tolerance, size[1:]) as followed:
+            expected = outputs_of(network, image)
+    except NotFollowed as error:
+        return Checked(size, float("inf"), f"has {error}")
     wrong = [
         f"{name} is {tuple(got.shape)}, not {tuple(want.shape)}"
         for name, want, got in zip(network.outputs, expected, found, strict=True)
@@ -98,13 +91,27 @@ def _check(
     ]
     if wrong:
         return Checked(size, float("inf"), wrong[0])
-    if network.outputs[:3] == ("boxes", "scores", "labels"):
-        return _boxes(size, expected, found, rule)
-    if network.outputs == QUERIES:
-        return _queries(size, expected, found, rule)
     if network.outputs == ("labels",):
         return _labels(size, expected[0], found[0])
-    return Checked(size, max(difference(want, got) for want, got in zip(expected, found, strict=True)))
+    named = dict(zip(network.outputs, zip(expected, found, strict=True), strict=True))
+    errors = {name: difference(*pair) for name, pair in named.items()}
+    if network.kind != "detector":
+        return Checked(size, max(errors.values()))
+    errors["candidates"] = followed.error
+    boxes, what = None, []
+    if network.outputs[:3] == BOXES:
+        boxes = int((expected[2] >= 0).sum())
+        what.append(f"{boxes} boxes")
+        if not isinstance(network.module, dino.Dino):  # whose boxes are parts of the image
+            errors["boxes"] = box_difference(*named["boxes"], size[1:])
+    worst = max(errors, key=lambda name: errors[name])
+    if errors[worst] > tolerance:
+        return Checked(size, errors[worst], f"most of all in its {worst}", boxes)
+    if followed.wrong:
+        return Checked(size, float("inf"), f"of its candidates, {followed.wrong}", boxes)
+    if followed.otherwise:
+        what.append(f"{followed.otherwise} of {followed.count} choices otherwise")
+    return Checked(size, errors[worst], ", ".join(what), boxes)
 
 
 def in_short(error: Exception) -> str:
@@ -124,58 +131,12 @@ def difference(expected: Tensor, found: Tensor) -> float:
     """The largest difference as a part of the largest value; infinite if something is no number."""
     if not expected.numel():
         return 0.0
-    most = float((expected - found).abs().max() / expected.abs().max().clamp(min=1e-12))
-    return most if most == most else float("inf")
+    if not expected.dtype.is_floating_point:
+        return 0.0 if torch.equal(expected, found) else float("inf")
+    return worse(0.0, float((expected - found).abs().max() / expected.abs().max().clamp(min=1e-12)))
 
 
 def _labels(size: tuple[int, int, int], expected: Tensor, found: Tensor) -> Checked:
     other = float((expected != found).float().mean())
     what = f"{other:.2%} of the pixels have another label"
     return Checked(size, 0.0 if other <= PIXELS else other, what)
-
-
-def _boxes(size: tuple[int, int, int], expected: Sequence[Tensor], found: Sequence[Tensor], rule: Rule) -> Checked:
-    """Each box is compared with the one of the other side that has the same label and is nearest."""
-    errors = []
-    for image in range(size[0]):
-        want, got = ([kind[image, side[2][image] >= 0] for kind in side] for side in (expected, found))
-        error = _distances([want[0] / max(size[1:]), want[1][:, None]], [got[0] / max(size[1:]), got[1][:, None]])
-        error = torch.where(want[2][:, None] == got[2], error, torch.inf)
-        nearest, at = _nearest(error)
-        if len(want) > 3 and len(got[0]):
-            masks = (got[3][at] - want[3]).abs().flatten(1).amax(1)
-            nearest = torch.maximum(nearest, masks)
-        more = max(0, len(got[0]) - len(want[0]))
-        errors += [nearest, torch.full((more,), torch.inf)]
-    count = int((expected[2] >= 0).sum())
-    return replace(rule.judged(size, torch.cat(errors), f"{count} boxes"), boxes=count)
-
-
-def _queries(size: tuple[int, int, int], expected: Sequence[Tensor], found: Sequence[Tensor], rule: Rule) -> Checked:
-    """Queries begin at the places with the highest scores, and have the order of those: each is compared with the
-    nearest one of the other side."""
-    errors = []
-    most = expected[0].abs().max().clamp(min=1e-12)
-    for (scores, boxes), (other_scores, other_boxes) in zip(
-        zip(*expected, strict=True), zip(*found, strict=True), strict=True
-    ):
-        errors.append(_nearest(_distances([scores / most, boxes], [other_scores / most, other_boxes]))[0])
-    together = torch.cat(errors)
-    return rule.judged(size, together, f"{len(together)} queries")
-
-
-def _distances(these: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
-    """Rows (N, ...) and rows (M, ...) -> (N, M): the largest difference of any two; infinite of what is no number."""
-    far = torch.stack([torch.cdist(one, other, p=torch.inf) for one, other in zip(these, others, strict=True)]).amax(0)
-    unknown, other_unknown = (
-        torch.cat([*side], 1).isnan().any(1) for side in (these, others)
-    )  # cdist passes over them
-    return torch.where(unknown[:, None] | other_unknown, torch.inf, far)
-
-
-def _nearest(distances: Tensor) -> tuple[Tensor, Tensor]:
-    """(N, M) -> the smallest of each row, (N,), infinite if there is none, and where it is."""
-    if not distances.shape[1]:
-        return torch.full_like(distances[:, :0].sum(1), torch.inf), distances[:, :0].sum(1).long()
-    near = distances.min(1)
-    return near.values, near.indices

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from mm_vitbackbones.errors import UserError
-from mm_vitbackbones.exporting import dino
-from mm_vitbackbones.exporting.operators import nms_kept, roi_align
+from mm_vitbackbones.exporting import choices, dino
+from mm_vitbackbones.exporting.operators import roi_align
 from mm_vitbackbones.exporting.parts import Features, evaluating, maps_of_probe
 from mm_vitbackbones.exporting.preprocessing import Preprocess, Preprocessing
 
@@ -182,29 +182,17 @@ class Rules:
         """Candidates (B, N, 4), (B, N), (B, N) -> what remains of them; see ``BOXES``."""
         boxes, scores = boxes.float(), scores.float()
         if self.smallest >= 0:
-            sides = boxes[..., 2:] - boxes[..., :2]
-            scores = torch.where((sides > self.smallest).all(-1), scores, 0.0)
+            scores = choices.large(scores, boxes, self.smallest)
         apart = boxes
         if self.by_class:  # boxes of two classes, moved so that they do not overlap
             farthest = torch.where(scores[..., None] > 0, boxes, 0.0).amax((1, 2), keepdim=True)
             apart = boxes + labels[..., None].to(boxes.dtype) * (farthest + 1)
-        kept = nms_kept(apart, scores, self.iou_threshold, self.most)
-        return first(torch.where(kept, scores, 0.0), boxes, labels, self.most)
-
-
-def first(scores: Tensor, boxes: Tensor, labels: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The candidates with the highest scores, ``most`` of each image, where those with a score of 0 are none."""
-    scores, at = padded(scores, most, 0.0).topk(most)
-    at = torch.where(scores > 0, at, 0)
-    boxes = boxes.gather(1, at[..., None].expand(-1, -1, 4))
-    labels = labels.gather(1, at)
-    some = scores > 0
-    return torch.where(some[..., None], boxes, 0.0), scores, torch.where(some, labels, -1)
-
-
-def padded(scores: Tensor, most: int, value: float) -> Tensor:
-    """(B, N) with ``most`` more, so that as many can be chosen of any number."""
-    return torch.cat((scores, scores.new_full((scores.shape[0], most), value)), 1)
+        scores, at = choices.remaining(apart, scores, self.iou_threshold, self.most)
+        some = scores > 0
+        at = torch.where(some, at, 0)
+        boxes = boxes.gather(1, at[..., None].expand(-1, -1, 4))
+        labels = labels.gather(1, at)
+        return torch.where(some[..., None], boxes, 0.0), scores, torch.where(some, labels, -1)
 
 
 def candidates(
@@ -223,11 +211,11 @@ def candidates(
         batch = scores.shape[0]
         scores = scores.permute(0, 2, 3, 1).reshape(batch, -1, head.cls_out_channels).float()
         deltas = deltas.permute(0, 2, 3, 1).reshape(batch, -1, head.bbox_coder.encode_size).float()
-        scores = scores.sigmoid() if head.use_sigmoid_cls else scores.softmax(-1)[..., :-1]
+        scores = scores.sigmoid() if head.use_sigmoid_cls else scores.softmax(-1, dtype=torch.float32)[..., :-1]
         classes = scores.shape[2]
-        scores = torch.where(scores > rules.threshold, scores, 0.0).flatten(1)
+        scores = choices.above(scores, scores, rules.threshold).flatten(1)
         if rules.first > 0:
-            scores, at = padded(scores, rules.first, 0.0).topk(rules.first)
+            scores, at = choices.highest(choices.padded(scores, rules.first, 0.0), rules.first)
             at = torch.where(scores > 0, at, 0)
         else:
             at = torch.arange(scores.shape[1], device=scores.device).expand(batch, -1)
@@ -303,6 +291,7 @@ class TwoStage(nn.Module):
         if not self.masks:
             return found
         boxes, _, labels = found
+        boxes = choices.regions(boxes)
         together = []
         for head, regions in zip(self.masks, self.mask_regions, strict=True):
             masks = head(regions(maps, boxes, labels >= 0))  # (B * N, classes, 28, 28)
@@ -318,25 +307,27 @@ class TwoStage(nn.Module):
         batch, count = some.shape
         together = []
         for index, (head, regions) in enumerate(zip(self.boxes, self.box_regions, strict=True)):
+            boxes = choices.regions(boxes)
             scores, deltas = head(regions(maps, boxes, some))
             together.append(scores.float())
             each = deltas.shape[1] // 4  # the number of classes, or one for all of them
             priors = boxes.reshape(-1, 1, 4)
             deltas = deltas.float().reshape(-1, each, 4)
-            if index + 1 < len(self.boxes):  # the box of the class with the highest score alone
-                best = scores[:, :-1].argmax(1) * (each > 1)
-                deltas = deltas.gather(1, best[:, None, None].expand(-1, 1, 4))
+            if index + 1 < len(self.boxes) and each > 1:  # the box of the class with the highest score alone
+                best = choices.highest(scores[:, :-1], 1, -torch.inf)[1]
+                deltas = deltas.gather(1, best[..., None].expand(-1, -1, 4))
             priors = priors.expand(-1, deltas.shape[1], 4)
             moved = decode(head.bbox_coder, priors.reshape(-1, 4), deltas.reshape(-1, 4)).reshape(deltas.shape)
             boxes = clipped(moved, size, head.bbox_coder)
             if index + 1 < len(self.boxes):
                 boxes = boxes.reshape(batch, count, 4)
-        scores = mean(together).softmax(-1)[:, :-1]
+        scores = mean(together).softmax(-1, dtype=torch.float32)[:, :-1]
         classes = scores.shape[1]
-        scores = torch.where((scores > self.rules.threshold) & some.flatten()[:, None], scores, 0.0)
+        scores = torch.where(some.flatten()[:, None], scores, 0.0).reshape(batch, -1)
+        scores = choices.above(scores, scores, self.rules.threshold)
         labels = torch.arange(classes, device=scores.device).expand(batch, count, classes)
         boxes = boxes.expand(-1, classes, 4).reshape(batch, -1, 4)
-        return boxes, scores.reshape(batch, -1), labels.reshape(batch, -1)
+        return boxes, scores, labels.reshape(batch, -1)
 
 
 def mean(same: Sequence[Tensor]) -> Tensor:
@@ -373,7 +364,7 @@ class Regions(nn.Module):
     def forward(self, maps: Sequence[Tensor], boxes: Tensor, some: Tensor) -> Tensor:
         """Boxes (B, N, 4), of which ``some`` (B, N) count -> (B * N, C, size, size)."""
         batch, count = some.shape
-        sides = boxes[..., 2:] - boxes[..., :2]
+        sides = choices.sides_of(boxes)
         level = torch.log2((sides[..., 0] * sides[..., 1]).clamp(min=0).sqrt() / self.finest + 1e-6).floor()
         level = torch.where(some, level.clamp(0, len(self.scales) - 1).long(), -1)
         images = torch.arange(batch, device=boxes.device)[:, None].expand(batch, count)

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mm_vitbackbones.errors import UserError
+from mm_vitbackbones.exporting import choices
 from mm_vitbackbones.exporting.parts import PROBE, Features, maps_of_probe
 from mm_vitbackbones.exporting.preprocessing import Preprocess, Preprocessing
 from mm_vitbackbones.ops import anysize
@@ -167,7 +168,7 @@ class Dino(nn.Module):
         scores = self.head.cls_branches[last](tokens).float().amax(-1)
         # As many more as there are queries, so that the choice asks for no size; a larger image never takes them.
         scores = torch.cat((scores, torch.full_like(scores[:, :1], -torch.inf).expand(-1, self.queries)), 1)
-        at = scores.topk(self.queries)[1][..., None]
+        at = choices.highest(scores, self.queries, -torch.inf)[1][..., None]
         found = self.head.reg_branches[last](tokens).float() + prior
         boxes_of_queries: Tensor = found.gather(1, at.expand(-1, -1, 4)).sigmoid()
         return boxes_of_queries
@@ -197,11 +198,12 @@ class Dino(nn.Module):
         """The pairs of a query and a class with the highest scores, from the highest down; and the boxes in pixels of
         an image whose width and height are ``size``."""
         if self.by_sigmoid:
-            scores, at = scores.sigmoid().flatten(1).topk(self.most)
+            scores, at = choices.highest(scores.sigmoid().flatten(1), self.most)
             labels, at = at % self.classes, at // self.classes
         else:
-            best, label = scores.softmax(-1)[..., :-1].max(-1)
-            scores, at = best.topk(self.most)
+            best, label = choices.highest(scores.softmax(-1, dtype=torch.float32)[..., :-1].flatten(0, 1), 1)
+            best, label = best.reshape(scores.shape[:2]), label.reshape(scores.shape[:2])
+            scores, at = choices.highest(best, self.most)
             labels = label.gather(1, at)
         boxes = boxes.gather(1, at[..., None].expand(-1, -1, 4))
         centre, half = boxes[..., :2], boxes[..., 2:] / 2
@@ -247,7 +249,8 @@ def attend(
     batch, queries = query.shape[:2]
     asking = query + position
     offsets = attention.sampling_offsets(asking).float().reshape(batch, queries, heads, count, points, 2)
-    weights = attention.attention_weights(asking).reshape(batch, queries, heads, count * points).softmax(-1).float()
+    weights = attention.attention_weights(asking).reshape(batch, queries, heads, count * points)
+    weights = weights.softmax(-1, dtype=torch.float32)
     if at.shape[-1] == 2:
         cells = torch.stack([level.cells for level in levels])
         places = at[:, :, None, :, None] + offsets / cells[:, None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -230,7 +231,8 @@ def _write(
             nodes, files = programs.write(program, draft, metadata), [draft]
         seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
         with _exporter("has a file that cannot be loaded again", "another opset" if opset else "a fixed size"):
-            run: Any = onnx_files.Session(draft) if to == "onnx" else programs.Loaded(draft)
+            watched = network.kind == "detector"
+            run: Any = onnx_files.Session(draft, watched) if to == "onnx" else programs.Loaded(draft)
         done = Export(
             path,
             to,
@@ -247,11 +249,10 @@ def _write(
         del run
         if not done.right:
             worst = max(done.checked, key=lambda each: each.error)
-            raise ExportMismatch(
-                f"the file differs from the network by {worst.error:.1e} of the largest value, at {worst.size[1]}x"
-                f"{worst.size[2]} ({worst.what or f'more than {done.tolerance:g}'}): it is not kept",
-                done,
-            )
+            where = f"at {worst.size[1]}x{worst.size[2]}"
+            much = f"by {worst.error:.1e} of the largest value, {where}" if math.isfinite(worst.error) else where
+            what = worst.what or f"more than {done.tolerance:g}"
+            raise ExportMismatch(f"the file differs from the network {much} ({what}): it is not kept", done)
         targets = [path.with_name(file.name) for file in files]
         for target in targets:
             if os.path.lexists(target) and not force:

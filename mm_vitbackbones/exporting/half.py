@@ -50,7 +50,10 @@ WIDE = frozenset(
         Tensor.var,
     }
 )
-"""Their inputs become fp32, and their result fp16 again."""
+"""Their inputs become fp32, and their result fp16 again, if the call asks for no precision by ``dtype``."""
+
+WIDE_FOR_GOOD = frozenset({torch.exp, Tensor.exp, torch.log, Tensor.log})
+"""Their inputs and results become fp32: the exponential of 12 has no place in fp16."""
 
 
 class HalfPrecision(TorchFunctionMode):
@@ -66,7 +69,9 @@ class HalfPrecision(TorchFunctionMode):
             return function(*tree_map(_to(torch.float16), args), **tree_map(_to(torch.float16), kwargs))
         if function in WIDE:
             found = function(*tree_map(_to(torch.float32), args), **tree_map(_to(torch.float32), kwargs))
-            return tree_map(_to(torch.float16), found)
+            return found if kwargs.get("dtype") else tree_map(_to(torch.float16), found)
+        if function in WIDE_FOR_GOOD:
+            return function(*tree_map(_to(torch.float32), args), **tree_map(_to(torch.float32), kwargs))
         return function(*args, **kwargs)
 
 

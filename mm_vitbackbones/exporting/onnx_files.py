@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import logging
 import warnings
@@ -14,6 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
+from mm_vitbackbones.exporting.choices import Choices
 
 OPSET = 20
 """The default. It has Gelu and LayerNormalization as one node each."""
@@ -185,17 +188,73 @@ def quiet() -> Iterator[None]:
 
 
 class Session:
-    """An ONNX file in onnxruntime, on the CPU, with as many threads as PyTorch has."""
+    """An ONNX file in onnxruntime, on the CPU, with as many threads as PyTorch has.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: the file.
+        watched: whether ``followed`` will be called.
+    """
+
+    def __init__(self, path: Path, watched: bool = False) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        file: Any = str(path)
+        self._highest: list[tuple[str, str]] = []
+        self._regions: list[str] = []
+        if watched:
+            file, self._highest, self._regions = _watched(path)
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+        self._session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        more = {*itertools.chain(*self._highest), *self._regions}
+        self._outputs = [each.name for each in self._session.get_outputs() if each.name not in more]
 
     def __call__(self, image: Tensor) -> tuple[Tensor, ...]:
-        found: list[np.ndarray] = self._session.run(None, {"image": image.numpy()})
-        return tuple(map(torch.from_numpy, found))
+        found = self._run(image, self._outputs)
+        return tuple(found[name] for name in self._outputs)
+
+    def followed(self, image: Tensor) -> tuple[tuple[Tensor, ...], Choices]:
+        """The same, and what a detector chooses."""
+        found = self._run(image, [*self._outputs, *itertools.chain(*self._highest), *self._regions])
+        highest = [(found[scores], found[at]) for scores, at in self._highest]
+        return tuple(found[name] for name in self._outputs), Choices(highest, [found[name] for name in self._regions])
+
+    def _run(self, image: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+        found: list[np.ndarray] = self._session.run(names, {"image": image.numpy()})
+        return dict(zip(names, map(torch.from_numpy, found), strict=True))
+
+
+def _watched(path: Path) -> tuple[bytes, list[tuple[str, str]], list[str]]:
+    """A file with more outputs: the scores and places of each TopK, and the boxes of RoIAlign. And their names."""
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
+    graph = model.graph
+    made = {name: node for node in graph.node for name in node.output}
+    highest: list[tuple[str, str]] = []
+    regions: list[str] = []
+
+    def given(name: str) -> str:
+        """A further output of this value."""
+        copy = f"watched_{len(graph.node)}"
+        graph.node.append(onnx.helper.make_node("Identity", [name], [copy]))
+        graph.output.append(onnx.ValueInfoProto(name=copy))
+        return copy
+
+    last = None
+    for node in [*graph.node]:
+        if node.op_type == "TopK":
+            for index, name in enumerate(node.output):  # what nothing reads may have no name
+                node.output[index] = name or f"unread_{len(highest)}"
+            highest.append((given(node.output[0]), given(node.output[1])))
+        elif node.op_type == "RoiAlign":
+            source = made[node.input[1]]
+            while source.op_type != "Gather":  # of the boxes of one level; a cast may follow
+                source = made[source.input[0]]
+            if source.input[0] != last:  # one node for each level
+                last = source.input[0]
+                regions.append(given(last))
+    return model.SerializeToString(), highest, regions

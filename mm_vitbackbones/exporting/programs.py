@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from mm_vitbackbones.exporting.choices import Choices
 from mm_vitbackbones.exporting.onnx_files import quiet
 from mm_vitbackbones.ops import context
 
@@ -102,6 +104,26 @@ def _padding(end: int) -> bytes:
     return struct.pack("<2sH", b"FB", count := -(end + 4) % ALIGNED) + b"Z" * count
 
 
+class Watch(TorchDispatchMode):
+    """Notes what is chosen within it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.choices = Choices()
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        found = function(*args, **(kwargs or {}))
+        if function is torch.ops.aten.topk.default:
+            self.choices.highest.append(found)
+        elif function is torch.ops.mm_vitbackbones.roi_align.default:
+            noted, regions = self.choices.regions, args[1]
+            if not noted or noted[-1].data_ptr() != regions.data_ptr():  # the heads of a cascade read the same
+                noted.append(regions)
+        return found
+
+
 class Loaded:
     """The program of a file."""
 
@@ -115,3 +137,8 @@ class Loaded:
         with torch.no_grad():
             found = self._module(image)
         return (found,) if isinstance(found, Tensor) else tuple(found)
+
+    def followed(self, image: Tensor) -> tuple[tuple[Tensor, ...], Choices]:
+        """The same, and what a detector chooses."""
+        with Watch() as watch:
+            return self(image), watch.choices

@@ -13,7 +13,9 @@ from helpers.paths import CONFIGS
 from mm_vitbackbones import libraries
 from mm_vitbackbones.backbones import MiT
 from mm_vitbackbones.cli.model import build_model
+from mm_vitbackbones.exporting.choices import Choices
 from mm_vitbackbones.exporting.detectors import stages
+from mm_vitbackbones.exporting.programs import Watch
 
 BACKBONE = dict(
     type="mm_vitbackbones.PVTv2",
@@ -215,3 +217,19 @@ def photographs() -> list[Tensor]:
         (nn.functional.interpolate(each[None], size, mode="bilinear")[0] * 255).to(torch.uint8)
         for each, size in zip(small, sizes, strict=True)
     ]
+
+
+class AsFile:
+    """A network as if it were its own file: nothing is written."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+
+    def __call__(self, image: Tensor) -> tuple[Tensor, ...]:
+        with torch.no_grad():
+            found = self.network(image)
+        return (found,) if isinstance(found, Tensor) else tuple(found)
+
+    def followed(self, image: Tensor) -> tuple[tuple[Tensor, ...], Choices]:
+        with Watch() as watch:
+            return self(image), watch.choices
