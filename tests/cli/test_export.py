@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -12,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
+from helpers.exported import run_file
 from helpers.runs import write_config
 from helpers.weights import random_checkpoint
 from mm_vitbackbones.cli import export as command
@@ -157,15 +156,6 @@ def resized(path: Path, scale: tuple[int, int]) -> Tensor:
     """An image as a config's test pipeline has it before the data preprocessor; (1, 3, H, W), red, green, blue."""
     image = mmcv.imrescale(mmcv.imread(path), scale)
     return torch.from_numpy(image[..., ::-1].transpose(2, 0, 1).copy())[None].float()
-
-
-def run_file(path: Path) -> Callable[[Tensor], list[Tensor]]:
-    """A file by its runtime alone."""
-    if path.suffix == ".onnx":
-        session = pytest.importorskip("onnxruntime").InferenceSession(path, providers=["CPUExecutionProvider"])
-        return lambda image: [torch.from_numpy(x) for x in session.run(None, {"image": image.numpy()})]
-    module = torch.export.load(path).module()
-    return lambda image: tree_leaves(module(image))
 
 
 @pytest.mark.slow

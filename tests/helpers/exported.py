@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from mmengine.config import Config
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from helpers.paths import CONFIGS
 from mm_vitbackbones import libraries
@@ -233,3 +237,12 @@ class AsFile:
     def followed(self, image: Tensor) -> tuple[tuple[Tensor, ...], Choices]:
         with Watch() as watch:
             return self(image), watch.choices
+
+
+def run_file(path: Path) -> Callable[[Tensor], list[Tensor]]:
+    """A file by its runtime alone."""
+    if path.suffix == ".onnx":
+        session = pytest.importorskip("onnxruntime").InferenceSession(path, providers=["CPUExecutionProvider"])
+        return lambda image: [torch.from_numpy(x) for x in session.run(None, {"image": image.numpy()})]
+    module = torch.export.load(path).module()
+    return lambda image: tree_leaves(module(image))
