@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mm_vitbackbones.ops import anysize, context, linear, onednn, resize
+from mm_vitbackbones.ops import anysize, context, linear, narrow, onednn, resize
 from mm_vitbackbones.ops.kernels import registration
-from mm_vitbackbones.ops.once import once_differentiable
+from mm_vitbackbones.ops.once import direct, once_differentiable, typed
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> Tensor:
@@ -357,7 +357,7 @@ def attend_with_mixed_heads(qkv: Tensor, before: nn.Module, after: nn.Module, nu
     if not context.is_eager():
         weights[0] = weights[0] + 0 * unseen  # which gives the unseen bias a gradient, zeros
     elif torch.is_grad_enabled() and any(x.requires_grad for x in (qkv, unseen, *weights)):
-        return _MixedHeads.apply(qkv, unseen, *weights, num_heads)
+        return _mixed(qkv, unseen, *weights, num_heads)
     return mixed_heads(qkv, *weights, num_heads)
 
 
@@ -391,21 +391,12 @@ class _Bands:
 
     def __init__(self, qkv: Tensor, num_heads: int, count: int) -> None:
         self.qkv, self.num_heads, self.count, self.tokens = qkv, num_heads, count, qkv.shape[1]
-        budget = CUDA_BAND_BYTES if context.device_type(qkv) == "cuda" else BAND_BYTES
-        of_query = num_heads * self.tokens * qkv.element_size()
-        self.queries = min(self.tokens, max(FEWEST_QUERIES, budget // of_query))
-        self.images = min(len(qkv), max(1, budget // (of_query * self.tokens)))
+        self.queries, self.images = _size_of_band(qkv, num_heads)
         self.memory = qkv.new_empty(count, self.images * num_heads * self.queries * self.tokens)
 
     def groups(self) -> Iterator[slice]:
         """The images that are computed at a time."""
         return (slice(first, first + self.images) for first in range(0, len(self.qkv), self.images))
-
-    def heads_of(self, group: slice) -> Tensor:
-        """Scaled queries, keys and values of b images: (3, b * h, N, d)."""
-        parts = self.qkv[group].unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).contiguous().flatten(1, 2)
-        parts[0].mul_(parts.shape[-1] ** -0.5)
-        return parts
 
     def of(self, heads: Tensor) -> Iterator[tuple[slice, list[Tensor]]]:
         """The queries of each band, and its buffers, of some images' queries (b * h, N, d)."""
@@ -415,9 +406,36 @@ class _Bands:
             yield slice(first, last), list(self.memory[:, : math.prod(shape)].view(self.count, *shape))
 
 
-def _mix(weight: Tensor, heads: Tensor, out: Tensor) -> Tensor:
+def _size_of_band(qkv: Tensor, num_heads: int) -> tuple[int, int]:
+    """The most queries of an image, and images, of a band."""
+    budget = CUDA_BAND_BYTES if context.device_type(qkv) == "cuda" else BAND_BYTES
+    images, tokens, _ = qkv.shape
+    of_query = num_heads * tokens * qkv.element_size()
+    return min(tokens, max(FEWEST_QUERIES, budget // of_query)), min(images, max(1, budget // (of_query * tokens)))
+
+
+def _is_one_band(qkv: Tensor, num_heads: int) -> bool:
+    """Whether all scores are one band: no buffers are needed, nothing is added up, and no pass begins with zeros."""
+    images, tokens, _ = qkv.shape
+    return _size_of_band(qkv, num_heads) == (tokens, images)
+
+
+def _heads_of(qkv: Tensor, num_heads: int) -> Tensor:
+    """Scaled queries, keys and values of b images: (b, N, 3C) -> (3, b * h, N, d)."""
+    images, tokens, width = qkv.shape
+    dim = width // (3 * num_heads)
+    parts = qkv.reshape(images, tokens, 3, num_heads, dim).permute(2, 0, 3, 1, 4)
+    parts = parts.clone(memory_format=torch.contiguous_format).view(3, -1, tokens, dim)  # also where it has this order
+    parts[0].mul_(dim**-0.5)
+    return parts
+
+
+def _mix(weight: Tensor, heads: Tensor, out: Tensor | None = None) -> Tensor:
     """(b * h, n, N) -> (b * h, n, N), by a weight (h, h)."""
-    torch.bmm(weight.expand(len(heads) // len(weight), -1, -1), _flat(heads, weight), out=_flat(out, weight))
+    weights = weight.expand(len(heads) // len(weight), -1, -1)
+    if out is None:
+        return torch.bmm(weights, _flat(heads, weight)).view(heads.shape)
+    torch.bmm(weights, _flat(heads, weight), out=_flat(out, weight))
     return out
 
 
@@ -428,63 +446,125 @@ def _flat(heads: Tensor, weight: Tensor) -> Tensor:
 
 def _of_weight(grad: Tensor, heads: Tensor, weight: Tensor) -> Tensor:
     """The gradient of the weight of ``_mix``."""
-    return (_flat(grad, weight) @ _flat(heads, weight).mT).sum(0, dtype=torch.promote_types(grad.dtype, torch.float32))
+    products = torch.bmm(_flat(grad, weight), _flat(heads, weight).mT)
+    return products.sum(0, dtype=torch.promote_types(grad.dtype, torch.float32))
 
 
 def _mixed_heads(qkv: Tensor, before: Tensor, after: Tensor, bias: Tensor, num_heads: int) -> Tensor:
     """``attend_with_mixed_heads`` in bands, in the type of ``qkv``."""
     with context.autocast_to(qkv.device, None):
-        before, after, bias = (x.to(qkv.dtype) for x in (before, after, bias))
-        out = qkv.new_empty(*qkv.shape[:2], qkv.shape[2] // 3)
-        bands = _Bands(qkv, num_heads, 2)
-        for group in bands.groups():
-            query, key, value = bands.heads_of(group)
-            constant = bias.repeat(len(value) // num_heads)[:, None, None] * value.sum(1, keepdim=True)
-            of_heads = out[group].unflatten(-1, (num_heads, -1)).transpose(1, 2)
-            for band, (a, b) in bands.of(query):
-                torch.bmm(query[:, band], key.mT, out=a)
-                shares = torch.softmax(_mix(before, a, out=b), -1, out=a)
-                result = torch.baddbmm(constant, _mix(after, shares, out=b), value)
-                of_heads[:, :, band] = result.unflatten(0, (-1, num_heads))
-        return out
+        before, after, bias = (typed(x, qkv.dtype) for x in (before, after, bias))
+        mixed = _mixed_in_one_band if _is_one_band(qkv, num_heads) else _mixed_in_bands
+        return mixed(qkv, before, after, bias, num_heads)
+
+
+def _mixed_in_one_band(qkv: Tensor, before: Tensor, after: Tensor, bias: Tensor, num_heads: int) -> Tensor:
+    images, tokens, width = qkv.shape
+    query, key, value = _heads_of(qkv, num_heads)
+    by_image = images, num_heads, tokens, -1
+    constant = value.view(by_image).sum(2, keepdim=True) * bias.view(-1, 1, 1)
+    shares = torch.softmax(_mix(before, torch.bmm(query, key.mT)), -1)
+    result = torch.bmm(_mix(after, shares), value)
+    out = qkv.new_empty(images, tokens, width // 3)
+    torch.add(result.view(by_image), constant, out=out.view(images, tokens, num_heads, -1).transpose(1, 2))
+    return out
+
+
+def _mixed_in_bands(qkv: Tensor, before: Tensor, after: Tensor, bias: Tensor, num_heads: int) -> Tensor:
+    out = qkv.new_empty(*qkv.shape[:2], qkv.shape[2] // 3)
+    bands = _Bands(qkv, num_heads, 2)
+    for group in bands.groups():
+        query, key, value = _heads_of(qkv[group], num_heads)
+        constant = bias.repeat(len(value) // num_heads)[:, None, None] * value.sum(1, keepdim=True)
+        of_heads = out[group].unflatten(-1, (num_heads, -1)).transpose(1, 2)
+        for band, (a, b) in bands.of(query):
+            torch.bmm(query[:, band], key.mT, out=a)
+            shares = torch.softmax(_mix(before, a, out=b), -1, out=a)
+            result = torch.baddbmm(constant, _mix(after, shares, out=b), value)
+            of_heads[:, :, band] = result.unflatten(0, (-1, num_heads))
+    return out
 
 
 def _mixed_heads_backward(
     grad: Tensor, qkv: Tensor, before: Tensor, after: Tensor, bias: Tensor, num_heads: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of all arguments of ``_mixed_heads``. Sums over bands are in fp32 at least."""
+    """The gradients of all arguments of ``_mixed_heads``."""
+    of_qkv, *sums = _mixed_gradients(grad, qkv, before, after, bias, num_heads)
+    of_before, of_after, of_bias = (typed(x, like.dtype) for x, like in zip(sums, (before, after, bias), strict=True))
+    return of_qkv, of_before, of_after, of_bias
+
+
+def _mixed_gradients(
+    grad: Tensor, qkv: Tensor, before: Tensor, after: Tensor, bias: Tensor, num_heads: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``_mixed_heads_backward``, whose sums are in fp32 at least."""
     with context.autocast_to(qkv.device, None):
-        dtypes, wide = [x.dtype for x in (before, after, bias)], torch.promote_types(qkv.dtype, torch.float32)
-        before, after, bias = (x.to(qkv.dtype) for x in (before, after, bias))
-        of_qkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
-        sums = [torch.zeros_like(x, dtype=wide) for x in (before, after, bias)]
-        of_before, of_after, of_bias = sums
-        bands = _Bands(qkv, num_heads, 4)
-        for group in bands.groups():
-            query, key, value = heads = bands.heads_of(group)
-            of_out = grad[group].to(qkv.dtype).unflatten(-1, (num_heads, -1)).transpose(1, 2).contiguous().flatten(0, 1)
-            column = of_out.sum(1, keepdim=True, dtype=wide)
-            of_bias += (column * value.sum(1, keepdim=True, dtype=wide)).sum((1, 2)).view(-1, num_heads).sum(0)
-            of_query, of_key, of_value = torch.zeros_like(heads, dtype=wide)
-            of_value += bias.repeat(len(value) // num_heads)[:, None, None] * column
-            for band, (a, b, c, d) in bands.of(query):
-                scores = torch.bmm(query[:, band], key.mT, out=a)
-                shares = torch.softmax(_mix(before, scores, out=b), -1, out=c)
-                of_value += _mix(after, shares, out=b).mT @ of_out[:, band]
-                of_mixed = torch.bmm(of_out[:, band], value.mT, out=b)
-                of_after += _of_weight(of_mixed, shares, after)
-                of_shares = _mix(after.t(), of_mixed, out=d)
-                of_logits = torch._softmax_backward_data(of_shares, shares, -1, shares.dtype, grad_input=b)
-                of_before += _of_weight(of_logits, scores, before)
-                of_scores = _mix(before.t(), of_logits, out=a)
-                of_query[:, band] = of_scores @ key
-                of_key += of_scores.mT @ query[:, band]
-            of_query *= query.shape[-1] ** -0.5
-            parts = of_qkv[group].unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)
-            for part, gradient in zip(parts, (of_query, of_key, of_value), strict=True):
-                part.copy_(gradient.view_as(part))
-        of_before, of_after, of_bias = (x.to(dtype) for x, dtype in zip(sums, dtypes, strict=True))
-        return of_qkv, of_before, of_after, of_bias
+        before, after, bias, grad = (typed(x, qkv.dtype) for x in (before, after, bias, grad))
+        gradients = _gradients_in_one_band if _is_one_band(qkv, num_heads) else _gradients_in_bands
+        return gradients(grad, qkv, before, after, bias, num_heads)
+
+
+def _gradients_in_one_band(
+    grad: Tensor, qkv: Tensor, before: Tensor, after: Tensor, bias: Tensor, num_heads: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    wide = torch.promote_types(qkv.dtype, torch.float32)
+    images, tokens, _ = qkv.shape
+    query, key, value = _heads_of(qkv, num_heads)
+    of_out = grad.reshape(images, tokens, num_heads, -1).transpose(1, 2).reshape(query.shape)
+    by_image = images, num_heads, tokens, -1
+    column, of_values = (x.view(by_image).sum(2, keepdim=True, dtype=wide) for x in (of_out, value))
+    of_bias = (column * of_values).sum((0, 2, 3))
+    scores = torch.bmm(query, key.mT)
+    shares = torch.softmax(_mix(before, scores), -1)
+    of_value = torch.bmm(_mix(after, shares).mT, of_out)
+    of_mixed = torch.bmm(of_out, value.mT)
+    of_after = _of_weight(of_mixed, shares, after)
+    of_mixed = _mix(after.t(), of_mixed)
+    of_logits = torch._softmax_backward_data(of_mixed, shares, -1, shares.dtype)
+    del shares, of_mixed
+    of_before = _of_weight(of_logits, scores, before)
+    del scores
+    of_scores = _mix(before.t(), of_logits)
+    of_query, of_key = torch.bmm(of_scores, key), torch.bmm(of_scores.mT, query)
+    of_qkv = qkv.new_empty(qkv.shape)
+    parts = of_qkv.view(images, tokens, 3, num_heads, -1).permute(2, 0, 3, 1, 4).unbind()
+    torch.mul(of_query.view(by_image), query.shape[-1] ** -0.5, out=parts[0])
+    parts[1].copy_(of_key.view(by_image))
+    torch.add(of_value.view(by_image), column * bias.view(-1, 1, 1), out=parts[2])
+    return of_qkv, of_before, of_after, of_bias
+
+
+def _gradients_in_bands(
+    grad: Tensor, qkv: Tensor, before: Tensor, after: Tensor, bias: Tensor, num_heads: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    wide = torch.promote_types(qkv.dtype, torch.float32)
+    of_qkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
+    of_before, of_after, of_bias = (torch.zeros_like(x, dtype=wide) for x in (before, after, bias))
+    bands = _Bands(qkv, num_heads, 4)
+    for group in bands.groups():
+        query, key, value = heads = _heads_of(qkv[group], num_heads)
+        of_out = grad[group].unflatten(-1, (num_heads, -1)).transpose(1, 2).contiguous().flatten(0, 1)
+        column = of_out.sum(1, keepdim=True, dtype=wide)
+        of_bias += (column * value.sum(1, keepdim=True, dtype=wide)).sum((1, 2)).view(-1, num_heads).sum(0)
+        of_query, of_key, of_value = torch.zeros_like(heads, dtype=wide)
+        of_value += bias.repeat(len(value) // num_heads)[:, None, None] * column
+        for band, (a, b, c, d) in bands.of(query):
+            scores = torch.bmm(query[:, band], key.mT, out=a)
+            shares = torch.softmax(_mix(before, scores, out=b), -1, out=c)
+            of_value += _mix(after, shares, out=b).mT @ of_out[:, band]
+            of_mixed = torch.bmm(of_out[:, band], value.mT, out=b)
+            of_after += _of_weight(of_mixed, shares, after)
+            of_shares = _mix(after.t(), of_mixed, out=d)
+            of_logits = torch._softmax_backward_data(of_shares, shares, -1, shares.dtype, grad_input=b)
+            of_before += _of_weight(of_logits, scores, before)
+            of_scores = _mix(before.t(), of_logits, out=a)
+            of_query[:, band] = of_scores @ key
+            of_key += of_scores.mT @ query[:, band]
+        of_query *= query.shape[-1] ** -0.5
+        parts = of_qkv[group].unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)
+        for part, gradient in zip(parts, (of_query, of_key, of_value), strict=True):
+            part.copy_(gradient.view_as(part))
+    return of_qkv, of_before, of_after, of_bias
 
 
 _TENSORS = "Tensor qkv, Tensor before, Tensor after, Tensor bias, int num_heads"
@@ -521,13 +601,18 @@ class _MixedHeads(torch.autograd.Function):
     def forward(
         ctx: Any, qkv: Tensor, unseen: Tensor, before: Tensor, after: Tensor, bias: Tensor, num_heads: int
     ) -> Tensor:
-        ctx.save_for_backward(qkv, unseen, before, after, bias)
-        ctx.num_heads = num_heads
-        return mixed_heads(qkv, before, after, bias, num_heads)
+        ctx.dtypes, ctx.num_heads = [x.dtype for x in (before, after, bias)], num_heads
+        weights = [narrow.of(x, qkv.dtype) for x in (before, after, bias)]
+        ctx.save_for_backward(qkv, unseen, *weights)
+        return mixed_heads(qkv, *weights, num_heads)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
-        qkv, unseen, *weights = ctx.saved_tensors
-        of_qkv, *of_weights = mixed_heads_backward(grad, qkv, *weights, ctx.num_heads)
+        qkv, unseen, before, after, bias = ctx.saved_tensors
+        of_qkv, *sums = _mixed_gradients(grad, qkv, before, after, bias, ctx.num_heads)
+        of_weights = [typed(x, dtype) for x, dtype in zip(sums, ctx.dtypes, strict=True)]
         return of_qkv, torch.zeros_like(unseen), *of_weights, None
+
+
+_mixed = direct(_MixedHeads)

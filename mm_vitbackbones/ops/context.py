@@ -144,6 +144,11 @@ def plain(kind: Class) -> Class:
     return kind
 
 
+def is_known(module: nn.Module) -> bool:
+    """Whether a module is exactly of a class that ``plain`` has marked, or of one of PyTorch's."""
+    return type(module) in _PLAIN
+
+
 def is_plain(module: nn.Module) -> bool:
     """Whether a fast form may use the weights of a module instead of calling it.
 

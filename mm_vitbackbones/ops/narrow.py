@@ -64,10 +64,15 @@ def _parameters(network: nn.Module) -> list[Tensor]:
     came later is cast by itself."""
     if (known := _known.get(network)) is None:
         parts = _eager_parts(network)
-        known = [p for part in parts if type(part) is nn.Linear for p in part.parameters(recurse=False)]
+        known = [p for part in parts if _is_linear(part) for p in part.parameters(recurse=False)]
         known += [part.bias for part in parts if isinstance(part, nn.Conv2d) and part.bias is not None]
         _known[network] = known
     return known
+
+
+def _is_linear(part: nn.Module) -> bool:
+    """Whether it is a linear map of PyTorch's class or of ours."""
+    return isinstance(part, nn.Linear) and context.is_known(part)
 
 
 def _eager_parts(network: nn.Module) -> list[nn.Module]:

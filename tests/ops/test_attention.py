@@ -123,6 +123,9 @@ def bands_of_any_size(monkeypatch):
     monkeypatch.setattr(attention, "FEWEST_QUERIES", 1)
 
 
+NO_KERNELS = ("empty", "new_empty", "empty_like", "_unsafe_view", "promote_types")
+
+
 def mixing(heads: int, dtype: torch.dtype) -> list[nn.Linear]:
     torch.manual_seed(5)
     return [nn.Linear(heads, heads, dtype=dtype) for _ in range(2)]
@@ -152,6 +155,33 @@ def test_mixed_heads_in_bands_are_the_reference_with_its_gradients(band, device,
             assert a.abs().max() == 0 < 1e-12 > b.abs().max()
         else:
             assert relative_error(a, b) <= 1e-12
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 12), (1, 5, 12), (3, 5, 24)])
+def test_mixed_heads_change_no_input(shape):
+    """Queries, keys and values of one image, or of one token, have the order of memory that the products want."""
+    linears, qkv = mixing(2, torch.float32), torch.randn(shape, requires_grad=True)
+    before = qkv.detach().clone()
+    with_gradients(attention.attend_with_mixed_heads, qkv, linears, 1.0)
+    assert torch.equal(qkv, before)
+
+
+def test_mixed_heads_of_one_band_are_few_operators(monkeypatch):
+    """A GPU starts each of them: no zeros that something is added to, and no copies into buffers."""
+    before, after = mixing(4, torch.float32)
+    grad, found = torch.ones(2, 9, 16), {}
+    inputs = torch.randn(2, 9, 3 * 16), before.weight.detach(), after.weight.detach(), after.bias.detach(), 4
+    for budget in (attention.CUDA_BAND_BYTES, 0):
+        monkeypatch.setattr(attention, "CUDA_BAND_BYTES", budget)
+        for what, run in (
+            ("forward", lambda: attention._mixed_heads(*inputs)),
+            ("backward", lambda: attention._mixed_gradients(grad, *inputs)),
+        ):
+            with context.pretend_device("cuda"), OperatorCount() as count:
+                run()
+            found[what, budget > 0] = count.total - sum(count.by_name[f"aten.{name}"] for name in NO_KERNELS)
+    assert found["forward", True] <= 10 < found["forward", False]
+    assert found["backward", True] <= 26 < found["backward", False]
 
 
 def test_mixed_heads_under_autocast_are_as_near_as_the_reference(monkeypatch):
