@@ -105,17 +105,11 @@ def _joined(windows: Tensor, side: int, batch: int, rows: int, columns: int, hei
 
 
 def _own_cut(heads: Tensor, *sizes: int) -> Tensor:
-    return _own(_cut(heads, *sizes), heads)
+    return registration.own(_cut(heads, *sizes), heads)
 
 
 def _own_joined(windows: Tensor, *sizes: int) -> Tensor:
-    return _own(_joined(windows, *sizes), windows)
-
-
-def _own(result: Tensor, source: Tensor) -> Tensor:
-    """In order, and in other memory than what it may be a view of."""
-    result = result.contiguous()
-    return result.clone() if result.data_ptr() == source.data_ptr() else result
+    return registration.own(_joined(windows, *sizes), windows)
 
 
 _WINDOWS = "int side, SymInt batch, SymInt rows, SymInt columns, SymInt height, SymInt width"

@@ -58,31 +58,57 @@ def _reference(
     grid: Tensor, qkv: nn.Module, attend: Attend, proj: nn.Module, bias: Tensor, side: int, shift: int
 ) -> Tensor:
     batch, height, width, _ = grid.shape
-    rows, columns = anysize.ceil_div(height, side), anysize.ceil_div(width, side)
+    counts = anysize.ceil_div(height, side), anysize.ceil_div(width, side)
+    # In code for any size, each index into a window would be several quotients, in all that is computed of windows.
+    in_graph = context.is_compiling_to_run()
+    of_windows = qkv((cut_grid if in_graph else _cut)(grid, side, shift, *counts))
+    if shift and in_graph:
+        bias = biases_of_windows(bias, of_windows.dtype, batch, *counts)
+    elif shift:
+        bias = bias[_groups(*counts, grid.device)].repeat(batch, 1, 1, 1)
+    out = proj(attend(of_windows, bias, None))
+    return (join_grid if in_graph else _joined)(out, side, shift, batch, *counts, height, width)
+
+
+def _cut(grid: Tensor, side: int, shift: int, rows: int, columns: int) -> Tensor:
+    """The windows of a grid (B, H, W, C), padded with zeros: (K, n, C)."""
+    bottom, right = rows * side - grid.shape[1], columns * side - grid.shape[2]
     # A compiled graph that asked whether to pad, or below whether to cut off, would be valid for one answer only.
-    plane = F.pad(grid, (0, 0, 0, columns * side - width, 0, rows * side - height))
-    plane = _rolled(plane, shift)
+    if not context.is_eager() or bottom or right:
+        grid = F.pad(grid, (0, 0, 0, right, 0, bottom))
+    plane = _rolled(grid, shift)
     windows = anysize.in_order(plane.unflatten(1, (rows, side)).unflatten(3, (columns, side)).transpose(2, 3))
-    if shift:
-        last_row = torch.arange(rows, device=grid.device)[:, None] == rows - 1
-        last_column = torch.arange(columns, device=grid.device) == columns - 1
-        bias = bias[(last_row * 2 + last_column.int()).flatten()].repeat(batch, 1, 1, 1)
-    out = proj(attend(qkv(windows.flatten(0, 2).flatten(1, 2)), bias, None))
-    out = anysize.in_order(out.view(batch, rows, columns, side, side, -1).transpose(2, 3)).flatten(1, 2).flatten(2, 3)
-    out = _rolled(out, -shift)
+    return windows.flatten(0, 2).flatten(1, 2)
+
+
+def _joined(
+    windows: Tensor, side: int, shift: int, batch: int, rows: int, columns: int, height: int, width: int
+) -> Tensor:
+    """``_cut``, backwards: (K, n, C) -> (B, H, W, C)."""
+    blocks = windows.view(batch, rows, columns, side, side, -1).transpose(2, 3)
+    plane = _rolled(anysize.in_order(blocks).flatten(1, 2).flatten(2, 3), -shift)
     if context.is_exporting():
-        return anysize.first_cells(out, height, width)
-    return F.pad(out, (0, 0, 0, 1, 0, 1))[:, :height, :width].contiguous()
+        return anysize.first_cells(plane, height, width)
+    if context.is_compiling():
+        plane = F.pad(plane, (0, 0, 0, 1, 0, 1))
+    return plane[:, :height, :width].contiguous()
+
+
+def _groups(rows: int, columns: int, device: torch.device) -> Tensor:
+    """The group of each window of a shifted grid, see ``Windows``: (rows * columns,)."""
+    last_row = torch.arange(rows, device=device)[:, None] == rows - 1
+    last_column = torch.arange(columns, device=device) == columns - 1
+    return (last_row * 2 + last_column.int()).flatten()
 
 
 def _rolled(plane: Tensor, count: int) -> Tensor:
     """The first ``count`` rows and columns moved to the end; below 0: the last ones to the beginning."""
+    if not count:
+        return plane
     if not context.is_exporting():
         return plane.roll((-count, -count), (1, 2))
-    if count:
-        plane = torch.cat((plane[:, count:], plane[:, :count]), dim=1)
-        plane = torch.cat((plane[:, :, count:], plane[:, :, :count]), dim=2)
-    return plane
+    plane = torch.cat((plane[:, count:], plane[:, :count]), dim=1)
+    return torch.cat((plane[:, :, count:], plane[:, :, :count]), dim=2)
 
 
 def _gathered(grid: Tensor, qkv: nn.Module, attend: Attend, proj: nn.Module, bias: Tensor, windows: Windows) -> Tensor:
@@ -129,6 +155,99 @@ def _in_bands(grid: Tensor, qkv: nn.Module, attend: Attend, proj: nn.Module, bia
     for band, here in zip(result.flatten(0, 2).split(size), windows.origin.split(size), strict=True):
         band.copy_(onednn.linear(out.flatten(0, 1).index_select(0, here), proj))
     return result
+
+
+# ---- as operators of compiled graphs, of which the first two are each other's gradient
+
+
+def _own_cut(grid: Tensor, *sizes: int) -> Tensor:
+    return registration.own(_cut(grid, *sizes), grid)
+
+
+def _own_joined(windows: Tensor, *sizes: int) -> Tensor:
+    return registration.own(_joined(windows.contiguous(), *sizes), windows)
+
+
+def _biases(bias: Tensor, dtype: torch.dtype, batch: int, rows: int, columns: int) -> Tensor:
+    """The bias of each window from that of its group: (4, h, n, n) -> (K, h, n, n), in the memory of ``bias_of``."""
+    places = bias.shape[-1]
+    wide = F.pad(bias.to(dtype), (0, -places % 8))
+    found = wide.new_empty(batch, rows, columns, *wide.shape[1:])
+    for of_group, group in zip(_by_group(found), wide, strict=True):
+        of_group.copy_(group)
+    return found.flatten(0, 2)[..., :places]
+
+
+def _biases_backward(grad: Tensor, dtype: torch.dtype, batch: int, rows: int, columns: int) -> Tensor:
+    groups = _by_group(grad.unflatten(0, (batch, rows, columns)))
+    return torch.stack([group.sum((0, 1, 2), dtype=dtype) for group in groups])
+
+
+def _by_group(windows: Tensor) -> list[Tensor]:
+    """What belongs to each group of windows (B, rows, columns, ...), some of which may be empty."""
+    body, last = slice(None, -1), slice(-1, None)
+    return [windows[:, i, j] for i, j in ((body, body), (body, last), (last, body), (last, last))]
+
+
+_COUNTS = "SymInt batch, SymInt rows, SymInt columns"
+cut_grid = registration.operator(
+    "cut_grid(Tensor grid, int side, int shift, SymInt rows, SymInt columns) -> Tensor", _own_cut, _own_cut
+)
+join_grid = registration.operator(
+    f"join_grid(Tensor windows, int side, int shift, {_COUNTS}, SymInt height, SymInt width) -> Tensor",
+    _own_joined,
+    _own_joined,
+)
+biases_of_windows = registration.operator(
+    f"window_biases(Tensor bias, ScalarType dtype, {_COUNTS}) -> Tensor", _biases, _biases
+)
+biases_backward = registration.operator(
+    f"window_biases_backward(Tensor grad, ScalarType dtype, {_COUNTS}) -> Tensor", _biases_backward, _biases_backward
+)
+
+
+def _keep_grid(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    grid, *ctx.windows = inputs
+    ctx.batch, ctx.height, ctx.width, _ = grid.shape
+
+
+def _keep_windows(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, side, shift, _, rows, columns, _, _ = inputs
+    ctx.windows = side, shift, rows, columns
+
+
+def _keep_counts(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    bias, _, *ctx.counts = inputs
+    ctx.dtype = bias.dtype
+
+
+registration.in_graphs(
+    "cut_grid",
+    lambda grid, side, shift, rows, columns: grid.new_empty(grid.shape[0] * rows * columns, side * side, grid.shape[3]),
+    lambda ctx, grad: (
+        join_grid(grad, *ctx.windows[:2], ctx.batch, *ctx.windows[2:], ctx.height, ctx.width),
+        *(None,) * 4,
+    ),
+    _keep_grid,
+)
+registration.in_graphs(
+    "join_grid",
+    lambda windows, side, shift, batch, rows, columns, height, width: windows.new_empty(
+        batch, height, width, windows.shape[2]
+    ),
+    lambda ctx, grad: (cut_grid(grad, *ctx.windows), *(None,) * 7),
+    _keep_windows,
+)
+registration.in_graphs(
+    "window_biases",
+    lambda bias, dtype, batch, rows, columns: _wide(bias, (batch * rows * columns, *bias.shape[1:]), dtype),
+    lambda ctx, grad: (biases_backward(grad, ctx.dtype, *ctx.counts), *(None,) * 4),
+    _keep_counts,
+)
+registration.in_graphs(
+    "window_biases_backward",
+    lambda grad, dtype, batch, rows, columns: grad.new_empty(4, *grad.shape[1:], dtype=dtype),
+)
 
 
 # ---- the places of windows
@@ -293,9 +412,13 @@ def _bias(table: Tensor, side: int, shift: int) -> Tensor:
 
 
 def _bias_in_graphs(table: Tensor, side: int, shift: int) -> Tensor:
-    """The memory of ``_bias``."""
-    groups, places = 4 if shift else 1, side * side
-    return table.new_empty(groups, table.shape[1], places, places + -places % 8)[..., :places]
+    return _wide(table, (4 if shift else 1, table.shape[1], side * side, side * side), table.dtype)
+
+
+def _wide(like: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """The memory of ``_bias``, for as many groups or windows."""
+    *others, places = shape
+    return like.new_empty(*others, places + -places % 8, dtype=dtype)[..., :places]
 
 
 def _bias_backward(grad: Tensor, side: int) -> Tensor:

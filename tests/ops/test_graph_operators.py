@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
+from mm_vitbackbones.backbones.swin import WindowAttention
 from mm_vitbackbones.ops import attention, pooling, windows
 
 pytestmark = pytest.mark.skipif(
@@ -47,6 +48,32 @@ def test_windows_of_a_grid_and_back(size: tuple[int, int], dims: tuple[int, int]
     agree(pooling.join_windows(rows, 4, 2, *counts, *size), pooling.joined(rows, 4, 2, *size), rows)
 
 
+@pytest.mark.parametrize("size", [(7, 9), (8, 8), (3, 4)], ids=str)
+@pytest.mark.parametrize("shift", [0, 1, 2])
+def test_shifted_windows_of_a_grid_and_back(size: tuple[int, int], shift: int) -> None:
+    counts = -(-size[0] // 4), -(-size[1] // 4)
+    grid = torch.randn(2, *size, 3, dtype=torch.float64, requires_grad=True)
+    cut = windows._cut(grid, 4, shift, *counts)
+    agree(windows.cut_grid(grid, 4, shift, *counts), cut, grid)
+    rows = cut.detach().requires_grad_()
+    sizes = 4, shift, 2, *counts, *size
+    agree(windows.join_grid(rows, *sizes), windows._joined(rows, *sizes), rows)
+
+
+@pytest.mark.parametrize("counts", [(1, 1), (1, 3), (2, 1), (4, 2)], ids=str)
+def test_biases_of_each_window(counts: tuple[int, int]) -> None:
+    bias = torch.randn(4, 2, 9, 9, dtype=torch.float64, requires_grad=True)
+    expected = bias[windows._groups(*counts, bias.device)].repeat(2, 1, 1, 1)
+    found = windows.biases_of_windows(bias, torch.float64, 2, *counts)
+    assert found.stride(-2) == 16  # CUDA's kernels want rows of a multiple of 8 elements
+    agree(found, expected, bias)
+    narrow = windows.biases_of_windows(bias, torch.bfloat16, 2, *counts)
+    assert torch.equal(narrow, expected.bfloat16())
+    # As many sums as windows, each of them exact in the wider type alone.
+    (gradient,) = torch.autograd.grad(narrow, bias, torch.full_like(narrow, 1 + 2**-7))
+    assert gradient.sum() == 2 * counts[0] * counts[1] * 2 * 81 * (1 + 2**-7)
+
+
 @pytest.mark.parametrize(("side", "shift"), [(4, 2), (3, 0)])
 def test_the_bias_of_windows(side: int, shift: int) -> None:
     table = torch.randn((2 * side - 1) ** 2, 2, dtype=torch.float64, requires_grad=True)
@@ -61,6 +88,9 @@ def test_the_bias_of_windows(side: int, shift: int) -> None:
         ("distances", (torch.randn(7, 3), 6, 4)),
         ("cut_windows", (torch.randn(1, 4, 4, 1, 3), 4, 1, 1)),
         ("join_windows", (torch.randn(1, 1, 16, 3), 4, 1, 1, 1, 4, 4)),
+        ("cut_grid", (torch.randn(1, 4, 4, 3), 4, 0, 1, 1)),
+        ("join_grid", (torch.randn(1, 16, 3), 4, 0, 1, 1, 1, 4, 4)),
+        ("window_biases", (torch.randn(4, 2, 9, 9), torch.float32, 1, 1, 2)),
         ("window_bias", (torch.randn(25, 2), 3, 1)),
         ("area_shares", (torch.randn(1), 9, 7)),
     ],
@@ -79,4 +109,14 @@ def test_one_graph_attends_in_windows_of_grids_of_all_sizes() -> None:
     for height, width in ((10, 17), (9, 9), (22, 13)):
         grids = [torch.randn(2, -(-height // s), -(-width // s), 3, 4, dtype=torch.float64) for s in (1, 2, 2)]
         torch.testing.assert_close(compiled(*grids, *tables, (4, 2)), pooling.attend(*grids, *tables, (4, 2)))
+    assert counter.frame_count == 1
+
+
+def test_one_graph_attends_in_shifted_windows_of_grids_of_all_sizes() -> None:
+    counter = CompileCounter()
+    attention = WindowAttention(8, 2, window_size=4, shift=2).double()
+    compiled = torch.compile(attention, backend=counter, fullgraph=True, dynamic=True)
+    for height, width in ((10, 17), (9, 9), (3, 13), (8, 12)):
+        grid = torch.randn(2, height, width, 8, dtype=torch.float64)
+        torch.testing.assert_close(compiled(grid), attention(grid))
     assert counter.frame_count == 1

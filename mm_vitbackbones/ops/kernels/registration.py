@@ -56,6 +56,12 @@ def operator(schema: str, reference: Callable[..., Any], launch: Callable[..., A
     return call
 
 
+def own(result: Tensor, source: Tensor) -> Tensor:
+    """In order, and in other memory than what it may be a view of, as the result of an operator has to be."""
+    result = result.contiguous()
+    return result.clone() if result.data_ptr() == source.data_ptr() else result
+
+
 def is_direct(tensor: Tensor) -> bool:
     """Whether a kernel is started by its own function. PyTorch's dispatcher would take longer than the launch, but
     compilers, and modes that watch operators, need it."""
