@@ -181,8 +181,8 @@ def compiled(
     for module in modules:
         key = _kind(module) if _SHARES else id(module)
         if key not in kinds:
-            found = torch.compile(_copy(function, len(kinds)), **options)
-            kinds[key] = found if options.get("dynamic") is False else AnySize(found), len(kinds)
+            found, dynamic = torch.compile(_copy(function, len(kinds)), **options), options.get("dynamic")
+            kinds[key] = found if dynamic is False else AnySize(found, at_once=dynamic is True), len(kinds)
     return [kinds[_kind(module) if _SHARES else id(module)] for module in modules]
 
 
@@ -191,17 +191,21 @@ class AnySize:
     width.
 
     PyTorch by itself makes a graph for any height, then one for any width. Each takes longer to compile than the first.
+
+    Args:
+        at_once: whether the first graph is for any height and width already.
     """
 
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.function = function
+    def __init__(self, function: Callable[..., Any], at_once: bool = False) -> None:
+        self.function, self.at_once = function, at_once
         self.first: list[torch.Size] = []
 
     def __call__(self, module: nn.Module, *inputs: Any) -> Any:
         tensors = [*_tensors(inputs)]
         shapes = [tensor.shape for tensor in tensors]
         if not self.first:
-            self.first = shapes
+            # A batch of none never comes.
+            self.first = [torch.Size((0, *shape[1:])) for shape in shapes] if self.at_once else shapes
         if shapes != self.first:
             for tensor, shape in zip(tensors, self.first, strict=False):
                 if tensor.shape != shape:

@@ -122,3 +122,7 @@ def test_one_size_has_one_graph() -> None:
 
 def test_graphs_for_each_size_can_be_asked_for() -> None:
     assert graphs_for([*HEIGHTS, SQUARE], dynamic=False) == 3
+
+
+def test_the_first_graph_is_for_any_size_if_asked_for() -> None:
+    assert graphs_for([*HEIGHTS, SQUARE, WIDTHS, (3, *SQUARE[1:])], dynamic=True) == 1
