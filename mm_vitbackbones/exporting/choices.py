@@ -264,15 +264,19 @@ def worse(one: float, other: float) -> float:
     return max(one, other) if one == one and other == other else float("inf")
 
 
-def reach(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Boxes (..., 4) in an image (height, width) -> (...): what their errors are parts of.
+ANCHOR = 64
+"""Pixels: as large as a small anchor. A box that is smaller may come from such a one, whose errors are its errors."""
 
-    It is the longer side of each, and of a small one an eighth of the image: it may come from a larger anchor. A box
-    that ends at the border went on before it was cut off there, nobody knows how far, and has the whole image.
+
+def reach(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Boxes (..., 4) in an image (height, width) -> (...): what their errors are parts of, in pixels.
+
+    It is the longer side of each. A box that ends at the border went on before it was cut off there, nobody knows how
+    far, and has the whole image.
     """
     height, width = size
     cut = ((boxes <= 0) | (boxes >= boxes.new_tensor((width, height, width, height)))).any(-1)
-    return torch.where(cut, float(max(size)), sides_of(boxes).amax(-1).clamp(min=max(size) / 8))
+    return torch.where(cut, float(max(size)), sides_of(boxes).amax(-1)).clamp(min=ANCHOR)
 
 
 def box_difference(expected: Tensor, found: Tensor, size: tuple[int, int]) -> float:

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.mmdet
 
 NAMES = ["retinanet", "fcos", "atss", "yolof", "mask_rcnn", "cascade_mask_rcnn", "dino"]
 
-SIZE = (2, 70, 131)
+SIZE = (2, 50, 91)
 
 
 @functools.cache
@@ -72,7 +72,7 @@ class Altered(AsFile):
 
 def shift_a_class(boxes: Tensor, scores: Tensor, labels: Tensor, *masks: Tensor) -> None:
     """By 3 % of the image."""
-    boxes[labels == labels[0, 0]] += 0.03 * 131
+    boxes[labels == labels[0, 0]] += 0.03 * SIZE[2]
 
 
 def change_a_label(boxes: Tensor, scores: Tensor, labels: Tensor, *masks: Tensor) -> None:
@@ -91,12 +91,13 @@ def make_no_number(boxes: Tensor, scores: Tensor, *others: Tensor) -> None:
     scores[0, 0] = torch.nan
 
 
-@pytest.mark.parametrize("in_half", [False, True])
-@pytest.mark.parametrize("name", ["retinanet", "mask_rcnn", "dino"])
+@pytest.mark.parametrize(
+    ("name", "in_half"),
+    [("retinanet", False), ("retinanet", True), ("mask_rcnn", False), ("mask_rcnn", True), ("dino", True)],
+)
 @pytest.mark.parametrize("change", [shift_a_class, change_a_label, drop_a_box, swap_two_boxes, make_no_number])
 def test_wrong_results_are_refused(change: Callable[..., Any], name: str, in_half: bool) -> None:
     module = half(name) if in_half else network(name).module
-    assert checked(name, AsFile(module), in_half).error < checking.TOLERANCE[in_half]
     found = checked(name, Altered(module, change), in_half)
     assert found.error > checking.TOLERANCE[in_half]
     assert found.what.startswith("most of all in its ")
@@ -132,7 +133,7 @@ NMS = "nms"
         ("retinanet", of_head(score_thr=0.5), "a score of .* is left out"),
         ("retinanet", of_head(min_bbox_size=40), "a score of .* is left out"),
         ("retinanet", of_head(nms_pre=40), "other choices than the network makes"),
-        ("fcos", of_head(nms=dict(type=NMS, iou_threshold=0.4)), "a score of .* is left out"),
+        ("fcos", of_head(nms=dict(type=NMS, iou_threshold=0.2)), "a score of .* is left out"),
         ("mask_rcnn", of_rpn(nms=dict(type=NMS, iou_threshold=0.5)), "a score of .* is left out"),
         ("mask_rcnn", of_rpn(nms=dict(type=NMS, iou_threshold=0.9)), "two boxes overlap by more than NMS leaves"),
         ("mask_rcnn", of_boxes(nms=dict(type=NMS, iou_threshold=0.3)), "a score of .* is left out"),

@@ -110,9 +110,9 @@ def test_as_many_remain_as_are_asked_for() -> None:
 
 
 def test_the_longer_side_of_a_box_decides_what_its_errors_are_parts_of() -> None:
-    boxes = torch.tensor([[10.0, 10, 50, 20], [50, 50, 52, 52], [0, 10, 5, 20]])
-    assert choices.reach(boxes, SIZE).tolist() == [40.0, 12.5, 100.0]
-    moved = boxes + torch.tensor([[0.0, 0.4, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0.9]])
+    boxes = torch.tensor([[10.0, 10, 90, 20], [50, 50, 52, 52], [0, 10, 5, 20]])
+    assert choices.reach(boxes, SIZE).tolist() == [80.0, 64.0, 100.0]
+    moved = boxes + torch.tensor([[0.0, 0.8, 0, 0], [0, 0, 0, 0.6], [0, 0, 0, 0.9]])
     assert choices.box_difference(boxes, moved, SIZE) == pytest.approx(0.01)
     assert choices.box_difference(boxes, moved * torch.nan, SIZE) == float("inf")
     assert choices.box_difference(boxes[:0], moved[:0], SIZE) == 0
@@ -123,7 +123,7 @@ def test_boxes_of_roialign_are_compared_and_those_of_the_file_are_taken() -> Non
     found = boxes + torch.tensor([0.0, 0.0, 0.0, 0.1])
     with choices.following(Choices([], [found[0]]), TOLERANCE, SIZE) as followed:
         assert torch.equal(choices.regions(boxes), found)
-    assert followed.error == pytest.approx(0.1 / 12.5, rel=1e-3)
+    assert followed.error == pytest.approx(0.1 / 64, rel=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from helpers.exported import (
     cascade_mask_rcnn,
     centernet,
     dino,
+    faster_rcnn,
     fcos,
     mask_rcnn,
     photographs,
@@ -180,6 +181,7 @@ def test_image_with_fewer_cells_than_queries_is_one_line() -> None:
 # ---- their files, which take a minute each
 
 NMS: dict[str, Any] = dict(with_nms=True)
+HALF: dict[str, Any] = dict(with_nms=True, half=True)
 FIXED: dict[str, Any] = dict(fixed=True, size=(64, 96))
 
 
@@ -197,11 +199,19 @@ FIXED: dict[str, Any] = dict(fixed=True, size=(64, 96))
         (cascade_mask_rcnn, "onnx", NMS),
         (cascade_mask_rcnn, "torch-export", NMS),
         (dino, "onnx", {}),
-        (dino, "onnx", dict(NMS, half=True, opset=18)),
+        (dino, "onnx", dict(HALF, opset=18)),
         (dino, "onnx", dict(NMS, **FIXED)),
         (dino, "torch-export", NMS),
-        (dino, "torch-export", dict(NMS, half=True)),
-        (retinanet, "onnx", dict(NMS, half=True)),
+        (dino, "torch-export", HALF),
+        (faster_rcnn, "torch-export", NMS),
+        (retinanet, "onnx", HALF),
+        (fcos, "onnx", HALF),
+        (atss, "onnx", HALF),
+        (yolof, "onnx", HALF),
+        (faster_rcnn, "onnx", HALF),
+        (mask_rcnn, "onnx", HALF),
+        (mask_rcnn, "torch-export", HALF),
+        (cascade_mask_rcnn, "onnx", HALF),
     ],
 )
 def test_files_are_right_at_all_sizes(make: Any, to: str, options: dict[str, Any], tmp_path: Path) -> None:

@@ -123,17 +123,23 @@ def mask_rcnn(**changes: Any) -> Any:
     return _spread_two_stage(_build(cfg))
 
 
+def faster_rcnn() -> Any:
+    """Three classes."""
+    return _spread_two_stage(_build(_small_two_stage("faster_rcnn")))
+
+
 def _small_two_stage(name: str) -> Any:
     """The config of a small detector with a second stage."""
     cfg = _base(name, "mmdet")
     cfg.model.update(backbone=BACKBONE, neck=NECK)
     cfg.model.rpn_head.update(in_channels=16, feat_channels=16)
     roi = cfg.model.roi_head
-    for part in ("bbox_roi_extractor", "mask_roi_extractor"):
+    for part in {"bbox_roi_extractor", "mask_roi_extractor"} & roi.keys():
         roi[part].out_channels = 16
     for head in roi.bbox_head if isinstance(roi.bbox_head, list) else [roi.bbox_head]:
         head.update(in_channels=16, fc_out_channels=32, num_classes=3)
-    roi.mask_head.update(in_channels=16, conv_out_channels=16, num_classes=3, num_convs=1)
+    if "mask_head" in roi:
+        roi.mask_head.update(in_channels=16, conv_out_channels=16, num_classes=3, num_convs=1)
     cfg.model.test_cfg.rpn.update(nms_pre=50, max_per_img=30)
     cfg.model.test_cfg.rcnn.update(max_per_img=10)
     return cfg
@@ -144,7 +150,7 @@ def _spread_two_stage(model: Any) -> Any:
     for head in stages(model.roi_head.bbox_head):
         _spread(head.fc_cls, 0.3)
         _spread(head.fc_reg, 0.05)
-    for head in stages(model.roi_head.mask_head):
+    for head in stages(model.roi_head.mask_head) if model.roi_head.with_mask else []:
         _spread(head.conv_logits, 0.5)
     return model
 
