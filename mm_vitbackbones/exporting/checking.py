@@ -37,7 +37,7 @@ class Checked:
     size: tuple[int, int, int]
     error: float
     """The largest difference of all outputs, each as a part of its largest value. Infinite for a result of another
-    shape, or a file that fails."""
+    shape, a choice of boxes that no error within the tolerance explains, or a file that fails."""
     what: str = ""
     """More, in a few words: why it failed, or how many boxes were compared."""
     boxes: int | None = None

@@ -34,8 +34,12 @@ TRACED = {True: (512, 512), False: (161, 225)}
 class ExportMismatch(UserError):
     """A file that does not compute what its network does. It is not kept."""
 
-    def __init__(self, message: str, done: Export) -> None:
-        super().__init__(message)
+    def __init__(self, done: Export) -> None:
+        worst = max(done.checked, key=lambda each: each.error)
+        much = f"by {worst.error:.1e} of the largest value, " if math.isfinite(worst.error) else ""
+        where = f"at {worst.size[1]}x{worst.size[2]}"
+        what = worst.what or f"more than {done.tolerance:g}"
+        super().__init__(f"the file differs from the network {much}{where} ({what}): it is not kept")
         self.done = done
 
 
@@ -248,11 +252,7 @@ def _write(
         )
         del run
         if not done.right:
-            worst = max(done.checked, key=lambda each: each.error)
-            where = f"at {worst.size[1]}x{worst.size[2]}"
-            much = f"by {worst.error:.1e} of the largest value, {where}" if math.isfinite(worst.error) else where
-            what = worst.what or f"more than {done.tolerance:g}"
-            raise ExportMismatch(f"the file differs from the network {much} ({what}): it is not kept", done)
+            raise ExportMismatch(done)
         targets = [path.with_name(file.name) for file in files]
         for target in targets:
             if os.path.lexists(target) and not force:

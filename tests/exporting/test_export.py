@@ -18,8 +18,8 @@ import mm_vitbackbones
 from helpers.exported import one_stage_of_mit
 from helpers.paths import ROOT
 from mm_vitbackbones.errors import UserError
-from mm_vitbackbones.exporting import ExportMismatch, export, onnx_files, packages, programs
-from mm_vitbackbones.exporting.checking import difference
+from mm_vitbackbones.exporting import Export, ExportMismatch, export, onnx_files, packages, programs
+from mm_vitbackbones.exporting.checking import Checked, difference
 from mm_vitbackbones.exporting.half import Half
 
 
@@ -95,6 +95,12 @@ def test_file_that_is_wrong_is_not_kept(monkeypatch: pytest.MonkeyPatch, tmp_pat
     )
     assert done.right
     assert done.path.is_file()
+
+
+def test_wrong_choice_of_a_file_is_one_line(tmp_path: Path) -> None:
+    size, what = (1, 64, 96), "of its candidates, a score of 0.8 is left out"
+    done = Export(tmp_path, "onnx", 1.0, 1.0, 1, 1, 1, (Checked(size, 1e-5), Checked(size, float("inf"), what)), 1e-4)
+    assert str(ExportMismatch(done)) == f"the file differs from the network at 64x96 ({what}): it is not kept"
 
 
 def test_module_is_as_before(program: Path, tmp_path: Path) -> None:
