@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from mm_vitbackbones.exporting import choices
+from helpers.exported import AsFile
+from mm_vitbackbones.exporting import choices, onnx_files, packages, programs
 from mm_vitbackbones.exporting.choices import Choices, Followed, NotFollowed
+from mm_vitbackbones.exporting.operators import roi_align
 
 SIZE = (100, 100)
 TOLERANCE = 0.01
@@ -139,3 +142,44 @@ def test_boxes_of_roialign_are_compared_and_those_of_the_file_are_taken() -> Non
 def test_choices_of_another_network_cannot_be_followed(made: Any, message: str) -> None:
     with pytest.raises(NotFollowed, match=message):
         highest(made, 2)
+
+
+class Chooser(nn.Module):
+    """Chooses nine places, four of the boxes there, and reads these."""
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        scores = image[:, 0].flatten(1).sigmoid()
+        scores, at = choices.highest(choices.above(scores, scores, 0.5), 9)
+        left = (at % 16).float()
+        boxes = torch.stack((left, left * 0, left + 4, left * 0 + 9), -1)
+        scores, at = choices.remaining(boxes, scores, 0.3, 4)
+        boxes = choices.regions(boxes.gather(1, at.clamp(max=8)[..., None].expand(-1, -1, 4)))
+        image_of_each = torch.arange(len(image))[:, None].expand(-1, 4).flatten()
+        return scores, roi_align([image], boxes.flatten(0, 1), image_of_each, image_of_each * 0, [1.0], 2, 0)
+
+
+@pytest.mark.parametrize("kind", ["onnx", "torch-export"])
+def test_choices_of_a_file_are_noted(kind: str, tmp_path: Path) -> None:
+    image = torch.randn(2, 3, 12, 20, generator=torch.Generator().manual_seed(0))
+    program = programs.trace(Chooser(), image, fixed=True)
+    file: Any
+    if kind == "onnx":
+        for name in packages.NEEDED:
+            pytest.importorskip(name)
+        onnx_files.write(program, tmp_path / "toy", ["scores", "read"], 20, {})
+        file = onnx_files.Session(tmp_path / "toy", watched=True)
+    else:
+        programs.write(program, tmp_path / "toy", {})
+        file = programs.Loaded(tmp_path / "toy")
+    found, made = file.followed(image)
+    expected, own = AsFile(Chooser()).followed(image)
+    assert [at.tolist() for _, at in made.highest] == [at.tolist() for _, at in own.highest]
+    assert [at.shape[1] for _, at in own.highest] == [9, 4]
+    (regions,), (own_regions,) = made.regions, own.regions
+    torch.testing.assert_close(regions, own_regions)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(file(image), expected)
+    with choices.following(made, TOLERANCE, (12, 20)) as followed:
+        Chooser()(image)
+    assert (followed.wrong, followed.otherwise) == ("", 0)
+    assert followed.error < 1e-5
