@@ -51,11 +51,11 @@ def is_known(model: Any) -> bool:
         and all(type(layer) is layers.DeformableDetrTransformerDecoderLayer for layer in model.decoder.layers)
         and all(type(layer.ffn) is FFN for layer in (*model.encoder.layers, *model.decoder.layers))
         and all(type(attention) is MultiScaleDeformableAttention for attention in deformable)
-        and all(_is_plain(layer.self_attn, MultiheadAttention) for layer in model.decoder.layers)
+        and all(is_plain_attention(layer.self_attn, MultiheadAttention) for layer in model.decoder.layers)
     )
 
 
-def _is_plain(attention: Any, kind: type) -> bool:
+def is_plain_attention(attention: Any, kind: type) -> bool:
     """Whether an attention of mmcv is PyTorch's with one table of weights for queries, keys and values."""
     inner = attention.attn
     return (
@@ -273,21 +273,38 @@ def attend(
     return output
 
 
-def attend_to_all(attention: Any, query: Tensor, position: Tensor) -> Tensor:
-    """Attention of mmcv among all queries (B, Q, C), whose positions are added to what asks and what is asked. The
-    query is added to the result.
+def attend_to_all(
+    attention: Any,
+    query: Tensor,
+    position: Tensor,
+    memory: Tensor | None = None,
+    places: Tensor | None = None,
+    allowed: Tensor | None = None,
+) -> Tensor:
+    """Attention of mmcv among all queries, or of all queries to a memory. Positions are added to what asks and what is
+    asked. The query is added to the result.
 
     Its weights are used, and it is not called: in half precision PyTorch's module would mix two precisions.
+
+    Args:
+        attention: a ``MultiheadAttention``.
+        query: (B, Q, C).
+        position: (B, Q, C), or with a batch of 1 or without it.
+        memory: (B, N, C); the queries themselves without it.
+        places: (B or 1, N, C), the positions of the memory.
+        allowed: bool, (B, 1, Q, N): what a query may look at.
     """
     inner = attention.attn
     batch, queries, channels = query.shape
     asking = query + position
+    asked = asking if memory is None or places is None else memory + places
+    held = query if memory is None else memory
     tables = inner.in_proj_weight.chunk(3)
     shifts = (None,) * 3 if inner.in_proj_bias is None else inner.in_proj_bias.chunk(3)
     q, k, v = (
-        F.linear(tokens, table, shift).reshape(batch, queries, inner.num_heads, -1).transpose(1, 2)
-        for tokens, table, shift in zip((asking, asking, query), tables, shifts, strict=True)
+        F.linear(tokens, table, shift).unflatten(2, (inner.num_heads, -1)).transpose(1, 2)
+        for tokens, table, shift in zip((asking, asked, held), tables, shifts, strict=True)
     )
-    found = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, queries, channels)
-    output: Tensor = query + inner.out_proj(found)
+    found = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
+    output: Tensor = query + inner.out_proj(found.transpose(1, 2).reshape(batch, queries, channels))
     return output

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mm_vitbackbones.backbones import Backbone
 from mm_vitbackbones.errors import UserError
-from mm_vitbackbones.exporting import detectors, dino, preprocessing
+from mm_vitbackbones.exporting import detectors, dino, mask2former, preprocessing
 from mm_vitbackbones.exporting.parts import Features
 from mm_vitbackbones.exporting.preprocessing import Preprocess, Preprocessing
 from mm_vitbackbones.exporting.programs import SMALLEST
@@ -73,6 +73,16 @@ def network_of(
         made, outputs, facts, notes = detectors.detector(module, how, with_nms)
         smallest = dino.smallest_side(module, how) if isinstance(made, dino.Dino) else SMALLEST
         return Network(made, outputs, "detector", how, channels, facts, notes, max(SMALLEST, smallest))
+    if mask2former.is_known(getattr(module, "panoptic_head", None)):
+        _refuse(labels, "labels", "maps of labels", "detector")
+        if with_nms:
+            raise UserError(
+                f"with_nms: {type(module).__name__} has no NMS; its file gives the scores and masks of all queries: "
+                "leave it out"
+            )
+        head: Any = module.panoptic_head
+        made = mask2former.QueriesFile(module, how)
+        return Network(made, mask2former.QUERIES, "detector", how, channels, {"queries": int(head.num_queries)})
     raise UserError(
         f"{type(module).__name__} is no backbone of this package, and no detector or segmentor of MMDetection or "
         "MMSegmentation that has a bbox_head, rpn_head or decode_head: export its backbone alone"
@@ -104,7 +114,8 @@ def _segmentor(model: Any, how: Preprocessing, channels: int, labels: bool) -> N
 
     head = model.decode_head
     known = type(model) in (EncoderDecoder, BandedEncoderDecoder)
-    if not known or type(head).predict is not BaseDecodeHead.predict:
+    by_queries = mask2former.is_known(head) and model.out_channels > 1
+    if not known or not (by_queries or type(head).predict is BaseDecodeHead.predict):
         raise UserError(
             f"{type(model).__name__} with a {type(head).__name__} has a prediction of its own, which cannot be "
             "exported: export its backbone alone"
@@ -137,14 +148,19 @@ class SegmentorFile(nn.Module):
         self.preprocess, self.labels, self.align_corners = Preprocess(how), labels, bool(model.align_corners)
         # Only what predicts: auxiliary heads are for training.
         self.features, self.head = Features(model), model.decode_head
+        self.by_queries = mask2former.is_known(model.decode_head)
+        if self.by_queries:
+            self.head = mask2former.Semantic(model.decode_head)
 
     def forward(self, image: Tensor) -> Tensor:
         height, width = image.shape[2:]
         image = self.preprocess(image)
-        scores = self.head(self.features(image))
-        scores = F.interpolate(scores, size=tuple(image.shape[2:]), mode="bilinear", align_corners=self.align_corners)[
-            :, :, :height, :width
-        ]
+        maps, size = self.features(image), tuple(image.shape[2:])
+        if self.by_queries:
+            scores = self.head(maps, size)
+        else:
+            scores = F.interpolate(self.head(maps), size=size, mode="bilinear", align_corners=self.align_corners)
+        scores = scores[:, :, :height, :width]
         if not self.labels:
             return scores
         if scores.shape[1] == 1:

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mm_vitbackbones.exporting.choices import Choices
 from mm_vitbackbones.exporting.onnx_files import quiet
+from mm_vitbackbones.exporting.parts import open_sizes
 from mm_vitbackbones.ops import context
 
 SMALLEST = 32
@@ -34,7 +35,7 @@ class _ForEverySize(nn.Module):
         self.network = network
 
     def forward(self, image: Tensor) -> Any:
-        with context.for_every_size():
+        with context.for_every_size(), open_sizes():
             return self.network(image)
 
 

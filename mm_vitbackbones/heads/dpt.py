@@ -27,7 +27,7 @@ from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 from torch import Tensor, nn
 
 from mm_vitbackbones.errors import ArgumentError
-from mm_vitbackbones.ops import context
+from mm_vitbackbones.ops import anysize, context
 from mm_vitbackbones.registry import MODELS, init_weights
 
 READOUTS = ("ignore", "add", "project")
@@ -110,10 +110,11 @@ class DPTHead(BaseDecodeHead):
     def levels(self, inputs: Sequence[Any]) -> list[Tensor]:
         """The reassembled maps: (B, width, 4H, 4W), then of 2H, H and ceil(H/2)."""
         taps = [self._tap(inputs[index], dim) for index, dim in zip(self.in_index, self.in_channels, strict=True)]
-        if len(sizes := {(*map.shape[2:],) for map, _ in taps}) > 1:
+        grids = [(*map.shape[2:],) for map, _ in taps]
+        if not all(anysize.same_size(grid, grids[0]) for grid in grids):
             raise ArgumentError(
-                f"DPTHead makes the levels itself, out of maps of one grid, and got {sorted(sizes)}: give the backbone "
-                "pyramid=None, and the head no neck"
+                f"DPTHead makes the levels itself, out of maps of one grid, and got {grids}: give the "
+                "backbone pyramid=None, and the head no neck"
             )
         return [reassemble(*tap) for reassemble, tap in zip(self.reassemble, taps, strict=True)]
 
@@ -160,7 +161,7 @@ class Reassemble(nn.Module):
         elif self.readout is not None:
             grid = map.permute(0, 2, 3, 1)
             both = torch.cat((grid, cast(Tensor, token)[:, None, None].expand_as(grid)), dim=-1)
-            map = F.gelu(self.readout(both)).permute(0, 3, 1, 2)
+            map = anysize.in_order(F.gelu(self.readout(both)).permute(0, 3, 1, 2))
         return self.resize(self.project(map))
 
 

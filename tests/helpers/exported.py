@@ -201,6 +201,64 @@ def segformer(**changes: Any) -> Any:
     return model
 
 
+def mask2former(name: str = "mask2former_segmentation") -> Any:
+    """Three classes, 12 queries, one layer of encoder and four of decoder, so that one level is looked at twice; or of
+    instances, as "mask2former"."""
+    instances = name == "mask2former"
+    cfg = _base(name, "mmdet" if instances else "mmseg")
+    cfg.model.backbone = BACKBONE
+    head = cfg.model.panoptic_head if instances else cfg.model.decode_head
+    head.update(in_channels=[8, 16, 16, 32], feat_channels=32, out_channels=32, num_queries=12)
+    head.loss_cls.class_weight = [1.0] * 3 + [0.1]
+    head.update(dict(num_things_classes=3, num_stuff_classes=0) if instances else dict(num_classes=3))
+    pixels, decoder = head.pixel_decoder, head.transformer_decoder
+    pixels.norm_cfg.num_groups = 4
+    pixels.encoder.num_layers, decoder.num_layers = 1, 4
+    attention = dict(embed_dims=32, num_heads=4)
+    pixels.encoder.layer_cfg.self_attn_cfg.update(attention)
+    pixels.encoder.layer_cfg.ffn_cfg.update(embed_dims=32, feedforward_channels=32)
+    decoder.layer_cfg.ffn_cfg.update(embed_dims=32, feedforward_channels=32)
+    for part in ("self_attn_cfg", "cross_attn_cfg"):
+        decoder.layer_cfg[part].update(attention)
+    for part in (pixels, head):
+        part.positional_encoding.num_feats = 16
+    if instances:
+        cfg.model.panoptic_fusion_head.num_things_classes = 3
+    model = _build(cfg)
+    head = model.panoptic_head if instances else model.decode_head
+    _spread(head.cls_embed, 0.5)
+    for layer in head.pixel_decoder.encoder.layers:
+        _spread(layer.self_attn.sampling_offsets, 0.1)
+        _spread(layer.self_attn.attention_weights, 0.1)
+    return model
+
+
+def segmentor(name: str) -> Any:
+    """A segmentor of configs/_base_/models, with three or four classes."""
+    return {"segformer": segformer, "mask2former_segmentation": mask2former}.get(name, lambda: _small_segmentor(name))()
+
+
+def _small_segmentor(name: str) -> Any:
+    """Four classes."""
+    cfg = _base(name, "mmseg")
+    cfg.model.decode_head.update(num_classes=4, channels=8, norm_cfg=dict(type="BN"))
+    if cfg.model.backbone.get("pyramid", True) is None:
+        column = dict(dim=16, num_heads=2, depth=4, pretrain_grid=3)
+        cfg.model.backbone.update(type="mm_vitbackbones.ViT", arch=column, init_cfg=None)
+        cfg.model.decode_head.in_channels = [16] * len(cfg.model.decode_head.in_channels)
+        if name == "linear":
+            del cfg.model.decode_head.channels  # as many as its input
+    else:
+        cfg.model.update(backbone=BACKBONE, auxiliary_head=None)
+        cfg.model.decode_head.in_channels = [8, 16, 16, 32]
+    if "neck" in cfg.model:
+        cfg.model.neck.update(in_channels=[8, 16, 16, 32], out_channels=8)
+        cfg.model.decode_head.in_channels = [8] * 4
+    model = _build(cfg)
+    _spread(model.decode_head.conv_seg, 0.5)
+    return model
+
+
 def _base(name: str, scope: str) -> Any:
     libraries.use(scope)
     cfg = Config.fromfile(CONFIGS / "_base_" / "models" / f"{name}.py")
