@@ -184,8 +184,7 @@ def cell(row: Mapping[str, Any] | None) -> str:
         return f"fails: {row['failure']}".replace("|", "/").replace("`", "'")
     error = "wrong: " + row["failures"][0][:90] if row["failures"] else f"{row['error']:.0e}"
     size = f"{row['bytes'] / 2**20:.1f} MiB ({row['bytes'] / row['weights'] - 1:+.1%})"
-    seconds = f"{row['core_seconds']:.0f} s" if "core_seconds" in row else f"{row['seconds']:.0f} s by the wall's clock"
-    return f"{seconds}, {row['nodes']} nodes, {size}, {error}".replace("|", "/")
+    return f"{row['core_seconds']:.0f} s, {row['nodes']} nodes, {size}, {error}".replace("|", "/")
 
 
 def time_table(found: Mapping[str, Mapping[str, Any]]) -> str:
