@@ -14,12 +14,13 @@ pytest.importorskip("mmdet")
 pytest.importorskip("mmseg")
 
 from mmdet.structures import DetDataSample
+from mmseg.models.utils import Upsample, resize
 from mmseg.structures import SegDataSample
 
 from helpers.exported import mask2former, photographs, segmentor
 from helpers.paths import CONFIGS
 from mm_vitbackbones.errors import UserError
-from mm_vitbackbones.exporting import export
+from mm_vitbackbones.exporting import export, programs
 from mm_vitbackbones.exporting.files import KINDS
 from mm_vitbackbones.exporting.networks import network_of, outputs_of
 
@@ -89,6 +90,30 @@ def test_options_that_a_mask2former_cannot_follow_are_refused() -> None:
     model.panoptic_head.pixel_decoder.__class__ = type("Other", (type(model.panoptic_head.pixel_decoder),), {})
     with pytest.raises(UserError, match=r"Mask2Former is no backbone of this package"):
         network_of(model)
+
+
+class Sized(torch.nn.Module):
+    """What heads of MMSegmentation do with sizes of maps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.larger, self.areas = Upsample(scale_factor=2, mode="bilinear"), torch.nn.AdaptiveAvgPool2d(3)
+        self.all = torch.nn.AdaptiveAvgPool2d(1)
+
+    def forward(self, map: Tensor) -> Tensor:
+        large = self.larger(map)
+        size = large.shape[2:]
+        return large * self.all(map) + resize(self.areas(map), size=size, mode="bilinear", align_corners=True)
+
+
+@pytest.mark.filterwarnings("ignore:When align_corners=True")  # of the library, in the eager run
+def test_sizes_of_maps_stay_open_in_a_trace() -> None:
+    before = Upsample.forward, resize.__defaults__
+    program = programs.trace(Sized(), torch.randn(2, 3, 40, 56), fixed=False).module()
+    assert (Upsample.forward, resize.__defaults__) == before
+    for size in ((1, 3, 32, 33), (3, 3, 75, 41)):
+        map = torch.randn(size)
+        torch.testing.assert_close(program(map), Sized()(map))
 
 
 # ---- their files, which take a minute each
