@@ -276,6 +276,15 @@ def _spread(layer: nn.Module, deviation: float) -> None:
     nn.init.normal_(layer.weight, std=deviation)
 
 
+def run_file(path: Path) -> Callable[[Tensor], list[Tensor]]:
+    """A file by its runtime alone."""
+    if path.suffix == ".onnx":
+        session = pytest.importorskip("onnxruntime").InferenceSession(path, providers=["CPUExecutionProvider"])
+        return lambda image: [torch.from_numpy(x) for x in session.run(None, {"image": image.numpy()})]
+    module = torch.export.load(path).module()
+    return lambda image: tree_leaves(module(image))
+
+
 def photographs() -> list[Tensor]:
     """Three images (3, H, W), blue, green, red, uint8: of an odd size, of one that needs no padding, and a wide one."""
     generator = torch.Generator().manual_seed(0)
@@ -301,12 +310,3 @@ class AsFile:
     def followed(self, image: Tensor) -> tuple[tuple[Tensor, ...], Choices]:
         with Watch() as watch:
             return self(image), watch.choices
-
-
-def run_file(path: Path) -> Callable[[Tensor], list[Tensor]]:
-    """A file by its runtime alone."""
-    if path.suffix == ".onnx":
-        session = pytest.importorskip("onnxruntime").InferenceSession(path, providers=["CPUExecutionProvider"])
-        return lambda image: [torch.from_numpy(x) for x in session.run(None, {"image": image.numpy()})]
-    module = torch.export.load(path).module()
-    return lambda image: tree_leaves(module(image))
