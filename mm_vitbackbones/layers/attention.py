@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mm_vitbackbones.layers.conv import ChannelsLastConv2d
 from mm_vitbackbones.layers.norm import LayerNorm
-from mm_vitbackbones.ops import attention, context, linear, looking, norm, rotary, windows
+from mm_vitbackbones.ops import attention, context, linear, looking, norm, reduced, rotary, windows
 
 
 @context.plain
@@ -25,6 +25,11 @@ class ConvReduction(nn.Module):
 
     def forward(self, grid: Tensor) -> Tensor:
         return norm.for_linear(self.conv(grid), self.norm, again=False)
+
+    @property
+    def parts(self) -> reduced.Reduction:
+        """The convolution and the norm."""
+        return reduced.Reduction(self.conv, self.norm)
 
     def cells(self, height: int, width: int) -> looking.Lattice:
         """Where the cells of the result are in a grid of these sides."""
@@ -48,12 +53,14 @@ class SpatialReductionAttention(nn.Module):
         self.reduction = nn.Identity() if reduction is None else reduction
 
     def forward(self, grid: Tensor) -> Tensor:
-        return attention.attend_to_reduced(grid, self.q, self.reduction(grid), self.kv, self.proj, self.num_heads)
+        reduction = self.reduction
+        parts = reduction.parts if type(reduction) is ConvReduction and context.is_plain(reduction) else None
+        return attention.attend_to_reduced(grid, self.q, reduction, parts, self.kv, self.proj, self.num_heads)
 
     def looks_at(self, grid: Tensor) -> looking.Shares:
         """The attention weights of chosen queries."""
-        reduced, extent = self.reduction(grid), (grid.shape[1], grid.shape[2])
-        key, _ = linear.by(reduced, self.kv).flatten(1, 2).chunk(2, dim=-1)
+        of_reduced, extent = self.reduction(grid), (grid.shape[1], grid.shape[2])
+        key, _ = linear.by(of_reduced, self.kv).flatten(1, 2).chunk(2, dim=-1)
         same = isinstance(self.reduction, nn.Identity)
         cells = looking.Lattice(extent) if same else self.reduction.cells(*extent)  # type: ignore[operator]
         query = linear.linear(grid.flatten(1, 2), self.q)

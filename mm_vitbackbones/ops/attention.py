@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mm_vitbackbones.ops import anysize, context, linear, narrow, onednn, resize
+from mm_vitbackbones.ops import reduced as reduced_heads
 from mm_vitbackbones.ops.kernels import registration
 from mm_vitbackbones.ops.once import direct, once_differentiable, typed
 
@@ -56,20 +57,33 @@ def _projected(heads: Tensor, project: nn.Module, shape: Sequence[int]) -> Tenso
 
 
 def attend_to_reduced(
-    grid: Tensor, to_query: nn.Module, reduced: Tensor, to_key_value: nn.Module, project: nn.Module, num_heads: int
+    grid: Tensor,
+    to_query: nn.Module,
+    reduction: nn.Module,
+    parts: reduced_heads.Reduction | None,
+    to_key_value: nn.Module,
+    project: nn.Module,
+    num_heads: int,
 ) -> Tensor:
-    """``project(attend(q, k, v))`` of queries of a grid and keys and values of another: (B, H, W, C) -> (B, H, W, C).
+    """``project(attend(q, k, v))`` of queries of a grid and keys and values of its reduction:
+    (B, H, W, C) -> (B, H, W, C).
 
     Args:
         to_query: a linear map, C -> C.
-        to_key_value: another one, C -> 2C.
+        reduction: maps a grid to the grid of the keys.
+        parts: of the reduction, if it is a plain module that has them and nothing else.
+        to_key_value: a linear map, C -> 2C.
         project: another one, C -> C.
     """
-    of_reduced = linear.to_heads(reduced, to_key_value, 2, num_heads)
-    of_grid = None if of_reduced is None else linear.to_heads(grid, to_query, 1, num_heads)
-    if of_reduced is not None and of_grid is not None:
-        heads = F.scaled_dot_product_attention(of_grid[0], *of_reduced)  # type: ignore[arg-type]
-        return _projected(heads, project, grid.shape[:-1])
+    heads = None if parts is None else reduced_heads.heads(grid, to_query, parts, to_key_value, num_heads)
+    if heads is None:
+        reduced = reduction(grid)
+        of_reduced = linear.to_heads(reduced, to_key_value, 2, num_heads)
+        of_grid = None if of_reduced is None else linear.to_heads(grid, to_query, 1, num_heads)
+        heads = None if of_reduced is None or of_grid is None else (*of_grid, *of_reduced)
+    if heads is not None:
+        query, key, value = heads
+        return _projected(F.scaled_dot_product_attention(query, key, value), project, grid.shape[:-1])
     key, value = linear.by(reduced, to_key_value).flatten(1, 2).chunk(2, dim=-1)
     return project_and_attend(grid.flatten(1, 2), to_query, key, value, project, num_heads).view_as(grid)
 

@@ -27,7 +27,7 @@ MANY_PLACES = 16
 def over_patches(grid: Tensor, conv: nn.Conv2d) -> Tensor | None:
     """``conv`` over a grid as a linear map of its patches: (B, H, W, C) -> (B, h, w, O). None where the convolution
     itself is faster."""
-    if linear.trains_on_cuda(grid, conv) and _has_tiles(conv):
+    if linear.trains_on_cuda(grid, conv) and has_tiles(conv):
         return linear.over_tiles(grid, conv)
     if context.device_type(grid) != "cpu" or not context.is_eager():
         return None
@@ -63,7 +63,7 @@ def conv_norm(grid: Tensor, conv: nn.Module, norm: nn.Module, gelu: bool) -> Ten
     return onednn.convolution(grid, conv, weight, term, "gelu" if gelu else "none")
 
 
-def _has_tiles(conv: nn.Conv2d) -> bool:
+def has_tiles(conv: nn.Conv2d) -> bool:
     """Whether the patches are side by side, without padding, and each is mapped as a whole."""
     return conv.kernel_size == conv.stride and conv.padding == (0, 0) and conv.dilation == (1, 1) and conv.groups == 1
 

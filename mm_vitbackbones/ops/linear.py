@@ -174,7 +174,7 @@ def gradients(
     needed, dtypes = wanted or ctx.needs_input_grad, ctx.dtypes
     return (
         typed(torch.mm(grad, weight), dtypes[0]) if needed[0] else None,
-        _product(grad.t(), x, dtypes[1]) if needed[1] else None,
+        product(grad.t(), x, dtypes[1]) if needed[1] else None,
         column_sums(grad if of_sums is None else of_sums, dtypes[2]) if needed[2] else None,
     )
 
@@ -272,7 +272,7 @@ class _Several(torch.autograd.Function):
         of_weights: Sequence[Tensor | None] = [None] * len(grads)
         of_biases = of_weights
         if any(needed[: len(grads)]):
-            of_weights = _product(grad.t(), x, ctx.dtypes[1]).split_with_sizes(ctx.sizes)
+            of_weights = product(grad.t(), x, ctx.dtypes[1]).split_with_sizes(ctx.sizes)
         if any(needed[len(grads) :]):
             of_biases = column_sums(grad, ctx.dtypes[1]).split_with_sizes(ctx.sizes)
         pairs = zip((*of_weights, *of_biases), needed, strict=True)
@@ -286,39 +286,64 @@ class _LinearOfTiles(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, grid: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
-        out, channels, down, right = weight.shape
         ctx.shapes, ctx.dtypes = (grid.shape, weight.shape), (grid.dtype, weight.dtype, bias.dtype)
-        rows, columns = grid.shape[1] // down, grid.shape[2] // right
-        whole = _whole_tiles(grid, rows * down, columns * right)
-        tiles = whole.view(grid.shape[0], rows, down, columns, right, channels).transpose(2, 3)
-        tiles = _packed(tiles, dtype).view(-1, down * right * channels)
-        narrow_weight = _packed(weight.permute(0, 2, 3, 1), dtype).view(out, -1)
-        ctx.save_for_backward(tiles, narrow_weight)
-        return F.linear(tiles, narrow_weight, narrow.of(bias, dtype)).view(grid.shape[0], rows, columns, out)
+        tiles = in_tiles(grid, weight.shape)
+        shape = *tiles.shape[:3], weight.shape[0]
+        tiles, weight = tiles_of(tiles, dtype), weight_of_tiles(weight, dtype)
+        ctx.save_for_backward(tiles, weight)
+        return F.linear(tiles, weight, narrow.of(bias, dtype)).view(shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         tiles, weight = ctx.saved_tensors
-        shape, (out, channels, down, right) = ctx.shapes
-        batch, rows, columns, _ = grad.shape
-        grad, of_grid, of_weight = grad.reshape(-1, out), None, None
+        shape, shape_of_weight = ctx.shapes
+        places, window = grad.shape[:3], shape_of_weight[2:]
+        grad, of_grid = grad.reshape(-1, grad.shape[3]), None
         if ctx.needs_input_grad[0]:
-            of_tiles = torch.mm(grad, weight).view(batch, rows, columns, down, right, channels).transpose(2, 3)
-            if (rows * down, columns * right) == shape[1:3]:
-                of_grid = _packed(of_tiles, ctx.dtypes[0]).view(shape)
+            of_tiles = torch.mm(grad, weight).view(*places, *window, shape[3])
+            if (places[1] * window[0], places[2] * window[1]) == shape[1:3]:
+                of_grid = _packed(of_tiles.transpose(2, 3), ctx.dtypes[0]).view(shape)
             else:
                 of_grid = torch.zeros(shape, dtype=ctx.dtypes[0], device=grad.device)
-                _whole_tiles(of_grid, rows * down, columns * right).view(of_tiles.shape).copy_(of_tiles)
-        if ctx.needs_input_grad[1]:
-            of_weight = _product(grad.t(), tiles, ctx.dtypes[1])
-            of_weight = of_weight.view(out, down, right, channels).permute(0, 3, 1, 2).contiguous()
-        return of_grid, of_weight, column_sums(grad, ctx.dtypes[2]) if ctx.needs_input_grad[2] else None, None
+                in_tiles(of_grid, shape_of_weight).copy_(of_tiles)
+        return (
+            of_grid,
+            of_weight_of_tiles(grad, tiles, shape_of_weight, ctx.dtypes[1]) if ctx.needs_input_grad[1] else None,
+            column_sums(grad, ctx.dtypes[2]) if ctx.needs_input_grad[2] else None,
+            None,
+        )
 
 
-def _whole_tiles(grid: Tensor, height: int, width: int) -> Tensor:
-    """A grid without what its tiles leave out, as a view."""
-    return grid if grid.shape[1:3] == (height, width) else grid[:, :height, :width]
+def in_tiles(grid: Tensor, window: Sequence[int]) -> Tensor:
+    """The tiles of a grid as a view: (B, H, W, C) -> (B, h, w, r, s, C). A remainder of rows or columns is left out.
+
+    Args:
+        window: the shape of a weight (O, C, r, s).
+    """
+    batch, height, width, channels = grid.shape
+    down, right = window[2:]
+    rows, columns = height // down, width // right
+    if (rows * down, columns * right) != (height, width):
+        grid = grid[:, : rows * down, : columns * right]
+    return grid.view(batch, rows, down, columns, right, channels).transpose(2, 3)
+
+
+def tiles_of(tiles: Tensor, dtype: torch.dtype) -> Tensor:
+    """The rows that a weight of tiles is for, in a type: (B, h, w, r, s, C) -> (B * h * w, r * s * C)."""
+    _, _, _, down, right, channels = tiles.shape
+    return _packed(tiles, dtype).view(-1, down * right * channels)
+
+
+def weight_of_tiles(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """(O, C, r, s) -> (O, r * s * C), in a type."""
+    return _packed(weight.permute(0, 2, 3, 1), dtype).view(weight.shape[0], -1)
+
+
+def of_weight_of_tiles(grad: Tensor, tiles: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """The gradient of the weight (O, C, r, s) in a type, from that of the results (R, O)."""
+    out, channels, down, right = shape
+    return product(grad.t(), tiles, dtype).view(out, down, right, channels).permute(0, 3, 1, 2).contiguous()
 
 
 def _packed(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -350,9 +375,9 @@ class _FeedForward(torch.autograd.Function):
         grad_hidden, activation, sums = gelu_backward(torch.mm(grad, weight2), hidden)
         return (
             typed(torch.mm(grad_hidden, weight1), dtypes[0]).view(ctx.shape) if of_x else None,
-            _product(grad_hidden.t(), x, dtypes[1]) if of_weight1 else None,
+            product(grad_hidden.t(), x, dtypes[1]) if of_weight1 else None,
             typed(sums, dtypes[2]) if of_bias1 else None,
-            _product(grad.t(), activation, dtypes[3]) if of_weight2 else None,
+            product(grad.t(), activation, dtypes[3]) if of_weight2 else None,
             column_sums(grad, dtypes[4]) if of_bias2 else None,
             None,
         )
@@ -408,13 +433,13 @@ class _MixFeedForward(torch.autograd.Function):
         of_conv, activation, of_window, of_bias = kernels.depthwise_gelu_slopes(
             torch.mm(grad, weight2).view(hidden.shape), hidden, window, bias
         )
-        of_weight2 = _product(grad.t(), activation.view(-1, width), dtypes[3]) if needed[5] else None
+        of_weight2 = product(grad.t(), activation.view(-1, width), dtypes[3]) if needed[5] else None
         del activation  # so that the memory of three of these maps is enough
         of_hidden = kernels.depthwise_transposed(of_conv, window).view(-1, width)
         del of_conv
         return (
             typed(torch.mm(of_hidden, weight1), dtypes[0]).view(shape) if needed[0] else None,
-            _product(of_hidden.t(), x, dtypes[1]) if needed[1] else None,
+            product(of_hidden.t(), x, dtypes[1]) if needed[1] else None,
             column_sums(of_hidden, dtypes[2]) if needed[2] else None,
             of_window if needed[3] else None,
             of_bias if needed[4] else None,
@@ -433,7 +458,7 @@ def column_sums(matrix: Tensor, dtype: torch.dtype) -> Tensor:
     """(rows, C) -> (C,). On CUDA by a product with ones: PyTorch reduces many rows of few columns in several times what
     reading them takes."""
     if matrix.is_cuda and matrix.dtype != dtype and _HAS_WIDE_PRODUCTS:
-        return _product(_ones(matrix), matrix, dtype).view(-1)
+        return product(_ones(matrix), matrix, dtype).view(-1)
     return matrix.sum(0, dtype=dtype)
 
 
@@ -453,7 +478,7 @@ def _ones(matrix: Tensor) -> Tensor:
 _kept_ones: dict[Any, Tensor] = {}
 
 
-def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+def product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
     """``a @ b`` in a type that may be wider than theirs, without a pass to cast it where PyTorch can."""
     if a.dtype == dtype:
         return torch.mm(a, b)

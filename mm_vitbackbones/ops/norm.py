@@ -70,11 +70,12 @@ def is_over_channels(norm: nn.Module) -> bool:
 def fork(x: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor]:
     """``x`` and ``norm(x)`` as for ``for_linear``. The norm's own pass adds up the gradients of both, if what follows
     uses the returned x."""
-    weight, bias, eps = _arguments(norm)
+    weight, bias, eps = parameters_of(norm)
     return _normalised(x, weight, bias, eps, context.autocast_dtype(x.device) or weight.dtype)
 
 
-def _arguments(norm: nn.Module) -> tuple[Tensor, Tensor, float]:
+def parameters_of(norm: nn.Module) -> tuple[Tensor, Tensor, float]:
+    """Weight, bias and epsilon of a norm that ``is_over_channels``."""
     parameters = norm.__dict__["_parameters"]
     return parameters["weight"], parameters["bias"], norm.__dict__["eps"]
 
@@ -88,7 +89,7 @@ def add(
         factor: one for each sample, (B,), or None.
         scale: one for each channel, (C,), or None.
     """
-    weight, bias, eps = _arguments(norm)
+    weight, bias, eps = parameters_of(norm)
     dtype = context.autocast_dtype(x.device) or weight.dtype
     arguments = x, branch, factor, scale, weight, bias, eps, dtype
     return _norm_of_sum(*arguments) if torch.is_grad_enabled() else kernels.add_layer_norm(*arguments)[:2]

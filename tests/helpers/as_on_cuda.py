@@ -82,7 +82,7 @@ def use(monkeypatch: pytest.MonkeyPatch) -> None:
     def product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
         return wide_product(a, b) if a.dtype != dtype == torch.float32 else ordinary(a, b, dtype)
 
-    ordinary = linear._product
-    monkeypatch.setattr(linear, "_product", product)
+    ordinary = linear.product
+    monkeypatch.setattr(linear, "product", product)
     monkeypatch.setattr(F, "layer_norm", layer_norm)
     monkeypatch.setattr(F, "scaled_dot_product_attention", scaled_dot_product_attention)

@@ -65,7 +65,7 @@ def ours_as_on_gpu() -> Iterator[None]:
             (launch, "_stream", lambda index: 0),
             (registration, "usable", lambda tensor: True),
             (registration, "is_direct", lambda tensor: not torch._C._len_torch_dispatch_stack() and context.is_eager()),
-            (linear, "_product", _product),
+            (linear, "product", _product),
             (linear, "column_sums", _column_sums),
         ):
             stack.enter_context(mock.patch.object(place, name, value))

@@ -1,0 +1,114 @@
+"""Queries of a grid, and keys and values of the same grid reduced by a convolution of tiles and its norm.
+
+In training on CUDA they are one function: it keeps what separate ones keep, and adds up the grid's gradients in place.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mm_vitbackbones.ops import conv as conv_ops
+from mm_vitbackbones.ops import linear, narrow, norm
+from mm_vitbackbones.ops.kernels import norm as kernels
+from mm_vitbackbones.ops.once import direct, once_differentiable, typed
+
+
+class Reduction(NamedTuple):
+    """The parts of a module that maps grids by ``norm(conv(grid))``, with patches side by side."""
+
+    conv: nn.Conv2d
+    norm: nn.Module
+
+
+def heads(
+    grid: Tensor, to_query: nn.Module, parts: Reduction, to_key_value: nn.Module, num_heads: int
+) -> tuple[Tensor, ...] | None:
+    """The heads of ``to_query(grid)``, and those of the two halves of ``to_key_value(norm(conv(grid)))``:
+    (B, H, W, C) -> (B, h, H * W, d), (B, h, H * W / r², d) twice. None elsewhere than in training in eager mode on
+    CUDA, and where one of the maps lacks a bias."""
+    if not torch.is_grad_enabled() or not norm.is_fast(grid, parts.norm):
+        return None
+    found = linear.on_cuda(grid, to_query, parts.conv, to_key_value)
+    if found is None or not conv_ops.has_tiles(parts.conv):
+        return None
+    query_weight, query_bias, tile_weight, tile_bias, weight, bias, dtype = found
+    if query_bias is None or tile_bias is None or bias is None:
+        return None
+    if grid.shape[1] < tile_weight.shape[2] or grid.shape[2] < tile_weight.shape[3]:  # there is no tile
+        return None
+    norm_weight, norm_bias, eps = norm.parameters_of(parts.norm)
+    maps = query_weight, query_bias, tile_weight, tile_bias, norm_weight, norm_bias, weight, bias
+    return _heads(grid, *maps, dtype, eps, num_heads)
+
+
+class _Heads(torch.autograd.Function):
+    """See ``heads``. The results are views of two maps."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        grid: Tensor,
+        query_weight: Tensor,
+        query_bias: Tensor,
+        tile_weight: Tensor,
+        tile_bias: Tensor,
+        norm_weight: Tensor,
+        norm_bias: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        dtype: torch.dtype,
+        eps: float,
+        num_heads: int,
+    ) -> tuple[Tensor, ...]:
+        parameters = query_weight, query_bias, tile_weight, tile_bias, norm_weight, norm_bias, weight, bias
+        ctx.shapes, ctx.dtypes = (grid.shape, tile_weight.shape), [x.dtype for x in (grid, *parameters)]
+        batch, _, _, channels = grid.shape
+        grid = typed(grid, dtype)
+        rows, query_weight = grid.reshape(-1, channels), narrow.of(query_weight, dtype)
+        query = F.linear(rows, query_weight, narrow.of(query_bias, dtype))
+        tiles = linear.tiles_of(linear.in_tiles(grid, tile_weight.shape), dtype)
+        tile_weight = linear.weight_of_tiles(tile_weight, dtype)
+        reduced = F.linear(tiles, tile_weight, narrow.of(tile_bias, dtype))
+        normed, statistics = kernels.layer_norm(reduced, norm_weight, norm_bias, eps, dtype)
+        weight = narrow.of(weight, dtype)
+        key_value = F.linear(normed, weight, narrow.of(bias, dtype))
+        ctx.save_for_backward(rows, query_weight, tiles, tile_weight, reduced, statistics, norm_weight, normed, weight)
+        return linear.split_heads(query, batch, 1, num_heads) + linear.split_heads(key_value, batch, 2, num_heads)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_query: Tensor, *of_key_value: Tensor) -> Any:
+        rows, query_weight, tiles, tile_weight, reduced, statistics, norm_weight, normed, weight = ctx.saved_tensors
+        needed, dtypes = ctx.needs_input_grad, ctx.dtypes
+        shape, shape_of_tiles = ctx.shapes
+        of_query = linear.join_heads((of_query,), query_weight.shape[0])
+        grad = linear.join_heads(of_key_value, weight.shape[0] // 2)
+        of_reduced, of_norm, of_norm_bias = kernels.layer_norm_backward(
+            torch.mm(grad, weight), None, reduced, statistics, norm_weight
+        )
+        of_grid = None
+        if needed[0]:
+            of_grid = typed(torch.mm(of_query, query_weight), dtypes[0]).view(shape)
+            of_tiles = linear.in_tiles(of_grid, shape_of_tiles)
+            of_tiles += torch.mm(of_reduced, tile_weight).view(of_tiles.shape)
+        return (
+            of_grid,
+            linear.product(of_query.t(), rows, dtypes[1]) if needed[1] else None,
+            linear.column_sums(of_query, dtypes[2]) if needed[2] else None,
+            linear.of_weight_of_tiles(of_reduced, tiles, shape_of_tiles, dtypes[3]) if needed[3] else None,
+            linear.column_sums(of_reduced, dtypes[4]) if needed[4] else None,
+            typed(of_norm, dtypes[5]) if needed[5] else None,
+            typed(of_norm_bias, dtypes[6]) if needed[6] else None,
+            linear.product(grad.t(), normed, dtypes[7]) if needed[7] else None,
+            linear.column_sums(grad, dtypes[8]) if needed[8] else None,
+            None,
+            None,
+            None,
+        )
+
+
+_heads = direct(_Heads)
