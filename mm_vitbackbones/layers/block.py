@@ -78,21 +78,24 @@ class Recomputable(nn.Module):
 
     def recomputed(self, function: Callable[..., T], *inputs: Any) -> T:
         """``function(*inputs)``, a method or a part of this module, computed again as ``recompute`` says."""
+        if self.recompute == memory.NOTHING or not self.training:
+            return function(*inputs)
         return self._recomputed(self.recompute, function, *inputs)
 
     def wholly(self, function: Callable[..., T], *inputs: Any) -> T:
         """``function(*inputs)``, computed again if ``recompute`` says "all"."""
-        return self._recomputed(memory.ALL if self.recompute == memory.ALL else memory.NOTHING, function, *inputs)
+        if self.recompute != memory.ALL or not self.training:
+            return function(*inputs)
+        return self._recomputed(memory.ALL, function, *inputs)
 
     def lightly(self, function: Callable[..., T], *inputs: Any) -> T:
         """``function(*inputs)``, without expensive attention in it, computed again if ``recompute`` says
         "all but attention"."""
-        light = self.recompute == memory.ALL_BUT_ATTENTION
-        return self._recomputed(memory.ALL if light else memory.NOTHING, function, *inputs)
+        if self.recompute != memory.ALL_BUT_ATTENTION or not self.training:
+            return function(*inputs)
+        return self._recomputed(memory.ALL, function, *inputs)
 
     def _recomputed(self, what: str, function: Callable[..., T], *inputs: Any) -> T:
-        if what == memory.NOTHING or not self.training:
-            return function(*inputs)
         # A module that a user has put into this part may draw random numbers.
         whole = function if isinstance(function, nn.Module) else self
         return memory.recomputed(function, *inputs, what=what, random=not context.is_plain_tree(whole))
@@ -137,7 +140,7 @@ class ResidualBlock(Recomputable):
 
     def drops(self, drawn: Sequence[Tensor]) -> Sequence[Any]:
         """What drops each branch."""
-        return [Drawn(factor) for factor in drawn] or [self.drop_path] * self.branch_count
+        return [Drawn(factor) for factor in drawn] if drawn else (self.drop_path,) * self.branch_count
 
     def __getstate__(self) -> dict[str, Any]:
         """What is pickled and copied: no compiled form, which belongs to this block in this process."""

@@ -39,7 +39,7 @@ class DropPath(nn.Module):
         if not self.training or self.rate == 0.0 or not context.is_plain(self):
             return ()
         keep = 1.0 - self.rate
-        return x.new_empty((count, len(x))).bernoulli_(keep).div_(keep).unbind()
+        return x.new_empty((count, x.shape[0])).bernoulli_(keep).div_(keep).unbind()
 
     def of(self, tokens: Tokens) -> DropPath:
         """What drops the samples of these tokens."""

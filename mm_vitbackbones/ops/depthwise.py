@@ -34,15 +34,18 @@ def serves(grid: Tensor, convs: Sequence[nn.Module], expand: nn.Module | None = 
     """
     if not is_for(grid) or type(grid) is not Tensor or not all(map(_is_depthwise, convs)):
         return False
-    weights, biases = _parameters(convs)
+    weights, biases = parameters_of(convs)
     parameters = [*weights, *biases]
     # What PyTorch refuses is left to the modules, whose errors people know.
-    channels = grid.shape[-1] if expand is None else cast(Tensor, expand.weight).shape[0]
-    if sum([weight.shape[0] for weight in weights]) != channels:
-        return False
-    if {x.device for x in parameters} != {grid.device}:
-        return False
-    return {x.dtype for x in parameters} == {grid.dtype} or _narrow(grid, parameters) is not None
+    left = grid.shape[-1] if expand is None else expand.__dict__["_parameters"]["weight"].shape[0]
+    for weight in weights:
+        left -= weight.shape[0]
+    device, dtype, same = grid.device, grid.dtype, True
+    for x in parameters:
+        if x.device != device:
+            return False
+        same = same and x.dtype == dtype
+    return left == 0 and (same or _narrow(grid, parameters) is not None)
 
 
 def run(grid: Tensor, convs: Sequence[nn.Module], gelu: bool = False, add: bool = False) -> Tensor:
@@ -50,7 +53,7 @@ def run(grid: Tensor, convs: Sequence[nn.Module], gelu: bool = False, add: bool 
 
     Autocast casts the grid as it does for the modules, except where it is added: then the result has its type.
     """
-    weights, biases = _parameters(convs)
+    weights, biases = parameters_of(convs)
     narrow = _narrow(grid, [*weights, *biases])
     if narrow is not None and not add:
         grid = grid.to(narrow)
@@ -75,19 +78,23 @@ def _is_depthwise(conv: nn.Module) -> bool:
     """Whether it is a plain depthwise convolution that keeps the size, of a window that the kernels know."""
     if not isinstance(conv, nn.Conv2d) or not context.is_plain(conv):
         return False
-    side = conv.kernel_size[0]
     return (
         conv.groups == conv.in_channels == conv.out_channels
-        and side in kernels.SIDES
-        and conv.kernel_size == (side, side)
-        and conv.padding == (side // 2, side // 2)
+        and (conv.kernel_size, conv.padding) in _KEEPING_THE_SIZE
         and conv.stride == conv.dilation == (1, 1)
         and conv.padding_mode == "zeros"
     )
 
 
-def _parameters(convs: Sequence[nn.Module]) -> tuple[list[Tensor], list[Tensor]]:
+_KEEPING_THE_SIZE = {((side, side), (side // 2, side // 2)) for side in kernels.SIDES}
+"""Windows and paddings."""
+
+
+def parameters_of(convs: Sequence[nn.Module]) -> tuple[list[Tensor], list[Tensor]]:
     """The weights, and the biases: zeros where only some convolutions have one."""
+    if len(convs) == 1:
+        parameters = convs[0].__dict__["_parameters"]
+        return [parameters["weight"]], [] if parameters["bias"] is None else [parameters["bias"]]
     of_convs = [conv.__dict__["_parameters"] for conv in convs]
     weights, biases = [x["weight"] for x in of_convs], [x["bias"] for x in of_convs]
     missing = sum([bias is None for bias in biases])

@@ -54,7 +54,7 @@ def of_heads(heads: Tensor, layer: nn.Module, shape: Sequence[int]) -> Tensor | 
         return None
     if torch.is_grad_enabled():
         return _linear_of_heads(heads, *found, shape)
-    return mapped(heads.transpose(1, 2).flatten(2), *found).view(*shape, -1)
+    return mapped(_rows_of(heads), *found).view(*shape, -1)
 
 
 def several(x: Tensor, layers: Sequence[nn.Module]) -> tuple[Tensor, ...]:
@@ -83,14 +83,14 @@ def mix_feed_forward(grid: Tensor, fc1: nn.Module, conv: nn.Module, fc2: nn.Modu
     """``fc2(gelu(conv(fc1(grid))))`` with a depthwise convolution, and with a ReLU after fc1 if asked for:
     (B, H, W, C) -> (B, H, W, C')."""
     found = None if relu else on_cuda(grid, fc1, fc2)
-    if found is not None and conv.bias is not None and depthwise.serves(grid, [conv], fc1):
+    if found is not None and depthwise.serves(grid, [conv], fc1):
         weight1, bias1, weight2, bias2, dtype = found
-        if torch.is_grad_enabled() and bias1 is not None and bias2 is not None:
-            return _mix_feed_forward(grid, weight1, bias1, conv.weight, conv.bias, weight2, bias2, dtype)
+        weights, biases = depthwise.parameters_of([conv])
         if not torch.is_grad_enabled():
-            hidden = mapped(grid, weight1, bias1, dtype)
-            hidden = kernels.depthwise(hidden, [conv.weight], [conv.bias], True, False)
+            hidden = kernels.depthwise(mapped(grid, weight1, bias1, dtype), weights, biases, True, False)
             return mapped(hidden, weight2, bias2, dtype)
+        if biases and bias1 is not None and bias2 is not None:
+            return _mix_feed_forward(grid, weight1, bias1, *weights, *biases, weight2, bias2, dtype)
     hidden = onednn.linear_relu(grid, fc1) if relu else linear(grid, fc1)
     context.release(grid)
     hidden = onednn.conv_gelu(hidden, conv)  # the name frees the map before
@@ -150,6 +150,8 @@ def _dtype(x: Tensor) -> torch.dtype:
 
 def mapped(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
     """x weight' + bias in a type that may be narrower than that of the parameters, without a gradient."""
+    if x.dtype == weight.dtype == dtype and (bias is None or bias.dtype == dtype):
+        return F.linear(x, weight, bias)
     return F.linear(typed(x, dtype), narrow.of(weight, dtype), None if bias is None else narrow.of(bias, dtype))
 
 
@@ -222,8 +224,7 @@ class _LinearOfHeads(torch.autograd.Function):
     ) -> Tensor:
         batch, num_heads, tokens, dim = heads.shape
         ctx.shape = batch, tokens, num_heads, dim
-        rows = heads.transpose(1, 2).reshape(batch * tokens, num_heads * dim)
-        return mapped_in(ctx, rows, weight, bias, dtype).view(*shape, -1)
+        return mapped_in(ctx, _rows_of(heads), weight, bias, dtype).view(*shape, -1)
 
     @staticmethod
     @once_differentiable
@@ -235,14 +236,23 @@ class _LinearOfHeads(torch.autograd.Function):
 
 def split_heads(rows: Tensor, batch: int, count: int, num_heads: int) -> tuple[Tensor, ...]:
     """Views: (B * N, count * C) -> ``count`` of (B, h, N, d)."""
+    if count == 1:
+        return (rows.view(batch, -1, num_heads, rows.shape[1] // num_heads).transpose(1, 2),)
     return rows.view(batch, -1, count, num_heads, rows.shape[1] // (count * num_heads)).permute(2, 0, 3, 1, 4).unbind()
 
 
 def join_heads(heads: Sequence[Tensor], width: int) -> Tensor:
     """The inverse: ``count`` of (B, h, N, d) -> (B * N, count * C) with C = ``width``. PyTorch's attention gives
     gradients in the memory of tokens, so that the rows of each are a view."""
-    rows = [x.transpose(1, 2).reshape(-1, width) for x in heads]
-    return rows[0] if len(rows) == 1 else torch.cat(rows, 1)
+    if len(heads) == 1:
+        return heads[0].transpose(1, 2).reshape(-1, width)
+    return torch.cat([x.transpose(1, 2).reshape(-1, width) for x in heads], 1)
+
+
+def _rows_of(heads: Tensor) -> Tensor:
+    """(B, h, N, d) -> (B * N, C)."""
+    batch, num_heads, tokens, dim = heads.shape
+    return heads.transpose(1, 2).reshape(batch * tokens, num_heads * dim)
 
 
 class _Several(torch.autograd.Function):
@@ -468,14 +478,34 @@ def _ones(matrix: Tensor) -> Tensor:
     if torch._C._cuda_isCurrentStreamCapturing():  # a graph's own memory must not be kept
         return matrix.new_ones(1, rows)
     key = matrix.dtype, device, torch._C._cuda_getCurrentRawStream(device.index)
-    buffer = _kept_ones.get(key)
-    if buffer is None or buffer.shape[1] < rows:
+    parts = _kept_ones.get(key)
+    if parts is None or parts.buffer.shape[1] < rows:
         with torch.inference_mode(False):
-            buffer = _kept_ones[key] = torch.ones(1, rows, dtype=matrix.dtype, device=device)
-    return buffer[:, :rows]
+            parts = _kept_ones[key] = Ones(torch.ones(1, rows, dtype=matrix.dtype, device=device))
+    return parts.of(rows)
 
 
-_kept_ones: dict[Any, Tensor] = {}
+class Ones:
+    """Parts of a buffer of ones, (1, rows): a part takes as long as a launch, and each length is used many times."""
+
+    MOST = 512
+    """Lengths that are kept."""
+
+    def __init__(self, buffer: Tensor) -> None:
+        self.buffer = buffer
+        self.parts: dict[int, Tensor] = {}
+
+    def of(self, rows: int) -> Tensor:
+        """A view of so many of them."""
+        if (part := self.parts.get(rows)) is None:
+            if len(self.parts) == self.MOST:
+                self.parts.clear()
+            with torch.inference_mode(False):
+                part = self.parts[rows] = self.buffer[:, :rows]
+        return part
+
+
+_kept_ones: dict[Any, Ones] = {}
 
 
 def product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:

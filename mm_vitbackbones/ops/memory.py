@@ -66,10 +66,13 @@ def saving(x: Tensor | None = None) -> AbstractContextManager[Any]:
     saved tensors are active, such as those of a checkpoint around this call, what is kept here is passed to them.
     """
     if x is not None and context.device_type(x) == "cuda":
-        return nullcontext()
+        return _UNCHANGED
     if not torch.is_grad_enabled() or not context.is_eager() or _local.inside_larger:
-        return nullcontext()
+        return _UNCHANGED
     return _Recipes()
+
+
+_UNCHANGED = nullcontext()
 
 
 def cheap(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

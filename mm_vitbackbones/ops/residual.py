@@ -122,7 +122,8 @@ def add_scaled(x: Tensor, branch: Tensor, factor: Tensor | None, scale: Tensor |
 
 def _scaled_sum(x: Tensor, branch: Tensor, both: Tensor) -> Tensor:
     # With `out`, because autocast on CUDA casts the inputs of the other form in passes of their own.
-    out = torch.empty_like(x, dtype=torch.promote_types(x.dtype, branch.dtype))
+    same = x.dtype == branch.dtype
+    out = torch.empty_like(x) if same else torch.empty_like(x, dtype=torch.promote_types(x.dtype, branch.dtype))
     return torch.addcmul(x, branch, both, out=out)
 
 

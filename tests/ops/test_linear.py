@@ -236,3 +236,14 @@ def test_a_convolution_of_a_channel_to_several_has_the_value_and_gradients_of_th
     torch.testing.assert_close(y, expected)
     ours, theirs = (torch.autograd.grad(out.square().sum(), [grid, *conv.parameters()]) for out in (y, expected))
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_ones_of_each_length_are_parts_of_one_buffer_and_few_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear.Ones, "MOST", 2)
+    ones = linear.Ones(torch.ones(1, 8))
+    for rows in (3, 8, 5, 3):
+        part = ones.of(rows)
+        assert part.shape == (1, rows)
+        assert part.untyped_storage().data_ptr() == ones.buffer.untyped_storage().data_ptr()
+        assert ones.of(rows) is part
+        assert len(ones.parts) <= 2

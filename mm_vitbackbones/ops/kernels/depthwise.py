@@ -22,7 +22,6 @@ from mm_vitbackbones.ops.once import typed
 
 SIDES = (3, 5, 7)
 """The windows that the kernels know."""
-_KNOWN = frozenset(SIDES)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """The types of grids that the kernels know; they compute in fp32."""
 
@@ -137,6 +136,13 @@ def _bands(grid: tuple[int, ...], windows: tuple[tuple[int, int], ...], shape: S
     return math.ceil(height / rows), rows
 
 
+@functools.lru_cache(maxsize=1024)
+def _sizes(shape: Shape, grid: tuple[int, ...], windows: tuple[tuple[int, int], ...]) -> tuple[int, tuple[int, ...]]:
+    """How many rows of partial sums there are, and the lengths in a row: of a weight, then its bias, and so on."""
+    rows = grid[0] * _bands(grid, windows, shape)[0] * math.ceil(grid[2] / shape.columns)
+    return rows, tuple([size for channels, side in windows for size in (channels * side * side, channels)])
+
+
 class _Step(NamedTuple):
     """The kernel of one convolution, as a launcher takes it: what does not depend on the values of tensors."""
 
@@ -186,11 +192,19 @@ def _steps(
 
 
 def _windows(weights: Sequence[Tensor]) -> tuple[tuple[int, int], ...]:
+    if len(weights) == 1:
+        channels, _, _, side = weights[0].shape
+        return ((channels, side),)
     return tuple([(shape[0], shape[3]) for shape in [weight.shape for weight in weights]])
 
 
-def _served(grid: Tensor, weights: Sequence[Tensor]) -> bool:
-    return grid.dtype in DTYPES and grid.numel() > 0 and {weight.shape[-1] for weight in weights} <= _KNOWN
+def _served(grid: Tensor, windows: tuple[tuple[int, int], ...]) -> bool:
+    return grid.dtype in DTYPES and grid.numel() > 0 and _known(windows)
+
+
+@functools.lru_cache(maxsize=1024)
+def _known(windows: tuple[tuple[int, int], ...]) -> bool:
+    return all(side in SIDES for _, side in windows)
 
 
 def _parts(grids: Sequence[Tensor], windows: tuple[tuple[int, int], ...]) -> list[tuple[Tensor, ...]]:
@@ -213,42 +227,54 @@ _START_CORRELATE_GELU = registration.kernel("depthwise", "start_correlate_gelu")
 
 
 def launch(grid: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], gelu: bool, add: bool) -> Tensor:
-    if not _served(grid, weights):
+    windows = _windows(weights)
+    if not _served(grid, windows):
         return reference(grid, weights, biases, gelu, add)
     grid = _with_channels_together(grid)
-    return _convolve(grid, grid if add else None, weights, biases, gelu, flip=False)
+    return _convolve(grid, grid if add else None, weights, windows, biases, gelu, flip=False)
 
 
 def launch_backward(
     grad: Tensor, grid: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], gelu: bool, add: bool
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    if not _served(grid, weights):
+    windows = _windows(weights)
+    if not _served(grid, windows):
         return backward_reference(grad, grid, weights, biases, gelu, add)
     grad, grid = _with_channels_together(grad), _with_channels_together(grid)
-    d, of_weights, of_biases = _correlate(grad, grid, weights, biases, gelu)
-    return _convolve(d, grad if add else None, weights, (), False, flip=True), of_weights, of_biases
+    d, of_weights, of_biases = _correlate(grad, grid, weights, windows, biases, gelu)
+    return _convolve(d, grad if add else None, weights, windows, (), False, flip=True), of_weights, of_biases
 
 
 def launch_slopes(grad: Tensor, grid: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    if not _served(grid, [weight]):
+    weights = (weight,)
+    windows = _windows(weights)
+    if not _served(grid, windows):
         return slopes_reference(grad, grid, weight, bias)
-    activation = torch.empty(grid.shape, dtype=grid.dtype, device=grid.device)
+    activation = torch.empty_like(grid, memory_format=torch.contiguous_format)
     grad, grid = _with_channels_together(grad), _with_channels_together(grid)
-    d, (of_weight,), (of_bias,) = _correlate(grad, grid, [weight], [bias], True, activation)
+    d, (of_weight,), (of_bias,) = _correlate(grad, grid, weights, windows, (bias,), True, activation)
     return d, activation, of_weight, of_bias
 
 
 def launch_transposed(grad: Tensor, weight: Tensor) -> Tensor:
-    if not _served(grad, [weight]):
+    weights = (weight,)
+    windows = _windows(weights)
+    if not _served(grad, windows):
         return transposed_reference(grad, weight)
-    return _convolve(_with_channels_together(grad), None, [weight], (), False, flip=True)
+    return _convolve(_with_channels_together(grad), None, weights, windows, (), False, flip=True)
 
 
 def _convolve(
-    grid: Tensor, added: Tensor | None, weights: Sequence[Tensor], biases: Sequence[Tensor], gelu: bool, flip: bool
+    grid: Tensor,
+    added: Tensor | None,
+    weights: Sequence[Tensor],
+    windows: tuple[tuple[int, int], ...],
+    biases: Sequence[Tensor],
+    gelu: bool,
+    flip: bool,
 ) -> Tensor:
-    out = torch.empty(grid.shape, dtype=grid.dtype, device=grid.device)
-    grids, windows = (grid, grid if added is None else added, out), _windows(weights)
+    out = torch.empty_like(grid, memory_format=torch.contiguous_format)
+    grids = grid, grid if added is None else added, out
     strides = (*grid.stride()[:3], *grids[1].stride()[:3], *out.stride()[:3])
     constants = bool(biases), gelu, added is not None, flip
     steps = _steps(CONVOLVE, grid.shape[:3], strides, windows, constants, False)
@@ -263,6 +289,7 @@ def _correlate(
     grad: Tensor,
     grid: Tensor,
     weights: Sequence[Tensor],
+    windows: tuple[tuple[int, int], ...],
     biases: Sequence[Tensor],
     gelu: bool,
     activation: Tensor | None = None,
@@ -273,11 +300,9 @@ def _correlate(
         activation: an empty grid that takes ``gelu(conv(grid))``.
     """
     shape = CORRELATE_GELU if gelu else CORRELATE
-    windows = _windows(weights)
-    d = torch.empty(grid.shape, dtype=grid.dtype, device=grid.device) if gelu else grad
-    sizes = [size for channels, side in windows for size in (channels * side * side, channels)]
-    rows = grid.shape[0] * _bands(grid.shape[:3], windows, shape)[0] * math.ceil(grid.shape[2] / shape.columns)
-    partials = torch.empty((rows, sum(sizes)), dtype=torch.float32, device=grid.device)
+    d = torch.empty_like(grid, memory_format=torch.contiguous_format) if gelu else grad
+    rows, sizes = _sizes(shape, grid.shape[:3], windows)
+    partials = torch.empty(rows, sum(sizes), dtype=torch.float32, device=grid.device)
     strides = (*grad.stride()[:3], *grid.stride()[:3])
     if not gelu:
         steps = _steps(shape, grid.shape[:3], strides, windows, (), True)
@@ -292,7 +317,7 @@ def _correlate(
             bias, kept = biases[i] if biases else weight, result if activation is None else activation
             tensors = of_result, values, weight, bias, result, kept, partials
             _START_CORRELATE_GELU(step.programs, tensors, *step[1:])
-    sums = partials.sum(0).split(sizes)
+    sums = partials.sum(0).split_with_sizes(sizes)
     of_weights = [typed(g.view(weight.shape), weight.dtype) for g, weight in zip(sums[::2], weights, strict=True)]
     return d, of_weights, [typed(g, bias.dtype) for g, bias in zip(sums[1::2], biases, strict=False)]
 

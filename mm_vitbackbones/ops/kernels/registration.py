@@ -100,7 +100,7 @@ class _Kernel:
         self.found: Callable[..., Any] | None = None
 
     def __call__(self, *args: Any) -> Any:
-        return self.function()(*args)
+        return (self.found or self.function())(*args)
 
     def function(self) -> Callable[..., Any]:
         """The function itself."""

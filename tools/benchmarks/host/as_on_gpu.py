@@ -38,7 +38,7 @@ def _nothing(*args: Any) -> None:
     return None
 
 
-_ONES = torch.ones(1, 2**16, dtype=torch.bfloat16)
+_ONES = linear.Ones(torch.ones(1, 2**16, dtype=torch.bfloat16))
 
 
 def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
@@ -47,7 +47,7 @@ def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _column_sums(matrix: Tensor, dtype: torch.dtype) -> Tensor:
     wide = matrix.dtype == dtype
-    return matrix.sum(0) if wide else _product(_ONES[:, : len(matrix)], matrix, dtype).view(-1)
+    return matrix.sum(0) if wide else _product(_ONES.of(matrix.shape[0]), matrix, dtype).view(-1)
 
 
 @contextmanager

@@ -119,7 +119,8 @@ def add_layer_norm(
     total = x
     if branch is not None:
         branch = branch.contiguous()
-        total = torch.empty_like(x, dtype=torch.promote_types(x.dtype, branch.dtype))
+        same = x.dtype == branch.dtype
+        total = torch.empty_like(x) if same else torch.empty_like(x, dtype=torch.promote_types(x.dtype, branch.dtype))
     y = torch.empty_like(x, dtype=dtype)
     statistics = torch.empty(2, rows, dtype=torch.float32, device=x.device)
     columns, height, warps = tile_of(channels)
