@@ -107,10 +107,7 @@ class RotaryAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, tokens: Tensor, rotation: rotary.Rotation) -> Tensor:
-        query, key, value = linear.several(tokens, (self.q, self.k, self.v))
-        context.release(tokens)
-        query, key = (rotary.rotate(x, rotation, self.num_heads) for x in (query, key))
-        return linear.linear(attention.attend(query, key, value, self.num_heads), self.proj)
+        return attention.attend_turned(tokens, self.q, self.k, self.v, self.proj, rotation, self.num_heads)
 
     def looks_at(self, tokens: Tensor, rotation: rotary.Rotation) -> looking.Shares:
         """The attention weights of chosen queries."""

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mm_vitbackbones.ops import anysize, context, linear, narrow, onednn, resize
+from mm_vitbackbones.ops import anysize, context, linear, narrow, onednn, resize, rotary
 from mm_vitbackbones.ops import reduced as reduced_heads
 from mm_vitbackbones.ops.kernels import registration
 from mm_vitbackbones.ops.once import direct, once_differentiable, typed
@@ -47,6 +47,26 @@ def attend_to_each_other(
         return _projected(F.scaled_dot_product_attention(query, key, value), project, shape[:-1])
     query, key, value = linear.linear(tokens, to_qkv, again).chunk(3, dim=-1)
     context.release(tokens)
+    return linear.linear(attend(query, key, value, num_heads), project)
+
+
+def attend_turned(
+    tokens: Tensor,
+    to_query: nn.Module,
+    to_key: nn.Module,
+    to_value: nn.Module,
+    project: nn.Module,
+    rotation: rotary.Rotation,
+    num_heads: int,
+) -> Tensor:
+    """``attend_to_each_other`` with queries and keys that are turned by their position: (B, N, C) -> (B, N, C)."""
+    layers = to_query, to_key, to_value
+    if (heads := rotary.to_heads(tokens, layers, rotation, num_heads)) is not None:
+        query, key, value = heads
+        return _projected(F.scaled_dot_product_attention(query, key, value), project, tokens.shape[:-1])
+    query, key, value = (linear.linear(tokens, layer) for layer in layers)
+    context.release(tokens)
+    query, key = (rotary.rotate(x, rotation, num_heads) for x in (query, key))
     return linear.linear(attend(query, key, value, num_heads), project)
 
 

@@ -8,7 +8,7 @@ own. Everywhere else the modules are called one after the other.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -55,15 +55,6 @@ def of_heads(heads: Tensor, layer: nn.Module, shape: Sequence[int]) -> Tensor | 
     if torch.is_grad_enabled():
         return _linear_of_heads(heads, *found, shape)
     return mapped(_rows_of(heads), *found).view(*shape, -1)
-
-
-def several(x: Tensor, layers: Sequence[nn.Module]) -> tuple[Tensor, ...]:
-    """``linear(x, layer)`` of each. In training on CUDA they are one product."""
-    if all(trains_on_cuda(x, layer, biased=False) for layer in layers):
-        parameters = [getattr(layer, name) for name in ("weight", "bias") for layer in layers]
-        if len({parameter.dtype for parameter in parameters if parameter is not None}) == 1:
-            return _several(x, _dtype(x), *parameters)
-    return tuple([linear(x, layer) for layer in layers])
 
 
 def feed_forward(x: Tensor, fc1: nn.Module, fc2: nn.Module) -> Tensor:
@@ -255,42 +246,6 @@ def _rows_of(heads: Tensor) -> Tensor:
     return heads.transpose(1, 2).reshape(batch * tokens, num_heads * dim)
 
 
-class _Several(torch.autograd.Function):
-    """``_Linear`` of several weights and as many biases, some of which may be None; all have one type."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, dtype: torch.dtype, *parameters: Tensor | None) -> tuple[Tensor, ...]:
-        count = len(parameters) // 2
-        weights, biases = cast("tuple[Tensor, ...]", parameters[:count]), parameters[count:]
-        ctx.sizes = [len(weight) for weight in weights]
-        ctx.dtypes = x.dtype, weights[0].dtype
-        x = typed(x, dtype)
-        weight = torch.cat([narrow.of(weight, dtype) for weight in weights])
-        ctx.save_for_backward(x, weight)
-        if all(bias is None for bias in biases):
-            return F.linear(x, weight).split_with_sizes(ctx.sizes, dim=-1)
-        pairs = zip(biases, ctx.sizes, strict=True)
-        bias = torch.cat([x.new_zeros(size) if bias is None else narrow.of(bias, dtype) for bias, size in pairs])
-        return F.linear(x, weight, bias).split_with_sizes(ctx.sizes, dim=-1)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        x, weight = ctx.saved_tensors
-        of_x, _, *needed = ctx.needs_input_grad
-        shape, grad, x = x.shape, torch.cat(grads, dim=-1).flatten(0, -2), x.reshape(-1, x.shape[-1])
-        of_weights: Sequence[Tensor | None] = [None] * len(grads)
-        of_biases = of_weights
-        if any(needed[: len(grads)]):
-            of_weights = product(grad.t(), x, ctx.dtypes[1]).split_with_sizes(ctx.sizes)
-        if any(needed[len(grads) :]):
-            of_biases = column_sums(grad, ctx.dtypes[1]).split_with_sizes(ctx.sizes)
-        pairs = zip((*of_weights, *of_biases), needed, strict=True)
-        of_parameters = [gradient if wanted else None for gradient, wanted in pairs]
-        of_input = typed(torch.mm(grad, weight), ctx.dtypes[0]).view(shape) if of_x else None
-        return of_input, None, *of_parameters
-
-
 class _LinearOfTiles(torch.autograd.Function):
     """``_Linear`` of the tiles of a grid (B, H, W, C) by a weight (O, C, r, s)."""
 
@@ -459,7 +414,7 @@ class _MixFeedForward(torch.autograd.Function):
         )
 
 
-_linear, _linear_to_heads, _linear_of_heads, _several = map(direct, (_Linear, _LinearToHeads, _LinearOfHeads, _Several))
+_linear, _linear_to_heads, _linear_of_heads = map(direct, (_Linear, _LinearToHeads, _LinearOfHeads))
 _linear_of_tiles, _feed_forward, _gated = map(direct, (_LinearOfTiles, _FeedForward, _Gated))
 _mix_feed_forward = direct(_MixFeedForward)
 

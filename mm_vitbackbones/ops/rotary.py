@@ -6,12 +6,15 @@ On a grid of patches half of the pairs turn with the row and half with the colum
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from mm_vitbackbones.ops import context
+from mm_vitbackbones.ops import context, linear, narrow
+from mm_vitbackbones.ops.once import direct, once_differentiable, typed
 
 
 class Rotation(NamedTuple):
@@ -20,7 +23,7 @@ class Rotation(NamedTuple):
     cos: Tensor
     """(N, 1, 1, d/2)"""
     sin: Tensor
-    """(N, 1, d/2)"""
+    """(N, 1, 2, d/2): minus the sine, which turns the second channels of the pairs into the first, and the sine."""
 
 
 def rotation(periods: Tensor, height: int, width: int, others: int = 0) -> Rotation:
@@ -47,7 +50,8 @@ def rotation(periods: Tensor, height: int, width: int, others: int = 0) -> Rotat
             dim=-1,
         ).flatten(0, 1)
         angles = torch.cat((angles.new_zeros(others, angles.shape[-1]), angles)).unsqueeze(1)
-        return Rotation(angles.cos().unsqueeze(1), angles.sin())
+        sin = angles.sin()
+        return Rotation(angles.cos().unsqueeze(1), torch.stack((-sin, sin), dim=2))
 
 
 def rotate(tokens: Tensor, rotation: Rotation, num_heads: int) -> Tensor:
@@ -63,8 +67,8 @@ def reference(halves: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """The first and the second channels of all pairs, turned: (B, N, h, 2, d/2) -> (B, N, h, 2, d/2)."""
     with context.autocast_to(halves.device, None):
         first, second = halves.to(cos.dtype).unbind(-2)
-        cos = cos.squeeze(1)
-        return torch.stack((first * cos - second * sin, second * cos + first * sin), dim=-2).to(halves.dtype)
+        cos, (minus, plus) = cos.squeeze(1), sin.unbind(-2)
+        return torch.stack((first * cos + second * minus, second * cos + first * plus), dim=-2).to(halves.dtype)
 
 
 def _turn(halves: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
@@ -72,8 +76,9 @@ def _turn(halves: Tensor, cos: Tensor, sin: Tensor, sign: int) -> Tensor:
     turned = halves * cos
     first, second = halves.unbind(-2)
     of_first, of_second = turned.unbind(-2)
-    of_first.addcmul_(second, sin, value=-sign)
-    of_second.addcmul_(first, sin, value=sign)
+    minus, plus = sin.unbind(-2)
+    of_first.addcmul_(second, minus, value=sign)
+    of_second.addcmul_(first, plus, value=sign)
     return turned.to(halves.dtype)
 
 
@@ -91,3 +96,79 @@ class _Turned(torch.autograd.Function):
         cos, sin = ctx.saved_tensors
         turn = _Turned.apply if torch.is_grad_enabled() else _turn
         return turn(grad, cos, sin, -ctx.sign), None, None, None
+
+
+# ---- with the linear maps before it, on CUDA
+
+
+def to_heads(
+    tokens: Tensor, layers: Sequence[nn.Module], rotation: Rotation, num_heads: int
+) -> tuple[Tensor, ...] | None:
+    """Queries and keys, turned, and values: (B, N, C) -> each (B, h, N, d). None as for ``linear.to_heads``, except
+    that the linear maps need no bias.
+
+    Args:
+        layers: the linear maps that make queries, keys and values of tokens.
+    """
+    found = linear.on_cuda(tokens, *layers)
+    if found is None:
+        return None
+    *parameters, dtype = found
+    weights, biases = parameters[::2], parameters[1::2]
+    if torch.is_grad_enabled():
+        if len({parameter.dtype for parameter in parameters if parameter is not None}) > 1:
+            return None
+        return _to_turned_heads(tokens, *rotation, dtype, num_heads, *weights, *biases)
+    rows = [linear.mapped(tokens, weight, bias, dtype) for weight, bias in zip(weights, biases, strict=True)]
+    for each in rows[:2]:
+        _turn_in_place(each, rotation, num_heads, 1)
+    return tuple([each.unflatten(-1, (num_heads, -1)).transpose(1, 2) for each in rows])
+
+
+def _turn_in_place(tokens: Tensor, rotation: Rotation, num_heads: int, sign: int) -> None:
+    """``_turn`` of the first ``num_heads`` heads of tokens (B, N, C'), in one pass less."""
+    cos, sin = rotation
+    halves = tokens.view(*tokens.shape[:2], -1, 2, cos.shape[-1])[:, :, :num_heads]
+    torch.addcmul(halves * cos, halves.flip(-2), sin, value=sign, out=halves)
+
+
+class _ToTurnedHeads(torch.autograd.Function):
+    """``to_heads``: one product, whose result holds all heads. Queries and keys are turned where they are."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        tokens: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        dtype: torch.dtype,
+        num_heads: int,
+        *parameters: Tensor | None,
+    ) -> tuple[Tensor, ...]:
+        weights, biases = cast("tuple[Tensor, ...]", parameters[:3]), parameters[3:]
+        wide = weights[0].dtype
+        ctx.shape, ctx.width, ctx.dtypes = tokens.shape, len(weights[0]), (tokens.dtype, wide, wide)
+        ctx.rotation, ctx.num_heads = Rotation(cos, sin), num_heads
+        x = typed(tokens.reshape(-1, tokens.shape[-1]), dtype)
+        weight = torch.cat([narrow.of(each, dtype) for each in weights])
+        ctx.save_for_backward(x, weight)
+        bias = None
+        if any(each is not None for each in biases):
+            bias = torch.cat([x.new_zeros(ctx.width) if each is None else narrow.of(each, dtype) for each in biases])
+        rows = F.linear(x, weight, bias)
+        _turn_in_place(rows.view(*tokens.shape[:2], -1), ctx.rotation, 2 * num_heads, 1)
+        return linear.split_heads(rows, len(tokens), 3, num_heads)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        needed = ctx.needs_input_grad
+        grad = linear.join_heads(grads, ctx.width)
+        _turn_in_place(grad.view(*ctx.shape[:2], -1), ctx.rotation, 2 * ctx.num_heads, -1)
+        of_x, *of_both = linear.gradients(ctx, grad, wanted=(needed[0], any(needed[5:8]), any(needed[8:])))
+        found = [part for whole in of_both for part in ((None,) * 3 if whole is None else whole.split(ctx.width))]
+        of_parameters = [part if wanted else None for part, wanted in zip(found, needed[5:], strict=True)]
+        return None if of_x is None else of_x.view(ctx.shape), None, None, None, None, *of_parameters
+
+
+_to_turned_heads = direct(_ToTurnedHeads)

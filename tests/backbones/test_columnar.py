@@ -274,7 +274,7 @@ def rescaled(**arguments: object) -> DINOv3:
 
 
 def angles_of(rotation: Rotation) -> Tensor:
-    return torch.atan2(rotation.sin, rotation.cos.squeeze(1))
+    return torch.atan2(rotation.sin[:, :, 1], rotation.cos.squeeze(1))
 
 
 def test_coordinates_are_rescaled_in_training_alone_by_a_factor_for_each_batch():

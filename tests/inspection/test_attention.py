@@ -50,7 +50,7 @@ def self_attention(layer: Any, tokens: Tensor) -> Hand:
 def rotary(layer: Any, tokens: Tensor, rotation: Any) -> Hand:
     def turned(x: Tensor) -> Tensor:
         first, second = x.unflatten(-1, (layer.num_heads, 2, -1)).unbind(2)
-        cos, sin = rotation.cos[:, 0], rotation.sin
+        cos, sin = rotation.cos[:, 0], rotation.sin[:, :, 1]
         return torch.stack((first * cos - second * sin, second * cos + first * sin), 2).flatten(1)
 
     weights = softmax_of(turned(layer.q(tokens[0])), turned(layer.k(tokens[0])), layer.num_heads)

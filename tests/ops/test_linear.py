@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mm_vitbackbones.layers import ChannelsLastConv2d, MixFeedForward
-from mm_vitbackbones.measuring import OperatorCount
 from mm_vitbackbones.ops import context, linear, narrow
 
 SHAPE = (2, 3, 5, 16)
@@ -100,39 +99,6 @@ def test_heads_are_left_to_a_module_with_a_hook() -> None:
     layer.register_forward_hook(lambda *_: None)
     assert linear.to_heads(x, layer, 2, 3) is None
     assert linear.of_heads(torch.randn(2, 4, 5, 4), layer, (2, 5)) is None
-
-
-class Maps(nn.Module):
-    """Linear maps of one input, one of which has no bias."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.maps = nn.ModuleList([nn.Linear(16, 8), nn.Linear(16, 8, bias=False), nn.Linear(16, 12)])
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat(linear.several(x, list(self.maps)), dim=-1)
-
-    def reference(self, x: Tensor) -> Tensor:
-        return torch.cat([layer(x) for layer in self.maps], dim=-1)
-
-
-@pytest.mark.parametrize("frozen", ["", "maps.0", "maps.1.weight", "maps.2.bias", "maps"])
-def test_several_linear_maps_have_the_values_and_gradients_of_their_modules(frozen: str) -> None:
-    assert_as_reference(Maps().double(), frozen)
-
-
-def test_several_linear_maps_are_one_product() -> None:
-    network, x = Maps(), torch.randn(SHAPE, requires_grad=True)
-    with OperatorCount() as count, torch.autocast("cpu", torch.bfloat16):
-        network(x)
-    assert count.by_name["aten.addmm"] == 1
-
-
-def test_of_several_linear_maps_one_with_a_hook_is_called() -> None:
-    network, x, calls = Maps(), torch.randn(SHAPE, requires_grad=True), []
-    network.maps[1].register_forward_hook(lambda *_: calls.append(1))
-    torch.testing.assert_close(network(x), network.reference(x))
-    assert calls == [1, 1]
 
 
 def test_under_autocast_results_are_narrow_and_gradients_are_of_the_types_of_their_tensors() -> None:

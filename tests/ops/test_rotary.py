@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from mm_vitbackbones.ops import rotary
+from mm_vitbackbones.layers import RotaryAttention
+from mm_vitbackbones.measuring import OperatorCount, held_bytes
+from mm_vitbackbones.ops import context, rotary
 
 
 def turned(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -51,4 +57,77 @@ def test_no_tokens_are_kept() -> None:
         del kept[:]
         rotation = rotary.rotation(torch.ones(2), 3, 4, others=2)
         rotary.rotate(tokens, rotation, 3)
-    assert sum(t.numel() for t in kept) == 2 * 14 * 4
+    assert sum(t.numel() for t in kept) == 14 * (4 + 8)  # the angles alone, which all blocks share
+
+
+# ---- with the linear maps before it, on CUDA
+
+
+def layer_and_inputs(bias: bool = True, **options: Any) -> tuple[RotaryAttention, Tensor, rotary.Rotation]:
+    torch.manual_seed(1)
+    layer = RotaryAttention(24, 3, bias).to(**options)
+    periods = torch.tensor([1.0, 3.0], dtype=torch.promote_types(layer.q.weight.dtype, torch.float32))
+    tokens = torch.randn(2, 14, 24, requires_grad=True, **options)
+    return layer, tokens, rotary.rotation(periods, 3, 4, others=2)
+
+
+def by_formula(layer: RotaryAttention, tokens: Tensor, rotation: rotary.Rotation) -> Tensor:
+    query, key, value = (each(tokens).unflatten(-1, (3, 2, -1)) for each in (layer.q, layer.k, layer.v))
+    query, key = (rotary.reference(each, *rotation) for each in (query, key))
+    query, key, value = (each.flatten(-2).transpose(1, 2) for each in (query, key, value))
+    return layer.proj(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("frozen", ["", "q", "k.weight", "v", "tokens", "all"])
+def test_attention_on_cuda_has_the_values_and_gradients_of_the_formula(bias: bool, frozen: str) -> None:
+    layer, tokens, rotation = layer_and_inputs(bias, dtype=torch.float64)
+    for name, parameter in layer.named_parameters():
+        parameter.requires_grad_(not name.startswith(frozen) if frozen else True)
+        parameter.requires_grad_(parameter.requires_grad and not (frozen == "all" and not name.startswith("proj")))
+    tokens.requires_grad_(frozen != "tokens")
+    expected = by_formula(layer, tokens, rotation)
+    with context.pretend_device("cuda"):
+        found = layer(tokens, rotation)
+        with torch.no_grad():
+            torch.testing.assert_close(layer(tokens, rotation), expected)
+    torch.testing.assert_close(found, expected)
+    wanted = [x for x in (tokens, *layer.parameters()) if x.requires_grad]
+    ours, theirs = (torch.autograd.grad(y.square().sum(), wanted) for y in (found, expected))
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_queries_keys_and_values_on_cuda_are_one_product_and_are_turned_in_few_passes() -> None:
+    layer, tokens, rotation = layer_and_inputs()
+    with context.pretend_device("cuda"), torch.autocast("cpu", torch.bfloat16):
+        with OperatorCount() as count:
+            heads = rotary.to_heads(tokens, (layer.q, layer.k, layer.v), rotation, 3)
+        assert heads is not None
+        assert [count.by_name[f"aten.{name}"] for name in ("addmm", "mul", "flip", "addcmul")] == [1, 1, 1, 1]
+        kept = held_bytes(lambda: rotary.to_heads(tokens, (layer.q, layer.k, layer.v), rotation, 3))
+    # In bf16: the tokens, the joint weight, and the heads, which are views of one map.
+    assert kept <= 2 * (tokens.numel() * (1 + 3) + 3 * 24 * 24) + 500
+
+
+def test_under_autocast_attention_on_cuda_is_near_the_formula_with_gradients_of_the_types_of_the_weights() -> None:
+    layer, tokens, rotation = layer_and_inputs()
+    exact = by_formula(layer, tokens, rotation)
+    with context.pretend_device("cuda"), torch.autocast("cpu", torch.bfloat16):
+        found = layer(tokens, rotation)
+    assert found.dtype == torch.bfloat16
+    ours, theirs = (
+        torch.autograd.grad(y.float().square().sum(), [tokens, *layer.parameters()]) for y in (found, exact)
+    )
+    assert {grad.dtype for grad in ours} == {torch.float32}
+    for one, other in zip((found, *ours), (exact, *theirs), strict=True):
+        assert (one - other).norm() <= 3e-2 * other.norm()
+
+
+@pytest.mark.parametrize("name", ["q", "k", "v"])
+def test_on_cuda_a_linear_map_with_a_hook_is_called(name: str) -> None:
+    layer, tokens, rotation = layer_and_inputs()
+    calls: list[nn.Module] = []
+    layer.get_submodule(name).register_forward_hook(lambda module, *_: calls.append(module))
+    with context.pretend_device("cuda"):
+        torch.testing.assert_close(layer(tokens, rotation), by_formula(layer, tokens, rotation))
+    assert len(calls) == 2
