@@ -114,9 +114,8 @@ class TalkingHeadsAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, grid: Tensor) -> Tensor:
-        qkv = linear.linear(grid.flatten(1, 2), self.qkv, again=True)
-        out = attention.attend_with_mixed_heads(qkv, self.proj_l, self.proj_w, self.num_heads)
-        return linear.linear(out, self.proj).view_as(grid)
+        qkv = linear.linear(grid, self.qkv, again=True)
+        return linear.linear(attention.attend_with_mixed_heads(qkv, self.proj_l, self.proj_w, self.num_heads), self.proj)
 
     def looks_at(self, grid: Tensor) -> looking.Shares:
         """The weights of chosen queries after the softmax: ``proj_w``, which mixes heads, does not take part."""

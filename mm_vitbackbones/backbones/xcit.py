@@ -141,8 +141,8 @@ class CrossCovarianceAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, grid: Tensor) -> Tensor:
-        qkv = linear.linear(grid.flatten(1, 2), self.qkv)
-        return linear.linear(covariance.attend(qkv, self.temperature, self.num_heads), self.proj).view_as(grid)
+        attended = covariance.attend(linear.linear(grid, self.qkv), self.temperature, self.num_heads)
+        return linear.linear(attended, self.proj)
 
     def looks_at(self, grid: Tensor) -> NoReturn:
         """There are none of places."""

@@ -367,7 +367,7 @@ FEWEST_QUERIES = 32
 
 
 def attend_with_mixed_heads(qkv: Tensor, before: nn.Module, after: nn.Module, num_heads: int) -> Tensor:
-    """Attention whose heads are mixed before the softmax and after it: tokens (B, N, 3C) -> (B, N, C).
+    """Attention whose heads are mixed before the softmax and after it: (B, ..., 3C) -> (B, ..., C).
 
         scores  S_h = q_h k_h' / sqrt(d)
         shares  P_h = softmax(sum over g of before[h, g] S_g)
@@ -386,13 +386,18 @@ def attend_with_mixed_heads(qkv: Tensor, before: nn.Module, after: nn.Module, nu
         after: another one.
     """
     if not _mixes_in_bands(qkv, before, after):
-        return _mixed_reference(qkv, before, after, num_heads)
+        return _as_grid(_mixed_reference(qkv.flatten(1, -2), before, after, num_heads), qkv)
     unseen, *weights = [cast(Tensor, x) for x in (before.bias, before.weight, after.weight, after.bias)]
     if not context.is_eager():
         weights[0] = weights[0] + 0 * unseen  # which gives the unseen bias a gradient, zeros
     elif torch.is_grad_enabled() and any(x.requires_grad for x in (qkv, unseen, *weights)):
         return _mixed(qkv, unseen, *weights, num_heads)
-    return mixed_heads(qkv, *weights, num_heads)
+    return _as_grid(mixed_heads(qkv.flatten(1, -2), *weights, num_heads), qkv)
+
+
+def _as_grid(tokens: Tensor, like: Tensor) -> Tensor:
+    """Tokens (B, N, C) -> (B, ..., C), as those of another tensor."""
+    return tokens if like.dim() == 3 else tokens.unflatten(1, like.shape[1:-1])
 
 
 def _mixed_reference(qkv: Tensor, before: nn.Module, after: nn.Module, num_heads: int) -> Tensor:
@@ -637,16 +642,18 @@ class _MixedHeads(torch.autograd.Function):
     ) -> Tensor:
         ctx.dtypes, ctx.num_heads = [x.dtype for x in (before, after, bias)], num_heads
         weights = [narrow.of(x, qkv.dtype) for x in (before, after, bias)]
-        ctx.save_for_backward(qkv, unseen, *weights)
-        return mixed_heads(qkv, *weights, num_heads)
+        tokens = qkv.flatten(1, -2)
+        ctx.save_for_backward(tokens, unseen, *weights)
+        ctx.shape = qkv.shape
+        return mixed_heads(tokens, *weights, num_heads).view(*qkv.shape[:-1], -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         qkv, unseen, before, after, bias = ctx.saved_tensors
-        of_qkv, *sums = _mixed_gradients(grad, qkv, before, after, bias, ctx.num_heads)
+        of_qkv, *sums = _mixed_gradients(grad.flatten(1, -2), qkv, before, after, bias, ctx.num_heads)
         of_weights = [typed(x, dtype) for x, dtype in zip(sums, ctx.dtypes, strict=True)]
-        return of_qkv, torch.zeros_like(unseen), *of_weights, None
+        return of_qkv.view(ctx.shape), torch.zeros_like(unseen), *of_weights, None
 
 
 _mixed = direct(_MixedHeads)

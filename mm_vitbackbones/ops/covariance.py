@@ -16,17 +16,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mm_vitbackbones.ops import context
-from mm_vitbackbones.ops.once import direct, once_differentiable
+from mm_vitbackbones.ops.once import direct, once_differentiable, typed
 
 SHORTEST = 1e-12
 """The least length that is divided by."""
 
 
 def attend(qkv: Tensor, temperature: Tensor, num_heads: int) -> Tensor:
-    """Cross-covariance attention: queries, keys and values (B, N, 3C) -> (B, N, C).
+    """Cross-covariance attention: queries, keys and values (B, ..., 3C) -> (B, ..., C).
 
-    Lengths divide the (d, d) products, so that no normalised copy of the queries and keys is made, and all products
-    read and write the maps where they are. Training keeps ``qkv`` and matrices of (d, d).
+    Lengths divide the (d, d) products, so that no normalised copy of the queries and keys is made. Training keeps
+    queries, keys and values once, and matrices of (d, d). On a CPU all products read and write the maps where they are;
+    on CUDA one copy puts the heads in order, and each product is one call for all images.
 
     Args:
         temperature: t, (h, 1, 1).
@@ -34,33 +35,33 @@ def attend(qkv: Tensor, temperature: Tensor, num_heads: int) -> Tensor:
     # Products of fp16 over all tokens could be too large before they are divided.
     if not context.is_eager() or type(qkv) is not Tensor or qkv.is_meta or qkv.dtype == torch.float16:
         return reference(qkv, temperature, num_heads)
-    if torch.is_grad_enabled() and (qkv.requires_grad or temperature.requires_grad):
-        return _cross_covariance(qkv, temperature, num_heads)
-    return _attend(qkv, temperature, num_heads)[0]
+    trains = torch.is_grad_enabled() and (qkv.requires_grad or temperature.requires_grad)
+    if context.device_type(qkv) == "cuda":
+        if trains:
+            return _cross_covariance_on_cuda(qkv, temperature, num_heads)
+        return _attend_on_cuda(qkv, temperature, num_heads)[0]
+    tokens = qkv.flatten(1, -2)
+    out = _cross_covariance(tokens, temperature, num_heads) if trains else _attend(tokens, temperature, num_heads)[0]
+    return out.unflatten(1, qkv.shape[1:-1])
 
 
 def reference(qkv: Tensor, temperature: Tensor, num_heads: int) -> Tensor:
     """``attend``, as the paper writes it."""
-    query, key, value = qkv.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 4, 1)
+    tokens = qkv.flatten(1, -2)
+    query, key, value = tokens.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 4, 1)
     query, key = F.normalize(query, dim=-1), F.normalize(key, dim=-1)
     shares = (query @ key.mT * temperature).softmax(-1)
-    return (shares @ value).permute(0, 3, 1, 2).flatten(2)
+    return (shares @ value).permute(0, 3, 1, 2).flatten(2).unflatten(1, qkv.shape[1:-1])
 
 
 def _product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
     """The sum over tokens of the products of channels: two of (B, h, N, d), as views -> (B, h, d, d)."""
-    if context.device_type(left) == "cuda":  # copies of the views cost less than calls for each image
-        return (left.mT @ right).to(dtype)
     return torch.stack([torch.bmm(a.mT, b) for a, b in zip(left, right, strict=True)]).to(dtype)
 
 
 def _apply(maps: Tensor, matrices: Tensor, out: Tensor) -> None:
     """Writes ``maps @ matrices`` into ``out``: views of (B, h, N, d), and (B, h, d, d)."""
-    matrices = matrices.to(maps.dtype)
-    if context.device_type(maps) == "cuda":
-        out.copy_(maps @ matrices)
-        return
-    for image, matrix, result in zip(maps, matrices, out, strict=True):
+    for image, matrix, result in zip(maps, matrices.to(maps.dtype), out, strict=True):
         for head, of_head, result_of_head in zip(image, matrix, result, strict=True):
             torch.mm(head, of_head, out=result_of_head)
 
@@ -98,7 +99,7 @@ class _CrossCovariance(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         qkv, temperature, length_of_query, length_of_key, cosines, shares = ctx.saved_tensors
         num_heads, wide = len(temperature), shares.dtype
-        with torch.autocast(qkv.device.type, enabled=False):
+        with context.autocast_to(qkv.device, None):
             query, key, value = _split(qkv, 3, num_heads)
             (of_out,) = _split(grad.to(qkv.dtype), 1, num_heads)
             of_qkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
@@ -106,16 +107,91 @@ class _CrossCovariance(torch.autograd.Function):
             _apply(of_out, shares, of_value)
             of_shares = _product(of_out, value, wide)
             of_logits = torch._softmax_backward_data(of_shares, shares, -1, wide)
-            of_temperature = (of_logits * cosines).sum((0, 2, 3)).view_as(temperature).to(temperature.dtype)
-            of_cosines = of_logits * temperature.to(wide)
-            of_products = of_cosines / (length_of_query * length_of_key)
-            # Of a length, divided by it: the gradient of |x| is x / |x|.
-            pulled = of_cosines * cosines
+            of_temperature, of_products, pull_of_query, pull_of_key = _of_scores(
+                of_logits, temperature, length_of_query, length_of_key, cosines
+            )
             _apply(key, of_products.mT, of_query)
             _apply(query, of_products, of_key)
-            of_query.addcmul_(query, (pulled.sum(-1) / length_of_query.squeeze(-1).square()).unsqueeze(2), value=-1)
-            of_key.addcmul_(key, (pulled.sum(-2) / length_of_key.squeeze(-2).square()).unsqueeze(2), value=-1)
+            of_query.addcmul_(query, pull_of_query, value=-1)
+            of_key.addcmul_(key, pull_of_key, value=-1)
         return of_qkv, of_temperature, None
 
 
-_cross_covariance = direct(_CrossCovariance)
+def _of_scores(
+    of_logits: Tensor, temperature: Tensor, length_of_query: Tensor, length_of_key: Tensor, cosines: Tensor
+) -> tuple[Tensor, ...]:
+    """The gradients of the temperature and of the products, and what queries and keys, multiplied by it, lose, as their
+    lengths divide: (B, h, 1, d)."""
+    of_temperature = (of_logits * cosines).sum((0, 2, 3)).view_as(temperature)
+    of_cosines = of_logits * temperature
+    # Of a length, divided by it: the gradient of |x| is x / |x|.
+    pulled = of_cosines * cosines
+    return (
+        typed(of_temperature, temperature.dtype),
+        of_cosines / (length_of_query * length_of_key),
+        (pulled.sum(-1) / length_of_query.squeeze(-1).square()).unsqueeze(2),
+        (pulled.sum(-2) / length_of_key.squeeze(-2).square()).unsqueeze(2),
+    )
+
+
+# ---- on CUDA
+
+
+def _in_order(tokens: Tensor, count: int, num_heads: int) -> Tensor:
+    """A copy: (B, ..., count * C) -> (B * h, N, count * d), where a row holds all of one token and head."""
+    batch, width = tokens.shape[0], tokens.shape[-1]
+    parts = tokens.reshape(batch, -1, count, num_heads, width // (count * num_heads))
+    return parts.permute(0, 3, 1, 2, 4).reshape(batch * num_heads, -1, width // num_heads)
+
+
+def _attend_on_cuda(qkv: Tensor, temperature: Tensor, num_heads: int) -> tuple[Tensor, ...]:
+    """The result, queries, keys and values in order, and what ``_attend`` gives besides."""
+    with context.autocast_to(qkv.device, None):
+        wide = torch.promote_types(qkv.dtype, torch.float32)
+        heads = _in_order(qkv, 3, num_heads)
+        dim = heads.shape[-1] // 3
+        query, key, value = heads.split(dim, -1)
+        lengths = torch.linalg.vector_norm(heads[..., : 2 * dim], dim=1, dtype=wide).clamp_min_(SHORTEST)
+        of_query, of_key = lengths.view(-1, num_heads, 2, dim).unbind(2)
+        of_query, of_key = of_query.unsqueeze(-1), of_key.unsqueeze(-2)
+        cosines = torch.bmm(query.mT, key).view(-1, num_heads, dim, dim) / (of_query * of_key)
+        shares = (cosines * temperature).softmax(-1)
+        result = torch.bmm(value, typed(shares, qkv.dtype).flatten(0, 1).mT)
+        out = result.view(-1, num_heads, *result.shape[1:]).transpose(1, 2).reshape(*qkv.shape[:-1], -1)
+        return out, heads, of_query, of_key, cosines, shares
+
+
+class _CrossCovarianceOnCuda(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, temperature: Tensor, num_heads: int) -> Tensor:
+        out, *kept = _attend_on_cuda(qkv, temperature, num_heads)
+        ctx.save_for_backward(temperature, *kept)
+        ctx.shape = qkv.shape
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        temperature, heads, length_of_query, length_of_key, cosines, shares = ctx.saved_tensors
+        num_heads, dtype, dim = len(temperature), heads.dtype, heads.shape[-1] // 3
+        with context.autocast_to(heads.device, None):
+            query, key, value = heads.split(dim, -1)
+            of_out = _in_order(typed(grad, dtype), 1, num_heads)
+            of_value = torch.bmm(of_out, typed(shares, dtype).flatten(0, 1))
+            of_shares = typed(torch.bmm(of_out.mT, value), shares.dtype).view(shares.shape)
+            of_logits = torch._softmax_backward_data(of_shares, shares, -1, shares.dtype)
+            of_temperature, of_products, *pulls = _of_scores(
+                of_logits, temperature, length_of_query, length_of_key, cosines
+            )
+            of_products = typed(of_products, dtype).flatten(0, 1)
+            products = torch.bmm(key, of_products.mT), torch.bmm(query, of_products)
+            of_qkv = grad.new_empty(ctx.shape, dtype=dtype)
+            by_head = len(shares), num_heads, -1, dim
+            *parts, part_of_value = _split(of_qkv.view(len(shares), -1, ctx.shape[-1]), 3, num_heads)
+            for part, product, x, pull in zip(parts, products, (query, key), pulls, strict=True):
+                torch.addcmul(product.view(by_head), x.view(by_head), pull, value=-1, out=part)
+            part_of_value.copy_(of_value.view(by_head))
+        return of_qkv, of_temperature, None
+
+
+_cross_covariance, _cross_covariance_on_cuda = map(direct, (_CrossCovariance, _CrossCovarianceOnCuda))

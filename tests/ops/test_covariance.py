@@ -46,10 +46,37 @@ def test_on_cuda_the_number_of_operators_is_that_of_one_image():
     assert counts[0] == counts[1] > 0
 
 
-def test_under_autocast_it_is_as_near_as_the_reference():
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_grid_has_the_result_and_gradients_of_its_tokens(device):
+    qkv, temperature, of_out = inputs(torch.float32)
+    grid = qkv.detach().unflatten(1, (5, 10)).requires_grad_()
+    with context.pretend_device(device):
+        expected = with_gradients(covariance.attend, qkv, temperature, of_out)
+        found = with_gradients(covariance.attend, grid, temperature, of_out.unflatten(1, (5, 10)))
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a.flatten(), b.flatten())
+
+
+def test_on_cuda_maps_are_copied_once_each_and_kept_once():
+    """Queries, keys and values, then the gradient; products and their sums write where the results are wanted."""
+    qkv, temperature, of_out = inputs(torch.float32, tokens=400)
+    with context.pretend_device("cuda"):
+        run = lambda: covariance.attend(qkv, temperature, 4)  # noqa: E731
+        assert held_bytes(run) < 1.2 * (qkv.nbytes + of_out.nbytes)
+        with OperatorCount() as count:
+            result = run()
+        assert count.by_name["aten.bmm"] == 2 == count.by_name["aten.clone"]  # heads in order and back
+        with OperatorCount() as count:
+            torch.autograd.grad(result, qkv, of_out)
+        assert [count.by_name[f"aten.{name}"] for name in ("bmm", "clone", "copy_", "addcmul")] == [4, 1, 1, 2]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_under_autocast_it_is_as_near_as_the_reference(device):
     arguments = inputs(torch.float32)
     exact = with_gradients(covariance.reference, *arguments)
-    ours, theirs = (with_gradients(f, *arguments, autocast=True) for f in (covariance.attend, covariance.reference))
+    with context.pretend_device(device):
+        ours, theirs = (with_gradients(f, *arguments, autocast=True) for f in (covariance.attend, covariance.reference))
     assert ours[0].dtype == torch.bfloat16
     for a, b, c in zip(ours, theirs, exact, strict=True):
         assert (a - c).norm() < max(2 * (b - c).norm(), 0.005 * c.norm())
