@@ -115,7 +115,9 @@ class TalkingHeadsAttention(nn.Module):
 
     def forward(self, grid: Tensor) -> Tensor:
         qkv = linear.linear(grid, self.qkv, again=True)
-        return linear.linear(attention.attend_with_mixed_heads(qkv, self.proj_l, self.proj_w, self.num_heads), self.proj)
+        return linear.linear(
+            attention.attend_with_mixed_heads(qkv, self.proj_l, self.proj_w, self.num_heads), self.proj
+        )
 
     def looks_at(self, grid: Tensor) -> looking.Shares:
         """The weights of chosen queries after the softmax: ``proj_w``, which mixes heads, does not take part."""

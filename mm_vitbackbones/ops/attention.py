@@ -387,7 +387,10 @@ def attend_with_mixed_heads(qkv: Tensor, before: nn.Module, after: nn.Module, nu
     """
     if not _mixes_in_bands(qkv, before, after):
         return _as_grid(_mixed_reference(qkv.flatten(1, -2), before, after, num_heads), qkv)
-    unseen, *weights = [cast(Tensor, x) for x in (before.bias, before.weight, after.weight, after.bias)]
+    of_before, of_after = before._parameters, after._parameters
+    unseen, *weights = cast(
+        "list[Tensor]", [of_before["bias"], of_before["weight"], of_after["weight"], of_after["bias"]]
+    )
     if not context.is_eager():
         weights[0] = weights[0] + 0 * unseen  # which gives the unseen bias a gradient, zeros
     elif torch.is_grad_enabled() and any(x.requires_grad for x in (qkv, unseen, *weights)):
@@ -417,7 +420,7 @@ def _mixes_in_bands(qkv: Tensor, before: nn.Module, after: nn.Module) -> bool:
     elif not context.is_eager() or type(qkv) is not Tensor or qkv.is_meta:
         return False
     plain = context.is_plain(before) and context.is_plain(after)
-    return plain and before.bias is not None and after.bias is not None
+    return plain and before._parameters["bias"] is not None and after._parameters["bias"] is not None
 
 
 class _Bands:

@@ -106,7 +106,23 @@ def autocast_to(device: torch.device, dtype: torch.dtype | None) -> AbstractCont
     """A context in which autocast is as ``autocast_dtype`` has reported it: to that type, or off."""
     if autocast_dtype(device) == dtype:
         return nullcontext()
+    if dtype is None and hasattr(torch, "get_autocast_dtype") and is_eager():
+        return _AutocastOff(device.type)
     return torch.autocast(device.type, dtype, enabled=dtype is not None)
+
+
+class _AutocastOff:
+    """``torch.autocast`` to turn it off, where it is on. PyTorch's own takes as long as three launches; what it does
+    besides is for the copies of weights that it keeps, and this context makes none."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+    def __enter__(self) -> None:
+        torch.set_autocast_enabled(self.kind, False)
+
+    def __exit__(self, *error: Any) -> None:
+        torch.set_autocast_enabled(self.kind, True)
 
 
 # ---- devices

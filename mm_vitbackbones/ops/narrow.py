@@ -45,7 +45,8 @@ def copies(network: nn.Module, x: Tensor) -> Iterator[None]:
         yield
         return
     device = x.device
-    parameters = [p for p in _parameters(network) if p.dtype == torch.float32 and p.device == device and _is_plain(p)]
+    wide = torch.float32
+    parameters = [p for p in _parameters(network) if p.dtype == wide and p.device == device and type(p) in _TENSORS]
     if is_initialized():
         parameters = [p for p in parameters if _is_whole(p)]
     with torch.no_grad():
@@ -81,10 +82,6 @@ def _eager_parts(network: nn.Module) -> list[nn.Module]:
     for part in parts:  # which grows
         parts += [inner for inner in part.children() if getattr(inner, "compiled", None) is None]
     return parts
-
-
-def _is_plain(parameter: Tensor) -> bool:
-    return type(parameter) in _TENSORS
 
 
 _TENSORS = {Tensor, nn.Parameter}

@@ -148,6 +148,10 @@ def test_autocast_is_seen_and_turned():
         assert context.autocast_dtype(cuda) is None
         with context.autocast_to(cpu, None):
             assert context.autocast_dtype(cpu) is None
+            assert F.linear(torch.ones(1, 2), torch.ones(1, 2)).dtype == torch.float32
+        with pytest.raises(ZeroDivisionError), context.autocast_to(cpu, None):
+            raise ZeroDivisionError
+        assert context.autocast_dtype(cpu) == torch.bfloat16
         with context.autocast_to(cpu, torch.float16):
             assert context.autocast_dtype(cpu) == torch.float16
     with context.autocast_to(cpu, torch.bfloat16):
