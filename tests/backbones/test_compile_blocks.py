@@ -87,11 +87,12 @@ def check(
     sizes: list[tuple[int, int]],
     tolerance: float = 1e-5,
     batch: int = 2,
+    dynamic: bool | None = None,
     **options: Any,
 ) -> None:
     """Compiles the network and compares it with the plain one, at each size."""
     graphs = Graphs()
-    assert network.compile_blocks(backend=graphs, fullgraph=True)
+    assert network.compile_blocks(backend=graphs, fullgraph=True, dynamic=dynamic)
     graphs.count = 0
     for size in sizes:
         image = torch.randn(batch, 3, *size, dtype=next(plain.parameters()).dtype)
@@ -99,7 +100,7 @@ def check(
             assert (found - expected).norm() <= tolerance * expected.norm() + 1e-2 * tolerance, size
     kinds = {block.compiled for block in blocks(network)}
     assert graphs.count > 0
-    assert graphs.count <= LARGEST * len(kinds)
+    assert graphs.count <= (1 if dynamic else LARGEST) * len(kinds)
 
 
 @pytest.mark.parametrize("toy", ["pvt", "coat_lite"])
@@ -118,6 +119,12 @@ def test_compiled_blocks_give_the_same_results_and_gradients_at_any_size(toy: st
 )
 def test_compiled_blocks_of_every_family_and_argument(toy: str, arguments: dict[str, Any]) -> None:
     check(*pair(toy, **arguments), SIZES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("toy", TOYS)
+def test_one_graph_of_a_kind_serves_all_sizes_if_it_is_asked_for(toy: str) -> None:
+    check(*pair(toy), SIZES, dynamic=True)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 import pytest
@@ -22,7 +23,7 @@ def test_every_family_is_measured() -> None:
 def test_a_network_has_a_line_of_graphs_and_seconds(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "TORCHINDUCTOR_COMPILE_THREADS", "TORCHINDUCTOR_CACHE_DIR"):
+    for name in ("TORCHINDUCTOR_FORCE_DISABLE_CACHES", "TORCHINDUCTOR_COMPILE_THREADS"):
         monkeypatch.setenv(name, "")  # set by the program, for its own process
     monkeypatch.setattr(compile_seconds, "build_backbone", lambda name: TOYS[name](out_indices=(0,)))
     compile_seconds.main(["--backend", "eager", "vit"])
@@ -30,3 +31,12 @@ def test_a_network_has_a_line_of_graphs_and_seconds(
     assert header.count("|") == line.count("|")
     assert re.fullmatch(r"\| vit \| 2 \| \d+ \| \d+ \| \d+ \| \d+ \|", line)
     torch._dynamo.reset()
+
+
+def test_a_network_takes_no_code_that_was_generated_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    folders: list[str] = []
+    monkeypatch.setattr(compile_seconds, "_row", lambda *_: folders.append(os.environ["TORCHINDUCTOR_CACHE_DIR"]))
+    for _ in range(2):
+        compile_seconds.row("vit", torch.device("cpu"), "eager")
+    assert len({*folders}) == 2
+    assert not any(map(os.path.exists, folders))

@@ -1,8 +1,8 @@
 """Seconds until the blocks of each family are compiled: ``python -m tools.benchmarks.compile_seconds``.
 
 A training step at two image sizes: graphs for the first size, then for any size. A step without compilation is left out
-of the seconds. PyTorch's cache of generated code is not used, and one process compiles. Seconds of one core count no
-other work of the machine, those of the clock do.
+of the seconds. Each network begins without generated code, also that of the networks before, and one process compiles.
+Seconds of one core count no other work of the machine, those of the clock do.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import os
 import resource
-import tempfile
 import time
 from typing import NamedTuple
 
@@ -66,9 +65,17 @@ def training_step(network: nn.Module, size: tuple[int, int], device: torch.devic
 
 def row(name: str, device: torch.device, backend: str) -> str | None:
     """A line of the table; None where nothing can be compiled."""
-    from torch._dynamo.utils import counters
+    from torch._inductor import utils
 
     torch._dynamo.reset()
+    fresh = getattr(utils, "fresh_cache", None) or utils.fresh_inductor_cache  # of an older PyTorch
+    with fresh():  # in memory and on disk: many pieces of code are equal in several networks
+        return _row(name, device, backend)
+
+
+def _row(name: str, device: torch.device, backend: str) -> str | None:
+    from torch._dynamo.utils import counters
+
     network = build_backbone(name).to(device).train()
     plain = [training_step(network, size, device) for size in SIZES]
     if not network.compile_blocks(backend=backend):
@@ -90,12 +97,10 @@ def main(argv: list[str] | None = None) -> None:
     machine = torch.cuda.get_device_name() if args.device.type == "cuda" else cpu_name()
     print(f"{machine}, {torch.get_num_threads()} thread(s), torch {torch.__version__}\n")
     print(f"{TABLE}| --- | --- | --- | --- | --- | --- |", flush=True)
-    with tempfile.TemporaryDirectory() as folder:  # of no earlier run
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
-        for name in args.networks:
-            if (line := row(name, args.device, args.backend)) is None:
-                return
-            print(line, flush=True)
+    for name in args.networks:
+        if (line := row(name, args.device, args.backend)) is None:
+            return
+        print(line, flush=True)
 
 
 if __name__ == "__main__":
