@@ -22,7 +22,7 @@ from mm_vitbackbones.exporting.networks import Network, network_of, outputs_of
 
 pytestmark = pytest.mark.mmdet
 
-NAMES = ["retinanet", "fcos", "atss", "yolof", "mask_rcnn", "cascade_mask_rcnn", "dino"]
+NAMES = ["retinanet", "fcos", "atss", "yolof", "faster_rcnn", "mask_rcnn", "cascade_mask_rcnn", "dino"]
 
 SIZE = (2, 50, 91)
 

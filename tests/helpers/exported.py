@@ -134,11 +134,11 @@ def _small_two_stage(name: str) -> Any:
     cfg.model.update(backbone=BACKBONE, neck=NECK)
     cfg.model.rpn_head.update(in_channels=16, feat_channels=16)
     roi = cfg.model.roi_head
-    for part in {"bbox_roi_extractor", "mask_roi_extractor"} & roi.keys():
+    for part in ("bbox_roi_extractor", "mask_roi_extractor") if roi.get("mask_head") else ("bbox_roi_extractor",):
         roi[part].out_channels = 16
     for head in roi.bbox_head if isinstance(roi.bbox_head, list) else [roi.bbox_head]:
         head.update(in_channels=16, fc_out_channels=32, num_classes=3)
-    if "mask_head" in roi:
+    if roi.get("mask_head"):
         roi.mask_head.update(in_channels=16, conv_out_channels=16, num_classes=3, num_convs=1)
     cfg.model.test_cfg.rpn.update(nms_pre=50, max_per_img=30)
     cfg.model.test_cfg.rcnn.update(max_per_img=10)
