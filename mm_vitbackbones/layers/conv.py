@@ -11,7 +11,7 @@ class ChannelsLastConv2d(nn.Conv2d):
     """``nn.Conv2d`` over grids: (B, H, W, C) -> (B, H', W', C'), contiguous. Both permutes are views."""
 
     def forward(self, grid: Tensor) -> Tensor:
-        out = conv.over_patches(grid, self)
+        out = conv.over_grid(grid, self)
         return conv.grid_of(super().forward(conv.maps_of(grid))) if out is None else out
 
     def _conv_forward(self, maps: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

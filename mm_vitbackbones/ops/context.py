@@ -191,7 +191,8 @@ def is_plain_tree(module: nn.Module) -> bool:
     for part in tree:  # which grows; a recursion would take twice the time, in each block of each inference
         if not is_plain(part):
             return False
-        tree += [inner for inner in part.__dict__["_modules"].values() if inner is not None]
+        if inner := part.__dict__["_modules"]:
+            tree += [x for x in inner.values() if x is not None]
     return True
 
 

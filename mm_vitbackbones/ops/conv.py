@@ -24,11 +24,27 @@ MANY_PLACES = 16
 """With more places in a patch than this, one strided copy is faster than one copy for each place."""
 
 
+def over_grid(grid: Tensor, conv: nn.Conv2d) -> Tensor | None:
+    """``conv`` over a grid: (B, H, W, C) -> (B, h, w, O). On a CPU, and in training of tiles on CUDA, as a linear map
+    of its patches. None where the convolution itself is to be called."""
+    if context.is_eager_on_cuda(grid):
+        if has_tiles(conv) and linear.trains_on_cuda(grid, conv):
+            return linear.over_tiles(grid, conv)
+        return _over_maps(grid, conv)
+    return over_patches(grid, conv)
+
+
+def _over_maps(grid: Tensor, conv: nn.Conv2d) -> Tensor | None:
+    """The convolution itself, with few calls around it."""
+    weight = conv.weight
+    if conv.groups > 1 or weight.shape[1] == 1 or conv.padding_mode != "zeros":
+        return None
+    maps, weight = grid.permute(0, 3, 1, 2), _copied(weight)
+    return F.conv2d(maps, weight, conv.bias, conv.stride, conv.padding, conv.dilation).permute(0, 2, 3, 1)
+
+
 def over_patches(grid: Tensor, conv: nn.Conv2d) -> Tensor | None:
-    """``conv`` over a grid as a linear map of its patches: (B, H, W, C) -> (B, h, w, O). None where the convolution
-    itself is faster."""
-    if linear.trains_on_cuda(grid, conv) and has_tiles(conv):
-        return linear.over_tiles(grid, conv)
+    """A linear map of the patches. None where the convolution itself is faster."""
     if context.device_type(grid) != "cpu" or not context.is_eager():
         return None
     if conv.groups > 1 or isinstance(conv.padding, str) or max(conv.dilation) > 1 or conv.padding_mode != "zeros":

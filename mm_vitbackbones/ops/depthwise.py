@@ -108,9 +108,8 @@ def parameters_of(convs: Sequence[nn.Module]) -> tuple[list[Tensor], list[Tensor
 
 def _narrow(grid: Tensor, parameters: Sequence[Tensor]) -> torch.dtype | None:
     """The type that autocast computes these convolutions in; it leaves fp64 alone."""
-    if torch.float64 in {x.dtype for x in (grid, *parameters)}:
-        return None
-    return context.autocast_dtype(grid.device)
+    dtype = context.autocast_dtype(grid.device)
+    return None if dtype is None or torch.float64 in {x.dtype for x in (grid, *parameters)} else dtype
 
 
 class _Depthwise(torch.autograd.Function):

@@ -161,3 +161,19 @@ def test_other_batch_norms_and_convolutions_are_called(change):
     assert relative_error(norm.convs_and_norms(grid, convs, norms), expected) <= 1e-5
     assert change is another_class or relative_error(expected, before) > 0.01
     assert norms[1].num_batches_tracked == (change is of_the_batch)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("options", [{"stride": 2, "padding": 1}, {"dilation": 2}, {"groups": 2}, {"padding": "same"}])
+def test_on_cuda_a_convolution_over_a_grid_has_the_value_and_gradients_of_that_of_maps(grad, options):
+    module, grid = ChannelsLastConv2d(6, 4, 3, **options), torch.randn(2, 9, 8, 6, requires_grad=True)
+    plain = nn.Conv2d(6, 4, 3, **options)
+    plain.load_state_dict(module.state_dict())
+    with context.pretend_device("cuda"), torch.set_grad_enabled(grad):
+        found = module(grid)
+    expected = plain(grid.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    torch.testing.assert_close(found, expected)
+    if grad:
+        pairs = (found, [grid, *module.parameters()]), (expected, [grid, *plain.parameters()])
+        ours, theirs = (torch.autograd.grad(y.square().sum(), wanted) for y, wanted in pairs)
+        torch.testing.assert_close(ours, theirs)

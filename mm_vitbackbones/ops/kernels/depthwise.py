@@ -212,7 +212,7 @@ def _parts(grids: Sequence[Tensor], windows: tuple[tuple[int, int], ...]) -> lis
     if len(windows) == 1:
         return [tuple(grids)]
     widths = [channels for channels, _ in windows]
-    return list(zip(*[grid.split(widths, -1) for grid in grids], strict=True))
+    return list(zip(*[grid.split_with_sizes(widths, -1) for grid in grids], strict=True))
 
 
 def _with_channels_together(grid: Tensor) -> Tensor:

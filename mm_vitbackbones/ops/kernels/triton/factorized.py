@@ -361,12 +361,9 @@ start_apply_backward, start_contract_backward = map(Launcher, (apply_backward, c
 
 def attend(query_key: Tensor, value: Tensor, position: Tensor, batch: int, heads: int) -> tuple[Tensor, Tensor, Tensor]:
     query_key, value, position = query_key.contiguous(), value.contiguous(), position.contiguous()
-    channels, tokens = value.shape[1], len(value) // batch - 1
-    dim = channels // heads
-
-    def empty(*shape: int) -> Tensor:
-        return torch.empty(shape, dtype=torch.float32, device=value.device)
-
+    rows, channels = value.shape
+    tokens, dim = rows // batch - 1, channels // heads
+    empty = functools.partial(torch.empty, dtype=torch.float32, device=value.device)
     plan = plan_of("contract", tokens, batch, heads, dim, value.dtype)
     maxima, sums = empty(2, batch, plan.splits, channels).unbind()
     products, matrices = empty(batch, plan.splits, channels, dim), empty(batch, heads, dim, dim)
