@@ -59,10 +59,10 @@ def windows(shift: int) -> tuple[Block, Tensor]:
 
 
 BLOCKS: dict[str, tuple[Callable[[], tuple[Block, Tensor]], int, int]] = {
-    "attention to all": (tokens, 178, 116),
-    "attention to a reduced grid": (reduced, 295, 196),
-    "windows": (lambda: windows(0), 200, 124),
-    "shifted windows": (lambda: windows(2), 207, 128),
+    "attention to all": (tokens, 165, 96),
+    "attention to a reduced grid": (reduced, 226, 157),
+    "windows": (lambda: windows(0), 185, 103),
+    "shifted windows": (lambda: windows(2), 191, 106),
 }
 """Each with the most calls of a training step and of inference."""
 
