@@ -14,10 +14,21 @@ import torch
 from torch import Tensor, nn
 
 import mm_vitbackbones
+from mm_vitbackbones.backbones.cait import TalkingHeadsAttention
 from mm_vitbackbones.backbones.swin import WindowAttention
-from mm_vitbackbones.layers import Block, ConvReduction, FeedForward, MixFeedForward, SelfAttention
+from mm_vitbackbones.backbones.xcit import Arch, XCiTBlock
+from mm_vitbackbones.layers import (
+    Block,
+    ConvReduction,
+    FeedForward,
+    MixFeedForward,
+    ResidualBlock,
+    RotaryAttention,
+    SelfAttention,
+)
 from mm_vitbackbones.layers.attention import SpatialReductionAttention
 from mm_vitbackbones.ops import context, narrow
+from mm_vitbackbones.ops.rotary import rotation
 
 OURS = str(Path(mm_vitbackbones.__file__).parent)
 REFERENCES = str(Path(OURS, "ops", "kernels"))
@@ -44,6 +55,17 @@ def calls(run: Callable[[], Any]) -> int:
     return count
 
 
+class Turning(RotaryAttention):
+    """Rotary attention of 3 x 4 patches, with the rotation that a network gives to all its blocks."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__(dim, num_heads, bias=True)
+        self.rotation = rotation(torch.ones(2), 3, 4)
+
+    def forward(self, tokens: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(tokens, self.rotation)
+
+
 def tokens() -> tuple[Block, Tensor]:
     return Block(DIM, SelfAttention(DIM, 2), FeedForward(DIM, 32), 1e-6, 0.1), torch.randn(2, 12, DIM)
 
@@ -58,11 +80,26 @@ def windows(shift: int) -> tuple[Block, Tensor]:
     return Block(DIM, attention, FeedForward(DIM, 32), 1e-6, 0.1), torch.randn(2, 7, 9, DIM)
 
 
-BLOCKS: dict[str, tuple[Callable[[], tuple[Block, Tensor]], int, int]] = {
+def rotary() -> tuple[Block, Tensor]:
+    return Block(DIM, Turning(DIM, 2), FeedForward(DIM, 32), 1e-6, 0.1), torch.randn(2, 12, DIM)
+
+
+def talking_heads() -> tuple[Block, Tensor]:
+    return Block(DIM, TalkingHeadsAttention(DIM, 2), FeedForward(DIM, 32), 1e-6, 0.1, 1.0), torch.randn(2, 3, 4, DIM)
+
+
+def channels() -> tuple[XCiTBlock, Tensor]:
+    return XCiTBlock(Arch(DIM, 2, 1), 1e-6, 0.1), torch.randn(2, 4, 6, DIM)
+
+
+BLOCKS: dict[str, tuple[Callable[[], tuple[ResidualBlock, Tensor]], int, int]] = {
     "attention to all": (tokens, 165, 96),
     "attention to a reduced grid": (reduced, 226, 157),
     "windows": (lambda: windows(0), 185, 103),
     "shifted windows": (lambda: windows(2), 191, 106),
+    "rotary attention": (rotary, 182, 107),
+    "talking heads": (talking_heads, 254, 138),
+    "attention of channels": (channels, 302, 184),
 }
 """Each with the most calls of a training step and of inference."""
 
