@@ -26,7 +26,7 @@ from mm_vitbackbones.backbones.checks import Above, Count, Minimum, Rate, check_
 from mm_vitbackbones.backbones.columnar import ColumnarBackbone, PatchStem
 from mm_vitbackbones.errors import ArgumentError
 from mm_vitbackbones.layers import BICUBIC, Block, FeedForward, LayerNorm, LayerScale, LearnedPosition
-from mm_vitbackbones.ops import attention, context, linear, looking, memory
+from mm_vitbackbones.ops import attention, context, linear, looking, memory, talking_heads
 from mm_vitbackbones.registry import BACKBONES
 
 INITIAL_SCALES = {18: 0.1, 24: 1e-5}
@@ -115,9 +115,7 @@ class TalkingHeadsAttention(nn.Module):
 
     def forward(self, grid: Tensor) -> Tensor:
         qkv = linear.linear(grid, self.qkv, again=True)
-        return linear.linear(
-            attention.attend_with_mixed_heads(qkv, self.proj_l, self.proj_w, self.num_heads), self.proj
-        )
+        return linear.linear(talking_heads.attend(qkv, self.proj_l, self.proj_w, self.num_heads), self.proj)
 
     def looks_at(self, grid: Tensor) -> looking.Shares:
         """The weights of chosen queries after the softmax: ``proj_w``, which mixes heads, does not take part."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mm_vitbackbones.layers.conv import ChannelsLastConv2d
 from mm_vitbackbones.layers.norm import LayerNorm
-from mm_vitbackbones.ops import attention, context, linear, looking, norm, reduced, rotary, windows
+from mm_vitbackbones.ops import attention, context, linear, looking, norm, reduced_heads, rotary, windows
 
 
 @context.plain
@@ -27,9 +27,9 @@ class ConvReduction(nn.Module):
         return norm.for_linear(self.conv(grid), self.norm, again=False)
 
     @property
-    def parts(self) -> reduced.Reduction:
+    def parts(self) -> reduced_heads.Reduction:
         """The convolution and the norm."""
-        return reduced.Reduction(self.conv, self.norm)
+        return reduced_heads.Reduction(self.conv, self.norm)
 
     def cells(self, height: int, width: int) -> looking.Lattice:
         """Where the cells of the result are in a grid of these sides."""

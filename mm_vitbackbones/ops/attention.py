@@ -5,28 +5,26 @@ B batch, N query tokens, M key tokens, C channels, h heads, d = C / h channels o
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mm_vitbackbones.ops import anysize, context, linear, narrow, onednn, resize, rotary
-from mm_vitbackbones.ops import reduced as reduced_heads
+from mm_vitbackbones.ops import anysize, context, linear, onednn, reduced_heads, resize, rotary
 from mm_vitbackbones.ops.kernels import registration
-from mm_vitbackbones.ops.once import direct, once_differentiable, typed
+from mm_vitbackbones.ops.once import once_differentiable
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> Tensor:
     """softmax(q k' / sqrt(d)) v of each head: tokens (B, N, C) over tokens (B, M, C) -> (B, N, C). No N x M matrix is
     stored."""
     q, k, v = (tokens.unflatten(-1, (num_heads, -1)).transpose(1, 2) for tokens in (query, key, value))
-    return _joined(F.scaled_dot_product_attention(q, k, v))
+    return joined(F.scaled_dot_product_attention(q, k, v))
 
 
-def _joined(heads: Tensor) -> Tensor:
+def joined(heads: Tensor) -> Tensor:
     """(B, h, N, d) -> (B, N, C)."""
     return anysize.in_order(heads.transpose(1, 2)).flatten(2)
 
@@ -73,7 +71,7 @@ def attend_turned(
 def _projected(heads: Tensor, project: nn.Module, shape: Sequence[int]) -> Tensor:
     """A linear map of all heads together, in training on CUDA: (B, h, N, d) -> (*shape, C)."""
     out = linear.of_heads(heads, project, shape)
-    return linear.by(_joined(heads), project).view(*shape, -1) if out is None else out
+    return linear.by(joined(heads), project).view(*shape, -1) if out is None else out
 
 
 def attend_to_reduced(
@@ -150,7 +148,7 @@ def attend_with_bias(qkv: Tensor, bias: Tensor, num_heads: int, sizes: Sequence[
     """
     if sizes is None:
         query, key, value = qkv.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)
-        return _joined(F.scaled_dot_product_attention(query, key, value, attn_mask=bias))
+        return joined(F.scaled_dot_product_attention(query, key, value, attn_mask=bias))
     cuda = context.device_type(qkv) == "cuda"
     if bias.requires_grad and torch.is_grad_enabled() and not cuda:
         return _BiasedAttention.apply(qkv, bias, sizes, num_heads)
@@ -175,7 +173,7 @@ def attend_by_distance(qkv: Tensor, rows: Tensor, columns: Tensor, num_heads: in
         columns: (W, W, d), of the pairs of columns.
     """
     query, key, value = qkv.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)
-    return _joined(attend_heads_by_distance(query, key, value, rows, columns))
+    return joined(attend_heads_by_distance(query, key, value, rows, columns))
 
 
 def attend_heads_by_distance(query: Tensor, key: Tensor, value: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -355,308 +353,3 @@ class _BiasedAttention(torch.autograd.Function):
         torch.bmm(of_scores.mT, query, out=of_heads[1])
         of_qkv = of_heads.unflatten(1, (-1, ctx.num_heads)).permute(1, 3, 0, 2, 4).flatten(2)
         return of_qkv, of_bias, None, None
-
-
-# ---- with heads that are mixed
-
-BAND_BYTES, CUDA_BAND_BYTES = 2**20, 64 * 2**20
-"""The size of one tensor (h, n, N) of a band of n queries: on a CPU it fits into the caches, on CUDA there are few
-launches."""
-FEWEST_QUERIES = 32
-"""Of a band, whose products would otherwise take a third longer."""
-
-
-def attend_with_mixed_heads(qkv: Tensor, before: nn.Module, after: nn.Module, num_heads: int) -> Tensor:
-    """Attention whose heads are mixed before the softmax and after it: (B, ..., 3C) -> (B, ..., C).
-
-        scores  S_h = q_h k_h' / sqrt(d)
-        shares  P_h = softmax(sum over g of before[h, g] S_g)
-        result  (sum over g of after[h, g] P_g + bias_h) v_h
-
-    This takes the scores of all heads at once, so none of PyTorch's kernels serves, and the reference keeps several
-    tensors (B, h, N, N). But a row of them is of one query. So some queries of an image are computed at a time, and the
-    backward pass computes each such band again: what is held grows with the band, and not with the square of N.
-
-    Two terms are cheap. The bias of ``before`` adds one number to all keys of a head: the softmax does not see it, and
-    its gradient is zero. That of ``after`` adds itself times the sum of the head's values.
-
-    Args:
-        qkv: queries, keys and values.
-        before: a linear map of the heads, h -> h.
-        after: another one.
-    """
-    if not _mixes_in_bands(qkv, before, after):
-        return _as_grid(_mixed_reference(qkv.flatten(1, -2), before, after, num_heads), qkv)
-    of_before, of_after = before._parameters, after._parameters
-    unseen, *weights = cast(
-        "list[Tensor]", [of_before["bias"], of_before["weight"], of_after["weight"], of_after["bias"]]
-    )
-    if not context.is_eager():
-        weights[0] = weights[0] + 0 * unseen  # which gives the unseen bias a gradient, zeros
-    elif torch.is_grad_enabled() and any(x.requires_grad for x in (qkv, unseen, *weights)):
-        return _mixed(qkv, unseen, *weights, num_heads)
-    return _as_grid(mixed_heads(qkv.flatten(1, -2), *weights, num_heads), qkv)
-
-
-def _as_grid(tokens: Tensor, like: Tensor) -> Tensor:
-    """Tokens (B, N, C) -> (B, ..., C), as those of another tensor."""
-    return tokens if like.dim() == 3 else tokens.unflatten(1, like.shape[1:-1])
-
-
-def _mixed_reference(qkv: Tensor, before: nn.Module, after: nn.Module, num_heads: int) -> Tensor:
-    query, key, value = qkv.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)
-    scores = (query * query.shape[-1] ** -0.5) @ key.mT
-    shares = before(scores.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).softmax(-1)
-    mixed = after(shares.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-    return _joined(mixed @ value)
-
-
-def _mixes_in_bands(qkv: Tensor, before: nn.Module, after: nn.Module) -> bool:
-    """Whether bands take the place of the reference: not on tensors without data, and not in a graph that leaves this
-    process. ``torch.compile`` would keep several matrices of N x N, so its graphs hold the operator."""
-    if context.is_compiling_to_run():
-        if not registration.CAN_REGISTER_GRADIENTS:
-            return False
-    elif not context.is_eager() or type(qkv) is not Tensor or qkv.is_meta:
-        return False
-    plain = context.is_plain(before) and context.is_plain(after)
-    return plain and before._parameters["bias"] is not None and after._parameters["bias"] is not None
-
-
-class _Bands:
-    """How the scores of images are cut into bands: as many queries of an image as fit, or several small images. All
-    bands write into the same memory: pages of new tensors would take as long as the products.
-
-    Args:
-        count: buffers (b * h, n, N), for n queries of each of b images.
-    """
-
-    def __init__(self, qkv: Tensor, num_heads: int, count: int) -> None:
-        self.qkv, self.num_heads, self.count, self.tokens = qkv, num_heads, count, qkv.shape[1]
-        self.queries, self.images = _size_of_band(qkv, num_heads)
-        self.memory = qkv.new_empty(count, self.images * num_heads * self.queries * self.tokens)
-
-    def groups(self) -> Iterator[slice]:
-        """The images that are computed at a time."""
-        return (slice(first, first + self.images) for first in range(0, len(self.qkv), self.images))
-
-    def of(self, heads: Tensor) -> Iterator[tuple[slice, list[Tensor]]]:
-        """The queries of each band, and its buffers, of some images' queries (b * h, N, d)."""
-        for first in range(0, self.tokens, self.queries):
-            last = min(first + self.queries, self.tokens)
-            shape = len(heads), last - first, self.tokens
-            yield slice(first, last), list(self.memory[:, : math.prod(shape)].view(self.count, *shape))
-
-
-def _size_of_band(qkv: Tensor, num_heads: int) -> tuple[int, int]:
-    """The most queries of an image, and images, of a band."""
-    budget = CUDA_BAND_BYTES if context.device_type(qkv) == "cuda" else BAND_BYTES
-    images, tokens, _ = qkv.shape
-    of_query = num_heads * tokens * qkv.element_size()
-    return min(tokens, max(FEWEST_QUERIES, budget // of_query)), min(images, max(1, budget // (of_query * tokens)))
-
-
-def _is_one_band(qkv: Tensor, num_heads: int) -> bool:
-    """Whether all scores are one band: no buffers are needed, nothing is added up, and no pass begins with zeros."""
-    images, tokens, _ = qkv.shape
-    return _size_of_band(qkv, num_heads) == (tokens, images)
-
-
-def _heads_of(qkv: Tensor, num_heads: int) -> Tensor:
-    """Scaled queries, keys and values of b images: (b, N, 3C) -> (3, b * h, N, d)."""
-    images, tokens, width = qkv.shape
-    dim = width // (3 * num_heads)
-    parts = qkv.reshape(images, tokens, 3, num_heads, dim).permute(2, 0, 3, 1, 4)
-    parts = parts.clone(memory_format=torch.contiguous_format).view(3, -1, tokens, dim)  # also where it has this order
-    parts[0].mul_(dim**-0.5)
-    return parts
-
-
-def _mix(weight: Tensor, heads: Tensor, out: Tensor | None = None) -> Tensor:
-    """(b * h, n, N) -> (b * h, n, N), by a weight (h, h)."""
-    weights = weight.expand(len(heads) // len(weight), -1, -1)
-    if out is None:
-        return torch.bmm(weights, _flat(heads, weight)).view(heads.shape)
-    torch.bmm(weights, _flat(heads, weight), out=_flat(out, weight))
-    return out
-
-
-def _flat(heads: Tensor, weight: Tensor) -> Tensor:
-    """(b * h, n, N) -> (b, h, n * N), a view."""
-    return heads.view(-1, len(weight), heads.shape[1] * heads.shape[2])
-
-
-def _of_weight(grad: Tensor, heads: Tensor, weight: Tensor) -> Tensor:
-    """The gradient of the weight of ``_mix``."""
-    products = torch.bmm(_flat(grad, weight), _flat(heads, weight).mT)
-    return products.sum(0, dtype=torch.promote_types(grad.dtype, torch.float32))
-
-
-def _mixed_heads(qkv: Tensor, before: Tensor, after: Tensor, bias: Tensor, num_heads: int) -> Tensor:
-    """``attend_with_mixed_heads`` in bands, in the type of ``qkv``."""
-    with context.autocast_to(qkv.device, None):
-        before, after, bias = (typed(x, qkv.dtype) for x in (before, after, bias))
-        mixed = _mixed_in_one_band if _is_one_band(qkv, num_heads) else _mixed_in_bands
-        return mixed(qkv, before, after, bias, num_heads)
-
-
-def _mixed_in_one_band(qkv: Tensor, before: Tensor, after: Tensor, bias: Tensor, num_heads: int) -> Tensor:
-    images, tokens, width = qkv.shape
-    query, key, value = _heads_of(qkv, num_heads)
-    by_image = images, num_heads, tokens, -1
-    constant = value.view(by_image).sum(2, keepdim=True) * bias.view(-1, 1, 1)
-    shares = torch.softmax(_mix(before, torch.bmm(query, key.mT)), -1)
-    result = torch.bmm(_mix(after, shares), value)
-    out = qkv.new_empty(images, tokens, width // 3)
-    torch.add(result.view(by_image), constant, out=out.view(images, tokens, num_heads, -1).transpose(1, 2))
-    return out
-
-
-def _mixed_in_bands(qkv: Tensor, before: Tensor, after: Tensor, bias: Tensor, num_heads: int) -> Tensor:
-    out = qkv.new_empty(*qkv.shape[:2], qkv.shape[2] // 3)
-    bands = _Bands(qkv, num_heads, 2)
-    for group in bands.groups():
-        query, key, value = _heads_of(qkv[group], num_heads)
-        constant = bias.repeat(len(value) // num_heads)[:, None, None] * value.sum(1, keepdim=True)
-        of_heads = out[group].unflatten(-1, (num_heads, -1)).transpose(1, 2)
-        for band, (a, b) in bands.of(query):
-            torch.bmm(query[:, band], key.mT, out=a)
-            shares = torch.softmax(_mix(before, a, out=b), -1, out=a)
-            result = torch.baddbmm(constant, _mix(after, shares, out=b), value)
-            of_heads[:, :, band] = result.unflatten(0, (-1, num_heads))
-    return out
-
-
-def _mixed_heads_backward(
-    grad: Tensor, qkv: Tensor, before: Tensor, after: Tensor, bias: Tensor, num_heads: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of all arguments of ``_mixed_heads``."""
-    of_qkv, *sums = _mixed_gradients(grad, qkv, before, after, bias, num_heads)
-    of_before, of_after, of_bias = (typed(x, like.dtype) for x, like in zip(sums, (before, after, bias), strict=True))
-    return of_qkv, of_before, of_after, of_bias
-
-
-def _mixed_gradients(
-    grad: Tensor, qkv: Tensor, before: Tensor, after: Tensor, bias: Tensor, num_heads: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``_mixed_heads_backward``, whose sums are in fp32 at least."""
-    with context.autocast_to(qkv.device, None):
-        before, after, bias, grad = (typed(x, qkv.dtype) for x in (before, after, bias, grad))
-        gradients = _gradients_in_one_band if _is_one_band(qkv, num_heads) else _gradients_in_bands
-        return gradients(grad, qkv, before, after, bias, num_heads)
-
-
-def _gradients_in_one_band(
-    grad: Tensor, qkv: Tensor, before: Tensor, after: Tensor, bias: Tensor, num_heads: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    wide = torch.promote_types(qkv.dtype, torch.float32)
-    images, tokens, _ = qkv.shape
-    query, key, value = _heads_of(qkv, num_heads)
-    of_out = grad.reshape(images, tokens, num_heads, -1).transpose(1, 2).reshape(query.shape)
-    by_image = images, num_heads, tokens, -1
-    column, of_values = (x.view(by_image).sum(2, keepdim=True, dtype=wide) for x in (of_out, value))
-    of_bias = (column * of_values).sum((0, 2, 3))
-    scores = torch.bmm(query, key.mT)
-    shares = torch.softmax(_mix(before, scores), -1)
-    of_value = torch.bmm(_mix(after, shares).mT, of_out)
-    of_mixed = torch.bmm(of_out, value.mT)
-    of_after = _of_weight(of_mixed, shares, after)
-    of_mixed = _mix(after.t(), of_mixed)
-    of_logits = torch._softmax_backward_data(of_mixed, shares, -1, shares.dtype)
-    del shares, of_mixed
-    of_before = _of_weight(of_logits, scores, before)
-    del scores
-    of_scores = _mix(before.t(), of_logits)
-    of_query, of_key = torch.bmm(of_scores, key), torch.bmm(of_scores.mT, query)
-    of_qkv = qkv.new_empty(qkv.shape)
-    parts = of_qkv.view(images, tokens, 3, num_heads, -1).permute(2, 0, 3, 1, 4).unbind()
-    torch.mul(of_query.view(by_image), query.shape[-1] ** -0.5, out=parts[0])
-    parts[1].copy_(of_key.view(by_image))
-    torch.add(of_value.view(by_image), column * bias.view(-1, 1, 1), out=parts[2])
-    return of_qkv, of_before, of_after, of_bias
-
-
-def _gradients_in_bands(
-    grad: Tensor, qkv: Tensor, before: Tensor, after: Tensor, bias: Tensor, num_heads: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    wide = torch.promote_types(qkv.dtype, torch.float32)
-    of_qkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
-    of_before, of_after, of_bias = (torch.zeros_like(x, dtype=wide) for x in (before, after, bias))
-    bands = _Bands(qkv, num_heads, 4)
-    for group in bands.groups():
-        query, key, value = heads = _heads_of(qkv[group], num_heads)
-        of_out = grad[group].unflatten(-1, (num_heads, -1)).transpose(1, 2).contiguous().flatten(0, 1)
-        column = of_out.sum(1, keepdim=True, dtype=wide)
-        of_bias += (column * value.sum(1, keepdim=True, dtype=wide)).sum((1, 2)).view(-1, num_heads).sum(0)
-        of_query, of_key, of_value = torch.zeros_like(heads, dtype=wide)
-        of_value += bias.repeat(len(value) // num_heads)[:, None, None] * column
-        for band, (a, b, c, d) in bands.of(query):
-            scores = torch.bmm(query[:, band], key.mT, out=a)
-            shares = torch.softmax(_mix(before, scores, out=b), -1, out=c)
-            of_value += _mix(after, shares, out=b).mT @ of_out[:, band]
-            of_mixed = torch.bmm(of_out[:, band], value.mT, out=b)
-            of_after += _of_weight(of_mixed, shares, after)
-            of_shares = _mix(after.t(), of_mixed, out=d)
-            of_logits = torch._softmax_backward_data(of_shares, shares, -1, shares.dtype, grad_input=b)
-            of_before += _of_weight(of_logits, scores, before)
-            of_scores = _mix(before.t(), of_logits, out=a)
-            of_query[:, band] = of_scores @ key
-            of_key += of_scores.mT @ query[:, band]
-        of_query *= query.shape[-1] ** -0.5
-        parts = of_qkv[group].unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)
-        for part, gradient in zip(parts, (of_query, of_key, of_value), strict=True):
-            part.copy_(gradient.view_as(part))
-    return of_qkv, of_before, of_after, of_bias
-
-
-_TENSORS = "Tensor qkv, Tensor before, Tensor after, Tensor bias, int num_heads"
-mixed_heads = registration.operator(f"mixed_heads({_TENSORS}) -> Tensor", _mixed_heads, _mixed_heads)
-mixed_heads_backward = registration.operator(
-    f"mixed_heads_backward(Tensor grad, {_TENSORS}) -> (Tensor, Tensor, Tensor, Tensor)",
-    _mixed_heads_backward,
-    _mixed_heads_backward,
-)
-
-
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.num_heads = inputs
-    ctx.save_for_backward(*tensors)
-
-
-def _gradients(ctx: Any, grad: Tensor) -> Any:
-    return *mixed_heads_backward(grad, *ctx.saved_tensors, ctx.num_heads), None
-
-
-registration.in_graphs(
-    "mixed_heads", lambda qkv, *_: qkv.new_empty(*qkv.shape[:2], qkv.shape[2] // 3), _gradients, _keep
-)
-registration.in_graphs(
-    "mixed_heads_backward",
-    lambda grad, qkv, *weights: tuple(x.new_empty(x.shape) for x in (qkv, *weights[:3])),
-)
-
-
-class _MixedHeads(torch.autograd.Function):
-    """``mixed_heads``, which keeps its arguments alone."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, qkv: Tensor, unseen: Tensor, before: Tensor, after: Tensor, bias: Tensor, num_heads: int
-    ) -> Tensor:
-        ctx.dtypes, ctx.num_heads = [x.dtype for x in (before, after, bias)], num_heads
-        weights = [narrow.of(x, qkv.dtype) for x in (before, after, bias)]
-        tokens = qkv.flatten(1, -2)
-        ctx.save_for_backward(tokens, unseen, *weights)
-        ctx.shape = qkv.shape
-        return mixed_heads(tokens, *weights, num_heads).view(*qkv.shape[:-1], -1)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        qkv, unseen, before, after, bias = ctx.saved_tensors
-        of_qkv, *sums = _mixed_gradients(grad.flatten(1, -2), qkv, before, after, bias, ctx.num_heads)
-        of_weights = [typed(x, dtype) for x, dtype in zip(sums, ctx.dtypes, strict=True)]
-        return of_qkv.view(ctx.shape), torch.zeros_like(unseen), *of_weights, None
-
-
-_mixed = direct(_MixedHeads)

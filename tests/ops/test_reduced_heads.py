@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mm_vitbackbones.layers import ConvReduction
 from mm_vitbackbones.layers.attention import SpatialReductionAttention
 from mm_vitbackbones.measuring import OperatorCount
-from mm_vitbackbones.ops import context, reduced
+from mm_vitbackbones.ops import context, reduced_heads
 
 DIM, HEADS = 12, 3
 
@@ -38,7 +38,7 @@ def a_grid(height: int = 6, width: int = 8, dtype: torch.dtype = torch.float32) 
 def heads(layer: SpatialReductionAttention, grid: Tensor) -> tuple[Tensor, ...] | None:
     reduction = layer.reduction
     assert isinstance(reduction, ConvReduction)
-    return reduced.heads(grid, layer.q, reduction.parts, layer.kv, HEADS)
+    return reduced_heads.heads(grid, layer.q, reduction.parts, layer.kv, HEADS)
 
 
 def separate(layer: SpatialReductionAttention, grid: Tensor) -> list[Tensor]:
