@@ -201,6 +201,7 @@ class AnySize:
         self.first: list[torch.Size] = []
 
     def __call__(self, module: nn.Module, *inputs: Any) -> Any:
+        inputs = tuple(map(_own, inputs))
         tensors = [*_tensors(inputs)]
         shapes = [tensor.shape for tensor in tensors]
         if not self.first:
@@ -211,6 +212,15 @@ class AnySize:
                 if tensor.shape != shape:
                     torch._dynamo.maybe_mark_dynamic(tensor, _changing(tensor.shape, shape))
         return self.function(module, *inputs)
+
+
+def _own(given: Any) -> Any:
+    """An input, copied where it repeats one entry. The first block of a stage may get a class token that is expanded to
+    a batch, the others one with memory of its own: graphs are for one of both."""
+    if isinstance(given, Tensor):
+        repeats = any(step == 0 and size > 1 for step, size in zip(given.stride(), given.shape, strict=True))
+        return given.contiguous() if repeats else given
+    return type(given)(map(_own, given)) if type(given) in (tuple, list) else given
 
 
 def _tensors(inputs: Sequence[Any]) -> Iterator[Tensor]:

@@ -126,3 +126,15 @@ def test_graphs_for_each_size_can_be_asked_for() -> None:
 
 def test_the_first_graph_is_for_any_size_if_asked_for() -> None:
     assert graphs_for([*HEIGHTS, SQUARE, WIDTHS, (3, *SQUARE[1:])], dynamic=True) == 1
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+def test_a_graph_serves_an_entry_that_is_repeated_too() -> None:
+    torch._dynamo.reset()
+    counter, module, token = CompileCounter(), Sizes(), torch.randn(1, 6, 9, 4, requires_grad=True)
+    ((function, _),) = compiling.compiled([module], call, backend=counter, fullgraph=True)
+    for batch in (token.expand(3, -1, -1, -1), token.repeat(3, 1, 1, 1)):
+        (gradient,) = torch.autograd.grad(function(module, batch).sum(), token)
+        assert torch.equal(gradient, torch.full_like(token, 3 * 6))
+    assert counter.frame_count == 1
+    torch._dynamo.reset()
