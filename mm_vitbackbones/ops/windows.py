@@ -398,9 +398,9 @@ def _same(kept: Tensor, table: Tensor) -> bool:
     return kept.dtype == table.dtype and kept.device == table.device and torch.equal(kept, table)
 
 
-def _bias(table: Tensor, side: int, shift: int) -> Tensor:
+def _bias(table: Tensor, side: int, shift: int, keep: bool = True) -> Tensor:
     places = side * side
-    positions, masks = constants(side, shift, table.device)
+    positions, masks = constants(side, shift, table.device, keep)
     # `index_select`, whose gradient is one launch on CUDA; that of indexing sorts first.
     bias = table.index_select(0, positions).view(1, places, places, -1).permute(0, 3, 1, 2)
     if masks is not None:
@@ -421,18 +421,30 @@ def _wide(like: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     return like.new_empty(*others, places + -places % 8, dtype=dtype)[..., :places]
 
 
-def _bias_backward(grad: Tensor, side: int) -> Tensor:
-    return table_gradient(grad.sum(0), side)
-
-
-def table_gradient(grad: Tensor, side: int) -> Tensor:
+def table_gradient(grad: Tensor, side: int, keep: bool = True) -> Tensor:
     """The gradient of a table from that of the bias of one window: (h, n, n) -> ((2w - 1)^2, h)."""
-    positions, _ = constants(side, 0, grad.device)
+    positions, _ = constants(side, 0, grad.device, keep)
     return grad.new_zeros((2 * side - 1) ** 2, len(grad)).index_add_(0, positions, grad.flatten(1).t())
 
 
-# Operators of compiled graphs, which would otherwise make positions and masks of numbers in each block and step.
-window_bias = registration.operator("window_bias(Tensor table, int side, int shift) -> Tensor", _bias, _bias)
+# Operators of compiled graphs, which would otherwise hold the code that makes positions and masks in each block.
+
+
+def _own_bias(table: Tensor, side: int, shift: int) -> Tensor:
+    return _bias(table, side, shift, _may_keep(table))
+
+
+def _bias_backward(grad: Tensor, side: int) -> Tensor:
+    return table_gradient(grad.sum(0), side, _may_keep(grad))
+
+
+def _may_keep(x: Tensor) -> bool:
+    """Whether an operator of a graph may keep a tensor: not on CUDA, where what it makes can be in the memory of a CUDA
+    graph, which other graphs write into."""
+    return context.device_type(x) != "cuda"
+
+
+window_bias = registration.operator("window_bias(Tensor table, int side, int shift) -> Tensor", _own_bias, _own_bias)
 window_bias_backward = registration.operator(
     "window_bias_backward(Tensor grad, int side) -> Tensor", _bias_backward, _bias_backward
 )
@@ -451,9 +463,9 @@ registration.in_graphs(
 registration.in_graphs("window_bias_backward", lambda grad, side: grad.new_empty((2 * side - 1) ** 2, grad.shape[1]))
 
 
-def constants(side: int, shift: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """``relative_positions`` and, with a shift, ``shift_masks``."""
-    if not context.is_eager() or device.type == "meta":
+def constants(side: int, shift: int, device: torch.device, keep: bool = True) -> tuple[Tensor, Tensor | None]:
+    """``relative_positions`` and, with a shift, ``shift_masks``; those that are kept are shared by all blocks."""
+    if not keep or not context.is_eager() or device.type == "meta":
         return relative_positions(side, device), shift_masks(side, shift, device) if shift else None
     return _kept_constants(side, shift, device)
 

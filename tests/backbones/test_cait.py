@@ -15,7 +15,7 @@ from mm_vitbackbones.backbones import CaiT
 from mm_vitbackbones.checkpoints import load_pretrained
 from mm_vitbackbones.checkpoints.recognise import FAMILIES, find_layout, looks_like
 from mm_vitbackbones.errors import ArgumentError, CheckpointMismatch
-from mm_vitbackbones.ops import attention
+from mm_vitbackbones.ops import talking_heads
 
 SPEC = dict(dim=32, num_heads=4, depth=3, pretrain_grid=4)
 FAMILY = FAMILIES["CaiT"]
@@ -25,8 +25,8 @@ recorded = partial(CaiT, SPEC, taps=(2,), pyramid=None, stem="published")
 @pytest.mark.parametrize("grad", [True, False], ids=["grad", "no_grad"])
 @pytest.mark.parametrize("rows", [3, 10**6])
 def test_patches_of_the_official_network(grad, rows, monkeypatch):
-    monkeypatch.setattr(attention, "FEWEST_QUERIES", 1)
-    monkeypatch.setattr(attention, "BAND_BYTES", 4 * 16 * 4 * rows)
+    monkeypatch.setattr(talking_heads, "FEWEST_QUERIES", 1)
+    monkeypatch.setattr(talking_heads, "BAND_BYTES", 4 * 16 * 4 * rows)
     fixture, network = load_fixture("cait"), recorded().eval()
     load_pretrained(network, fixture.state)
     with torch.set_grad_enabled(grad):
@@ -39,14 +39,14 @@ def test_patches_of_the_official_network(grad, rows, monkeypatch):
 def test_gradients_in_bands_are_those_of_the_written_out_network(with_cp, monkeypatch):
     fixture = load_fixture("cait")
     image = torch.randn(2, 3, 80, 112)
-    monkeypatch.setattr(attention, "FEWEST_QUERIES", 1)
+    monkeypatch.setattr(talking_heads, "FEWEST_QUERIES", 1)
     found = []
     for in_bands in (True, False):
         network = recorded(with_cp=with_cp).train()
         load_pretrained(network, fixture.state)
-        monkeypatch.setattr(attention, "BAND_BYTES", 4 * 35 * 4 * 9)
+        monkeypatch.setattr(talking_heads, "BAND_BYTES", 4 * 35 * 4 * 9)
         if not in_bands:
-            monkeypatch.setattr(attention, "_mixes_in_bands", lambda *_: False)
+            monkeypatch.setattr(talking_heads, "_mixes_in_bands", lambda *_: False)
         (out,) = network(image)
         out.square().sum().backward()
         found.append((out.detach(), {name: p.grad for name, p in network.named_parameters()}))

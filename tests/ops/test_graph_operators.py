@@ -10,7 +10,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
 from mm_vitbackbones.backbones.swin import WindowAttention
-from mm_vitbackbones.ops import attention, pooling, windows
+from mm_vitbackbones.ops import attention, context, pooling, windows
 
 pytestmark = pytest.mark.skipif(
     not hasattr(torch.compiler, "is_exporting"), reason="this PyTorch cannot tell a graph from an export"
@@ -80,6 +80,15 @@ def test_the_bias_of_windows(side: int, shift: int) -> None:
     found, expected = windows.window_bias(table, side, shift), windows.bias_of(table, side, shift)
     assert found.stride() == expected.stride()
     agree(found, expected, table)
+
+
+def test_an_operator_keeps_nothing_in_the_memory_of_a_cuda_graph() -> None:
+    table = torch.randn(25, 2, requires_grad=True)
+    windows._kept_constants.cache_clear()
+    for device, kept in (("cuda", 0), ("cpu", 2)):  # with the shift and, for the gradient, without
+        with context.pretend_device(device):
+            windows.window_bias(table, 3, 1).sum().backward()
+        assert windows._kept_constants.cache_info().currsize == kept
 
 
 @pytest.mark.parametrize(
