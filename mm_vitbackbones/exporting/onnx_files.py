@@ -11,10 +11,12 @@ import warnings
 from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from mm_vitbackbones.exporting.choices import Choices
 
@@ -41,7 +43,7 @@ def write(
 
     translations = table(program.graph)
     _keep_operations(program, translations)
-    with quiet():
+    with quiet(), _promotion_where_needed():
         made = torch.onnx.export(
             program,
             dynamo=True,
@@ -113,6 +115,32 @@ def _keep_operations(program: Any, translated: Container[Any]) -> None:
 
     program.graph.eliminate_dead_code()
     program.run_decompositions = run_decompositions
+
+
+@contextlib.contextmanager
+def _promotion_where_needed() -> Iterator[None]:
+    """Within it, PyTorch's exporter does not look for operations on tensors of different types, which takes a third of
+    its time, in a graph whose tensors all have one floating type."""
+    from torch.onnx._internal.exporter import _fx_passes
+
+    promote = getattr(_fx_passes, "insert_type_promotion_nodes", None)
+    if promote is None:
+        yield
+        return
+
+    def insert(module: torch.fx.GraphModule) -> None:
+        if not _has_one_floating_type(module):
+            promote(module)
+
+    with mock.patch.object(_fx_passes, "insert_type_promotion_nodes", insert):
+        yield
+
+
+def _has_one_floating_type(module: torch.fx.GraphModule) -> bool:
+    parts = [part for part in module.modules() if isinstance(part, torch.fx.GraphModule)]
+    values = [tree_leaves(node.meta.get("val")) for part in parts for node in part.graph.nodes]
+    types = {x.dtype for leaves in values for x in leaves if isinstance(x, Tensor)}
+    return len(types) == 1 and types.pop().is_floating_point
 
 
 def _stays(target: Any, decompositions: Container[Any]) -> bool:

@@ -185,6 +185,11 @@ def is_plain(module: nn.Module) -> bool:
     )
 
 
+def is_plain_in_export(module: nn.Module) -> bool:
+    """``is_plain`` while ``torch.export`` traces, where weights are symbols."""
+    return is_exporting() and is_known(module) and not has_hooks(module) and "forward" not in module.__dict__
+
+
 def is_plain_tree(module: nn.Module) -> bool:
     """Whether a module and all its parts are plain, so that nobody sees what passes between them."""
     tree = [module]

@@ -124,7 +124,7 @@ def framed(convs: Sequence[nn.Module]) -> tuple[Tensor, Tensor] | None:
     """The weight (C, 1, k, k) and the bias (C,) of one depthwise convolution that replaces several, each on channels
     of its own, with zeros around the smaller windows. None where something is attached to one of them, and where
     ``ops.depthwise.split`` is faster."""
-    if not all(map(context.is_plain, convs)):
+    if not (all(map(context.is_plain, convs)) or all(map(context.is_plain_in_export, convs))):
         return None
     weights = [cast(Tensor, conv.weight) for conv in convs]
     if one_pass.is_for(weights[0]):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mm_vitbackbones.ops import anysize, context, linear, memory, onednn
 from mm_vitbackbones.ops.joint import Pair, Rows, Tokens
 from mm_vitbackbones.ops.kernels import factorized as kernels
-from mm_vitbackbones.ops.once import direct, once_differentiable
+from mm_vitbackbones.ops.once import direct, once_differentiable, typed
 
 BLOCK = 256
 """Tokens whose product is one matrix product in a compiled graph on CUDA: the sum over all tokens is one of few, long
@@ -126,10 +126,11 @@ def _contract(key: Tensor, value: Tensor, cls_key: Tensor, cls_value: Tensor, nu
 
 def _contract_together(key: Tensor, value: Tensor, cls_key: Tensor, cls_value: Tensor, num_heads: int) -> Tensor:
     """Equal to ``_contract``, with the class token among the others: half as many nodes of an exported graph."""
-    wide = torch.cat((cls_key, key), 1).to(torch.promote_types(key.dtype, torch.float32))
+    dtype = torch.float64 if key.dtype == torch.float64 else torch.float32  # `promote_types` would be a node
+    wide = typed(torch.cat((cls_key, key), 1), dtype)
     weight = (wide - wide.amax(1, keepdim=True)).exp()
-    matrices = _product(weight, torch.cat((cls_value, value), 1).to(wide.dtype), num_heads)
-    return (matrices * _scale(weight.sum(1, keepdim=True), num_heads)).to(key.dtype)
+    matrices = _product(weight, typed(torch.cat((cls_value, value), 1), dtype), num_heads)
+    return typed(matrices * _scale(weight.sum(1, keepdim=True), num_heads), key.dtype)
 
 
 def _contract_in_blocks(key: Tensor, value: Tensor, cls_key: Tensor, cls_value: Tensor, num_heads: int) -> Tensor:

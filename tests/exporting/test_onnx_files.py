@@ -14,6 +14,7 @@ from helpers.exported import one_stage_of_mit
 from helpers.paths import ROOT
 from mm_vitbackbones.errors import UserError
 from mm_vitbackbones.exporting import export, packages
+from mm_vitbackbones.exporting.onnx_files import write
 
 for name in packages.NEEDED:
     pytest.importorskip(name)
@@ -114,3 +115,28 @@ def predicted_in_onnxruntime(model: Any, path: Path) -> None:
         assert count == int((found[2] >= 0).sum()) > 5
         assert found[2][0, :count].tolist() == expected.pred_instances.labels.tolist()
         torch.testing.assert_close(found[0][0, :count], expected.pred_instances.bboxes, rtol=1e-4, atol=1e-2)
+
+
+class Places(torch.nn.Module):
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.exp() * torch.arange(x.shape[-1], dtype=self.dtype)
+
+
+@pytest.mark.parametrize(("dtype", "promoted"), [(torch.float32, 0), (torch.int64, 1), (torch.float64, 1)])
+def test_types_are_promoted_where_a_graph_has_several(
+    dtype: torch.dtype, promoted: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import onnxruntime
+    from torch.onnx._internal.exporter import _fx_passes
+
+    passes, promote = [], _fx_passes.insert_type_promotion_nodes
+    monkeypatch.setattr(_fx_passes, "insert_type_promotion_nodes", lambda graph: (passes.append(graph), promote(graph)))
+    x, path = torch.randn(2, 5), tmp_path / "places.onnx"
+    write(torch.export.export(Places(dtype), (x,)), path, ["out"], 20, {})
+    assert len(passes) == promoted
+    (found,) = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {"image": x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), Places(dtype)(x))

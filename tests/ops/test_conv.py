@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from helpers.official import relative_error
 from mm_vitbackbones.layers import ChannelsLastConv2d, Upsample2x
@@ -177,3 +177,26 @@ def test_on_cuda_a_convolution_over_a_grid_has_the_value_and_gradients_of_that_o
         pairs = (found, [grid, *module.parameters()]), (expected, [grid, *plain.parameters()])
         ours, theirs = (torch.autograd.grad(y.square().sum(), wanted) for y, wanted in pairs)
         torch.testing.assert_close(ours, theirs)
+
+
+class Framed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(ChannelsLastConv2d(2, 2, k, padding=k // 2, groups=2) for k in (3, 5))
+
+    def forward(self, grid: Tensor) -> Tensor:
+        if (one := conv.framed([*self.convs])) is not None:
+            return conv.depthwise(grid, *one)
+        return torch.cat([each(part) for each, part in zip(self.convs, grid.split(2, -1), strict=True)], -1)
+
+
+@pytest.mark.parametrize("hooked", [False, True])
+def test_an_export_holds_several_windows_as_one_convolution_unless_one_is_observed(hooked: bool) -> None:
+    module, grid = Framed(), torch.randn(1, 6, 5, 4)
+    expected = module(grid)
+    if hooked:
+        module.convs[1].register_forward_hook(lambda _, __, out: 2 * out)
+        expected = torch.cat((expected[..., :2], 2 * expected[..., 2:]), -1)
+    program = torch.export.export(module, (grid,))
+    assert sum(node.target is torch.ops.aten.conv2d.default for node in program.graph.nodes) == 1 + hooked
+    torch.testing.assert_close(program.module()(grid), expected)
