@@ -7,11 +7,13 @@ import json
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
 from helpers.paths import ROOT
-from mm_vitbackbones.build import families
+from mm_vitbackbones.build import backbone_names, families
+from mm_vitbackbones.exporting import packages
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +29,37 @@ def tool() -> ModuleType:
 def test_page_has_what_was_measured(tool: ModuleType) -> None:
     page = tool.PAGE.read_text("utf-8")
     assert tool.with_table(page, json.loads(tool.RECORD.read_text("utf-8"))) == page
+
+
+def right(row: dict[str, Any]) -> bool:
+    """Whether a file is right at all sizes, and holds little but its weights."""
+    return row["failures"] == [] and row["error"] <= 1e-4 and abs(row["bytes"] / row["weights"] - 1) < 0.05
+
+
+def test_every_network_of_the_table_was_exported_in_every_way_in_time(tool: ModuleType) -> None:
+    found = json.loads(tool.RECORD.read_text("utf-8"))
+    small, large = tool.networks([]), tool.largest([])
+    assert {*found} == {*small, *large}
+    for name, rows in found.items():
+        assert rows.keys() == tool.WAYS.keys()
+        for row in rows.values():
+            assert right(row), (name, row)
+            assert row["core_seconds"] < (30 if name in small else 120), (name, row)
+
+
+NAMES = [next(name for name, (kind, _) in backbone_names().items() if kind is family) for family in families().values()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["torch.export", "ONNX, fixed size", "ONNX, free sizes"])
+@pytest.mark.parametrize("name", NAMES)
+def test_published_networks_are_exported(tool: ModuleType, name: str, way: str) -> None:
+    if way.startswith("ONNX"):
+        for package in packages.NEEDED:
+            pytest.importorskip(package)
+    row = tool.apart(name, way, 600)
+    assert "failure" not in row, row
+    assert right(row), row
 
 
 def test_every_family_is_exported_once(tool: ModuleType) -> None:
