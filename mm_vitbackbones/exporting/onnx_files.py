@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from mm_vitbackbones.exporting.choices import Choices
+from mm_vitbackbones.exporting.parts import replaced
 
 OPSET = 20
 """The default. It has Gelu and LayerNormalization as one node each."""
@@ -132,7 +132,7 @@ def _promotion_where_needed() -> Iterator[None]:
         if not _has_one_floating_type(module):
             promote(module)
 
-    with mock.patch.object(_fx_passes, "insert_type_promotion_nodes", insert):
+    with replaced(_fx_passes, "insert_type_promotion_nodes", insert):
         yield
 
 

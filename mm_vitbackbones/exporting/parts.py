@@ -88,9 +88,9 @@ def open_sizes() -> Iterator[None]:
     wrappers = sys.modules.get("mmseg.models.utils.wrappers")
     with _OpenPooling(), contextlib.ExitStack() as stack:
         if wrappers is not None:
-            stack.enter_context(_replaced(wrappers.Upsample, "forward", _enlarged(wrappers.Upsample.forward)))
+            stack.enter_context(replaced(wrappers.Upsample, "forward", _enlarged(wrappers.Upsample.forward)))
             silent = (*wrappers.resize.__defaults__[:-1], False)
-            stack.enter_context(_replaced(wrappers.resize, "__defaults__", silent))
+            stack.enter_context(replaced(wrappers.resize, "__defaults__", silent))
         yield
 
 
@@ -108,7 +108,8 @@ def _enlarged(forward: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor
 
 
 @contextlib.contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Within it, something has another attribute."""
     old = getattr(owner, name)
     setattr(owner, name, value)
     try:
