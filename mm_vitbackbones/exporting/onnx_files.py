@@ -120,7 +120,7 @@ def _keep_operations(program: Any, translated: Container[Any]) -> None:
 @contextlib.contextmanager
 def _promotion_where_needed() -> Iterator[None]:
     """Within it, PyTorch's exporter does not look for operations on tensors of different types, which takes a third of
-    its time, in a graph whose tensors all have one floating type."""
+    its time, in a graph whose tensors all have one floating type and none meets a number made of a size."""
     from torch.onnx._internal.exporter import _fx_passes
 
     promote = getattr(_fx_passes, "insert_type_promotion_nodes", None)
@@ -138,9 +138,22 @@ def _promotion_where_needed() -> Iterator[None]:
 
 def _has_one_floating_type(module: torch.fx.GraphModule) -> bool:
     parts = [part for part in module.modules() if isinstance(part, torch.fx.GraphModule)]
-    values = [tree_leaves(node.meta.get("val")) for part in parts for node in part.graph.nodes]
-    types = {x.dtype for leaves in values for x in leaves if isinstance(x, Tensor)}
-    return len(types) == 1 and types.pop().is_floating_point
+    nodes = [node for part in parts for node in part.graph.nodes]
+    types = {x.dtype for node in nodes for x in tree_leaves(node.meta.get("val")) if isinstance(x, Tensor)}
+    return len(types) == 1 and types.pop().is_floating_point and not any(map(_computes_with_a_size, nodes))
+
+
+def _computes_with_a_size(node: torch.fx.Node) -> bool:
+    """Whether an operation on a tensor takes a number of the graph as a value, such as ``x / x.shape[-1]``. In a file,
+    that number is a tensor of integers. Lengths, places and axes have another type in the schemas."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    taken = zip(node.target._schema.arguments, node.args, strict=False)
+    values = [(argument, value.meta.get("val")) for argument, value in taken if isinstance(value, torch.fx.Node)]
+    return any(isinstance(value, Tensor) for _, value in values) and any(
+        isinstance(argument.type, (torch.TensorType, torch.NumberType)) and not isinstance(value, Tensor)
+        for argument, value in values
+    )
 
 
 def _stays(target: Any, decompositions: Container[Any]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -140,3 +141,43 @@ def test_types_are_promoted_where_a_graph_has_several(
     assert len(passes) == promoted
     (found,) = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {"image": x.numpy()})
     torch.testing.assert_close(torch.from_numpy(found), Places(dtype)(x))
+
+
+class Shares(torch.nn.Module):
+    """A number that the size of an image gives is an integer in the file."""
+
+    def __init__(self, operation: Callable[[torch.Tensor, int], torch.Tensor]) -> None:
+        super().__init__()
+        self.operation = operation
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.operation(x.exp(), x.shape[-1])
+
+
+def with_places(x: torch.Tensor, width: int) -> torch.Tensor:
+    return x + torch.arange(width, dtype=torch.float32).expand(2, width)
+
+
+@pytest.mark.parametrize(
+    ("operation", "promoted"),
+    [(torch.div, 1), (torch.mul, 1), (torch.add, 1), (with_places, 0)],
+)
+def test_a_size_that_is_computed_with_is_promoted(
+    operation: Callable[[torch.Tensor, int], torch.Tensor],
+    promoted: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import onnxruntime
+    from torch.onnx._internal.exporter import _fx_passes
+
+    passes, promote = [], _fx_passes.insert_type_promotion_nodes
+    monkeypatch.setattr(_fx_passes, "insert_type_promotion_nodes", lambda graph: (passes.append(graph), promote(graph)))
+    x, path, module = torch.randn(2, 5), tmp_path / "shares.onnx", Shares(operation)
+    program = torch.export.export(module, (x,), dynamic_shapes=({1: torch.export.Dim("width", min=2, max=99)},))
+    write(program, path, ["out"], 20, {})
+    assert len(passes) == promoted
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for width in (5, 8):
+        x = torch.randn(2, width)
+        torch.testing.assert_close(torch.from_numpy(session.run(None, {"image": x.numpy()})[0]), module(x))
