@@ -169,8 +169,8 @@ def is_plain(module: nn.Module) -> bool:
     """Whether a fast form may use the weights of a module instead of calling it.
 
     Its class is exactly one that is known, which excludes parametrisations, adapters, quantised layers and a user's
-    subclasses; its weight is a tensor of PyTorch's own, and nothing is attached to its calls: no hook of any kind, no
-    other ``forward``.
+    subclasses; its weight is a tensor of PyTorch's own and lies with its parameters, where FSDP takes those of sharded
+    modules away; and nothing is attached to its calls: no hook of any kind, no other ``forward``.
     """
     state = module.__dict__
     return not (
@@ -181,6 +181,7 @@ def is_plain(module: nn.Module) -> bool:
         or state["_backward_pre_hooks"]
         or "forward" in state
         or type(state["_parameters"].get("weight")) not in _WEIGHTS
+        or "weight" in state
         or _has_global_hooks()
     )
 

@@ -24,7 +24,7 @@ TRUNKS = [(toy, frozen) for toy in ("vit", "vit_windows", "dinov2", "dinov3") fo
 SHARDED = [("swin", "ffn", "cpu"), ("coat", "block", "cpu"), ("mit", "nothing", "cuda")]
 """Toys, ``with_cp``, and the kind of device whose forms are taken."""
 ALL_SHARDED = [(*case, "cpu") for case in CASES] + [(toy, "nothing", "cuda") for toy in TOYS]
-BY_STRATEGY = [("swin", "block")]
+BY_STRATEGY = [("swin", "block"), ("cait", "block")]
 ADAPTED = "adapters"
 """What the results of a network with these are kept under."""
 ADAPTERS = dict(rank=2, targets="all")

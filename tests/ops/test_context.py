@@ -34,6 +34,7 @@ ATTACHMENTS = {
     "pruning": lambda module: prune.random_unstructured(module, "weight", 0.5),
     "another forward": lambda module: setattr(module, "forward", lambda x: x),
     "a weight of another class": lambda module: setattr(module, "weight", OtherParameter(module.weight.detach())),
+    "a weight that is no parameter": lambda module: module.__dict__.update(weight=module._parameters.pop("weight")),
 }
 
 
