@@ -39,9 +39,9 @@ from mm_vitbackbones.layers import (
     ResidualBlock,
 )
 from mm_vitbackbones.layers.initialise import init_linears_and_norms
-from mm_vitbackbones.ops import context, conv, depthwise, factorized, joint, looking, memory, residual
+from mm_vitbackbones.ops import context, conv, coscale, depthwise, factorized, joint, looking, memory, residual
+from mm_vitbackbones.ops.coscale import Levels
 from mm_vitbackbones.ops.joint import Pair, Tokens
-from mm_vitbackbones.ops.resize import resized_sum
 from mm_vitbackbones.registry import BACKBONES
 
 NUM_HEADS = 8
@@ -113,6 +113,8 @@ class Shared(NamedTuple):
 
     cpe: ConvPosition
     crpe: ConvRelativePosition
+    convs: list[nn.Module]
+    """Those of ``crpe``."""
     framed: tuple[Tensor, Tensor] | None
     """The weight and bias of ``crpe`` as one convolution, which splits no map; see ``ops.conv.framed``."""
 
@@ -138,9 +140,9 @@ class FactorizedAttention(Recomputable):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, tokens: Tokens, shared: Shared) -> Tokens:
-        query_key, value = joint.linear(tokens, self.qk), joint.linear(tokens, self.v)
-        joint.release(tokens)
-        return factorized.mix(query_key, value, shared.relative_position, self.proj, NUM_HEADS, self.lightly)
+        maps, again = (self.qk, self.v, self.proj), self.recompute == memory.ALL_BUT_ATTENTION and self.training
+        position, convs = shared.relative_position, shared.convs
+        return factorized.attend_all(tokens, maps, position, convs, NUM_HEADS, self.lightly, again)
 
     def looks_at(self, tokens: Tokens, shared: Shared) -> looking.Shares:
         """The effective attention weights of chosen queries."""
@@ -152,12 +154,10 @@ class FactorizedAttention(Recomputable):
 class CoatBlock(ResidualBlock):
     """What serial and parallel blocks share. Drop path treats the class token and the grid as one sample."""
 
-    ffn: FeedForward
     residuals: Callable[..., Any]
 
     def forward(self, tokens: Any, shared: Any) -> Any:
-        cls, _ = tokens[PARALLEL[0]] if isinstance(tokens, Mapping) else tokens
-        return self.drawn_and_computed(cls, tokens, shared)
+        return self.drawn_and_computed(coscale.samples(tokens), tokens, shared)
 
     def computed(self, drawn: Sequence[Tensor], tokens: Any, shared: Any) -> Any:
         return self.wholly(self.residuals, tokens, shared, *drawn)
@@ -175,13 +175,13 @@ class SerialBlock(CoatBlock):
         self.ffn = FeedForward(dim, hidden_dim)
         self.drop_path = DropPath(drop_path)
 
-    def residuals(self, tokens: Pair, shared: Shared, *drawn: Tensor) -> Pair:
+    def residuals(self, tokens: Tokens, shared: Shared, *drawn: Tensor) -> Tokens:
         first, second = self.drops(drawn)
-        with memory.saving(tokens[1]):
-            x = joint.join(tokens[0], shared.cpe(tokens[1]), self)
+        with memory.saving(coscale.samples(tokens)):
+            x = joint.add_conv(tokens, shared.cpe, shared.cpe.conv)
             attn = Branch(self.norm1, cast(nn.Module, partial(self.attn, shared=shared)), first)
             ffn = Branch(self.norm2, self.ffn, second)
-            return joint.pair(joint.add_branches(x, attn, ffn, [self.attn, shared.crpe], self.lightly))
+            return joint.add_branches(x, attn, ffn, [self.attn, shared.crpe], self.lightly)
 
 
 @context.plain
@@ -198,24 +198,19 @@ class ParallelBlock(CoatBlock):
         self.drop_path = DropPath(drop_path)
         self.branch_count = 2 * len(self.norm2)
 
-    def residuals(self, tokens: Mapping[int, Pair], shared: Mapping[int, Shared], *drawn: Tensor) -> dict[int, Pair]:
+    def residuals(self, tokens: Levels, shared: Mapping[int, Shared], *drawn: Tensor) -> Levels:
         drops = iter(self.drops(drawn))
-        with memory.saving(tokens[PARALLEL[0]][1]):
-            sides = {level: grid.shape[1:3] for level, (_, grid) in tokens.items()}
-            joined = {level: joint.join(cls, shared[level].cpe(grid), self) for level, (cls, grid) in tokens.items()}
-            attended = []
-            for level, x in joined.items():
-                norm, attn = self.norm1[str(level)], self.attn[str(level)]
-                parts = norm, attn, shared[level].crpe
-                attended.append(joint.branch_of(x, norm, partial(attn, shared=shared[level]), parts))
-            cls_branches, grids = zip(*attended, strict=True)
-            results: dict[int, Pair] = {}
-            for level in map(int, self.norm2):
-                branches = torch.stack(cls_branches).sum(0), resized_sum(grids, *sides[level])
-                x = joint.add_fresh(joined[level], *branches, next(drops))
-                ffn = Branch(self.norm2[str(level)], self.ffn, next(drops))
-                results[level] = joint.pair(joint.add_branch(x, ffn, self.lightly))
-            return results
+        with memory.saving(coscale.samples(tokens)):
+            x = coscale.add_convs(tokens, {level: shared[level].cpe for level in PARALLEL})
+            attns, ffns = {}, {}
+            for name, attn in self.attn.items():
+                level, ends = int(name), name not in self.norm2
+                function = cast(nn.Module, partial(attn, shared=shared[level]))
+                attns[level] = Branch(self.norm1[name], function, self.drop_path if ends else next(drops))
+                if not ends:
+                    ffns[level] = Branch(self.norm2[name], self.ffn, next(drops))
+            parts = {int(name): (attn, shared[int(name)].crpe) for name, attn in self.attn.items()}
+            return coscale.add_branches(x, attns, ffns, parts, self.lightly)
 
 
 class Stage(nn.Module):
@@ -234,14 +229,16 @@ class Stage(nn.Module):
 
     def shared(self) -> Shared:
         """What its blocks and the parallel ones share."""
-        return Shared(self.cpe, self.crpe, conv.framed([*self.crpe.convs]))
+        convs = [*self.crpe.convs]
+        return Shared(self.cpe, self.crpe, convs, conv.framed(convs))
 
     def forward(self, grid: Tensor) -> Pair:
         grid, shared = self.patch_embed(grid), self.shared()
-        tokens = self.cls_token.unsqueeze(0).expand(grid.shape[0], -1, -1, -1), grid
+        cls = self.cls_token.unsqueeze(0).expand(grid.shape[0], -1, -1, -1)
+        tokens = joint.join(cls, grid, [self.blocks, *shared[:2]], [[self.cpe.conv], shared.convs])
         for block in self.blocks:
             tokens = block(tokens, shared)
-        return tokens
+        return joint.pair(tokens)
 
 
 @final
@@ -288,8 +285,12 @@ class CoaT(Backbone):
             _, grid = tokens[level] = stage(grid)
         if self.parallel_blocks:
             shared = {level: cast(Stage, self.stages[level]).shared() for level in PARALLEL}
+            parts = [self.parallel_blocks, *(part for each in shared.values() for part in (each.cpe, each.crpe))]
+            convs = {level: ([each.cpe.conv], each.convs) for level, each in shared.items()}
+            levels = coscale.join({level: tokens[level] for level in PARALLEL}, parts, convs)
             for block in self.parallel_blocks:
-                tokens |= block({level: tokens[level] for level in PARALLEL}, shared)
+                levels = block(levels, shared)
+            tokens |= coscale.pairs(levels)
         yield from (Level(grid, cls.flatten(1, 2)) for cls, grid in tokens.values())
 
     def attentions(self) -> list[AttentionLayer]:

@@ -6,15 +6,16 @@ grid, (B, 1, C) and (B, N, C).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mm_vitbackbones.ops import anysize, context, linear, memory, onednn
-from mm_vitbackbones.ops.joint import Pair, Rows, Tokens
+from mm_vitbackbones.ops import anysize, context, depthwise, joint, linear, memory, narrow, onednn
+from mm_vitbackbones.ops.joint import Pair, Rows, Shape, Tokens
+from mm_vitbackbones.ops.kernels import depthwise as windows
 from mm_vitbackbones.ops.kernels import factorized as kernels
 from mm_vitbackbones.ops.once import direct, once_differentiable, typed
 
@@ -23,26 +24,39 @@ BLOCK = 256
 dot products, which would leave most of the card without work."""
 
 
-def mix(
-    query_key: Tokens,
-    value: Tokens,
+def attend_all(
+    tokens: Tokens,
+    maps: Sequence[nn.Module],
     relative_position: Callable[[Tensor], Tensor],
-    project: nn.Module,
+    convs: Sequence[nn.Module],
     num_heads: int,
     lightly: Callable[..., Tensor],
+    again: bool,
 ) -> Tokens:
     """``project(Q (softmax(K)' V) / sqrt(d) + Q * relative_position(V))``; a class token has no relative positions.
 
     Args:
-        query_key: queries and keys side by side, of 2C channels.
-        value: of C channels.
+        maps: linear maps: to queries and keys side by side, C -> 2C, to values, C -> C, and ``project``.
         relative_position: keeps the shape of a grid of values.
-        project: a linear map.
+        convs: those that it calls: depthwise ones, each of the next channels.
         lightly: calls a function with tensors that follow, or computes it again in the backward pass.
+        again: which of these two.
     """
-    if isinstance(value, Rows):
-        return _mix_rows(cast(Rows, query_key), value, relative_position, project, num_heads, lightly)
-    (cls_query, cls_key), (query, key) = (x.flatten(1, 2).chunk(2, dim=-1) for x in cast(Pair, query_key))
+    to_query_key, to_value, project = maps
+    if isinstance(tokens, Rows):
+        found = linear.on_cuda(tokens.rows, *maps)
+        if found is None or any(bias is None for bias in found[1:6:2]):
+            given = joint.pair(tokens), maps, relative_position, convs, num_heads, lightly, again
+            return joint.rows_of(*cast(Pair, attend_all(*given)))
+        *parameters, dtype = found
+        weights, biases = depthwise.parameters_of(convs)
+        parameters += *weights, *biases
+        if torch.is_grad_enabled():
+            return Rows(_attended(tokens.rows, tokens.shape, num_heads, again, dtype, *parameters), tokens.shape)
+        return Rows(_attend_rows(tokens.rows, tokens.shape, num_heads, dtype, parameters)[-1], tokens.shape)
+    query_key, value = (cast(Pair, joint.linear(tokens, layer)) for layer in (to_query_key, to_value))
+    joint.release(tokens)
+    (cls_query, cls_key), (query, key) = (x.flatten(1, 2).chunk(2, dim=-1) for x in query_key)
     matrices = contract(key, value[1].flatten(1, 2), cls_key, value[0].flatten(1, 2), num_heads)
     cls = project(attend(cls_query, matrices)).view_as(value[0])
 
@@ -54,40 +68,81 @@ def mix(
     return cls, lightly(of_grid, query, matrices, value[1])
 
 
-def _mix_rows(
-    query_key: Rows,
-    value: Rows,
-    relative_position: Callable[[Tensor], Tensor],
-    project: nn.Module,
-    num_heads: int,
-    lightly: Callable[..., Tensor],
-) -> Rows:
-    """``mix`` by the kernels for CUDA."""
-
-    def of_rows(query_key: Tensor, values: Tensor) -> Tensor:
-        values, grid = Rows(values, value.shape).with_grid()
-        position = relative_position(grid).flatten(0, 2).to(values.dtype)
-        return linear.linear(_mixed(query_key, values, position, len(grid), num_heads), project)
-
-    return Rows(lightly(of_rows, query_key.rows, value.rows), value.shape)
+# ---- on CUDA
 
 
-class _Mixed(torch.autograd.Function):
-    """The operators of ``ops.kernels.factorized``. The backward pass reads keys and values once more, and the sums."""
+def _attend_rows(
+    rows: Tensor, shape: Shape, num_heads: int, dtype: torch.dtype, parameters: Sequence[Tensor]
+) -> list[Tensor]:
+    """What ``_Attended`` keeps, and the result.
+
+    Args:
+        parameters: weights and biases of the three linear maps, then the weights of the convolutions, then their
+            biases, if they have some.
+    """
+    to_query_key, bias1, to_value, bias2, project, bias3 = [narrow.of(x, dtype) for x in parameters[:6]]
+    rows = typed(rows, dtype)
+    query_key, value = F.linear(rows, to_query_key, bias1), F.linear(rows, to_value, bias2)
+    mixed = _mixed(query_key, value, shape, num_heads, parameters[6:])
+    return [rows, query_key, value, to_query_key, to_value, project, *mixed, F.linear(mixed[0], project, bias3)]
+
+
+def _mixed(
+    query_key: Tensor, value: Tensor, shape: Shape, num_heads: int, convs: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    """What ``project`` takes, and what the gradient needs besides the arguments: the relative positions, the matrices
+    and the log-sums."""
+    weights = [x for x in convs if x.dim() == 4]
+    position = windows.depthwise(windows.grid_of(value, shape), weights, convs[len(weights) :], False, False)
+    position = position.view(-1, value.shape[1])
+    out, *sums = kernels.attend(query_key, value, position, shape[0], num_heads)
+    return out, position, *sums
+
+
+class _Attended(torch.autograd.Function):
+    """``attend_all`` of rows. It is one function for all that is between two norms: each function costs the host of a
+    GPU as much as several launches."""
 
     @staticmethod
-    def forward(ctx: Any, query_key: Tensor, value: Tensor, position: Tensor, batch: int, num_heads: int) -> Tensor:
-        out, matrices, log_sum = kernels.attend(query_key, value, position, batch, num_heads)
-        ctx.save_for_backward(query_key, value, position, matrices, log_sum)
+    def forward(
+        ctx: Any, rows: Tensor, shape: Shape, num_heads: int, again: bool, dtype: torch.dtype, *parameters: Tensor
+    ) -> Tensor:
+        *kept, out = _attend_rows(rows, shape, num_heads, dtype, parameters)
+        ctx.dtypes = [x.dtype for x in (rows, *parameters[:6])]
+        ctx.options = shape, num_heads, len(parameters) - 6
+        ctx.save_for_backward(*parameters[6:], *(kept[:6] if again else kept))
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
-        return *kernels.attend_backward(*ctx.saved_tensors, grad), None, None
+        shape, num_heads, count = ctx.options
+        saved = ctx.saved_tensors
+        convs, kept = saved[:count], saved[count:]
+        rows, query_key, value, to_query_key, to_value, project, *mixed = kept
+        out, position, *sums = mixed or _mixed(query_key, value, shape, num_heads, convs)
+        of_out = torch.mm(grad, project)
+        of_query_key, of_value, of_position = kernels.attend_backward(query_key, value, position, *sums, of_out)
+        weights = [x for x in convs if x.dim() == 4]
+        grid = windows.grid_of(value, shape)
+        of_grid, of_weights, of_biases = windows.depthwise_backward(
+            of_position.view(grid.shape), grid, weights, convs[len(weights) :], False, False
+        )
+        windows.grid_of(of_value, shape).add_(of_grid)
+        needed, dtypes = ctx.needs_input_grad, ctx.dtypes
+        of_maps: list[Tensor | None] = []
+        for i, (x, of_x) in enumerate(((rows, of_query_key), (rows, of_value), (out, grad))):
+            of_maps += (
+                linear.product(of_x.t(), x, dtypes[2 * i + 1]) if needed[2 * i + 5] else None,
+                linear.column_sums(of_x, dtypes[2 * i + 2]) if needed[2 * i + 6] else None,
+            )
+        of_rows = None
+        if needed[0]:
+            of_rows = typed(torch.mm(of_query_key, to_query_key).addmm_(of_value, to_value), dtypes[0])
+        return of_rows, None, None, None, None, *of_maps, *of_weights, *of_biases
 
 
-_mixed = direct(_Mixed)
+_attended = direct(_Attended)
 
 
 def split_heads(tokens: Tensor, num_heads: int) -> Tensor:

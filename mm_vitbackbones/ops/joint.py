@@ -17,7 +17,8 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from mm_vitbackbones.ops import context, onednn, residual
+from mm_vitbackbones.ops import context, depthwise, onednn, residual
+from mm_vitbackbones.ops.kernels import depthwise as kernels
 from mm_vitbackbones.ops.linear import linear as linear_map
 from mm_vitbackbones.ops.norm import for_linear
 from mm_vitbackbones.ops.once import direct, once_differentiable
@@ -26,17 +27,15 @@ Pair = tuple[Tensor, Tensor]
 """Class tokens (B, 1, 1, C) and a grid (B, H, W, C)."""
 
 
+Shape = tuple[int, int, int]
+"""B, H and W of a grid."""
+
+
 class Rows(NamedTuple):
     """The tokens of all grids, then the class tokens: (B * H * W + B, C)."""
 
     rows: Tensor
-    shape: tuple[int, int, int]
-    """B, H and W."""
-
-    def with_grid(self) -> tuple[Tensor, Tensor]:
-        """The rows, and their grid as a view (B, H, W, C), to be used besides them."""
-        rows, grid = _with_grid(self.rows, self.shape[0])
-        return rows, grid.view(*self.shape, -1)
+    shape: Shape
 
     def per_row(self, factor: Tensor) -> Tensor:
         """One number for each image (B,) -> one for each row (B * H * W + B,)."""
@@ -47,14 +46,31 @@ class Rows(NamedTuple):
 Tokens = Pair | Rows
 
 
-def join(cls: Tensor, grid: Tensor, parts: nn.Module) -> Tokens:
-    """Class tokens and a grid in the form that is the fastest for these modules. Modules that somebody observes or has
-    changed are called with a pair."""
-    cuda = context.device_type(grid) == "cuda" and context.is_eager() and cls.dtype == grid.dtype
-    return _rows(cls, grid) if cuda and context.is_plain_tree(parts) else (cls, grid)
+def join(cls: Tensor, grid: Tensor, parts: Sequence[nn.Module], convs: Sequence[Sequence[nn.Module]]) -> Tokens:
+    """Class tokens and a grid in the form that is the fastest for some blocks. Blocks that somebody observes or has
+    changed get a pair; those that get rows need not ask again.
+
+    Args:
+        parts: all that the tokens pass through: a list of the blocks, and what they share.
+        convs: depthwise convolutions over such grids that are among these parts.
+    """
+    return rows_of(cls, grid) if makes_rows(cls, grid, convs) and take_rows(parts) else (cls, grid)
 
 
-def _rows(cls: Tensor, grid: Tensor) -> Rows:
+def makes_rows(cls: Tensor, grid: Tensor, convs: Sequence[Sequence[nn.Module]]) -> bool:
+    """Whether rows are the form for these tokens; see ``join``."""
+    cuda = context.is_eager_on_cuda(grid) and cls.dtype == grid.dtype and grid.numel() > 0
+    return cuda and all(depthwise.serves(grid, group) for group in convs)
+
+
+def take_rows(parts: Sequence[nn.Module]) -> bool:
+    """Whether blocks and what they share may get rows; see ``join``."""
+    compiled = [getattr(block, "compiled", None) is not None for block in parts[0].children()]
+    return not any(compiled) and all(map(context.is_plain_tree, parts))
+
+
+def rows_of(cls: Tensor, grid: Tensor) -> Rows:
+    """A pair as rows."""
     batch, height, width = grid.shape[:3]
     return Rows(torch.cat((grid.flatten(0, 2), cls.flatten(0, 2))), (batch, height, width))
 
@@ -66,6 +82,30 @@ def pair(tokens: Tokens) -> Pair:
     batch, channels = tokens.shape[0], tokens.rows.shape[-1]
     grid, cls = (part.squeeze(0) for part in split(tokens.rows.unsqueeze(0), len(tokens.rows) - batch))
     return cls.view(batch, 1, 1, channels), grid.view(*tokens.shape, channels)
+
+
+def add_conv(tokens: Tokens, module: nn.Module, conv: nn.Module) -> Tokens:
+    """``grid + conv(grid)`` with the same class tokens.
+
+    Args:
+        module: computes this sum of a grid.
+        conv: its convolution.
+    """
+    if not isinstance(tokens, Rows):
+        return tokens[0], module(tokens[1])
+    return Rows(add_convs(tokens.rows, tokens.shape, [conv]), tokens.shape)
+
+
+def add_convs(rows: Tensor, shapes: Sequence[int], convs: Sequence[nn.Module]) -> Tensor:
+    """``add_conv`` of the rows of some levels, each with its own convolution.
+
+    Args:
+        shapes: B, H and W of each, in one list.
+    """
+    weights, biases = depthwise.parameters_of(convs)
+    if torch.is_grad_enabled():
+        return cast(Tensor, _add_convs(rows, shapes, len(weights), *weights, *biases))
+    return kernels.depthwise_of_rows(rows, shapes, weights, biases)
 
 
 def every(function: Callable[[Tensor], Tensor], tokens: Tokens) -> Tokens:
@@ -88,14 +128,12 @@ def release(tokens: Tokens) -> None:
         context.release(tokens[1])
 
 
-def branch_of(tokens: Tokens, norm: nn.Module, attn: Callable[[Tokens], Tokens], parts: Sequence[nn.Module]) -> Pair:
+def branch_of(tokens: Pair, norm: nn.Module, attn: Callable[[Tokens], Tokens], parts: Sequence[nn.Module]) -> Pair:
     """``attn(norm(x))``.
 
     Args:
         parts: the modules that this calls.
     """
-    if isinstance(tokens, Rows):
-        return pair(_of_norm(tokens, norm, attn))
     return residual.branch_of_both(tokens, lambda x: cast(Pair, _of_norm(x, norm, attn)), parts)
 
 
@@ -128,18 +166,14 @@ def add_branches(
     return add_branch(residual.add_both(tokens, branch, [attn.norm, *parts]), ffn, lightly)
 
 
-def add_branch(tokens: Tokens, ffn: Any, lightly: Callable[..., Any]) -> Tokens:
+def add_branch(tokens: Pair, ffn: Any, lightly: Callable[..., Any]) -> Pair:
     """``ffn.add_to`` of both, with one draw of its drop path."""
-    x = tokens.rows if isinstance(tokens, Rows) else tokens[1]
-    ffn = ffn._replace(drop_path=ffn.drop_path.of(tokens).draw(x))
-    return every(lambda x: residual.add(x, partial(lightly, ffn.of), ffn.parts, ffn.reach), tokens)
+    ffn = ffn._replace(drop_path=ffn.drop_path.draw(tokens[1]))
+    return cast(Pair, every(lambda x: residual.add(x, partial(lightly, ffn.of), ffn.parts, ffn.reach), tokens))
 
 
-def add_fresh(tokens: Tokens, cls: Tensor, grid: Tensor, drop_path: Any) -> Tokens:
+def add_fresh(tokens: Pair, cls: Tensor, grid: Tensor, drop_path: Any) -> Pair:
     """``residual.add_fresh`` of both, of branches that ``drop_path`` drops."""
-    if isinstance(tokens, Rows):
-        results = _rows(cls, grid).rows
-        return Rows(residual.add_scaled(tokens.rows, results, drop_path.of(tokens).factor(results)), tokens.shape)
     drop = drop_path.draw(grid)
     return residual.add_fresh(tokens[0], drop(cls)), residual.add_fresh(tokens[1], drop(grid))
 
@@ -155,20 +189,22 @@ def split(tokens: Tensor, count: int) -> Pair:
     return first, others
 
 
-class _WithGrid(torch.autograd.Function):
-    """Rows and a part of them. PyTorch's gradient of the part would be rows of zeros and a sum of rows."""
+class _AddConvs(torch.autograd.Function):
+    """See ``add_convs``."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, batch: int) -> tuple[Tensor, Tensor]:
-        ctx.batch = batch
-        return rows.view_as(rows), rows[:-batch]
+    def forward(ctx: Any, rows: Tensor, shapes: Sequence[int], count: int, *parameters: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, *parameters)
+        ctx.options = shapes, count
+        return kernels.depthwise_of_rows(rows, shapes, parameters[:count], parameters[count:])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, of_rows: Tensor, of_grid: Tensor) -> Any:
-        # Nobody else has this gradient: its only source is the function that has taken the rows.
-        of_rows[: -ctx.batch] += of_grid
-        return of_rows, None
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        (shapes, count), (rows, *parameters) = ctx.options, ctx.saved_tensors
+        weights, biases = parameters[:count], parameters[count:]
+        of_rows, of_weights, of_biases = kernels.depthwise_of_rows_backward(grad, rows, shapes, weights, biases)
+        return of_rows, None, None, *of_weights, *of_biases
 
 
-_with_grid = direct(_WithGrid)
+_add_convs = direct(_AddConvs)

@@ -129,7 +129,8 @@ def naive_factorized(attention, cls, grid, crpe):
 
 
 def share(cpe, crpe):
-    return Shared(cpe, crpe, conv.framed([*crpe.convs]))
+    convs = [*crpe.convs]
+    return Shared(cpe, crpe, convs, conv.framed(convs))
 
 
 @pytest.mark.parametrize("grad", [True, False], ids=["training", "inference"])
@@ -140,7 +141,7 @@ def test_factorized_attention_is_that_of_the_paper(grad, framed):
     for parameter in modules.parameters():
         nn.init.normal_(parameter, std=0.5)
     attention, cpe, crpe = modules
-    shared = share(cpe, crpe) if framed else Shared(cpe, crpe, None)
+    shared = share(cpe, crpe) if framed else Shared(cpe, crpe, [*crpe.convs], None)
     cls, grid = torch.randn(2, 1, 1, 24), torch.randn(2, 9, 6, 24)
     with torch.no_grad():
         expected = naive_factorized(attention, cls, grid, crpe)

@@ -63,6 +63,31 @@ def transposed_reference(grad: Tensor, weight: Tensor) -> Tensor:
         return _convolved(grad, [weight.flip(2, 3)], ()).contiguous()
 
 
+def rows_reference(rows: Tensor, shapes: Sequence[int], weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
+    parts: list[Tensor] = []
+    for i, (shape, first, last) in enumerate(levels_of(shapes)):
+        grid = rows[first : last - shape[0]].view(*shape, -1)
+        out = reference(grid, weights[i : i + 1], biases[i : i + 1], False, True)
+        parts += out.flatten(0, 2), rows[last - shape[0] : last]
+    return torch.cat(parts)
+
+
+def rows_backward_reference(
+    grad: Tensor, rows: Tensor, shapes: Sequence[int], weights: Sequence[Tensor], biases: Sequence[Tensor]
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    parts: list[Tensor] = []
+    of_weights: list[Tensor] = []
+    of_biases: list[Tensor] = []
+    for i, (shape, first, last) in enumerate(levels_of(shapes)):
+        of_result, grid = [x[first : last - shape[0]].reshape(*shape, -1) for x in (grad, rows)]
+        weight, bias = weights[i : i + 1], biases[i : i + 1]
+        of_grid, *others = backward_reference(of_result, grid, weight, bias, False, True)
+        parts += of_grid.flatten(0, 2), grad[last - shape[0] : last]
+        of_weights += others[0]
+        of_biases += others[1]
+    return torch.cat(parts), of_weights, of_biases
+
+
 def _convolved(grid: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
     parts = grid.permute(0, 3, 1, 2).split([len(weight) for weight in weights], dim=1)
     maps = []
@@ -212,7 +237,9 @@ def _parts(grids: Sequence[Tensor], windows: tuple[tuple[int, int], ...]) -> lis
     if len(windows) == 1:
         return [tuple(grids)]
     widths = [channels for channels, _ in windows]
-    return list(zip(*[grid.split_with_sizes(widths, -1) for grid in grids], strict=True))
+    different = {id(grid): grid for grid in grids}  # one may be there twice
+    parts = {key: grid.split_with_sizes(widths, -1) for key, grid in different.items()}
+    return list(zip(*[parts[id(grid)] for grid in grids], strict=True))
 
 
 def _with_channels_together(grid: Tensor) -> Tensor:
@@ -256,6 +283,61 @@ def launch_slopes(grad: Tensor, grid: Tensor, weight: Tensor, bias: Tensor) -> t
     return d, activation, of_weight, of_bias
 
 
+def launch_of_rows(rows: Tensor, shapes: Sequence[int], weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
+    if not _served(rows, _windows(weights)):
+        return rows_reference(rows, shapes, weights, biases)
+    rows = rows.contiguous()
+    out = torch.empty_like(rows)
+    for i, (shape, first, last) in enumerate(levels_of(shapes)):
+        weight, bias = weights[i : i + 1], biases[i : i + 1]
+        grid, result = grid_of(rows, shape, first), grid_of(out, shape, first)
+        _convolve(grid, grid, weight, _windows(weight), bias, False, flip=False, out=result)
+        out[last - shape[0] : last].copy_(rows[last - shape[0] : last])
+    return out
+
+
+def launch_of_rows_backward(
+    grad: Tensor, rows: Tensor, shapes: Sequence[int], weights: Sequence[Tensor], biases: Sequence[Tensor]
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    if not _served(rows, _windows(weights)):
+        return rows_backward_reference(grad, rows, shapes, weights, biases)
+    grad, rows = grad.contiguous(), rows.contiguous()
+    out, of_weights, of_biases = torch.empty_like(grad), [], []
+    for i, (shape, first, last) in enumerate(levels_of(shapes)):
+        weight, bias = weights[i : i + 1], biases[i : i + 1]
+        of_grid, grid, windows = grid_of(grad, shape, first), grid_of(rows, shape, first), _windows(weight)
+        _, of_weight, of_bias = _correlate(of_grid, grid, weight, windows, bias, False)
+        of_weights += of_weight
+        of_biases += of_bias
+        _convolve(of_grid, of_grid, weight, windows, (), False, flip=True, out=grid_of(out, shape, first))
+        out[last - shape[0] : last].copy_(grad[last - shape[0] : last])
+    return out, of_weights, of_biases
+
+
+def levels_of(shapes: Sequence[int]) -> list[tuple[tuple[int, int, int], int, int]]:
+    """Of each level in rows: B, H and W, its first row, and the first row after it. A level has its grids first, then
+    the class token of each: B * H * W + B rows.
+
+    Args:
+        shapes: B, H and W of the first level, then those of the next one, and so on.
+    """
+    levels, last = [], 0
+    for i in range(0, len(shapes), 3):
+        batch, height, width = shapes[i : i + 3]
+        first, last = last, last + batch * (height * width + 1)
+        levels.append(((batch, height, width), first, last))
+    return levels
+
+
+def grid_of(rows: Tensor, shape: tuple[int, int, int], first: int = 0) -> Tensor:
+    """The grids in rows of C channels, from row ``first`` on, as a view (B, H, W, C)."""
+    batch, height, width = shape
+    channels = rows.shape[1]
+    offset = rows.storage_offset() + first * channels
+    sizes, strides = (batch, height, width, channels), (height * width * channels, width * channels, channels, 1)
+    return rows.as_strided(sizes, strides, offset)
+
+
 def launch_transposed(grad: Tensor, weight: Tensor) -> Tensor:
     weights = (weight,)
     windows = _windows(weights)
@@ -272,8 +354,10 @@ def _convolve(
     biases: Sequence[Tensor],
     gelu: bool,
     flip: bool,
+    out: Tensor | None = None,
 ) -> Tensor:
-    out = torch.empty_like(grid, memory_format=torch.contiguous_format)
+    if out is None:
+        out = torch.empty_like(grid, memory_format=torch.contiguous_format)
     grids = grid, grid if added is None else added, out
     strides = (*grid.stride()[:3], *grids[1].stride()[:3], *out.stride()[:3])
     constants = bool(biases), gelu, added is not None, flip
@@ -360,3 +444,24 @@ depthwise_transposed: Callable[..., Tensor] = registration.operator(
     "depthwise_transposed(Tensor grad, Tensor weight) -> Tensor", transposed_reference, launch_transposed
 )
 """The second half: the gradient of the grid, from that of the convolution's result."""
+
+depthwise_of_rows: Callable[..., Tensor] = registration.operator(
+    "depthwise_of_rows(Tensor rows, int[] shapes, Tensor[] weights, Tensor[] biases) -> Tensor",
+    rows_reference,
+    launch_of_rows,
+)
+"""``grid + conv(grid)`` of the grids in the rows (R, C) of some levels. Class tokens stay as they are.
+
+Args:
+    shapes: see ``levels_of``.
+    weights: one (C, 1, k, k) for each level.
+    biases: one (C,) for each, or none.
+"""
+
+depthwise_of_rows_backward: Callable[..., tuple[Tensor, list[Tensor], list[Tensor]]] = registration.operator(
+    "depthwise_of_rows_backward(Tensor grad, Tensor rows, int[] shapes, Tensor[] weights, Tensor[] biases)"
+    " -> (Tensor, Tensor[], Tensor[])",
+    rows_backward_reference,
+    launch_of_rows_backward,
+)
+"""The gradients of the rows, the weights and the biases."""

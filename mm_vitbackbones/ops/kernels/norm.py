@@ -9,6 +9,8 @@ A row is one token: x (..., C), statistics (2, rows), the mean and the inverse s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -80,6 +82,64 @@ def _reference_backward_of_sum(
     return grad_x, grad_branch.to(dtype), of_weight, of_bias
 
 
+def _reference_by_level(
+    x: Tensor,
+    sizes: Sequence[int],
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    eps: float,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    parts = zip(x.split(list(sizes)), weights, biases, strict=True)
+    y, statistics = zip(*(_reference(*part, eps, dtype) for part in parts), strict=True)
+    return torch.cat(y), torch.cat([of_level.flatten() for of_level in statistics])
+
+
+def _reference_of_sum_by_level(
+    x: Tensor,
+    branch: Tensor,
+    factor: Tensor | None,
+    sizes: Sequence[int],
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    eps: float,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    total = _total(x, branch, factor, None)
+    return total, *_reference_by_level(total, sizes, weights, biases, eps, dtype)
+
+
+def _reference_backward_by_level(
+    grad: Tensor,
+    grad_total: Tensor | None,
+    x: Tensor,
+    statistics: Tensor,
+    sizes: Sequence[int],
+    weights: Sequence[Tensor],
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    sizes = list(sizes)
+    totals = [None] * len(sizes) if grad_total is None else grad_total.split(sizes)
+    of_level = (part.view(2, -1) for part in statistics.split([2 * size for size in sizes]))
+    parts = zip(grad.split(sizes), totals, x.split(sizes), of_level, weights, strict=True)
+    of_x, of_weights, of_biases = zip(*(_reference_backward(*part) for part in parts), strict=True)
+    return torch.cat(of_x), [*of_weights], [*of_biases]
+
+
+def _reference_backward_of_sum_by_level(
+    grad: Tensor,
+    grad_total: Tensor | None,
+    total: Tensor,
+    statistics: Tensor,
+    factor: Tensor | None,
+    sizes: Sequence[int],
+    weights: Sequence[Tensor],
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
+    of_x, of_weights, of_biases = _reference_backward_by_level(grad, grad_total, total, statistics, sizes, weights)
+    of_branch = of_x.clone() if factor is None else of_x * _by_sample(factor, of_x)
+    return of_x, of_branch.to(dtype), of_weights, of_biases
+
+
 layer_norm = operator(
     "layer_norm(Tensor x, Tensor weight, Tensor bias, float eps, ScalarType dtype) -> (Tensor, Tensor)",
     _reference,
@@ -113,3 +173,37 @@ add_layer_norm_backward = operator(
 )
 """``(grad_x, grad_branch, grad_weight, grad_bias)`` without a scale; the branch's gradient is in ``dtype``. With one,
 ``layer_norm_backward`` gives that of the sum, and ``scale.scale_backward`` the others."""
+
+# ---- by level: rows (R, C) of several levels, of which each has a norm of its own
+
+layer_norm_by_level = operator(
+    "layer_norm_by_level(Tensor x, int[] sizes, Tensor[] weights, Tensor[] biases, float eps, ScalarType dtype)"
+    " -> (Tensor, Tensor)",
+    _reference_by_level,
+    kernel("norm", "layer_norm_by_level"),
+)
+"""``(y, statistics)`` of levels of so many rows each; statistics (2 R,) are those of the levels one after the other."""
+
+add_layer_norm_by_level = operator(
+    "add_layer_norm_by_level(Tensor x, Tensor branch, Tensor? factor, int[] sizes, Tensor[] weights, Tensor[] biases,"
+    " float eps, ScalarType dtype) -> (Tensor, Tensor, Tensor)",
+    _reference_of_sum_by_level,
+    kernel("norm", "add_layer_norm_by_level"),
+)
+"""``(total, y, statistics)``: total = x + factor * branch, with one factor for each row, or without."""
+
+layer_norm_by_level_backward = operator(
+    "layer_norm_by_level_backward(Tensor grad, Tensor? grad_total, Tensor x, Tensor statistics, int[] sizes,"
+    " Tensor[] weights) -> (Tensor, Tensor[], Tensor[])",
+    _reference_backward_by_level,
+    kernel("norm", "layer_norm_by_level_backward"),
+)
+"""``(grad_x, grad_weights, grad_biases)``, as ``layer_norm_backward``."""
+
+add_layer_norm_by_level_backward = operator(
+    "add_layer_norm_by_level_backward(Tensor grad, Tensor? grad_total, Tensor total, Tensor statistics,"
+    " Tensor? factor, int[] sizes, Tensor[] weights, ScalarType dtype) -> (Tensor, Tensor, Tensor[], Tensor[])",
+    _reference_backward_of_sum_by_level,
+    kernel("norm", "add_layer_norm_by_level_backward"),
+)
+"""``(grad_x, grad_branch, grad_weights, grad_biases)``, as ``add_layer_norm_backward``."""

@@ -101,3 +101,30 @@ def test_what_the_kernels_do_not_know_runs_the_reference(dtype):
     assert torch.equal(depthwise.launch(grid, weights, [], True, False), expected)
     backward = depthwise.launch_backward(grid, grid, weights, [], True, False)
     assert torch.equal(backward[0], depthwise.backward_reference(grid, grid, weights, [], True, False)[0])
+
+
+@pytest.mark.parametrize("case", ["one level", "levels without biases", "of a type that the kernels do not know"])
+def test_grids_in_rows_are_convolved_and_class_tokens_stay(case):
+    shapes = [(2, 2, 3)] if case == "one level" else [(2, 2, 3), (2, 1, 2), (2, 1, 1)]
+    dtype = torch.float64 if case.startswith("of a type") else torch.float32
+    torch.manual_seed(0)
+    sizes = [batch * (height * width + 1) for batch, height, width in shapes]
+    rows, grad = torch.randn(2, sum(sizes), 12, device=DEVICE, dtype=dtype)
+    weights = [*torch.randn(len(shapes), 12, 1, 3, 3, device=DEVICE, dtype=dtype)]
+    biases = [] if case.endswith("biases") else [*torch.randn(len(shapes), 12, device=DEVICE, dtype=dtype)]
+    flat = [size for shape in shapes for size in shape]
+    out = depthwise.launch_of_rows(rows, flat, weights, biases)
+    of_rows, *others = depthwise.launch_of_rows_backward(grad, rows, flat, weights, biases)
+
+    exact = [x.double().requires_grad_() for x in (rows, *weights, *biases)]
+    parts = []
+    for i, (part, shape) in enumerate(zip(exact[0].split(sizes), shapes, strict=True)):
+        grid, cls = part[: -shape[0]].view(*shape, 12).permute(0, 3, 1, 2), part[-shape[0] :]
+        bias = exact[1 + len(shapes) + i] if biases else None
+        convolved = grid + torch.nn.functional.conv2d(grid, exact[1 + i], bias, padding=1, groups=12)
+        parts += convolved.permute(0, 2, 3, 1).flatten(0, 2), cls
+    expected = torch.cat(parts)
+    gradients = torch.autograd.grad(expected, exact, grad.double())
+    for actual, wanted in zip((out, of_rows, *others[0], *others[1]), (expected, *gradients), strict=True):
+        assert actual.dtype == dtype
+        assert (actual.double() - wanted).norm() <= 1e-5 * wanted.norm()

@@ -88,3 +88,48 @@ def test_the_gradients_of_a_scaled_branch_equal_their_reference(shape, factor):
     arguments = grad, branch, factors, torch.randn(shape[-1], device=DEVICE)
     for actual, wanted in zip(kernels.backward(*arguments), scale._reference(*arguments), strict=True):
         close(actual, wanted)
+
+
+@pytest.mark.parametrize("factor", [True, False])
+def test_norms_by_level_equal_those_of_the_levels(factor):
+    from mm_vitbackbones.ops.kernels.triton import norm as kernels
+
+    torch.manual_seed(0)
+    sizes, channels = [9, 5, 2], 24
+    x, branch, grad, grad_total = torch.randn(4, sum(sizes), channels, device=DEVICE)
+    weights, biases = torch.randn(2, len(sizes), channels, device=DEVICE).unbind()
+    weights, biases = [*weights], [*biases]
+    factors = torch.rand(sum(sizes), device=DEVICE) if factor else None
+    total, y, statistics = kernels.add_layer_norm_by_level(x, branch, factors, sizes, weights, biases, 1e-6, FP32)
+    of_x, of_branch, *of_parameters = kernels.add_layer_norm_by_level_backward(
+        grad, grad_total, total, statistics, factors, sizes, weights, FP32
+    )
+    alone, statistics_alone = kernels.layer_norm_by_level(total, sizes, weights, biases, 1e-6, FP32)
+    of_alone, *_ = kernels.layer_norm_by_level_backward(grad, None, total, statistics_alone, sizes, weights)
+    last = 0
+    for i, size in enumerate(sizes):
+        first, last = last, last + size
+        part = slice(first, last)
+        of_level = None if factors is None else factors[part]
+        wanted = kernels.add_layer_norm(x[part], branch[part], of_level, None, weights[i], biases[i], 1e-6, FP32)
+        for actual, one in zip(
+            (total[part], y[part], statistics[2 * first : 2 * last].view(2, -1)), wanted, strict=True
+        ):
+            assert torch.equal(actual, one)
+        gradients = grad[part], grad_total[part], total[part], wanted[2], weights[i], of_level, FP32
+        found = of_x[part], of_branch[part], *(of_parameter[i] for of_parameter in of_parameters)
+        for actual, one in zip(found, kernels.add_layer_norm_backward(*gradients), strict=True):
+            assert torch.equal(actual, one)
+        close(alone[part], y[part])
+        close(of_alone[part], kernels.layer_norm_backward(grad[part], None, total[part], wanted[2], weights[i])[0])
+    references = norm._reference_of_sum_by_level(x, branch, factors, sizes, weights, biases, 1e-6, FP32)
+    for actual, one in zip((total, y, statistics), references, strict=True):
+        close(actual, one)
+    references = norm._reference_backward_of_sum_by_level(
+        grad, grad_total, total, statistics, factors, sizes, weights, FP32
+    )
+    for actual, one in zip((of_x, of_branch), references[:2], strict=True):
+        close(actual, one)
+    for actual, ones in zip(of_parameters, references[2:], strict=True):
+        for mine, theirs in zip(actual, ones, strict=True):
+            close(mine, theirs)

@@ -17,6 +17,8 @@ Tensor wide_mm(const Tensor& a, const Tensor& b, at::ScalarType dtype) {
 
 Tensor addmm(const Tensor&, const Tensor& a, const Tensor& b, const at::Scalar&, const at::Scalar&) { return host::mm(a, b); }
 
+Tensor& addmm_(Tensor& self, const Tensor&, const Tensor&, const at::Scalar&, const at::Scalar&) { return self; }
+
 Tensor bmm(const Tensor& a, const Tensor& b) { return at::empty({a.size(0), a.size(1), b.size(2)}, a.options()); }
 
 Tensor baddbmm(const Tensor&, const Tensor& a, const Tensor& b, const at::Scalar&, const at::Scalar&) {
@@ -90,6 +92,7 @@ TORCH_LIBRARY_IMPL(aten, CPU, m) {
   m.impl("mm", host::mm);
   m.impl("mm.dtype", host::wide_mm);
   m.impl("addmm", host::addmm);
+  m.impl("addmm_", host::addmm_);
   m.impl("bmm", host::bmm);
   m.impl("baddbmm", host::baddbmm);
   m.impl("_scaled_dot_product_flash_attention_for_cpu", host::attention);

@@ -9,6 +9,8 @@ of weight and bias in registers; the sums of all programs are added at the end.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
@@ -123,6 +125,24 @@ def add_layer_norm(
         total = torch.empty_like(x) if same else torch.empty_like(x, dtype=torch.promote_types(x.dtype, branch.dtype))
     y = torch.empty_like(x, dtype=dtype)
     statistics = torch.empty(2, rows, dtype=torch.float32, device=x.device)
+    _add_layer_norm_into(x, branch, factor, scale, weight, bias, eps, total, y, statistics)
+    return total, y, statistics
+
+
+def _add_layer_norm_into(
+    x: Tensor,
+    branch: Tensor | None,
+    factor: Tensor | None,
+    scale: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    total: Tensor,
+    y: Tensor,
+    statistics: Tensor,
+) -> None:
+    channels = x.shape[-1]
+    rows = x.numel() // channels
     columns, height, warps = tile_of(channels)
     _start_forward(
         (-(-rows // height), 1, 1),
@@ -134,7 +154,6 @@ def add_layer_norm(
         (channels, columns, height, branch is not None, factor is not None, scale is not None),
         warps,
     )  # fmt: skip
-    return total, y, statistics
 
 
 def add_layer_norm_backward(
@@ -149,13 +168,28 @@ def add_layer_norm_backward(
     """``dtype`` is that of the branch's gradient; None: there is no branch."""
     grad, x = grad.contiguous(), x.contiguous()
     grad_total = None if grad_total is None else grad_total.contiguous()
+    grad_x = torch.empty_like(x)
+    grad_branch = grad_x if dtype is None else torch.empty_like(x, dtype=dtype)
+    sums = _add_layer_norm_backward_into(grad, grad_total, x, statistics, weight, factor, grad_x, grad_branch)
+    return grad_x, grad_branch, *sums
+
+
+def _add_layer_norm_backward_into(
+    grad: Tensor,
+    grad_total: Tensor | None,
+    x: Tensor,
+    statistics: Tensor,
+    weight: Tensor,
+    factor: Tensor | None,
+    grad_x: Tensor,
+    grad_branch: Tensor,
+) -> tuple[Tensor, ...]:
+    """The gradients of weight and bias. ``grad_branch`` is ``grad_x`` where there is no branch."""
     channels = x.shape[-1]
     rows = x.numel() // channels
     columns, height, warps = tile_of(channels)
     tiles = -(-rows // height)
     programs = min(tiles, PROGRAMS if columns <= FEW_CHANNELS else PROGRAMS // 2)
-    grad_x = torch.empty_like(x)
-    grad_branch = grad_x if dtype is None else torch.empty_like(x, dtype=dtype)
     partial = torch.empty(2, programs, channels, dtype=torch.float32, device=x.device)
     _start_backward(
         (programs, 1, 1),
@@ -164,11 +198,10 @@ def add_layer_norm_backward(
             grad_x, grad_branch, partial,
         ),
         (rows, rows // x.shape[0], tiles, programs),
-        (channels, columns, height, grad_total is not None, dtype is not None, factor is not None),
+        (channels, columns, height, grad_total is not None, grad_branch is not grad_x, factor is not None),
         warps,
     )  # fmt: skip
-    of_weight, of_bias = partial.sum(1).unbind()
-    return grad_x, grad_branch, of_weight, of_bias
+    return partial.sum(1).unbind()
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -180,3 +213,81 @@ def layer_norm_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     grad_x, _, of_weight, of_bias = add_layer_norm_backward(grad, grad_total, x, statistics, weight, None, None)
     return grad_x, of_weight, of_bias
+
+
+# ---- by level
+
+
+def add_layer_norm_by_level(
+    x: Tensor,
+    branch: Tensor | None,
+    factor: Tensor | None,
+    sizes: Sequence[int],
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    eps: float,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    x = x.contiguous()
+    total, y = x, torch.empty_like(x, dtype=dtype)
+    statistics = torch.empty(2 * len(x), dtype=torch.float32, device=x.device)
+    if branch is not None:
+        branch, total = branch.contiguous(), torch.empty_like(x, dtype=torch.promote_types(x.dtype, branch.dtype))
+    parts = zip(
+        *_by_level(sizes, x, branch, factor), [None] * len(sizes), weights, biases, [eps] * len(sizes),
+        *_by_level(sizes, total, y), statistics.split_with_sizes([2 * size for size in sizes]), strict=True,
+    )  # fmt: skip
+    for part in parts:
+        _add_layer_norm_into(*part)
+    return total, y, statistics
+
+
+def layer_norm_by_level(
+    x: Tensor,
+    sizes: Sequence[int],
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    eps: float,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    return add_layer_norm_by_level(x, None, None, sizes, weights, biases, eps, dtype)[1:]
+
+
+def add_layer_norm_by_level_backward(
+    grad: Tensor,
+    grad_total: Tensor | None,
+    x: Tensor,
+    statistics: Tensor,
+    factor: Tensor | None,
+    sizes: Sequence[int],
+    weights: Sequence[Tensor],
+    dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
+    grad, x = grad.contiguous(), x.contiguous()
+    grad_total = None if grad_total is None else grad_total.contiguous()
+    grad_x = torch.empty_like(x)
+    grad_branch = grad_x if dtype is None else torch.empty_like(x, dtype=dtype)
+    of_x = _by_level(sizes, grad_x)[0]
+    of_branch = of_x if dtype is None else _by_level(sizes, grad_branch)[0]
+    grads, totals, xs, factors = _by_level(sizes, grad, grad_total, x, factor)
+    of_level = statistics.split_with_sizes([2 * size for size in sizes])
+    parts = zip(grads, totals, xs, of_level, weights, factors, of_x, of_branch, strict=True)
+    of_weights, of_biases = zip(*[_add_layer_norm_backward_into(*part) for part in parts], strict=True)
+    return grad_x, grad_branch, [*of_weights], [*of_biases]
+
+
+def layer_norm_by_level_backward(
+    grad: Tensor,
+    grad_total: Tensor | None,
+    x: Tensor,
+    statistics: Tensor,
+    sizes: Sequence[int],
+    weights: Sequence[Tensor],
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    of_x, _, *others = add_layer_norm_by_level_backward(grad, grad_total, x, statistics, None, sizes, weights, None)
+    return of_x, *others
+
+
+def _by_level(sizes: Sequence[int], *rows: Tensor | None) -> list[Any]:
+    """Of each, the rows of each level."""
+    return [[None] * len(sizes) if x is None else x.split_with_sizes(sizes) for x in rows]
