@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from mm_vitbackbones.layers.drop_path import Drawn, DropPath
+from mm_vitbackbones.layers.feed_forward import FeedForward, MixFeedForward
 from mm_vitbackbones.layers.norm import LayerNorm
-from mm_vitbackbones.ops import compiling, context, memory, norm, residual
+from mm_vitbackbones.ops import compiling, context, linear, memory, norm, residual
+from mm_vitbackbones.ops.sublayer import Sublayer
 
 T = TypeVar("T")
 
@@ -53,6 +55,14 @@ class Branch(NamedTuple):
         """The factors of the layer scale, (C,)."""
         return None if self.layer_scale is None else self.layer_scale.gamma
 
+    @property
+    def feed_forward(self) -> linear.Parts | None:
+        """The parts of its function, if this is one of our feed-forward networks, to which nothing is attached."""
+        function = self.function
+        if type(function) in (FeedForward, MixFeedForward) and context.is_plain(function):
+            return cast(linear.Parts | None, function.parts)
+        return None
+
     def add_to(self, x: Tensor) -> Tensor:
         """x + branch(x)."""
         return residual.add(x, self.of, self.parts, self.reach)
@@ -93,6 +103,8 @@ class Recomputable(nn.Module):
         "all but attention"."""
         if self.recompute != memory.ALL_BUT_ATTENTION or not self.training:
             return function(*inputs)
+        if type(function) is Sublayer:  # it can do so by itself
+            return function(*inputs, True)
         return self._recomputed(memory.ALL, function, *inputs)
 
     def _recomputed(self, what: str, function: Callable[..., T], *inputs: Any) -> T:
@@ -209,7 +221,8 @@ class Block(ResidualBlock):
 
     def residuals(self, x: Tensor, shared: Any, *drawn: Tensor) -> Tensor:
         first, second = self.drops(drawn)
-        attn = Branch(self.norm1, self.attn, first, self.ls1, shared)
-        ffn = Branch(self.norm2, self.ffn, second, self.ls2)
+        parts: dict[str, Any] = self._modules  # `self.norm1` takes PyTorch as long as a launch
+        attn = Branch(parts["norm1"], parts["attn"], first, self.ls1, shared)
+        ffn = Branch(parts["norm2"], parts["ffn"], second, self.ls2)
         with memory.saving(x):
             return residual.add_branches(x, (attn, ffn), self.lightly)  # x + branch(x) of each

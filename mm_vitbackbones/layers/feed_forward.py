@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from mm_vitbackbones.layers.conv import ChannelsLastConv2d
@@ -21,6 +23,12 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return linear.feed_forward(x, self.fc1, self.fc2)
+
+    @property
+    def parts(self) -> linear.Parts:
+        """What it consists of."""
+        inner: dict[str, Any] = self._modules  # `self.fc1` takes PyTorch as long as a launch
+        return linear.Parts(inner["fc1"], inner["fc2"])
 
 
 @context.plain
@@ -56,3 +64,9 @@ class MixFeedForward(nn.Module):
 
     def forward(self, grid: Tensor) -> Tensor:
         return linear.mix_feed_forward(grid, self.fc1, self.dwconv, self.fc2, self.relu)
+
+    @property
+    def parts(self) -> linear.Parts | None:
+        """What it consists of; None with a ReLU."""
+        inner: dict[str, Any] = self._modules
+        return None if self.relu else linear.Parts(inner["fc1"], inner["fc2"], inner["dwconv"])

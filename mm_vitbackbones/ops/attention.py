@@ -40,6 +40,11 @@ def attend_to_each_other(
         again: whether training on a CPU computes queries, keys and values again.
     """
     shape = tokens.shape
+    if (found := linear.on_cuda(tokens, to_qkv, project, biased=True)) is not None:
+        weight, bias, weight2, bias2, dtype = found
+        query, key, value = linear.to_heads_by(tokens, weight, bias, dtype, 3, num_heads)
+        attended = F.scaled_dot_product_attention(query, key, value)
+        return linear.of_heads_by(attended, weight2, bias2, dtype, shape[:-1])
     if (heads := linear.to_heads(tokens, to_qkv, 3, num_heads)) is not None:
         query, key, value = heads
         return _projected(F.scaled_dot_product_attention(query, key, value), project, shape[:-1])
@@ -93,12 +98,13 @@ def attend_to_reduced(
         to_key_value: a linear map, C -> 2C.
         project: another one, C -> C.
     """
-    heads = None if parts is None else reduced_heads.heads(grid, to_query, parts, to_key_value, num_heads)
-    if heads is None:
-        reduced = reduction(grid)
-        of_reduced = linear.to_heads(reduced, to_key_value, 2, num_heads)
-        of_grid = None if of_reduced is None else linear.to_heads(grid, to_query, 1, num_heads)
-        heads = None if of_reduced is None or of_grid is None else (*of_grid, *of_reduced)
+    if (found := reduced_heads.heads(grid, to_query, reduction, parts, to_key_value, project, num_heads)) is not None:
+        (query, key, value), by = found
+        return linear.of_heads_by(F.scaled_dot_product_attention(query, key, value), *by, grid.shape[:-1])
+    reduced = reduction(grid)
+    of_reduced = linear.to_heads(reduced, to_key_value, 2, num_heads)
+    of_grid = None if of_reduced is None else linear.to_heads(grid, to_query, 1, num_heads)
+    heads = None if of_reduced is None or of_grid is None else (*of_grid, *of_reduced)
     if heads is not None:
         query, key, value = heads
         return _projected(F.scaled_dot_product_attention(query, key, value), project, grid.shape[:-1])

@@ -95,8 +95,9 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
     """The narrower type of the autocast that is on for a device; None where it is off or not known."""
     kind = device.type
     if hasattr(torch, "get_autocast_dtype"):
-        known = kind in ("cuda", "cpu") or torch.amp.is_autocast_available(kind)
-        return torch.get_autocast_dtype(kind) if known and torch.is_autocast_enabled(kind) else None
+        if kind != "cuda" and kind != "cpu" and not torch.amp.is_autocast_available(kind):
+            return None
+        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
     if kind == "cpu":
         return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
     return torch.get_autocast_gpu_dtype() if kind == "cuda" and torch.is_autocast_enabled() else None
@@ -182,7 +183,10 @@ def is_plain(module: nn.Module) -> bool:
         or "forward" in state
         or type(state["_parameters"].get("weight")) not in _WEIGHTS
         or "weight" in state
-        or _has_global_hooks()
+        or torch_module._global_forward_hooks  # `_has_global_hooks`, whose call takes as long as all above
+        or torch_module._global_forward_pre_hooks
+        or torch_module._global_backward_hooks
+        or torch_module._global_backward_pre_hooks
     )
 
 

@@ -39,7 +39,7 @@ def _over_maps(grid: Tensor, conv: nn.Conv2d) -> Tensor | None:
     weight = conv.weight
     if conv.groups > 1 or weight.shape[1] == 1 or conv.padding_mode != "zeros":
         return None
-    maps, weight = grid.permute(0, 3, 1, 2), _copied(weight)
+    maps, weight = grid.permute(0, 3, 1, 2), copied(weight)
     return F.conv2d(maps, weight, conv.bias, conv.stride, conv.padding, conv.dilation).permute(0, 2, 3, 1)
 
 
@@ -113,10 +113,11 @@ def channels_last(weight: Tensor) -> Tensor:
         # Both formats describe the same memory. These views give it channels-last strides, and its gradient contiguous
         # ones: distributed training warns where the strides of a gradient are not those of its parameter.
         return weight.squeeze(1).unsqueeze(3).permute(0, 3, 1, 2)
-    return memory.cheap(_copied, weight)
+    return memory.cheap(copied, weight)
 
 
-def _copied(weight: Tensor) -> Tensor:
+def copied(weight: Tensor) -> Tensor:
+    """The weight in channels-last memory."""
     return weight.contiguous(memory_format=torch.channels_last)
 
 

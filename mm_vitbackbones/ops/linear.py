@@ -8,7 +8,7 @@ own. Everywhere else the modules are called one after the other.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -43,18 +43,32 @@ def to_heads(x: Tensor, layer: nn.Module, count: int, num_heads: int) -> tuple[T
     bias."""
     if (found := on_cuda(x, layer)) is None or found[1] is None:
         return None
+    weight, bias, dtype = found
+    return to_heads_by(x, weight, bias, dtype, count, num_heads)
+
+
+def to_heads_by(
+    x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype, count: int, num_heads: int
+) -> tuple[Tensor, ...]:
+    """``to_heads`` by the parameters of a layer that is ``on_cuda``."""
     if torch.is_grad_enabled():
-        return _linear_to_heads(x, *found, count, num_heads)
-    return split_heads(mapped(x.reshape(-1, x.shape[-1]), *found), x.shape[0], count, num_heads)
+        return _linear_to_heads(x, weight, bias, dtype, count, num_heads)
+    return split_heads(mapped(x.reshape(-1, x.shape[-1]), weight, bias, dtype), x.shape[0], count, num_heads)
 
 
 def of_heads(heads: Tensor, layer: nn.Module, shape: Sequence[int]) -> Tensor | None:
     """``layer`` of the channels of all heads together: (B, h, N, d) -> (*shape, C'). None as for ``to_heads``."""
     if (found := on_cuda(heads, layer)) is None or found[1] is None:
         return None
+    weight, bias, dtype = found
+    return of_heads_by(heads, weight, bias, dtype, shape)
+
+
+def of_heads_by(heads: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
+    """``of_heads`` by the parameters of a layer that is ``on_cuda``."""
     if torch.is_grad_enabled():
-        return _linear_of_heads(heads, *found, shape)
-    return mapped(_rows_of(heads), *found).view(*shape, -1)
+        return _linear_of_heads(heads, weight, bias, dtype, shape)
+    return mapped(_rows_of(heads), weight, bias, dtype).view(*shape, -1)
 
 
 def feed_forward(x: Tensor, fc1: nn.Module, fc2: nn.Module) -> Tensor:
@@ -88,6 +102,49 @@ def mix_feed_forward(grid: Tensor, fc1: nn.Module, conv: nn.Module, fc2: nn.Modu
     return linear(hidden, fc2)
 
 
+class Parts(NamedTuple):
+    """Of a feed-forward network: ``fc2(gelu(fc1(x)))``, or with a depthwise convolution ``fc2(gelu(conv(fc1(x))))``."""
+
+    fc1: nn.Module
+    fc2: nn.Module
+    conv: nn.Module | None = None
+
+
+class Network(NamedTuple):
+    """A feed-forward network as it is computed on CUDA, by functions of its parameters."""
+
+    kind: Any
+    """The autograd function of x, the parameters and the type."""
+    parameters: list[Tensor]
+    dtype: torch.dtype
+    """Of the computation."""
+
+    def inferred(self, x: Tensor) -> Tensor:
+        """The result without a gradient: (..., C) -> (..., C')."""
+        weight1, bias1, *window, weight2, bias2 = self.parameters
+        hidden = mapped(x, weight1, bias1, self.dtype)  # is freed before the second map
+        hidden = kernels.depthwise(hidden, window[:1], window[1:], True, False) if window else F.gelu(hidden)
+        return mapped(hidden, weight2, bias2, self.dtype)
+
+
+def network_on_cuda(x: Tensor, parts: Parts) -> Network | None:
+    """The network with these parts in eager mode on CUDA, if all maps have biases and nothing is attached to them.
+
+    Args:
+        x: of the sizes and the type of what the network takes.
+    """
+    fc1, fc2, conv = parts
+    found = on_cuda(x, fc1, fc2, biased=True)
+    if found is None:
+        return None
+    if conv is None:
+        return Network(_FeedForward, found[:4], found[4])
+    if not depthwise.serves(x, [conv], fc1):
+        return None
+    (window,), bias = depthwise.parameters_of([conv])
+    return Network(_MixFeedForward, [*found[:2], window, *bias, *found[2:4]], found[4]) if bias else None
+
+
 def gated_feed_forward(x: Tensor, gate: nn.Module, value: nn.Module, out: nn.Module) -> Tensor:
     """``out(silu(gate(x)) * value(x))``: (..., C) -> (..., C')."""
     hidden, factor = linear(x, gate), linear(x, value)
@@ -113,24 +170,28 @@ def trains_on_cuda(x: Tensor, layer: nn.Module, biased: bool = True) -> bool:
     return found is not None and not (biased and found[1] is None)
 
 
-def on_cuda(x: Tensor, *layers: nn.Module) -> list[Any] | None:
+def on_cuda(x: Tensor, *layers: nn.Module, biased: bool = False) -> list[Any] | None:
     """Of each linear map its weight and bias (or None), then the type of the computation: where these may take the
-    place of calls, in eager mode on CUDA; see ``trains_on_cuda``."""
+    place of calls, in eager mode on CUDA; see ``trains_on_cuda``.
+
+    Args:
+        biased: whether all must have biases.
+    """
     if not context.is_eager_on_cuda(x):
         return None
-    narrow_type = context.autocast_dtype(x.device)
-    dtype = narrow_type or x.dtype
+    own, narrow_type = x.dtype, context.autocast_dtype(x.device)
+    dtype = narrow_type or own
     found: list[Any] = []
     for layer in layers:
         if not context.is_plain(layer):
             return None
         parameters = layer.__dict__["_parameters"]
-        weight = parameters["weight"]
-        if weight.dtype != dtype and weight.dtype != torch.float32:
+        weight, bias = parameters["weight"], parameters["bias"]
+        if weight.dtype != dtype and (narrow_type is None or weight.dtype != torch.float32):
+            return None  # without autocast PyTorch would not take a pair of types
+        if biased and bias is None:
             return None
-        if narrow_type is None and weight.dtype != x.dtype:  # PyTorch would not take this pair of types
-            return None
-        found += weight, parameters["bias"]
+        found += weight, bias
     found.append(dtype)
     return found if x.numel() > 0 else None
 
@@ -322,13 +383,15 @@ class _FeedForward(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, dtype: torch.dtype
-    ) -> Tensor:
+    ) -> Tensor | None:
         ctx.dtypes = x.dtype, weight1.dtype, bias1.dtype, weight2.dtype, bias2.dtype
         ctx.shape = shape = x.shape
         x = typed(x.reshape(-1, shape[-1]), dtype)
         narrow1, narrow2 = narrow.of(weight1, dtype), narrow.of(weight2, dtype)
         hidden = F.linear(x, narrow1, narrow.of(bias1, dtype))
         ctx.save_for_backward(x, hidden, narrow1, narrow2)
+        if not getattr(ctx, "wants_result", True):  # only a `Context` has it
+            return None
         return F.linear(F.gelu(hidden), narrow2, narrow.of(bias2, dtype)).view(*shape[:-1], -1)
 
     @staticmethod
@@ -380,13 +443,15 @@ class _MixFeedForward(torch.autograd.Function):
         weight2: Tensor,
         bias2: Tensor,
         dtype: torch.dtype,
-    ) -> Tensor:
+    ) -> Tensor | None:
         ctx.dtypes = x.dtype, weight1.dtype, bias1.dtype, weight2.dtype, bias2.dtype
         x = typed(x, dtype)
         narrow1, narrow2 = narrow.of(weight1, dtype), narrow.of(weight2, dtype)
         hidden = F.linear(x, narrow1, narrow.of(bias1, dtype))
-        activation = kernels.depthwise(hidden, [window], [bias], True, False)
         ctx.save_for_backward(x, hidden, narrow1, window, bias, narrow2)
+        if not getattr(ctx, "wants_result", True):  # only a `Context` has it
+            return None
+        activation = kernels.depthwise(hidden, [window], [bias], True, False)
         return F.linear(activation, narrow2, narrow.of(bias2, dtype))
 
     @staticmethod

@@ -158,7 +158,7 @@ class _Norm(torch.autograd.Function):
         return grad_x, typed(of_weight, weight.dtype), typed(of_bias, weight.dtype), None, None
 
 
-class _NormOfSum(torch.autograd.Function):
+class NormOfSum(torch.autograd.Function):
     """x, branch -> x + factor * scale * branch and its norm."""
 
     @staticmethod
@@ -206,4 +206,4 @@ class _NormOfSum(torch.autograd.Function):
         )
 
 
-_norm, _norm_of_sum = direct(_Norm), direct(_NormOfSum)
+_norm, _norm_of_sum = direct(_Norm), direct(NormOfSum)

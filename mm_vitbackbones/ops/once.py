@@ -34,3 +34,18 @@ def direct(kind: type[torch.autograd.Function]) -> Callable[..., Any]:
     made: Any = kind
     made._backward_cls.apply = made.backward
     return super(torch.autograd.Function, made).apply
+
+
+class Context:
+    """What an autograd function takes in place of PyTorch's context, where another one calls its two parts."""
+
+    saved_tensors: tuple[Any, ...] = ()
+    needs_input_grad: tuple[bool, ...] = ()
+    wants_result = True
+    """Whether the result of forward is used, and not only what it saves."""
+
+    def save_for_backward(self, *tensors: Tensor | None) -> None:
+        self.saved_tensors = tensors
+
+    def set_materialize_grads(self, value: bool) -> None:
+        """Does nothing: the caller passes all gradients."""

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mm_vitbackbones.ops import context, linear, narrow, norm
 from mm_vitbackbones.ops import conv as conv_ops
-from mm_vitbackbones.ops import linear, narrow, norm
 from mm_vitbackbones.ops.kernels import norm as kernels
 from mm_vitbackbones.ops.once import direct, once_differentiable, typed
 
@@ -24,25 +24,51 @@ class Reduction(NamedTuple):
     norm: nn.Module
 
 
+Found = tuple[tuple[Tensor, ...], tuple[Tensor, Tensor, torch.dtype]]
+
+
 def heads(
-    grid: Tensor, to_query: nn.Module, parts: Reduction, to_key_value: nn.Module, num_heads: int
-) -> tuple[Tensor, ...] | None:
+    grid: Tensor,
+    to_query: nn.Module,
+    reduction: nn.Module,
+    parts: Reduction | None,
+    to_key_value: nn.Module,
+    project: nn.Module,
+    num_heads: int,
+) -> Found | None:
     """The heads of ``to_query(grid)``, and those of the two halves of ``to_key_value(norm(conv(grid)))``:
-    (B, H, W, C) -> (B, h, H * W, d), (B, h, H * W / r², d) twice. None elsewhere than in training in eager mode on
-    CUDA, and where one of the maps lacks a bias."""
-    if not torch.is_grad_enabled() or not norm.is_fast(grid, parts.norm):
+    (B, H, W, C) -> (B, h, H * W, d), (B, h, H * W / r², d) twice; then the weight and bias of ``project`` and the type
+    of the computation. None elsewhere than in eager mode on CUDA, and where one of the maps lacks a bias.
+
+    Args:
+        parts: of the reduction, or None: then it must be plain and leave the grid as it is.
+    """
+    if parts is None:
+        if type(reduction) is not nn.Identity or not context.is_plain(reduction):
+            return None
+        found = linear.on_cuda(grid, to_query, to_key_value, project, biased=True)
+        if found is None:
+            return None
+        query_weight, query_bias, weight, bias, *last, dtype = found
+        query = linear.to_heads_by(grid, query_weight, query_bias, dtype, 1, num_heads)
+        return query + linear.to_heads_by(grid, weight, bias, dtype, 2, num_heads), (*last, dtype)
+    conv = parts.conv
+    if not norm.is_fast(grid, parts.norm) or not conv_ops.has_tiles(conv):
         return None
-    found = linear.on_cuda(grid, to_query, parts.conv, to_key_value)
-    if found is None or not conv_ops.has_tiles(parts.conv):
+    found = linear.on_cuda(grid, to_query, conv, to_key_value, project, biased=True)
+    if found is None:
         return None
-    query_weight, query_bias, tile_weight, tile_bias, weight, bias, dtype = found
-    if query_bias is None or tile_bias is None or bias is None:
-        return None
+    query_weight, query_bias, tile_weight, tile_bias, weight, bias, *last, dtype = found
     if grid.shape[1] < tile_weight.shape[2] or grid.shape[2] < tile_weight.shape[3]:  # there is no tile
         return None
     norm_weight, norm_bias, eps = norm.parameters_of(parts.norm)
-    maps = query_weight, query_bias, tile_weight, tile_bias, norm_weight, norm_bias, weight, bias
-    return _heads(grid, *maps, dtype, eps, num_heads)
+    if torch.is_grad_enabled():
+        maps = query_weight, query_bias, tile_weight, tile_bias, norm_weight, norm_bias, weight, bias
+        return _heads(grid, *maps, dtype, eps, num_heads), (*last, dtype)
+    reduced = F.conv2d(grid.permute(0, 3, 1, 2), conv_ops.copied(tile_weight), tile_bias, conv.stride)
+    normed, _ = kernels.layer_norm(reduced.permute(0, 2, 3, 1), norm_weight, norm_bias, eps, dtype)
+    query = linear.to_heads_by(grid, query_weight, query_bias, dtype, 1, num_heads)
+    return query + linear.to_heads_by(normed, weight, bias, dtype, 2, num_heads), (*last, dtype)
 
 
 class _Heads(torch.autograd.Function):

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from mm_vitbackbones.ops import context, depthwise, norm, onednn
-from mm_vitbackbones.ops.kernels.scale import scale_backward
-from mm_vitbackbones.ops.once import direct, once_differentiable, typed
+from mm_vitbackbones.ops import context, depthwise, linear, norm, onednn, sublayer
+from mm_vitbackbones.ops.sublayer import add_scaled
 
 BAND_BYTES = 8 * 2**20
 """The size of a band's widest tensor on a CPU: it fits into the caches, and the halo rows cost little."""
@@ -62,6 +61,9 @@ class BranchOf(Protocol):
     @property
     def scale(self) -> Tensor | None: ...
 
+    @property
+    def feed_forward(self) -> linear.Parts | None: ...
+
     def call(self, normed: Tensor) -> Tensor: ...
 
     def add_to(self, x: Tensor) -> Tensor: ...
@@ -85,8 +87,11 @@ def add_branches(x: Tensor, branches: Sequence[Any], lightly: Callable[..., Any]
     x, normed = norm.fork(x, first.norm)
     result, factor, scale = first.call(normed), first.drop_path.factor(x), first.scale
     for branch in others:
+        following = branch.drop_path.factor(x), branch.scale
+        if branch is others[-1] and (network := sublayer.of(x, branch, *following)) is not None:
+            return lightly(network, x, result, factor, scale)
         x, result = lightly(_add_and_branch, x, result, factor, scale, branch.norm, branch.function)
-        factor, scale = branch.drop_path.factor(x), branch.scale
+        factor, scale = following
     return add_scaled(x, result, factor, scale)
 
 
@@ -108,57 +113,6 @@ def _fuses(branch: BranchOf) -> bool:
     plain = hasattr(drop_path, "factor") and (not isinstance(drop_path, nn.Module) or context.is_plain(drop_path))
     scales = branch.layer_scale is None or context.is_plain(branch.layer_scale)
     return plain and scales and norm.is_over_channels(branch.norm)
-
-
-def add_scaled(x: Tensor, branch: Tensor, factor: Tensor | None, scale: Tensor | None = None) -> Tensor:
-    """``x + factor * scale * branch`` with one factor (B,) for each sample and a scale (C,) for each channel, or
-    without."""
-    if factor is None and scale is None:
-        return x + branch
-    if torch.is_grad_enabled():
-        return _scaled_sum_of(x, branch, factor, scale)
-    return _scaled_sum(x, branch, _both(x, factor, scale))
-
-
-def _scaled_sum(x: Tensor, branch: Tensor, both: Tensor) -> Tensor:
-    # With `out`, because autocast on CUDA casts the inputs of the other form in passes of their own.
-    same = x.dtype == branch.dtype
-    out = torch.empty_like(x) if same else torch.empty_like(x, dtype=torch.promote_types(x.dtype, branch.dtype))
-    return torch.addcmul(x, branch, both, out=out)
-
-
-def _both(x: Tensor, factor: Tensor | None, scale: Tensor | None) -> Tensor:
-    """factor * scale, of which one is not None, as it is broadcast to ``x``."""
-    if factor is None:
-        return cast(Tensor, scale)
-    factor = factor.view(-1, *(1,) * (x.dim() - 1))
-    return factor if scale is None else factor * scale
-
-
-class _ScaledSum(torch.autograd.Function):
-    """One pass forward, one backward, whatever the types."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, branch: Tensor, factor: Tensor | None, scale: Tensor | None) -> Tensor:
-        ctx.save_for_backward(factor, scale, None if scale is None else branch)
-        ctx.dtypes = x.dtype, branch.dtype
-        return _scaled_sum(x, branch, _both(x, factor, scale))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        factor, scale, branch = ctx.saved_tensors
-        of_x, of_scale = typed(grad, ctx.dtypes[0]), None
-        if scale is None:
-            both = _both(grad, factor, scale)
-            of_branch = torch.mul(grad, both, out=torch.empty_like(grad, dtype=ctx.dtypes[1]))
-        else:
-            of_branch, of_scale = scale_backward(grad, branch, factor, scale)
-            of_scale = of_scale.to(scale.dtype)
-        return of_x, of_branch, None, of_scale
-
-
-_scaled_sum_of = direct(_ScaledSum)
 
 
 def add_conv(grid: Tensor, conv: nn.Module) -> Tensor:

@@ -1,4 +1,4 @@
-"""Queries of a grid, and keys and values of its reduction, in training on CUDA, in the form that a CPU can run."""
+"""Queries of a grid, and keys and values of its reduction, on CUDA, in the form that a CPU can run."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ def a_grid(height: int = 6, width: int = 8, dtype: torch.dtype = torch.float32) 
 def heads(layer: SpatialReductionAttention, grid: Tensor) -> tuple[Tensor, ...] | None:
     reduction = layer.reduction
     assert isinstance(reduction, ConvReduction)
-    return reduced_heads.heads(grid, layer.q, reduction.parts, layer.kv, HEADS)
+    found = reduced_heads.heads(grid, layer.q, reduction, reduction.parts, layer.kv, layer.proj, HEADS)
+    return None if found is None else found[0]
 
 
 def separate(layer: SpatialReductionAttention, grid: Tensor) -> list[Tensor]:
@@ -64,6 +65,31 @@ def test_heads_have_the_values_and_gradients_of_the_modules(
     torch.testing.assert_close([*found], expected)
     ours, theirs = (torch.autograd.grad(sum(x.square().sum() for x in y), wanted) for y in (found, expected))
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(6, 8), (7, 5), (2, 2)], ids=str)
+def test_in_inference_heads_have_the_values_of_the_modules(
+    layer: SpatialReductionAttention, size: tuple[int, int]
+) -> None:
+    grid = a_grid(*size)
+    with torch.no_grad():
+        found = heads(layer, grid)
+        assert found is not None
+        torch.testing.assert_close([*found], separate(layer, grid), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("reduction", [None, nn.Identity()], ids=["plain", "with a hook"])
+@pytest.mark.parametrize("grad", [True, False])
+def test_attention_to_the_grid_itself_has_the_values_of_the_modules(reduction: nn.Module | None, grad: bool) -> None:
+    called: list[int] = []
+    if reduction is not None:
+        reduction.register_forward_hook(lambda *_: called.append(1))
+    layer, grid = SpatialReductionAttention(DIM, HEADS, reduction), a_grid()
+    with torch.set_grad_enabled(grad):
+        ours = layer(grid)
+        assert called == [1] * (reduction is not None)
+        with context.pretend_device("cpu"):
+            torch.testing.assert_close(ours, layer(grid), rtol=1e-5, atol=1e-5)
 
 
 def test_under_autocast_heads_are_narrow_and_gradients_are_of_the_types_of_their_tensors(
@@ -105,8 +131,6 @@ def test_parts_with_a_hook_are_called(layer: SpatialReductionAttention, part: st
 
 
 def test_what_has_no_form_here_is_left_to_the_modules(layer: SpatialReductionAttention) -> None:
-    with torch.no_grad():
-        assert heads(layer, a_grid()) is None
     assert heads(layer.double(), a_grid(dtype=torch.float64)) is None
     layer.float()
     assert heads(layer, a_grid(1, 4)) is None
