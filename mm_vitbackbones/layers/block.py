@@ -104,7 +104,7 @@ class Recomputable(nn.Module):
         if self.recompute != memory.ALL_BUT_ATTENTION or not self.training:
             return function(*inputs)
         if type(function) is Sublayer:  # it can do so by itself
-            return function(*inputs, True)
+            return cast(T, cast(Any, function)(*inputs, True))
         return self._recomputed(memory.ALL, function, *inputs)
 
     def _recomputed(self, what: str, function: Callable[..., T], *inputs: Any) -> T:
