@@ -29,7 +29,8 @@ class ConvReduction(nn.Module):
     @property
     def parts(self) -> reduced_heads.Reduction:
         """The convolution and the norm."""
-        return reduced_heads.Reduction(self.conv, self.norm)
+        inner: dict[str, Any] = self._modules  # `self.conv` takes PyTorch as long as a launch
+        return reduced_heads.Reduction(inner["conv"], inner["norm"])
 
     def cells(self, height: int, width: int) -> looking.Lattice:
         """Where the cells of the result are in a grid of these sides."""
@@ -53,9 +54,10 @@ class SpatialReductionAttention(nn.Module):
         self.reduction = nn.Identity() if reduction is None else reduction
 
     def forward(self, grid: Tensor) -> Tensor:
-        reduction = self.reduction
+        inner: dict[str, Any] = self._modules
+        reduction, maps = inner["reduction"], (inner["kv"], inner["proj"])
         parts = reduction.parts if type(reduction) is ConvReduction and context.is_plain(reduction) else None
-        return attention.attend_to_reduced(grid, self.q, reduction, parts, self.kv, self.proj, self.num_heads)
+        return attention.attend_to_reduced(grid, inner["q"], reduction, parts, *maps, self.num_heads)
 
     def looks_at(self, grid: Tensor) -> looking.Shares:
         """The attention weights of chosen queries."""
@@ -82,7 +84,8 @@ class SelfAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return attention.attend_to_each_other(tokens, self.qkv, self.proj, self.num_heads, self.again)
+        inner: dict[str, Any] = self._modules  # `self.qkv` takes PyTorch as long as a launch
+        return attention.attend_to_each_other(tokens, inner["qkv"], inner["proj"], self.num_heads, self.again)
 
     def looks_at(self, tokens: Tensor) -> looking.Shares:
         """The attention weights of chosen queries."""

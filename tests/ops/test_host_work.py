@@ -93,13 +93,13 @@ def channels() -> tuple[XCiTBlock, Tensor]:
 
 
 BLOCKS: dict[str, tuple[Callable[[], tuple[ResidualBlock, Tensor]], int, int]] = {
-    "attention to all": (tokens, 165, 96),
-    "attention to a reduced grid": (reduced, 226, 157),
-    "windows": (lambda: windows(0), 185, 103),
-    "shifted windows": (lambda: windows(2), 191, 106),
-    "rotary attention": (rotary, 182, 107),
-    "talking heads": (talking_heads, 254, 138),
-    "attention of channels": (channels, 302, 184),
+    "attention to all": (tokens, 148, 76),
+    "attention to a reduced grid": (reduced, 196, 104),
+    "windows": (lambda: windows(0), 176, 91),
+    "shifted windows": (lambda: windows(2), 182, 94),
+    "rotary attention": (rotary, 172, 94),
+    "talking heads": (talking_heads, 241, 121),
+    "attention of channels": (channels, 291, 166),
 }
 """Each with the most calls of a training step and of inference."""
 

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from mm_vitbackbones.layers.block import ResidualBlock
+from mm_vitbackbones.backbones.base import WITH_CP
+from mm_vitbackbones.layers.block import Recomputable, ResidualBlock
 
 from ..gpu.contenders import OURS, prepare_imports
 from ..gpu.measuring import inference, training_step
@@ -40,6 +41,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--steps", type=int, default=5, help="of a turn")
     parser.add_argument("--ours", action="store_true", help="without the others")
+    parser.add_argument("--with-cp", default="nothing", choices=["nothing", "all_but_attention", "all"], help="of ours")
     parser.add_argument("--counts", action="store_true", help="functions of Python and operators, in place of times")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -55,11 +57,11 @@ def main() -> None:
     print("network | what | ours, ms | us per block | best peer, ms | ours / peer")
     for name in args.networks:
         for mode in args.modes:
-            print(row(name, mode, args.turns, args.steps, args.ours), flush=True)
+            print(row(name, mode, args.turns, args.steps, args.ours, args.with_cp), flush=True)
 
 
-def row(name: str, mode: str, turns: int, steps: int, alone: bool = False) -> str:
-    found = measured(name, mode, turns, steps, alone)
+def row(name: str, mode: str, turns: int, steps: int, alone: bool = False, with_cp: str = "nothing") -> str:
+    found = measured(name, mode, turns, steps, alone, with_cp)
     ours, blocks = found.pop(OURS)
     line = f"{name} | {mode} | {ours * 1e3:.1f} | {ours / blocks * 1e6:.0f}"
     if not found:
@@ -99,8 +101,14 @@ def print_counts(name: str, mode: str) -> None:
         print(f"{name} | {mode} | {contender} | {functions} | {operators}", flush=True)
 
 
-def measured(name: str, mode: str, turns: int, steps: int, alone: bool = False) -> dict[str, tuple[float, int]]:
-    """Seconds of one step of each contender, the least over the turns, and its blocks (ours only)."""
+def measured(
+    name: str, mode: str, turns: int, steps: int, alone: bool = False, with_cp: str = "nothing"
+) -> dict[str, tuple[float, int]]:
+    """Seconds of one step of each contender, the least over the turns, and its blocks (ours only).
+
+    Args:
+        with_cp: what ours computes again in the backward pass.
+    """
     runs: dict[str, tuple[Callable[[], Any], Callable[[], Any], int]] = {}
     for contender, build in NETWORKS[name].items():
         if alone and contender != OURS:
@@ -109,6 +117,9 @@ def measured(name: str, mode: str, turns: int, steps: int, alone: bool = False) 
             network = build()
         except ImportError:
             continue
+        for part in network.modules():
+            if isinstance(part, Recomputable):
+                part.recompute = WITH_CP[with_cp]
         here = ours_as_on_gpu if contender == OURS else nullcontext
         blocks = sum(isinstance(part, ResidualBlock) for part in network.modules())
         runs[contender] = prepared(network, mode), here, blocks
