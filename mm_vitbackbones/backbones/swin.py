@@ -38,7 +38,7 @@ from mm_vitbackbones.layers import (
     init_linears_and_norms,
     pad_to_multiple,
 )
-from mm_vitbackbones.ops import attention, context, looking, norm, window_heads, windows
+from mm_vitbackbones.ops import attention, context, looking, merging, window_heads, windows
 from mm_vitbackbones.registry import BACKBONES
 
 
@@ -117,10 +117,7 @@ class PatchMerging(nn.Module):
         self.reduction = nn.Linear(4 * in_channels, dim, bias=False)
 
     def forward(self, grid: Tensor) -> Tensor:
-        grid = pad_to_multiple(grid, 2)
-        # The official order of neighbours goes down before it goes right.
-        neighbours = grid.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).permute(0, 1, 3, 4, 2, 5)
-        return self.reduction(norm.for_linear(neighbours.flatten(3), self.norm, again=False))
+        return merging.merged(pad_to_multiple(grid, 2), self.norm, self.reduction)
 
 
 class Stage(nn.Module):

@@ -224,5 +224,5 @@ class Block(ResidualBlock):
         parts: dict[str, Any] = self._modules  # `self.norm1` takes PyTorch as long as a launch
         attn = Branch(parts["norm1"], parts["attn"], first, self.ls1, shared)
         ffn = Branch(parts["norm2"], parts["ffn"], second, self.ls2)
-        with memory.saving(x):
+        with memory.saving(x, self.recompute if self.training else memory.NOTHING):
             return residual.add_branches(x, (attn, ffn), self.lightly)  # x + branch(x) of each

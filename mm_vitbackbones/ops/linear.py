@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mm_vitbackbones.ops import context, depthwise, narrow, onednn
+from mm_vitbackbones.ops import context, depthwise, memory, narrow, onednn
 from mm_vitbackbones.ops.kernels import depthwise as kernels
-from mm_vitbackbones.ops.kernels.gelu import gelu_backward
+from mm_vitbackbones.ops.kernels.gelu import gelu_backward_
 from mm_vitbackbones.ops.once import direct, once_differentiable, typed
 
 
@@ -208,11 +208,22 @@ def mapped(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -
 
 
 def mapped_in(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
-    """x weight' + bias of rows (R, C) -> (R, C'), and what ``gradients`` needs."""
+    """x weight' + bias as rows, (..., C) -> (R, C'), and what ``gradients`` needs."""
     ctx.dtypes = x.dtype, weight.dtype, bias.dtype
-    x, weight = typed(x, dtype), narrow.of(weight, dtype)
-    ctx.save_for_backward(x, weight)
-    return F.linear(x, weight, narrow.of(bias, dtype))
+    weight = narrow.of(weight, dtype)
+    rows = typed(x.reshape(-1, x.shape[-1]), dtype)
+    if memory.state.policy == memory.LEAST:
+        keep_least(ctx, x, rows, weight)
+    else:
+        ctx.again = None
+        ctx.save_for_backward(weight, rows)
+    return F.linear(rows, weight, narrow.of(bias, dtype))
+
+
+def keep_least(ctx: Any, x: Tensor, rows: Tensor, weight: Tensor) -> None:
+    """Keeps for ``gradients`` what an input (..., C) is made of, or else its rows, and the weight."""
+    ctx.again, sources = memory.sources_of(x)
+    ctx.save_for_backward(weight, *(sources or (rows,)))
 
 
 def gradients(
@@ -224,11 +235,15 @@ def gradients(
         of_sums: in place of it, what is added up for the bias.
         wanted: whether each is; those of the first three inputs, by default.
     """
-    x, weight = ctx.saved_tensors
+    weight, *kept = ctx.saved_tensors
     needed, dtypes = wanted or ctx.needs_input_grad, ctx.dtypes
+    of_weight = None
+    if needed[1]:
+        rows = kept[0] if ctx.again is None else ctx.again(*kept)
+        of_weight = product(grad.t(), rows.view(-1, rows.shape[-1]), dtypes[1])
     return (
         typed(torch.mm(grad, weight), dtypes[0]) if needed[0] else None,
-        product(grad.t(), x, dtypes[1]) if needed[1] else None,
+        of_weight,
         column_sums(grad if of_sums is None else of_sums, dtypes[2]) if needed[2] else None,
     )
 
@@ -239,7 +254,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
         ctx.shape = shape = x.shape
-        return mapped_in(ctx, x.reshape(-1, shape[-1]), weight, bias, dtype).view(*shape[:-1], -1)
+        return mapped_in(ctx, x, weight, bias, dtype).view(*shape[:-1], -1)
 
     @staticmethod
     @once_differentiable
@@ -256,7 +271,7 @@ class _LinearToHeads(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype, count: int, num_heads: int
     ) -> tuple[Tensor, ...]:
         ctx.shape = shape = x.shape
-        out = mapped_in(ctx, x.reshape(-1, shape[-1]), weight, bias, dtype)
+        out = mapped_in(ctx, x, weight, bias, dtype)
         ctx.width = out.shape[1] // count
         return split_heads(out, shape[0], count, num_heads)
 
@@ -386,10 +401,11 @@ class _FeedForward(torch.autograd.Function):
     ) -> Tensor | None:
         ctx.dtypes = x.dtype, weight1.dtype, bias1.dtype, weight2.dtype, bias2.dtype
         ctx.shape = shape = x.shape
-        x = typed(x.reshape(-1, shape[-1]), dtype)
         narrow1, narrow2 = narrow.of(weight1, dtype), narrow.of(weight2, dtype)
+        ctx.again, sources = memory.sources_of(x)  # of a norm
+        x = typed(x.reshape(-1, shape[-1]), dtype)
         hidden = F.linear(x, narrow1, narrow.of(bias1, dtype))
-        ctx.save_for_backward(x, hidden, narrow1, narrow2)
+        ctx.save_for_backward(hidden, narrow1, narrow2, *(sources or (x,)))
         if not getattr(ctx, "wants_result", True):  # only a `Context` has it
             return None
         return F.linear(F.gelu(hidden), narrow2, narrow.of(bias2, dtype)).view(*shape[:-1], -1)
@@ -397,13 +413,18 @@ class _FeedForward(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
-        x, hidden, weight1, weight2 = ctx.saved_tensors
-        of_x, of_weight1, of_bias1, of_weight2, of_bias2, _ = ctx.needs_input_grad
+        hidden, weight1, weight2, *kept = ctx.saved_tensors
+        of_x, needs_weight1, of_bias1, of_weight2, of_bias2, _ = ctx.needs_input_grad
         dtypes, grad = ctx.dtypes, grad.reshape(-1, grad.shape[-1])
-        grad_hidden, activation, sums = gelu_backward(torch.mm(grad, weight2), hidden)
+        grad_hidden = torch.mm(grad, weight2)
+        activation, sums = gelu_backward_(grad_hidden, hidden)
+        of_weight1 = None
+        if needs_weight1:
+            x = kept[0] if ctx.again is None else ctx.again(*kept)
+            of_weight1 = product(grad_hidden.t(), x.view(-1, x.shape[-1]), dtypes[1])
         return (
             typed(torch.mm(grad_hidden, weight1), dtypes[0]).view(ctx.shape) if of_x else None,
-            product(grad_hidden.t(), x, dtypes[1]) if of_weight1 else None,
+            of_weight1,
             typed(sums, dtypes[2]) if of_bias1 else None,
             product(grad.t(), activation, dtypes[3]) if of_weight2 else None,
             column_sums(grad, dtypes[4]) if of_bias2 else None,

@@ -1,9 +1,12 @@
 """What autograd keeps for the backward pass, and what is computed again there instead.
 
-There are two ways:
+There are three ways:
 
 - ``saving`` and ``cheap``. Norms and activations before a linear map are nearly free to compute again. They are marked
   where they are called, ``cheap(norm, x)``, and inside ``saving()`` autograd keeps a recipe in place of their results.
+- ``made`` and ``sources_of``. On CUDA, where such recipes cost more than they save, the result of a norm is marked with
+  what it was made of, and the functions of linear maps keep that instead: always in a feed-forward network, and in
+  other maps where ``saving`` says that the least is to be kept.
 - ``recomputed``. A whole function, or all of it except attention, is computed again, by PyTorch's checkpoints.
 """
 
@@ -49,25 +52,29 @@ class _Local(threading.local):
     """Whether what runs now will be computed again, as a part of something larger."""
     again = False
     """Whether what runs now is computed again, in the backward pass."""
+    policy = 1
+    """How little the functions for CUDA keep: one of the constants from ``ALL_RESULTS`` to ``LEAST``."""
 
 
-_local = _Local()
+state = _Local()
+"""Read as it is, as a call would take longer: in a step on a GPU it is read hundreds of times."""
 
 
 # ---- cheap results
 
 
-def saving(x: Tensor | None = None) -> AbstractContextManager[Any]:
+def saving(x: Tensor | None = None, what: str = NOTHING) -> AbstractContextManager[Any]:
     """Within it, autograd keeps recipes in place of the results of ``cheap``.
 
-    Nothing changes on CUDA, where the functions in ``ops`` keep little by themselves, and such hooks cost more than
-    they save; without autograd; in compiled graphs, as compilers make this choice by themselves; and inside
-    ``recomputed`` with ``ALL_BUT_ATTENTION``, where cheap results would be computed three times. Where other hooks on
-    saved tensors are active, such as those of a checkpoint around this call, what is kept here is passed to them.
+    On CUDA, where such hooks cost more than they save, the functions in ``ops`` keep little by themselves, and the
+    least if ``what``, as for ``recomputed``, is ``ALL_BUT_ATTENTION``. Nothing changes without autograd; in compiled
+    graphs, as compilers make this choice by themselves; and inside ``recomputed`` with ``ALL_BUT_ATTENTION``, where
+    cheap results would be computed three times. Where other hooks on saved tensors are active, such as those of a
+    checkpoint around this call, what is kept here is passed to them.
     """
     if x is not None and context.device_type(x) == "cuda":
-        return _UNCHANGED
-    if not torch.is_grad_enabled() or not context.is_eager() or _local.inside_larger:
+        return _Least() if what == ALL_BUT_ATTENTION and context.is_eager() else _UNCHANGED
+    if not torch.is_grad_enabled() or not context.is_eager() or state.inside_larger:
         return _UNCHANGED
     return _Recipes()
 
@@ -87,7 +94,7 @@ def cheap(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         the result; inside ``saving`` under autocast it is of autocast's narrower type. Autograd would otherwise keep
         the copy that autocast makes of it, which has no recipe.
     """
-    recipes = _local.recipes
+    recipes = state.recipes
     if recipes is None or (isinstance(function, nn.Module) and not context.is_plain(function)):
         return function(x)
     return recipes.record(function, x)
@@ -168,12 +175,12 @@ class _Recipes:
         self.hooks = torch.autograd.graph.saved_tensors_hooks(self.pack, self.unpack)
 
     def __enter__(self) -> None:
-        self.before, _local.recipes = _local.recipes, self
+        self.before, state.recipes = state.recipes, self
         self.hooks.__enter__()
 
     def __exit__(self, *error: Any) -> None:
         self.hooks.__exit__(*error)
-        _local.recipes = self.before
+        state.recipes = self.before
         self.known.clear()  # what autograd keeps refers to the recipes that it needs
 
     def record(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -207,6 +214,44 @@ class _Recipes:
         return kept if self.outer_unpack is None else self.outer_unpack(kept)
 
 
+# ---- results that functions for CUDA compute again
+
+ALL_RESULTS, USUAL, LEAST = range(3)
+"""Policies: what is computed again as a part of something larger keeps all results, for a short time. Otherwise
+feed-forward networks do without the results of norms, and with the last one all linear maps."""
+
+
+class _Least:
+    """Within it, functions for CUDA keep as little as they can; not inside of something that is computed again."""
+
+    def __enter__(self) -> None:
+        self.before = state.policy
+        if self.before == USUAL:
+            state.policy = LEAST
+
+    def __exit__(self, *error: Any) -> None:
+        state.policy = self.before
+
+
+def made(result: Tensor, function: Callable[..., Tensor], *sources: Tensor) -> Tensor:
+    """Marks the result of ``function(*sources)``, which is cheap, so that ``sources_of`` may give the sources instead.
+
+    Args:
+        sources: kept anyway.
+    """
+    result.made_of = function, sources, result._version  # type: ignore[attr-defined]
+    return result
+
+
+def sources_of(x: Tensor) -> tuple[Callable[..., Tensor] | None, tuple[Tensor, ...]]:
+    """What an autograd function keeps instead of its input: a function, and the tensors from which it computes the
+    input again. None and no tensors where it has to keep the input itself."""
+    found = x.__dict__.get("made_of")
+    if found is None or found[2] != x._version:  # somebody has written into it
+        return None, ()
+    return found[:2]
+
+
 # ---- whole functions
 
 
@@ -230,6 +275,8 @@ def recomputed(function: Callable[..., T], *inputs: Any, what: str = ALL, random
     if what == ALL_BUT_ATTENTION and context.is_eager_on_cuda(inputs[0]):
         return function(*inputs)
     make_contexts = _ATTENTION_KEPT if what == ALL_BUT_ATTENTION else None
+    if state.policy == LEAST and context.is_eager():
+        function, inputs = _from_sources(function, inputs)
 
     runs = 0
 
@@ -237,12 +284,13 @@ def recomputed(function: Callable[..., T], *inputs: Any, what: str = ALL, random
         nonlocal runs
         runs += 1
         # The same both times, whatever contexts are around the first call.
-        before = _local.recipes, _local.inside_larger, _local.again
-        _local.recipes, _local.inside_larger, _local.again = None, make_contexts is not None, runs > 1 or before[2]
+        before = state.recipes, state.inside_larger, state.again, state.policy
+        state.recipes, state.inside_larger, state.again = None, make_contexts is not None, runs > 1 or before[2]
+        state.policy = ALL_RESULTS
         try:
             return function(*inputs)
         finally:
-            _local.recipes, _local.inside_larger, _local.again = before
+            state.recipes, state.inside_larger, state.again, state.policy = before
 
     options: dict[str, Any] = {} if make_contexts is None else {"context_fn": make_contexts}
     if not context.is_eager():  # there are no recipes, and a compiler cannot follow what a thread keeps
@@ -250,9 +298,37 @@ def recomputed(function: Callable[..., T], *inputs: Any, what: str = ALL, random
     return checkpoint(run, *inputs, use_reentrant=False, preserve_rng_state=random, **options)
 
 
+def _from_sources(function: Callable[..., T], inputs: tuple[Any, ...]) -> tuple[Callable[..., T], tuple[Any, ...]]:
+    """A function to be computed again, and its inputs, among which those that are ``made`` of others are replaced by
+    these. Its first call takes the inputs themselves, whose gradients are wanted."""
+    found = [sources_of(x) if isinstance(x, Tensor) else (None, ()) for x in inputs]
+    if all(make is None for make, _ in found):
+        return function, inputs
+    counts = [1 if make is None else len(sources) for make, sources in found]
+    makes, needed = [make for make, _ in found], [isinstance(x, Tensor) and x.requires_grad for x in inputs]
+    first = [inputs]
+
+    def of_sources(*kept: Any) -> T:
+        if first:
+            return function(*first.pop())
+        again, left = [], iter(kept)
+        for make, count, needs in zip(makes, counts, needed, strict=True):
+            parts = [next(left) for _ in range(count)]
+            if make is None:
+                again += parts
+                continue
+            with torch.no_grad():
+                x = make(*parts)
+            again.append(x.detach().requires_grad_(needs))
+        return function(*again)
+
+    pairs = zip(inputs, found, strict=True)
+    return of_sources, tuple(x for whole, (make, parts) in pairs for x in ((whole,) if make is None else parts))
+
+
 def is_again() -> bool:
     """Whether this call is the second one of something ``recomputed``, which must leave no further trace."""
-    return _local.again
+    return state.again
 
 
 def _attention_kept() -> Callable[[], Any] | None:

@@ -71,7 +71,11 @@ def fork(x: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor]:
     """``x`` and ``norm(x)`` as for ``for_linear``. The norm's own pass adds up the gradients of both, if what follows
     uses the returned x."""
     weight, bias, eps = parameters_of(norm)
-    return _normalised(x, weight, bias, eps, context.autocast_dtype(x.device) or weight.dtype)
+    dtype = context.autocast_dtype(x.device) or weight.dtype
+    x, normed = _normalised(x, weight, bias, eps, dtype)
+    if memory.state.policy == memory.LEAST and torch.is_grad_enabled():
+        made(normed, x, weight, bias, eps)
+    return x, normed
 
 
 def parameters_of(norm: nn.Module) -> tuple[Tensor, Tensor, float]:
@@ -92,7 +96,18 @@ def add(
     weight, bias, eps = parameters_of(norm)
     dtype = context.autocast_dtype(x.device) or weight.dtype
     arguments = x, branch, factor, scale, weight, bias, eps, dtype
-    return _norm_of_sum(*arguments) if torch.is_grad_enabled() else kernels.add_layer_norm(*arguments)[:2]
+    if not torch.is_grad_enabled():
+        return kernels.add_layer_norm(*arguments)[:2]
+    total, normed = _norm_of_sum(*arguments)
+    if memory.state.policy != memory.ALL_RESULTS:
+        made(normed, total, weight, bias, eps)
+    return total, normed
+
+
+def made(normed: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> None:
+    """Marks the norm of x, see ``memory.made``."""
+    dtype = normed.dtype
+    memory.made(normed, lambda *sources: kernels.layer_norm(*sources, eps, dtype)[0], x, weight, bias)
 
 
 def _normalised(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mm_vitbackbones.ops import context, linear, narrow, norm
+from mm_vitbackbones.ops import context, linear, memory, narrow, norm
 from mm_vitbackbones.ops import conv as conv_ops
 from mm_vitbackbones.ops.kernels import norm as kernels
 from mm_vitbackbones.ops.once import direct, once_differentiable, typed
@@ -93,6 +93,7 @@ class _Heads(torch.autograd.Function):
         parameters = query_weight, query_bias, tile_weight, tile_bias, norm_weight, norm_bias, weight, bias
         ctx.shapes, ctx.dtypes = (grid.shape, tile_weight.shape), [x.dtype for x in (grid, *parameters)]
         batch, _, _, channels = grid.shape
+        ctx.again, sources = memory.sources_of(grid)
         grid = typed(grid, dtype)
         rows, query_weight = grid.reshape(-1, channels), narrow.of(query_weight, dtype)
         query = F.linear(rows, query_weight, narrow.of(query_bias, dtype))
@@ -102,15 +103,22 @@ class _Heads(torch.autograd.Function):
         normed, statistics = kernels.layer_norm(reduced, norm_weight, norm_bias, eps, dtype)
         weight = narrow.of(weight, dtype)
         key_value = F.linear(normed, weight, narrow.of(bias, dtype))
-        ctx.save_for_backward(rows, query_weight, tiles, tile_weight, reduced, statistics, norm_weight, normed, weight)
+        ctx.makes_tiles = bool(sources) or memory.state.policy == memory.LEAST  # again: they are a copy of the rows
+        kept = sources or ((rows,) if ctx.makes_tiles else (rows, tiles))
+        ctx.save_for_backward(query_weight, tile_weight, reduced, statistics, norm_weight, normed, weight, *kept)
         return linear.split_heads(query, batch, 1, num_heads) + linear.split_heads(key_value, batch, 2, num_heads)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_query: Tensor, *of_key_value: Tensor) -> Any:
-        rows, query_weight, tiles, tile_weight, reduced, statistics, norm_weight, normed, weight = ctx.saved_tensors
+        query_weight, tile_weight, reduced, statistics, norm_weight, normed, weight, *kept = ctx.saved_tensors
         needed, dtypes = ctx.needs_input_grad, ctx.dtypes
         shape, shape_of_tiles = ctx.shapes
+        rows = kept[0] if ctx.again is None else ctx.again(*kept).view(-1, shape[-1])
+        if ctx.makes_tiles:
+            tiles = linear.tiles_of(linear.in_tiles(rows.view(shape), shape_of_tiles), rows.dtype)
+        else:
+            tiles = kept[1]
         of_query = linear.join_heads((of_query,), query_weight.shape[0])
         grad = linear.join_heads(of_key_value, weight.shape[0] // 2)
         of_reduced, of_norm, of_norm_bias = kernels.layer_norm_backward(

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mm_vitbackbones.ops import context, linear, narrow
+from mm_vitbackbones.ops import context, linear, memory, narrow
 from mm_vitbackbones.ops.once import direct, once_differentiable, typed
 
 
@@ -149,9 +149,13 @@ class _ToTurnedHeads(torch.autograd.Function):
         wide = weights[0].dtype
         ctx.shape, ctx.width, ctx.dtypes = tokens.shape, len(weights[0]), (tokens.dtype, wide, wide)
         ctx.rotation, ctx.num_heads = Rotation(cos, sin), num_heads
-        x = typed(tokens.reshape(-1, tokens.shape[-1]), dtype)
         weight = torch.cat([narrow.of(each, dtype) for each in weights])
-        ctx.save_for_backward(x, weight)
+        x = typed(tokens.reshape(-1, tokens.shape[-1]), dtype)
+        if memory.state.policy == memory.LEAST:
+            linear.keep_least(ctx, tokens, x, weight)
+        else:
+            ctx.again = None
+            ctx.save_for_backward(weight, x)
         bias = None
         if any(each is not None for each in biases):
             bias = torch.cat([x.new_zeros(ctx.width) if each is None else narrow.of(each, dtype) for each in biases])

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from mm_vitbackbones.ops import linear, norm
+from mm_vitbackbones.ops import linear, memory, norm
 from mm_vitbackbones.ops.kernels import norm as kernels
 from mm_vitbackbones.ops.kernels.scale import scale_backward
 from mm_vitbackbones.ops.once import Context, direct, once_differentiable, typed
@@ -139,10 +139,14 @@ class _Sublayer(torch.autograd.Function):
         of_sum, of_network = Context(), Context()
         inputs = x, branch, factor, scale, weight, bias
         total, normed = norm.NormOfSum.forward(of_sum, *inputs, eps, dtype)
+        if not again and memory.state.policy != memory.ALL_RESULTS:
+            norm.made(normed, total, weight, bias, eps)
         out = kind.forward(of_network, normed, *parameters, dtype)
         ends = last_factor, last_scale, None if last_scale is None else out
         if again:
-            ctx.save_for_backward(*ends, *inputs, *parameters)
+            ctx.make_branch, sources = memory.sources_of(branch)
+            ctx.save_for_backward(*ends, x, *inputs[2:], *parameters, *(sources or (branch,)))
+            ctx.sources = len(sources) or 1
         else:
             ctx.save_for_backward(*ends, *of_sum.saved_tensors, *of_network.saved_tensors)
             ctx.parts = of_sum, of_network, len(of_sum.saved_tensors)
@@ -157,10 +161,12 @@ class _Sublayer(torch.autograd.Function):
         if again:
             of_sum, of_network = Context(), Context()
             of_network.wants_result = False
-            x, branch, factor, scale, weight, bias, *parameters = kept
+            x, factor, scale, weight, bias, *parameters = kept[: -ctx.sources]
+            sources = kept[-ctx.sources :]
+            branch = sources[0] if ctx.make_branch is None else ctx.make_branch(*sources)
             _, normed = norm.NormOfSum.forward(of_sum, x, branch, factor, scale, weight, bias, eps, dtype)
             kind.forward(of_network, normed, *parameters, dtype)
-            del normed
+            del normed, branch, sources
         else:
             of_sum, of_network, count = ctx.parts
             of_sum.saved_tensors, of_network.saved_tensors = tuple(kept[:count]), tuple(kept[count:])

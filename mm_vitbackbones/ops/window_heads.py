@@ -6,13 +6,14 @@ windows in the batch; see ``ops.windows``.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mm_vitbackbones.ops import linear, windows
+from mm_vitbackbones.ops import linear, memory, narrow, windows
 from mm_vitbackbones.ops.once import direct, once_differentiable, typed
 
 
@@ -47,10 +48,18 @@ def _of_heads(grid: Tensor, parameters: list[Any], places: windows.Windows, tabl
         biases = _biases(table, dtype, places)
     groups = [(*heads[3 * i : 3 * i + 3], bias) for i, bias in enumerate(biases)]
     results = [F.scaled_dot_product_attention(q, k, v, attn_mask=bias) for q, k, v, bias in groups]
-    if trains:
-        return _of_windows(of_proj, bias_of_proj, dtype, places, grid.shape, *results)
-    rows = places.scatter(_join(results, 1))
-    return linear.mapped(rows, of_proj, bias_of_proj, dtype).view(grid.shape)
+    if not trains:
+        return _mapped(places, grid.shape, of_proj, bias_of_proj, *results)
+    out = _of_windows(of_proj, bias_of_proj, dtype, places, grid.shape, *results)
+    if memory.state.policy == memory.LEAST:
+        parameters = narrow.of(of_proj, dtype), narrow.of(bias_of_proj, dtype)
+        memory.made(out, partial(_mapped, places, grid.shape), *parameters, *results)
+    return out
+
+
+def _mapped(places: windows.Windows, shape: torch.Size, weight: Tensor, bias: Tensor, *heads: Tensor) -> Tensor:
+    """A linear map of all heads of each token, in their type."""
+    return linear.mapped(_gathered(places, *heads), weight, bias, heads[0].dtype).view(shape)
 
 
 def _split(rows: Tensor, places: windows.Windows, num_heads: int) -> tuple[Tensor, ...]:
@@ -61,11 +70,18 @@ def _split(rows: Tensor, places: windows.Windows, num_heads: int) -> tuple[Tenso
     return split[0] if len(split) == 1 else (*split[0], *split[1])
 
 
-def _join(heads: list[Tensor] | tuple[Tensor, ...], count: int) -> Tensor:
-    """The inverse, of ``count`` maps of each group."""
+def _join(heads: tuple[Tensor, ...]) -> Tensor:
+    """The inverse."""
     width = heads[0].shape[1] * heads[0].shape[3]
-    groups = [linear.join_heads(heads[i : i + count], width) for i in range(0, len(heads), count)]
+    groups = [linear.join_heads(heads[i : i + 3], width) for i in range(0, len(heads), 3)]
     return groups[0] if len(groups) == 1 else torch.cat(groups)
+
+
+def _gathered(places: windows.Windows, *heads: Tensor) -> Tensor:
+    """The heads of each group of windows, (K', h, n, d) -> all heads of each token, (B * H * W, C)."""
+    width = heads[0].shape[1] * heads[0].shape[3]
+    groups = [x.transpose(1, 2).reshape(-1, width) for x in heads]
+    return (groups[0] if len(groups) == 1 else torch.cat(groups)).index_select(0, places.origin)
 
 
 def _biases(table: Tensor, dtype: torch.dtype, places: windows.Windows) -> tuple[Tensor, ...]:
@@ -97,20 +113,20 @@ class _ToWindows(torch.autograd.Function):
         num_heads: int,
     ) -> tuple[Tensor, ...]:
         ctx.shape, ctx.places = grid.shape, places
-        rows = linear.mapped_in(ctx, grid.reshape(-1, grid.shape[-1]), weight, bias, dtype)
+        rows = linear.mapped_in(ctx, grid, weight, bias, dtype)
         return _split(places.gather(rows, bias), places, num_heads)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        grad = _join(grads, 3)
+        grad = _join(grads)
         # All places have the bias, those in the padding, too.
         of_grid, of_weight, of_bias = linear.gradients(ctx, ctx.places.scatter(grad), grad)
         return None if of_grid is None else of_grid.view(ctx.shape), of_weight, of_bias, None, None, None
 
 
 class _OfWindows(torch.autograd.Function):
-    """A linear map of all heads of each token."""
+    """A linear map of all heads of each token. Attention keeps its results, of which the tokens are gathered again."""
 
     @staticmethod
     def forward(
@@ -123,7 +139,10 @@ class _OfWindows(torch.autograd.Function):
         *heads: Tensor,
     ) -> Tensor:
         ctx.places, ctx.num_heads = places, heads[0].shape[1]
-        return linear.mapped_in(ctx, places.scatter(_join(heads, 1)), weight, bias, dtype).view(shape)
+        rows, ctx.again = _gathered(places, *heads), partial(_gathered, places)
+        ctx.dtypes, weight = (rows.dtype, weight.dtype, bias.dtype), narrow.of(weight, dtype)
+        ctx.save_for_backward(weight, *heads)
+        return F.linear(typed(rows, dtype), weight, narrow.of(bias, dtype)).view(shape)
 
     @staticmethod
     @once_differentiable

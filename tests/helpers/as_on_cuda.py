@@ -58,6 +58,18 @@ def _backward(ctx: Any, grad: Tensor, _: Any) -> Any:
 
 
 attention.register_autograd(_backward, setup_context=_keep)
+attention.register_fake(lambda query, key, value, bias, scale: (query.new_empty(query.shape), _sums(query)))
+attention_backward.register_fake(
+    lambda grad, query, key, value, bias, out, sums, scale: (
+        *map(torch.empty_like, (query, key, value)),
+        query.new_empty(*query.shape[:-1], key.shape[-2]),
+    )
+)
+wide_product.register_fake(lambda a, b: a.new_empty(a.shape[0], b.shape[1], dtype=torch.float32))
+
+
+def _sums(query: Tensor) -> Tensor:
+    return query.new_empty(query.shape[:-1], dtype=torch.float32)
 
 
 def use(monkeypatch: pytest.MonkeyPatch) -> None:

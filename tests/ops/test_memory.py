@@ -9,13 +9,13 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint
 
 from helpers.toys import TOYS
 from mm_vitbackbones.measuring import OperatorCount, held_bytes
-from mm_vitbackbones.ops import context, memory
+from mm_vitbackbones.ops import context, linear, memory
 
 
 class Chain(nn.Module):
@@ -230,3 +230,103 @@ def test_on_cuda_no_part_of_a_network_hooks_what_autograd_keeps(name, monkeypatc
     network, image = TOYS[name]().train(), torch.randn(1, 3, 64, 64)
     with context.pretend_device("cuda"):
         sum(level.sum() for level in network(image)).backward()
+
+
+# ---- what functions for CUDA compute again
+
+
+@pytest.fixture
+def on_cuda():
+    with context.pretend_device("cuda"):
+        yield
+
+
+def halved(x: Tensor) -> Tensor:
+    return x * 0.5
+
+
+def of_marked(function, source: Tensor, parameters: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """What autograd keeps of a function of a marked tensor, and the gradients."""
+    kept: list[Tensor] = []
+    x = memory.made(halved(source), halved, source)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        y = function(x)
+    return kept, list(torch.autograd.grad(y.square().sum(), [source, *parameters]))
+
+
+@pytest.mark.parametrize("what", [memory.NOTHING, memory.ALL_BUT_ATTENTION])
+@pytest.mark.parametrize("kind", ["feed-forward", "linear"])
+def test_on_cuda_maps_keep_what_a_marked_input_is_made_of(kind, what, on_cuda):
+    torch.manual_seed(0)
+    fc1, fc2 = nn.Linear(8, 24).double(), nn.Linear(24, 8).double()
+    source = torch.randn(2, 3, 8, dtype=torch.float64, requires_grad=True)
+    parts = [fc1, fc2] if kind == "feed-forward" else [fc1]
+    function = (lambda x: linear.feed_forward(x, fc1, fc2)) if len(parts) == 2 else (lambda x: linear.linear(x, fc1))
+    parameters = [p for part in parts for p in part.parameters()]
+    with memory.saving(source, what):
+        kept, found = of_marked(function, source, parameters)
+    spares = kind == "feed-forward" or what == memory.ALL_BUT_ATTENTION
+    assert any(t.data_ptr() == source.data_ptr() for t in kept) == spares
+    y = halved(source)
+    y = fc2(F.gelu(fc1(y))) if len(parts) == 2 else fc1(y)
+    torch.testing.assert_close(found, list(torch.autograd.grad(y.square().sum(), [source, *parameters])))
+
+
+def test_a_marked_result_that_somebody_has_written_into_is_kept(on_cuda):
+    source = torch.randn(2, 3)
+    result = memory.made(halved(source), halved, source)
+    assert memory.sources_of(result)[1][0] is source
+    result.add_(1.0)
+    assert memory.sources_of(result) == (None, ())
+
+
+@pytest.mark.parametrize("what", [memory.NOTHING, memory.ALL_BUT_ATTENTION])
+def test_what_is_computed_again_as_a_whole_keeps_its_results(what, on_cuda):
+    policies = []
+
+    def function(x: Tensor) -> Tensor:
+        policies.append(memory.state.policy)
+        return x.exp()
+
+    x = torch.randn(3, requires_grad=True)
+    with memory.saving(x, what):
+        outside = memory.state.policy
+        memory.recomputed(function, x, what=memory.ALL).sum().backward()
+    assert policies == [memory.ALL_RESULTS] * 2
+    assert outside == (memory.LEAST if what == memory.ALL_BUT_ATTENTION else memory.USUAL)
+    assert memory.state.policy == memory.USUAL
+
+
+def test_what_is_computed_again_keeps_what_its_inputs_are_made_of(on_cuda):
+    source, other = (torch.randn(4, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    runs, made_again = [], []
+
+    def make(x: Tensor) -> Tensor:
+        made_again.append(1)
+        return x * 0.5
+
+    def function(x: Tensor, y: Tensor) -> Tensor:
+        runs.append((x.requires_grad, y.requires_grad))
+        return (x * y).exp() * y
+
+    class Halved(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return make(x)
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad * 0.5
+
+    with memory.saving(source, memory.ALL_BUT_ATTENTION):
+        result = memory.made(Halved.apply(source), make, source)
+        held = weakref.ref(result.untyped_storage())
+        y = memory.recomputed(function, other, result, what=memory.ALL)
+    del result
+    gc.collect()
+    assert held() is None
+    found = torch.autograd.grad(y.sum(), [source, other])
+    assert runs == [(True, True)] * 2
+    assert len(made_again) == 2
+    theirs = torch.autograd.grad(((other * source * 0.5).exp() * source * 0.5).sum(), [source, other])
+    torch.testing.assert_close(found, theirs)

@@ -12,13 +12,13 @@ from torch import Tensor
 from mm_vitbackbones.ops.kernels.registration import kernel, operator
 
 
-def _reference(grad: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    grad = torch.ops.aten.gelu_backward(grad, hidden)
-    return grad, F.gelu(hidden), grad.sum(0, dtype=torch.promote_types(grad.dtype, torch.float32))
+def _reference(grad: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    grad.copy_(torch.ops.aten.gelu_backward(grad, hidden))
+    return F.gelu(hidden), grad.sum(0, dtype=torch.promote_types(grad.dtype, torch.float32))
 
 
-gelu_backward = operator(
-    "gelu_backward(Tensor grad, Tensor hidden) -> (Tensor, Tensor, Tensor)", _reference, kernel("gelu", "backward")
+gelu_backward_ = operator(
+    "gelu_backward_(Tensor(a!) grad, Tensor hidden) -> (Tensor, Tensor)", _reference, kernel("gelu", "backward_")
 )
-"""``(grad * gelu'(hidden), gelu(hidden), column sums of the first)``, of matrices (rows, C); the sums are in fp32. The
-activation is computed again here, and so need not be kept."""
+"""Writes ``grad * gelu'(hidden)`` into ``grad``, a contiguous matrix (rows, C), and gives ``(gelu(hidden), column sums
+of the gradient)``; the sums are in fp32. The activation is computed again here, and so need not be kept."""

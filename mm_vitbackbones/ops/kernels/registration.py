@@ -33,7 +33,8 @@ def operator(schema: str, reference: Callable[..., Any], launch: Callable[..., A
     kernel itself.
 
     Args:
-        schema: in PyTorch's form, ``"name(Tensor x, float eps) -> Tensor"``. No argument is written to.
+        schema: in PyTorch's form, ``"name(Tensor x, float eps) -> Tensor"``. An argument that is written to is marked,
+            ``Tensor(a!)``.
         reference: the same by PyTorch's operators, on any device; shapes for compilers come from it.
         launch: starts the kernel. It is called with tensors on CUDA, where ``usable`` has said yes.
     """

@@ -22,7 +22,7 @@ PROGRAMS = 1056
 
 @triton.jit(do_not_specialize=["rows", "channels", "programs"])
 def _backward(
-    grad, hidden, grad_hidden, activation, partial, rows, channels, programs, COLUMNS: tl.constexpr, ROWS: tl.constexpr,
+    grad, hidden, activation, partial, rows, channels, programs, COLUMNS: tl.constexpr, ROWS: tl.constexpr,
     EVEN: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
@@ -37,8 +37,8 @@ def _backward(
         g = tl.load(grad + at, mask=inside, other=0.0).to(tl.float32)
         below = 0.5 * (1.0 + tl.erf(x * 0.7071067811865476))
         slope = below + x * tl.exp(-0.5 * x * x) * 0.3989422804014327
-        result = (g * slope).to(grad_hidden.dtype.element_ty)
-        tl.store(grad_hidden + at, result, mask=inside)
+        result = (g * slope).to(grad.dtype.element_ty)
+        tl.store(grad + at, result, mask=inside)
         tl.store(activation + at, (x * below).to(activation.dtype.element_ty), mask=inside)
         sums += result.to(tl.float32)
     tl.store(partial + program * stride + column, tl.sum(sums, 0), mask=column < stride)
@@ -47,17 +47,17 @@ def _backward(
 _start_backward = Launcher(_backward)
 
 
-def backward(grad: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    grad, hidden = grad.contiguous(), hidden.contiguous()
+def backward_(grad: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    hidden = hidden.contiguous()
     rows, channels = hidden.shape
     blocks = -(-channels // COLUMNS)
     programs = max(1, min(-(-rows // ROWS), PROGRAMS // blocks))
-    grad_hidden, activation = torch.empty_like(hidden), torch.empty_like(hidden)
+    activation = torch.empty_like(hidden)
     partial = torch.empty(programs, channels, dtype=torch.float32, device=hidden.device)
     _start_backward(
         (programs, blocks, 1),
-        (grad, hidden, grad_hidden, activation, partial),
+        (grad, hidden, activation, partial),
         (rows, channels, programs),
         (COLUMNS, ROWS, channels % 16 == 0),
     )
-    return grad_hidden, activation, partial.sum(0)
+    return activation, partial.sum(0)
