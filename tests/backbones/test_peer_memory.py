@@ -1,7 +1,8 @@
 """Memory of a training step in the form for CUDA, against other implementations in the same process.
 
-The sizes are those of the benchmarks on a card, and nothing is computed: see ``helpers.memory.Live``. What it counts is
-within 3 % of what a card has measured, for all networks without the head of SegFormer (docs/benchmarks_gpu.md).
+The sizes are those of the benchmarks on a card, and nothing is computed: see ``helpers.memory.Live``. Compared with what
+an H200 has measured (docs/benchmarks_gpu.md), it counts 0 to 1 % less of our encoders (11 % of DINOv3), 3 % more of the
+leanest other Swin and 1 to 8 % less of the leanest others, and a quarter less of theirs and ours with SegFormer's head.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from tools.benchmarks.gpu.page import AIMS
 pytestmark = [pytest.mark.parity, pytest.mark.slow]
 BATCH, SIDE = 16, 512
 OF_A_CARD = {"segformer_b0": 1.02}
-"""What is added to an aim where a CPU's operators keep less of the others' head than those of a card."""
+"""What an aim is multiplied by. On a card the others' head keeps more than a CPU's operators do: 48 % are measured."""
 
 
 @pytest.fixture(autouse=True)
@@ -51,10 +52,13 @@ def test_a_training_step_holds_no_more_than_is_aimed_at(name: str) -> None:
             continue
         try:
             network = contender.build()
-        except (ImportError, ModuleNotFoundError):
+        except ImportError:
             continue
         network.train()  # mmdet's returns nothing
-        found[contender.name] = peak(network, contender.name in (OURS, LIGHT))
+        try:
+            found[contender.name] = peak(network, contender.name in (OURS, LIGHT))
+        except RuntimeError:
+            assert contender.name == "transformers"  # whose PVT takes images of one size
     ours, light = found.pop(OURS), found.pop(LIGHT)
     if not found:
         pytest.skip("no other implementation is installed")

@@ -16,7 +16,7 @@ from helpers.memory import Live
 from mm_vitbackbones.backbones.swin import PatchMerging, WindowAttention
 from mm_vitbackbones.layers import Block, ConvReduction, FeedForward, MixFeedForward, SelfAttention
 from mm_vitbackbones.layers.attention import SpatialReductionAttention
-from mm_vitbackbones.ops import context, memory, narrow
+from mm_vitbackbones.ops import context, memory, narrow, norm
 
 DIM, SIDE = 64, 32
 
@@ -79,3 +79,22 @@ def test_a_block_keeps_little(name: str, light: bool) -> None:
 
 def test_merging_keeps_the_grid_alone() -> None:
     assert kept(PatchMerging(DIM, 2 * DIM), torch.zeros(2, SIDE, SIDE, DIM, requires_grad=True)) < STATISTICS
+
+
+@pytest.mark.parametrize("light", [False, True], ids=["default", "with_cp"])
+@pytest.mark.parametrize("name", BLOCKS)
+def test_gradients_are_those_of_the_form_for_a_cpu(name: str, light: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(norm, "is_for", context.is_eager_on_cuda)  # of fp64, too
+    torch.manual_seed(0)
+    make, shape, _, _ = BLOCKS[name]
+    block, x = make().double().train(), torch.randn(*shape, DIM, dtype=torch.float64, requires_grad=True)
+    weight, wanted = torch.randn_like(x), [x, *block.parameters()]
+
+    def gradients() -> tuple[Tensor, ...]:
+        torch.manual_seed(1)  # of the paths that are dropped
+        return torch.autograd.grad((block(x) * weight).sum(), wanted)
+
+    theirs = gradients()
+    block.recompute = memory.ALL_BUT_ATTENTION if light else memory.NOTHING
+    with context.pretend_device("cuda"):
+        torch.testing.assert_close(gradients(), theirs)
