@@ -33,6 +33,14 @@ def same_size(one: Sequence[int], other: Sequence[int]) -> bool:
     return all(statically_known_true(a == b) for a, b in zip(one, other, strict=True))
 
 
+def are_known(*sizes: int) -> bool:
+    """Whether sizes are numbers in the graph that ``torch.compile`` makes: the graph is for them alone."""
+    from torch.fx.experimental import symbolic_shapes
+
+    known = getattr(symbolic_shapes, "has_static_value", None)
+    return known is not None and all(known(size) for size in sizes)
+
+
 def in_order(view: Tensor) -> Tensor:
     """The same tensor; in an export in memory of its own, in order. There PyTorch would ask whether a side is 1, to
     find out what memory a view describes and whether sides can be joined."""

@@ -31,7 +31,23 @@ def over_grid(grid: Tensor, conv: nn.Conv2d) -> Tensor | None:
         if has_tiles(conv) and linear.trains_on_cuda(grid, conv):
             return linear.over_tiles(grid, conv)
         return _over_maps(grid, conv)
+    if context.device_type(grid) == "cuda" and context.is_compiling_to_run():
+        return _over_tiles(grid, conv)
     return over_patches(grid, conv)
+
+
+def _over_tiles(grid: Tensor, conv: nn.Conv2d) -> Tensor | None:
+    """A convolution of patches side by side, as a linear map of them, in a graph for images of one size. Its compiler
+    makes one pass of what comes before and of the patches, and chooses no other order of memory for the grids: it does
+    where there are convolutions, for all that leads to them."""
+    height, width = grid.shape[1:3]
+    if not has_tiles(conv) or not anysize.are_known(height, width):
+        return None
+    (down, right), weight = conv.kernel_size, conv.weight
+    rows, columns = height // down, width // right
+    whole = grid[:, : rows * down, : columns * right]
+    tiles = whole.unflatten(1, (rows, down)).unflatten(3, (columns, right)).transpose(2, 3).flatten(3)
+    return F.linear(tiles, weight.permute(0, 2, 3, 1).flatten(1), conv.bias)
 
 
 def _over_maps(grid: Tensor, conv: nn.Conv2d) -> Tensor | None:

@@ -20,10 +20,13 @@ from mm_vitbackbones.ops.once import direct
 
 
 def is_for(tensor: Tensor) -> bool:
-    """Whether the operators are the form for a call with this tensor: in eager mode, where their kernels run."""
-    if context.device_type(tensor) != "cuda" or not context.is_eager():
+    """Whether the operators are the form for a call with this tensor: in eager mode and in compiled graphs, where their
+    kernels run."""
+    if context.device_type(tensor) != "cuda":
         return False
-    return registration.usable(tensor) or not tensor.is_cuda  # not on CUDA: a test pretends
+    if context.is_compiling_to_run():
+        return registration.CAN_REGISTER_GRADIENTS and (registration.is_usable_in_graphs(tensor) or not tensor.is_cuda)
+    return context.is_eager() and (registration.usable(tensor) or not tensor.is_cuda)  # not on CUDA: a test pretends
 
 
 def serves(grid: Tensor, convs: Sequence[nn.Module], expand: nn.Module | None = None) -> bool:
@@ -57,7 +60,8 @@ def run(grid: Tensor, convs: Sequence[nn.Module], gelu: bool = False, add: bool 
     narrow = _narrow(grid, [*weights, *biases])
     if narrow is not None and not add:
         grid = grid.to(narrow)
-    if torch.is_grad_enabled() and any(x.requires_grad for x in (grid, *weights, *biases)):
+    # In graphs the operator itself has a gradient.
+    if torch.is_grad_enabled() and context.is_eager() and any(x.requires_grad for x in (grid, *weights, *biases)):
         return cast(Tensor, _depthwise(grid, len(weights), gelu, add, *weights, *biases))
     return kernels.depthwise(grid, weights, biases, gelu, add)
 

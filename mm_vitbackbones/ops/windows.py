@@ -59,10 +59,13 @@ def _reference(
 ) -> Tensor:
     batch, height, width, _ = grid.shape
     counts = anysize.ceil_div(height, side), anysize.ceil_div(width, side)
-    # In code for any size, each index into a window would be several quotients, in all that is computed of windows.
-    in_graph = context.is_compiling_to_run()
+    # In code for any size, each index into a window would be several quotients, in all that is computed of windows. For
+    # one size they are numbers, and on CUDA the passes before and after write into windows and read from them.
+    compiles = context.is_compiling_to_run()
+    one_size = compiles and context.device_type(grid) == "cuda" and anysize.are_known(height, width)
+    in_graph = compiles and not one_size
     of_windows = qkv((cut_grid if in_graph else _cut)(grid, side, shift, *counts))
-    if shift and in_graph:
+    if shift and compiles:
         bias = biases_of_windows(bias, of_windows.dtype, batch, *counts)
     elif shift:
         bias = bias[_groups(*counts, grid.device)].repeat(batch, 1, 1, 1)

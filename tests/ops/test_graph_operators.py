@@ -6,9 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
 from torch import Tensor
+from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounter
 
+from helpers.toys import TOYS
 from mm_vitbackbones.backbones.swin import WindowAttention
 from mm_vitbackbones.ops import attention, context, pooling, windows
 
@@ -16,6 +19,11 @@ pytestmark = pytest.mark.skipif(
     not hasattr(torch.compiler, "is_exporting"), reason="this PyTorch cannot tell a graph from an export"
 )
 OURS = torch.ops.mm_vitbackbones
+DEPTHWISE = (
+    [torch.randn(2, 1, 3, 3, requires_grad=True), torch.randn(3, 1, 5, 5, requires_grad=True)],
+    [torch.randn(2, requires_grad=True), torch.randn(3, requires_grad=True)],
+)
+"""Weights and biases of two convolutions, of 2 and 3 channels."""
 
 
 @pytest.fixture(autouse=True)
@@ -102,6 +110,8 @@ def test_an_operator_keeps_nothing_in_the_memory_of_a_cuda_graph() -> None:
         ("window_biases", (torch.randn(4, 2, 9, 9), torch.float32, 1, 1, 2)),
         ("window_bias", (torch.randn(25, 2), 3, 1)),
         ("area_shares", (torch.randn(1), 9, 7)),
+        ("depthwise", (torch.randn(2, 4, 5, 5), *DEPTHWISE, False, True)),
+        ("depthwise", (torch.randn(2, 4, 5, 5), *DEPTHWISE, True, False)),
     ],
     ids=lambda x: x if isinstance(x, str) else "",
 )
@@ -129,3 +139,40 @@ def test_one_graph_attends_in_shifted_windows_of_grids_of_all_sizes() -> None:
         grid = torch.randn(2, height, width, 8, dtype=torch.float64)
         torch.testing.assert_close(compiled(grid), attention(grid))
     assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize(
+    ("toy", "operators"),
+    [
+        ("pvt_v2", {OURS.depthwise.default}),
+        ("coat_lite", {OURS.depthwise.default}),
+        ("swin", {OURS.window_bias.default, OURS.window_biases.default}),
+        ("pvt", set()),
+    ],
+)
+def test_the_graph_of_a_network_on_cuda_for_one_size(toy: str, operators: set[Any]) -> None:
+    """Depthwise convolutions are operators, tiles are products, and windows of a known size are views."""
+    torch.manual_seed(0)
+    network, image = TOYS[toy](drop_path_rate=0.0).train(), torch.randn(2, 3, 72, 80)
+    found: set[Any] = set()
+
+    def compiler(graph: Any, _: Any) -> Any:
+        found.update(node.target for node in graph.graph.nodes)
+        return make_boxed_func(graph.forward)
+
+    def levels_and_gradients(function: Any) -> list[Tensor]:
+        levels = function(image)
+        weights = [torch.linspace(-1, 1, level.numel()).view_as(level) for level in levels]
+        gradients = torch.autograd.grad(levels, [*network.parameters()], weights)
+        return [*levels, *gradients]
+
+    expected = levels_and_gradients(network)
+    backend = aot_autograd(fw_compiler=compiler, bw_compiler=compiler)
+    with context.pretend_device("cuda"):
+        compiled = torch.compile(network, backend=backend, fullgraph=True, dynamic=False)
+        for one, other in zip(levels_and_gradients(compiled), expected, strict=True):
+            assert (one - other).norm() <= 1e-4 * other.norm() + 1e-6
+    ours = {node for node in found if getattr(node, "namespace", "") == "mm_vitbackbones"}
+    assert {node for node in ours if "backward" not in node.name()} == operators
+    convolutions = {"pvt_v2": True, "coat_lite": False, "swin": False, "pvt": False}  # patches that overlap
+    assert (torch.ops.aten.convolution.default in found) is convolutions[toy]

@@ -431,6 +431,32 @@ depthwise_backward: Callable[..., tuple[Tensor, list[Tensor], list[Tensor]]] = r
 """The gradients of the grid, the weights and the biases, from the gradient of ``depthwise`` and its inputs. What the
 GELU was applied to is computed again."""
 
+
+def _shapes_of_gradients(
+    grad: Tensor, grid: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], gelu: bool, add: bool
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    return _like(grid), [x.new_empty(x.shape) for x in weights], [x.new_empty(x.shape) for x in biases]
+
+
+def _like(grid: Tensor) -> Tensor:
+    return grid.new_empty(grid.shape)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    grid, weights, biases, *ctx.options = inputs
+    ctx.count = len(weights)
+    ctx.save_for_backward(grid, *weights, *biases)
+
+
+def _backward(ctx: Any, grad: Tensor) -> Any:
+    grid, *parameters = ctx.saved_tensors
+    weights, biases = parameters[: ctx.count], parameters[ctx.count :]
+    return *depthwise_backward(grad, grid, weights, biases, *ctx.options), None, None
+
+
+registration.in_graphs("depthwise", lambda grid, *_: _like(grid), _backward, _keep)
+registration.in_graphs("depthwise_backward", _shapes_of_gradients)
+
 depthwise_gelu_slopes: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]] = registration.operator(
     "depthwise_gelu_slopes(Tensor grad, Tensor grid, Tensor weight, Tensor bias) -> (Tensor, Tensor, Tensor, Tensor)",
     slopes_reference,

@@ -66,8 +66,9 @@ def own(result: Tensor, source: Tensor) -> Tensor:
 def is_direct(tensor: Tensor) -> bool:
     """Whether a kernel is started by its own function. PyTorch's dispatcher would take longer than the launch, but
     compilers, and modes that watch operators, need it."""
-    plain = type(tensor) in _TENSORS and tensor.is_cuda and not _len_torch_dispatch_stack()
-    return plain and context.is_eager() and usable(tensor)
+    # Whether it is eager comes first: `torch.compile` would split a graph at a question that it cannot answer.
+    plain = type(tensor) in _TENSORS and tensor.is_cuda and context.is_eager()
+    return plain and not _len_torch_dispatch_stack() and usable(tensor)
 
 
 def in_graphs(
@@ -113,7 +114,20 @@ class _Kernel:
 
 def usable(tensor: Tensor) -> bool:
     """Whether kernels run on the device of a tensor."""
-    return _enabled and tensor.is_cuda and _has_triton() and _generation(tensor.device.index) >= AMPERE
+    return tensor.is_cuda and _is_usable_on(tensor.device.index)
+
+
+def is_usable_in_graphs(tensor: Tensor) -> bool:
+    """``usable`` while ``torch.compile`` traces: an answer that a graph is made for."""
+    return tensor.is_cuda and _is_usable_on(tensor.device.index)
+
+
+def _is_usable_on(index: int | None) -> bool:
+    return _enabled and _has_triton() and _generation(index) >= AMPERE
+
+
+# As `torch.compiler.assume_constant_result` does, which imports the compiler.
+_is_usable_on._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @contextmanager
@@ -136,5 +150,5 @@ def _has_triton() -> bool:
 
 
 @functools.cache
-def _generation(index: int) -> int:
+def _generation(index: int | None) -> int:
     return torch.cuda.get_device_capability(index)[0]
