@@ -114,8 +114,8 @@ class TalkingHeadsAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, grid: Tensor) -> Tensor:
-        qkv = linear.linear(grid, self.qkv, again=True)
-        return linear.linear(talking_heads.attend(qkv, self.proj_l, self.proj_w, self.num_heads), self.proj)
+        heads, mixings = self.num_heads, (self.proj_l, self.proj_w)
+        return talking_heads.attend_between(grid, self.qkv, *mixings, self.proj, heads)
 
     def looks_at(self, grid: Tensor) -> looking.Shares:
         """The weights of chosen queries after the softmax: ``proj_w``, which mixes heads, does not take part."""

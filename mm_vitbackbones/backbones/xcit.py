@@ -36,7 +36,7 @@ from mm_vitbackbones.layers import (
     LayerScale,
     ResidualBlock,
 )
-from mm_vitbackbones.ops import context, covariance, depthwise, linear, memory, norm, onednn, residual
+from mm_vitbackbones.ops import context, covariance, depthwise, memory, norm, onednn, residual
 from mm_vitbackbones.registry import BACKBONES
 
 PATCH_SIZES = (8, 16)
@@ -141,8 +141,7 @@ class CrossCovarianceAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, grid: Tensor) -> Tensor:
-        attended = covariance.attend(linear.linear(grid, self.qkv), self.temperature, self.num_heads)
-        return linear.linear(attended, self.proj)
+        return covariance.attend_between(grid, self.qkv, self.temperature, self.proj, self.num_heads)
 
     def looks_at(self, grid: Tensor) -> NoReturn:
         """There are none of places."""

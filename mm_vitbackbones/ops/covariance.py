@@ -9,13 +9,14 @@ B images, N tokens, C channels, h heads, d = C / h channels of a head; q, k and 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from mm_vitbackbones.ops import context
+from mm_vitbackbones.ops import between, context, linear
 from mm_vitbackbones.ops.once import direct, once_differentiable, typed
 
 SHORTEST = 1e-12
@@ -32,8 +33,7 @@ def attend(qkv: Tensor, temperature: Tensor, num_heads: int) -> Tensor:
     Args:
         temperature: t, (h, 1, 1).
     """
-    # Products of fp16 over all tokens could be too large before they are divided.
-    if not context.is_eager() or type(qkv) is not Tensor or qkv.is_meta or qkv.dtype == torch.float16:
+    if not _is_served(qkv, qkv.dtype):
         return reference(qkv, temperature, num_heads)
     trains = torch.is_grad_enabled() and (qkv.requires_grad or temperature.requires_grad)
     if context.device_type(qkv) == "cuda":
@@ -43,6 +43,24 @@ def attend(qkv: Tensor, temperature: Tensor, num_heads: int) -> Tensor:
     tokens = qkv.flatten(1, -2)
     out = _cross_covariance(tokens, temperature, num_heads) if trains else _attend(tokens, temperature, num_heads)[0]
     return out.unflatten(1, qkv.shape[1:-1])
+
+
+def attend_between(
+    grid: Tensor, to_query_key_value: nn.Module, temperature: Tensor, project: nn.Module, num_heads: int
+) -> Tensor:
+    """``project(attend(to_query_key_value(grid)))``: (B, ..., C) -> (B, ..., C)."""
+    cuda = torch.is_grad_enabled() and context.device_type(grid) == "cuda"
+    if cuda and _is_served(grid, context.autocast_dtype(grid.device) or grid.dtype):
+        out = between.trains(grid, to_query_key_value, ON_CUDA, (temperature,), project, num_heads)
+        if out is not None:
+            return out
+    return linear.linear(attend(linear.linear(grid, to_query_key_value), temperature, num_heads), project)
+
+
+def _is_served(x: Tensor, dtype: torch.dtype) -> bool:
+    """Whether there is another form than the reference. Products of fp16 over all tokens could be too large before they
+    are divided."""
+    return context.is_eager() and type(x) is Tensor and not x.is_meta and dtype != torch.float16
 
 
 def reference(qkv: Tensor, temperature: Tensor, num_heads: int) -> Tensor:
@@ -150,7 +168,7 @@ def _attend_on_cuda(qkv: Tensor, temperature: Tensor, num_heads: int) -> tuple[T
         wide = torch.promote_types(qkv.dtype, torch.float32)
         heads = _in_order(qkv, 3, num_heads)
         dim = heads.shape[-1] // 3
-        query, key, value = heads.split(dim, -1)
+        query, key, value = heads.split_with_sizes([dim] * 3, -1)
         lengths = torch.linalg.vector_norm(heads[..., : 2 * dim], dim=1, dtype=wide).clamp_min_(SHORTEST)
         of_query, of_key = lengths.view(-1, num_heads, 2, dim).unbind(2)
         of_query, of_key = of_query.unsqueeze(-1), of_key.unsqueeze(-2)
@@ -161,37 +179,62 @@ def _attend_on_cuda(qkv: Tensor, temperature: Tensor, num_heads: int) -> tuple[T
         return out, heads, of_query, of_key, cosines, shares
 
 
+def _forward_on_cuda(qkv: Tensor, num_heads: int, temperature: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
+    """See ``between.Attention``."""
+    out, *kept = _attend_on_cuda(qkv, temperature, num_heads)
+    return out, (temperature, *kept)
+
+
+def _backward_on_cuda(
+    grad: Tensor,
+    shape: Sequence[int],
+    num_heads: int,
+    temperature: Tensor,
+    heads: Tensor,
+    length_of_query: Tensor,
+    length_of_key: Tensor,
+    cosines: Tensor,
+    shares: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """See ``between.Attention``."""
+    dtype, dim = heads.dtype, heads.shape[-1] // 3
+    with context.autocast_to(heads.device, None):
+        query, key, value = heads.split_with_sizes([dim] * 3, -1)
+        of_out = _in_order(typed(grad, dtype), 1, num_heads)
+        of_value = torch.bmm(of_out, typed(shares, dtype).flatten(0, 1))
+        of_shares = typed(torch.bmm(of_out.mT, value), shares.dtype).view(shares.shape)
+        of_logits = torch._softmax_backward_data(of_shares, shares, -1, shares.dtype)
+        of_temperature, of_products, *pulls = _of_scores(
+            of_logits, temperature, length_of_query, length_of_key, cosines
+        )
+        of_products = typed(of_products, dtype).flatten(0, 1)
+        products = torch.bmm(key, of_products.mT), torch.bmm(query, of_products)
+        of_qkv = grad.new_empty(shape, dtype=dtype)
+        by_head = len(shares), num_heads, -1, dim
+        *parts, part_of_value = _split(of_qkv.view(len(shares), -1, shape[-1]), 3, num_heads)
+        for part, product, x, pull in zip(parts, products, (query, key), pulls, strict=True):
+            torch.addcmul(product.view(by_head), x.view(by_head), pull, value=-1, out=part)
+        part_of_value.copy_(of_value.view(by_head))
+    return of_qkv, of_temperature
+
+
+ON_CUDA = between.Attention(_forward_on_cuda, _backward_on_cuda)
+
+
 class _CrossCovarianceOnCuda(torch.autograd.Function):
+    """``ON_CUDA`` alone."""
+
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, temperature: Tensor, num_heads: int) -> Tensor:
-        out, *kept = _attend_on_cuda(qkv, temperature, num_heads)
-        ctx.save_for_backward(temperature, *kept)
-        ctx.shape = qkv.shape
+        out, kept = _forward_on_cuda(qkv, num_heads, temperature)
+        ctx.save_for_backward(*kept)
+        ctx.shape, ctx.num_heads = qkv.shape, num_heads
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
-        temperature, heads, length_of_query, length_of_key, cosines, shares = ctx.saved_tensors
-        num_heads, dtype, dim = len(temperature), heads.dtype, heads.shape[-1] // 3
-        with context.autocast_to(heads.device, None):
-            query, key, value = heads.split(dim, -1)
-            of_out = _in_order(typed(grad, dtype), 1, num_heads)
-            of_value = torch.bmm(of_out, typed(shares, dtype).flatten(0, 1))
-            of_shares = typed(torch.bmm(of_out.mT, value), shares.dtype).view(shares.shape)
-            of_logits = torch._softmax_backward_data(of_shares, shares, -1, shares.dtype)
-            of_temperature, of_products, *pulls = _of_scores(
-                of_logits, temperature, length_of_query, length_of_key, cosines
-            )
-            of_products = typed(of_products, dtype).flatten(0, 1)
-            products = torch.bmm(key, of_products.mT), torch.bmm(query, of_products)
-            of_qkv = grad.new_empty(ctx.shape, dtype=dtype)
-            by_head = len(shares), num_heads, -1, dim
-            *parts, part_of_value = _split(of_qkv.view(len(shares), -1, ctx.shape[-1]), 3, num_heads)
-            for part, product, x, pull in zip(parts, products, (query, key), pulls, strict=True):
-                torch.addcmul(product.view(by_head), x.view(by_head), pull, value=-1, out=part)
-            part_of_value.copy_(of_value.view(by_head))
-        return of_qkv, of_temperature, None
+        return *_backward_on_cuda(grad, ctx.shape, ctx.num_heads, *ctx.saved_tensors), None
 
 
 _cross_covariance, _cross_covariance_on_cuda = map(direct, (_CrossCovariance, _CrossCovarianceOnCuda))

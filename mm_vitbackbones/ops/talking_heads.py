@@ -6,13 +6,13 @@ B batch, N tokens, C channels, h heads, d = C / h channels of a head.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from mm_vitbackbones.ops import context, narrow
+from mm_vitbackbones.ops import between, context, linear, narrow
 from mm_vitbackbones.ops.attention import joined
 from mm_vitbackbones.ops.kernels import registration
 from mm_vitbackbones.ops.once import direct, once_differentiable, typed
@@ -54,6 +54,20 @@ def attend(qkv: Tensor, before: nn.Module, after: nn.Module, num_heads: int) -> 
     elif torch.is_grad_enabled() and any(x.requires_grad for x in (qkv, unseen, *weights)):
         return _mixed(qkv, unseen, *weights, num_heads)
     return _as_grid(mixed_heads(qkv.flatten(1, -2), *weights, num_heads), qkv)
+
+
+def attend_between(
+    grid: Tensor, to_query_key_value: nn.Module, before: nn.Module, after: nn.Module, project: nn.Module, num_heads: int
+) -> Tensor:
+    """``project(attend(to_query_key_value(grid)))``: (B, ..., C) -> (B, ..., C)."""
+    if torch.is_grad_enabled() and context.is_eager_on_cuda(grid) and _mixes_in_bands(grid, before, after):
+        of_before, of_after = before.__dict__["_parameters"], after.__dict__["_parameters"]
+        parameters = of_before["bias"], of_before["weight"], of_after["weight"], of_after["bias"]
+        out = between.trains(grid, to_query_key_value, BETWEEN, parameters, project, num_heads)
+        if out is not None:
+            return out
+    qkv = linear.linear(grid, to_query_key_value, again=True)
+    return linear.linear(attend(qkv, before, after, num_heads), project)
 
 
 def _as_grid(tokens: Tensor, like: Tensor) -> Tensor:
@@ -294,6 +308,29 @@ registration.in_graphs(
 )
 
 
+def _forward(
+    qkv: Tensor, num_heads: int, unseen: Tensor, before: Tensor, after: Tensor, bias: Tensor
+) -> tuple[Tensor, Sequence[Tensor]]:
+    """See ``between.Attention``."""
+    tokens = qkv.flatten(1, -2)
+    weights = [narrow.of(x, qkv.dtype) for x in (before, after, bias)]
+    # The parameters themselves say the types of their gradients.
+    kept = tokens, unseen, *weights, *((before, after, bias) if before.dtype != qkv.dtype else ())
+    return mixed_heads(tokens, *weights, num_heads).view(*qkv.shape[:-1], -1), kept
+
+
+def _backward(
+    grad: Tensor, shape: Sequence[int], num_heads: int, tokens: Tensor, unseen: Tensor, *weights: Tensor
+) -> tuple[Tensor, ...]:
+    """See ``between.Attention``."""
+    of_qkv, *sums = _mixed_gradients(grad.flatten(1, -2), tokens, *weights[:3], num_heads)
+    of_weights = [typed(x, like.dtype) for x, like in zip(sums, weights[-3:], strict=True)]
+    return of_qkv.view(shape), torch.zeros_like(unseen), *of_weights
+
+
+BETWEEN = between.Attention(_forward, _backward)
+
+
 class _MixedHeads(torch.autograd.Function):
     """``mixed_heads``, which keeps its arguments alone."""
 
@@ -301,20 +338,15 @@ class _MixedHeads(torch.autograd.Function):
     def forward(
         ctx: Any, qkv: Tensor, unseen: Tensor, before: Tensor, after: Tensor, bias: Tensor, num_heads: int
     ) -> Tensor:
-        ctx.dtypes, ctx.num_heads = [x.dtype for x in (before, after, bias)], num_heads
-        weights = [narrow.of(x, qkv.dtype) for x in (before, after, bias)]
-        tokens = qkv.flatten(1, -2)
-        ctx.save_for_backward(tokens, unseen, *weights)
-        ctx.shape = qkv.shape
-        return mixed_heads(tokens, *weights, num_heads).view(*qkv.shape[:-1], -1)
+        out, kept = _forward(qkv, num_heads, unseen, before, after, bias)
+        ctx.save_for_backward(*kept)
+        ctx.shape, ctx.num_heads = qkv.shape, num_heads
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
-        qkv, unseen, before, after, bias = ctx.saved_tensors
-        of_qkv, *sums = _mixed_gradients(grad.flatten(1, -2), qkv, before, after, bias, ctx.num_heads)
-        of_weights = [typed(x, dtype) for x, dtype in zip(sums, ctx.dtypes, strict=True)]
-        return of_qkv.view(ctx.shape), torch.zeros_like(unseen), *of_weights, None
+        return *_backward(grad, ctx.shape, ctx.num_heads, *ctx.saved_tensors), None
 
 
 _mixed = direct(_MixedHeads)

@@ -80,6 +80,18 @@ Tensor gelu(const Tensor& x, c10::string_view) { return at::empty_like(x); }
 
 Tensor gelu_backward(const Tensor& grad, const Tensor&, c10::string_view) { return at::empty_like(grad); }
 
+Tensor vector_norm(const Tensor& x, const at::Scalar&, at::OptionalIntArrayRef dims, bool keep,
+                   optional<at::ScalarType> dtype) {
+  std::vector<int64_t> sizes = x.sizes().vec();
+  for (int64_t i = x.dim() - 1; i >= 0; --i) {
+    bool reduced = !dims || dims->empty();
+    if (!reduced) for (int64_t dim : *dims) reduced = reduced || (dim + x.dim()) % x.dim() == i;
+    if (!reduced) continue;
+    if (keep) sizes[i] = 1; else sizes.erase(sizes.begin() + i);
+  }
+  return at::empty(sizes, x.options().dtype(dtype.value_or(x.scalar_type())));
+}
+
 Tensor softmax(const Tensor& x, int64_t, bool) { return at::empty_like(x); }
 
 Tensor softmax_backward(const Tensor& grad, const Tensor&, int64_t, at::ScalarType dtype) {
@@ -103,6 +115,7 @@ TORCH_LIBRARY_IMPL(aten, CPU, m) {
   m.impl("native_layer_norm_backward", host::layer_norm_backward);
   m.impl("gelu", host::gelu);
   m.impl("gelu_backward", host::gelu_backward);
+  m.impl("linalg_vector_norm", host::vector_norm);
   m.impl("_softmax", host::softmax);
   m.impl("_softmax_backward_data", host::softmax_backward);
 }
