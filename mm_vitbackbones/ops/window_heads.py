@@ -126,7 +126,7 @@ class _ToWindows(torch.autograd.Function):
 
 
 class _OfWindows(torch.autograd.Function):
-    """A linear map of all heads of each token. Attention keeps its results, of which the tokens are gathered again."""
+    """A linear map of all heads of each token. Attention keeps its results, of which the tokens may be gathered again."""
 
     @staticmethod
     def forward(
@@ -139,10 +139,10 @@ class _OfWindows(torch.autograd.Function):
         *heads: Tensor,
     ) -> Tensor:
         ctx.places, ctx.num_heads = places, heads[0].shape[1]
-        rows, ctx.again = _gathered(places, *heads), partial(_gathered, places)
-        ctx.dtypes, weight = (rows.dtype, weight.dtype, bias.dtype), narrow.of(weight, dtype)
-        ctx.save_for_backward(weight, *heads)
-        return F.linear(typed(rows, dtype), weight, narrow.of(bias, dtype)).view(shape)
+        rows = _gathered(places, *heads)
+        if memory.state.policy == memory.LEAST:
+            memory.made(rows, partial(_gathered, places), *heads)
+        return linear.mapped_in(ctx, rows, weight, bias, dtype).view(shape)
 
     @staticmethod
     @once_differentiable

@@ -21,7 +21,7 @@ from mm_vitbackbones.ops import context, memory, narrow, norm
 DIM, SIDE = 64, 32
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def operators_as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     as_on_cuda.use(monkeypatch)
 
@@ -39,13 +39,13 @@ def of_reduced() -> Block:
     return Block(DIM, attention, MixFeedForward(DIM, 4 * DIM), 1e-6, 0.1)
 
 
-# The norm, queries, keys and values, the result of attention: 2 + 6 + 2. The sum: 4, the hidden map: 8. Light: queries,
+# The norm, queries, keys and values, the result of attention: 2 + 6 + 2, of windows its tokens in order, too: 2. The sum: 4, the hidden map: 8. Light: queries,
 # keys and values, the result of attention and, except of windows, that of its linear map.
 BLOCKS: dict[str, tuple[Callable[[], Block], tuple[int, ...], float, float]] = {
     "attention to all": (of_tokens, (2, SIDE * SIDE), 2 + 6 + 2 + 4 + 8, 6 + 2 + 2),
     "layer scale": (lambda: of_tokens(1.0), (2, SIDE * SIDE), 2 + 6 + 2 + 4 + 8 + 2 + 2, 6 + 2 + 2 + 2),
-    "windows": (lambda: of_windows(0), (2, SIDE, SIDE), 2 + 6 + 2 + 4 + 8, 6 + 2),
-    "shifted windows": (lambda: of_windows(4), (2, SIDE, SIDE), 2 + 6 + 2 + 4 + 8, 6 + 2),
+    "windows": (lambda: of_windows(0), (2, SIDE, SIDE), 2 + 6 + 2 + 2 + 4 + 8, 6 + 2),
+    "shifted windows": (lambda: of_windows(4), (2, SIDE, SIDE), 2 + 6 + 2 + 2 + 4 + 8, 6 + 2),
     "attention to a reduced grid": (of_reduced, (2, SIDE, SIDE), 2 + 2 + 2 + 2 + 4 + 2 + 8 + 2, 2 + 2 + 2 + 2),
 }
 """Each with the shape of its tokens, and what is kept besides the input: as by default, and with
@@ -67,7 +67,7 @@ def kept(block: torch.nn.Module, x: Tensor) -> float:
 
 @pytest.mark.parametrize("light", [False, True], ids=["default", "with_cp"])
 @pytest.mark.parametrize("name", BLOCKS)
-def test_a_block_keeps_little(name: str, light: bool) -> None:
+def test_a_block_keeps_little(name: str, light: bool, operators_as_on_cuda: None) -> None:
     make, shape, usual, least = BLOCKS[name]
     block = make().train()
     if light:
