@@ -52,8 +52,8 @@ def _of_heads(grid: Tensor, parameters: list[Any], places: windows.Windows, tabl
         return _mapped(places, grid.shape, of_proj, bias_of_proj, *results)
     out = _of_windows(of_proj, bias_of_proj, dtype, places, grid.shape, *results)
     if memory.state.policy == memory.LEAST:
-        parameters = narrow.of(of_proj, dtype), narrow.of(bias_of_proj, dtype)
-        memory.made(out, partial(_mapped, places, grid.shape), *parameters, *results)
+        copies = narrow.of(of_proj, dtype), narrow.of(bias_of_proj, dtype)
+        memory.made(out, partial(_mapped, places, grid.shape), *copies, *results)
     return out
 
 
@@ -126,7 +126,7 @@ class _ToWindows(torch.autograd.Function):
 
 
 class _OfWindows(torch.autograd.Function):
-    """A linear map of all heads of each token. Attention keeps its results, of which the tokens may be gathered again."""
+    """A linear map of all heads of each token, which can be gathered again: attention keeps its results."""
 
     @staticmethod
     def forward(

@@ -32,7 +32,7 @@ class Live(TorchDispatchMode):
     """Counts the bytes of the memory that operators have given while it is held: ``now``, and ``peak``, the most.
 
     Operators allocate their results and compute nothing: the sizes of a card's benchmark take a second, and hardly any
-    memory. So values are without meaning, except where a tensor was made outside of this.
+    memory. So values are without meaning, except those of indices and of small constants, which our code may keep.
 
     What an operator allocates and frees by itself does not count. So a kernel's reference, which is one operator,
     counts as the kernel does, and fused attention has no scores.
@@ -41,42 +41,56 @@ class Live(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.now = self.peak = 0
+        self.without_values: set[int] = set()
+        """The storages of tensors that were not computed."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func.is_view or func.overloadpacket.__name__ in ALIASES:
             return func(*args, **kwargs)
         shapes = _Shapes()
-        if _is_computed(func, args, kwargs):
+        computed = self.is_computed(func, args, kwargs)
+        if computed:
             out = func(*args, **kwargs)
         else:
             positional, named = tree_map_only(Tensor, shapes.of, (args, kwargs))
             out = func(*positional, **(named | {"device": "meta"} if "device" in named else named))
             out = tree_map_only(Tensor, shapes.filled, out)
         for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor) and not shapes.has(tensor):
-                storage = tensor.untyped_storage()
+            if not isinstance(tensor, Tensor):
+                continue
+            storage = tensor.untyped_storage()
+            if not computed:
+                self.without_values.add(storage._cdata)
+            if not shapes.has(tensor):
                 self.add(storage.nbytes())
-                weakref.finalize(storage, self.add, -storage.nbytes())
+                weakref.finalize(storage, self.free, storage._cdata, storage.nbytes())
         return out
+
+    def free(self, storage: int, size: int) -> None:
+        self.now -= size
+        self.without_values.discard(storage)
 
     def add(self, size: int) -> None:
         self.now += size
         self.peak = max(self.peak, self.now)
 
+    def is_computed(self, func: Any, args: Any, kwargs: Any) -> bool:
+        """Whether an operator gives values: indices and the like, on which shapes depend, and what few values give."""
+        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        floats = [x for x in tensors if x.is_floating_point()]
+        known = all(x.untyped_storage()._cdata not in self.without_values for x in floats)
+        if known and sum(x.numel() for x in floats) <= FEW:
+            return True
+        if torch.Tag.dynamic_output_shape in func.tags:  # an index may be a mask
+            return not all(x.is_floating_point() or x.dtype == torch.long for x in tensors)
+        return torch.Tag.data_dependent_output in func.tags
 
+
+FEW = 2**16
+"""Values of an operator's arguments."""
 ALIASES = ("_unsafe_view", "unsafe_split", "unsafe_split_with_sizes", "lift_fresh")
 """Operators whose results are views, besides those that say so."""
-
-
-def _is_computed(func: Any, args: Any, kwargs: Any) -> bool:
-    """Whether an operator gives values: indices and the like, on which shapes depend, and such shapes themselves."""
-    tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-    if not any(x.is_floating_point() for x in tensors):
-        return True
-    if torch.Tag.dynamic_output_shape in func.tags:  # an index may be a mask
-        return not all(x.is_floating_point() or x.dtype == torch.long for x in tensors)
-    return torch.Tag.data_dependent_output in func.tags
 
 
 class _Shapes:
