@@ -275,7 +275,7 @@ def recomputed(function: Callable[..., T], *inputs: Any, what: str = ALL, random
     if what == ALL_BUT_ATTENTION and context.is_eager_on_cuda(inputs[0]):
         return function(*inputs)
     make_contexts = _ATTENTION_KEPT if what == ALL_BUT_ATTENTION else None
-    if state.policy == LEAST and context.is_eager():
+    if context.is_eager() and state.policy == LEAST:
         function, inputs = _from_sources(function, inputs)
 
     runs = 0

@@ -2,7 +2,7 @@
 
 The sizes are those of the benchmarks on a card, and nothing is computed: see ``helpers.memory.Live``. Compared with
 what an H200 has measured (docs/benchmarks_gpu.md), it counts 0 to 1 % less of our encoders (11 % of DINOv3), 3 % more
-of the leanest other Swin and 1 to 22 % less of the leanest others, and a quarter less where SegFormer's head takes part.
+of the leanest other Swin and 1 to 22 % less of the leanest others, and a quarter less with SegFormer's head.
 """
 
 from __future__ import annotations

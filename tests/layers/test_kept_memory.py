@@ -40,8 +40,8 @@ def of_reduced() -> Block:
 
 
 # The norm, queries, keys and values, the result of attention: 2 + 6 + 2, of windows its tokens in order, too: 2. The
-# sum: 4, the hidden map: 8. Light: queries, keys and values, the result of attention and, except of windows, that of its
-# linear map.
+# sum: 4, the hidden map: 8. Light: queries, keys and values, the result of attention and, except of windows, that of
+# its linear map.
 BLOCKS: dict[str, tuple[Callable[[], Block], tuple[int, ...], float, float]] = {
     "attention to all": (of_tokens, (2, SIDE * SIDE), 2 + 6 + 2 + 4 + 8, 6 + 2 + 2),
     "layer scale": (lambda: of_tokens(1.0), (2, SIDE * SIDE), 2 + 6 + 2 + 4 + 8 + 2 + 2, 6 + 2 + 2 + 2),
