@@ -323,7 +323,8 @@ def _backward(
     grad: Tensor, shape: Sequence[int], num_heads: int, tokens: Tensor, unseen: Tensor, *weights: Tensor
 ) -> tuple[Tensor, ...]:
     """See ``between.Attention``."""
-    of_qkv, *sums = _mixed_gradients(grad.flatten(1, -2), tokens, *weights[:3], num_heads)
+    before, after, bias = weights[:3]
+    of_qkv, *sums = _mixed_gradients(grad.flatten(1, -2), tokens, before, after, bias, num_heads)
     of_weights = [typed(x, like.dtype) for x, like in zip(sums, weights[-3:], strict=True)]
     return of_qkv.view(shape), torch.zeros_like(unseen), *of_weights
 
