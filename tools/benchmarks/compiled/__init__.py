@@ -1,0 +1,1 @@
+"""What a compiled training step would do on a card, counted without one."""
