@@ -6,7 +6,7 @@ import types
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from unittest import mock
 
 import numpy as np
@@ -116,7 +116,7 @@ def on_card(network: nn.Module, mode: FakeTensorMode) -> None:
                 for name, x in tensors.items():
                     if x is not None:
                         fake = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="cuda")
-                        tensors[name] = fake if kind is None else kind(fake, requires_grad=x.requires_grad)
+                        cast(Any, tensors)[name] = fake if kind is None else kind(fake, requires_grad=x.requires_grad)
             for name, value in [*vars(part).items()]:
                 if isinstance(value, (np.integer, np.ndarray, list, tuple)):
                     vars(part)[name] = _plain(value)
