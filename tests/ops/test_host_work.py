@@ -99,7 +99,7 @@ BLOCKS: dict[str, tuple[Callable[[], tuple[ResidualBlock, Tensor]], int, int]] =
     "shifted windows": (lambda: windows(2), 182, 94),
     "rotary attention": (rotary, 172, 94),
     "talking heads": (talking_heads, 241, 121),
-    "attention of channels": (channels, 291, 166),
+    "attention of channels": (channels, 291, 170),
 }
 """Each with the most calls of a training step and of inference."""
 

@@ -180,8 +180,9 @@ def test_one_block_more_starts_few_kernels():
     assert more["mm"] == 9
     assert more["addmm_"] == 1, "the gradients of queries with keys and of values are added by a product"
     assert more["cat"] == 0
+    assert more["layer_norm"] == 2, "one of them again, in place of keeping its result"
     # Of the adds, eight are of gradients of the convolutions' parameters, which all blocks share.
-    assert sum(more.values()) <= 41, more
+    assert sum(more.values()) <= 42, more
 
 
 # ---- the forms of compiled graphs, and of tables
