@@ -95,7 +95,10 @@ def test_commands_in_the_text_exist(page: str) -> None:
 
 
 def test_the_readme_is_one_that_is_read() -> None:
-    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 150
+    lines = (ROOT / "README.md").read_text("utf-8").splitlines()
+    families = [line for line in lines if line.startswith("| `mm_vitbackbones.")]  # each adds a row
+    assert len(families) >= 12
+    assert len(lines) - len(families) <= 138
 
 
 def test_the_numbers_on_the_first_page_are_measured_ones() -> None:
