@@ -18,6 +18,7 @@ from helpers.toys import TOYS
 from mm_vitbackbones.backbones import Backbone, Swin
 from mm_vitbackbones.backbones.base import Backbone as Base
 from mm_vitbackbones.layers import ResidualBlock
+from mm_vitbackbones.ops import context
 
 # PyTorch asks each input of a graph for its gradient, and hides what is known of the results of other operators.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
@@ -125,6 +126,13 @@ def test_compiled_blocks_of_every_family_and_argument(toy: str, arguments: dict[
 @pytest.mark.parametrize("toy", TOYS)
 def test_one_graph_of_a_kind_serves_all_sizes_if_it_is_asked_for(toy: str) -> None:
     check(*pair(toy), SIZES, dynamic=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("toy", ["pvt", "pvt_v2", "mit", "swin", "coat_lite"])
+def test_compiled_blocks_in_the_forms_for_cuda(toy: str) -> None:
+    with context.pretend_device("cuda"):
+        check(*pair(toy), [*SIZES, (75, 91), (101, 70)], tolerance=1e-4)
 
 
 @pytest.mark.slow
