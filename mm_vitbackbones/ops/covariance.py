@@ -49,11 +49,12 @@ def attend_between(
     grid: Tensor, to_query_key_value: nn.Module, temperature: Tensor, project: nn.Module, num_heads: int
 ) -> Tensor:
     """``project(attend(to_query_key_value(grid)))``: (B, ..., C) -> (B, ..., C)."""
-    cuda = torch.is_grad_enabled() and context.device_type(grid) == "cuda"
-    if cuda and _is_served(grid, context.autocast_dtype(grid.device) or grid.dtype):
-        out = between.trains(grid, to_query_key_value, ON_CUDA, (temperature,), project, num_heads)
-        if out is not None:
-            return out
+    if context.device_type(grid) == "cuda":
+        if torch.is_grad_enabled() and _is_served(grid, context.autocast_dtype(grid.device) or grid.dtype):
+            out = between.trains(grid, to_query_key_value, ON_CUDA, (temperature,), project, num_heads)
+            if out is not None:
+                return out
+        return linear.by(attend(linear.by(grid, to_query_key_value), temperature, num_heads), project)
     return linear.linear(attend(linear.linear(grid, to_query_key_value), temperature, num_heads), project)
 
 

@@ -60,12 +60,14 @@ def attend_between(
     grid: Tensor, to_query_key_value: nn.Module, before: nn.Module, after: nn.Module, project: nn.Module, num_heads: int
 ) -> Tensor:
     """``project(attend(to_query_key_value(grid)))``: (B, ..., C) -> (B, ..., C)."""
-    if torch.is_grad_enabled() and context.is_eager_on_cuda(grid) and _mixes_in_bands(grid, before, after):
-        of_before, of_after = before.__dict__["_parameters"], after.__dict__["_parameters"]
-        parameters = of_before["bias"], of_before["weight"], of_after["weight"], of_after["bias"]
-        out = between.trains(grid, to_query_key_value, BETWEEN, parameters, project, num_heads)
-        if out is not None:
-            return out
+    if context.device_type(grid) == "cuda":
+        if torch.is_grad_enabled() and context.is_eager() and _mixes_in_bands(grid, before, after):
+            of_before, of_after = before.__dict__["_parameters"], after.__dict__["_parameters"]
+            parameters = of_before["bias"], of_before["weight"], of_after["weight"], of_after["bias"]
+            out = between.trains(grid, to_query_key_value, BETWEEN, parameters, project, num_heads)
+            if out is not None:
+                return out
+        return linear.by(attend(linear.by(grid, to_query_key_value), before, after, num_heads), project)
     qkv = linear.linear(grid, to_query_key_value, again=True)
     return linear.linear(attend(qkv, before, after, num_heads), project)
 

@@ -114,35 +114,24 @@ def add_layer_norm(
     bias: Tensor,
     eps: float,
     dtype: torch.dtype,
+    into: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """``into`` is memory for the results."""
     x = x.contiguous()
     channels = x.shape[-1]
     rows = x.numel() // channels
-    total = x
     if branch is not None:
         branch = branch.contiguous()
-        same = x.dtype == branch.dtype
-        total = torch.empty_like(x) if same else torch.empty_like(x, dtype=torch.promote_types(x.dtype, branch.dtype))
-    y = torch.empty_like(x, dtype=dtype)
-    statistics = torch.empty(2, rows, dtype=torch.float32, device=x.device)
-    _add_layer_norm_into(x, branch, factor, scale, weight, bias, eps, total, y, statistics)
-    return total, y, statistics
-
-
-def _add_layer_norm_into(
-    x: Tensor,
-    branch: Tensor | None,
-    factor: Tensor | None,
-    scale: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    eps: float,
-    total: Tensor,
-    y: Tensor,
-    statistics: Tensor,
-) -> None:
-    channels = x.shape[-1]
-    rows = x.numel() // channels
+    if into is not None:
+        total, y, statistics = into
+    else:
+        total = x
+        if branch is not None:
+            same = x.dtype == branch.dtype
+            wide = None if same else torch.promote_types(x.dtype, branch.dtype)
+            total = torch.empty_like(x) if same else torch.empty_like(x, dtype=wide)
+        y = torch.empty_like(x, dtype=dtype)
+        statistics = torch.empty(2, rows, dtype=torch.float32, device=x.device)
     columns, height, warps = tile_of(channels)
     _start_forward(
         (-(-rows // height), 1, 1),
@@ -154,6 +143,7 @@ def _add_layer_norm_into(
         (channels, columns, height, branch is not None, factor is not None, scale is not None),
         warps,
     )  # fmt: skip
+    return total, y, statistics
 
 
 def add_layer_norm_backward(
@@ -164,32 +154,22 @@ def add_layer_norm_backward(
     weight: Tensor,
     factor: Tensor | None,
     dtype: torch.dtype | None,
+    into: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``dtype`` is that of the branch's gradient; None: there is no branch."""
+    """``dtype`` is that of the branch's gradient; None: there is no branch. ``into`` is memory for the first two
+    results."""
     grad, x = grad.contiguous(), x.contiguous()
     grad_total = None if grad_total is None else grad_total.contiguous()
-    grad_x = torch.empty_like(x)
-    grad_branch = grad_x if dtype is None else torch.empty_like(x, dtype=dtype)
-    sums = _add_layer_norm_backward_into(grad, grad_total, x, statistics, weight, factor, grad_x, grad_branch)
-    return grad_x, grad_branch, *sums
-
-
-def _add_layer_norm_backward_into(
-    grad: Tensor,
-    grad_total: Tensor | None,
-    x: Tensor,
-    statistics: Tensor,
-    weight: Tensor,
-    factor: Tensor | None,
-    grad_x: Tensor,
-    grad_branch: Tensor,
-) -> tuple[Tensor, ...]:
-    """The gradients of weight and bias. ``grad_branch`` is ``grad_x`` where there is no branch."""
     channels = x.shape[-1]
     rows = x.numel() // channels
     columns, height, warps = tile_of(channels)
     tiles = -(-rows // height)
     programs = min(tiles, PROGRAMS if columns <= FEW_CHANNELS else PROGRAMS // 2)
+    if into is not None:
+        grad_x, grad_branch = into
+    else:
+        grad_x = torch.empty_like(x)
+        grad_branch = grad_x if dtype is None else torch.empty_like(x, dtype=dtype)
     partial = torch.empty(2, programs, channels, dtype=torch.float32, device=x.device)
     _start_backward(
         (programs, 1, 1),
@@ -198,10 +178,11 @@ def _add_layer_norm_backward_into(
             grad_x, grad_branch, partial,
         ),
         (rows, rows // x.shape[0], tiles, programs),
-        (channels, columns, height, grad_total is not None, grad_branch is not grad_x, factor is not None),
+        (channels, columns, height, grad_total is not None, dtype is not None, factor is not None),
         warps,
     )  # fmt: skip
-    return partial.sum(1).unbind()
+    of_weight, of_bias = partial.sum(1).unbind()
+    return grad_x, grad_branch, of_weight, of_bias
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -233,12 +214,10 @@ def add_layer_norm_by_level(
     statistics = torch.empty(2 * len(x), dtype=torch.float32, device=x.device)
     if branch is not None:
         branch, total = branch.contiguous(), torch.empty_like(x, dtype=torch.promote_types(x.dtype, branch.dtype))
-    parts = zip(
-        *_by_level(sizes, x, branch, factor), [None] * len(sizes), weights, biases, [eps] * len(sizes),
-        *_by_level(sizes, total, y), statistics.split_with_sizes([2 * size for size in sizes]), strict=True,
-    )  # fmt: skip
-    for part in parts:
-        _add_layer_norm_into(*part)
+    into = zip(*_by_level(sizes, total, y), statistics.split_with_sizes([2 * size for size in sizes]), strict=True)
+    parts = zip(*_by_level(sizes, x, branch, factor), weights, biases, into, strict=True)
+    for of_x, of_branch, factors, weight, bias, results in parts:
+        add_layer_norm(of_x, of_branch, factors, None, weight, bias, eps, dtype, results)
     return total, y, statistics
 
 
@@ -267,12 +246,11 @@ def add_layer_norm_by_level_backward(
     grad_total = None if grad_total is None else grad_total.contiguous()
     grad_x = torch.empty_like(x)
     grad_branch = grad_x if dtype is None else torch.empty_like(x, dtype=dtype)
-    of_x = _by_level(sizes, grad_x)[0]
-    of_branch = of_x if dtype is None else _by_level(sizes, grad_branch)[0]
+    into = zip(*_by_level(sizes, grad_x, grad_branch), strict=True)
     grads, totals, xs, factors = _by_level(sizes, grad, grad_total, x, factor)
     of_level = statistics.split_with_sizes([2 * size for size in sizes])
-    parts = zip(grads, totals, xs, of_level, weights, factors, of_x, of_branch, strict=True)
-    of_weights, of_biases = zip(*[_add_layer_norm_backward_into(*part) for part in parts], strict=True)
+    parts = zip(grads, totals, xs, of_level, weights, factors, [dtype] * len(sizes), into, strict=True)
+    _, _, of_weights, of_biases = zip(*[add_layer_norm_backward(*part) for part in parts], strict=True)
     return grad_x, grad_branch, [*of_weights], [*of_biases]
 
 
