@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from helpers import as_on_cuda
+from helpers import as_on_cuda, contenders
 from mm_vitbackbones.ops import context
-from tools.benchmarks.gpu.contenders import BEFORE, CONTENDERS, LIGHT
+from tools.benchmarks.gpu.contenders import CONTENDERS, LIGHT, OURS
 
 pytestmark = [pytest.mark.parity, pytest.mark.slow]
 MOST_OPERATORS, MOST_BYTES = 0.9, 0.85
@@ -66,17 +66,9 @@ def traffic(network: nn.Module, ours: bool) -> Traffic:
 
 @pytest.mark.parametrize("name", CONTENDERS)
 def test_a_training_step_has_fewer_operators_and_moves_fewer_bytes_than_other_implementations(name: str) -> None:
-    found = {}
-    for contender in CONTENDERS[name]:
-        if contender.name in (LIGHT, BEFORE):
-            continue
-        try:
-            network = contender.build()
-        except ImportError:
-            continue
-        network.train()  # mmdet's returns nothing
-        found[contender.name] = traffic(network, contender.name == "ours")
-    ours = found.pop("ours")
+    networks = contenders.in_training(name, without=(LIGHT,))
+    found = {contender: traffic(network, contender == OURS) for contender, network in networks}
+    ours = found.pop(OURS)
     if not found:
         pytest.skip("no other implementation is installed")
     others = {other: (count.operators, count.bytes) for other, count in found.items()}

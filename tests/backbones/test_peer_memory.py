@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import as_on_cuda
+from helpers import as_on_cuda, contenders
 from helpers.memory import Live, peak_bytes
 from mm_vitbackbones.ops import context
-from tools.benchmarks.gpu.contenders import BEFORE, CONTENDERS, LIGHT, OURS
+from tools.benchmarks.gpu.contenders import LIGHT, OURS
 from tools.benchmarks.gpu.page import AIMS
 
 pytestmark = [pytest.mark.parity, pytest.mark.slow]
@@ -47,18 +47,11 @@ def peak(network: nn.Module, ours: bool) -> int:
 @pytest.mark.parametrize("name", AIMS)
 def test_a_training_step_holds_no_more_than_is_aimed_at(name: str) -> None:
     found = {}
-    for contender in CONTENDERS[name]:
-        if contender.name == BEFORE:
-            continue
+    for contender, network in contenders.in_training(name):
         try:
-            network = contender.build()
-        except ImportError:
-            continue
-        network.train()  # mmdet's returns nothing
-        try:
-            found[contender.name] = peak(network, contender.name in (OURS, LIGHT))
+            found[contender] = peak(network, contender in (OURS, LIGHT))
         except RuntimeError:
-            assert contender.name == "transformers"  # whose PVT takes images of one size
+            assert contender == "transformers"  # whose PVT takes images of one size
     ours, light = found.pop(OURS), found.pop(LIGHT)
     if not found:
         pytest.skip("no other implementation is installed")
