@@ -68,7 +68,8 @@ def of_heads_by(heads: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype,
     """``of_heads`` by the parameters of a layer that is ``on_cuda``."""
     if torch.is_grad_enabled():
         return _linear_of_heads(heads, weight, bias, dtype, shape)
-    return mapped(_rows_of(heads), weight, bias, dtype).view(*shape, -1)
+    rows = join_heads((heads,), heads.shape[1] * heads.shape[3])
+    return mapped(rows, weight, bias, dtype).view(*shape, -1)
 
 
 def feed_forward(x: Tensor, fc1: nn.Module, fc2: nn.Module) -> Tensor:
@@ -114,7 +115,7 @@ class Network(NamedTuple):
     """A feed-forward network as it is computed on CUDA, by functions of its parameters."""
 
     kind: Any
-    """The autograd function of x, the parameters and the type."""
+    """The autograd function of x, the parameters and the type; ``keeps_sources``: of an x that is ``memory.made``."""
     parameters: list[Tensor]
     dtype: torch.dtype
     """Of the computation."""
@@ -291,7 +292,7 @@ class _LinearOfHeads(torch.autograd.Function):
     ) -> Tensor:
         batch, num_heads, tokens, dim = heads.shape
         ctx.shape = batch, tokens, num_heads, dim
-        return mapped_in(ctx, _rows_of(heads), weight, bias, dtype).view(*shape, -1)
+        return mapped_in(ctx, join_heads((heads,), num_heads * dim), weight, bias, dtype).view(*shape, -1)
 
     @staticmethod
     @once_differentiable
@@ -308,18 +309,16 @@ def split_heads(rows: Tensor, batch: int, count: int, num_heads: int) -> tuple[T
     return rows.view(batch, -1, count, num_heads, rows.shape[1] // (count * num_heads)).permute(2, 0, 3, 1, 4).unbind()
 
 
-def join_heads(heads: Sequence[Tensor], width: int) -> Tensor:
+def join_heads(heads: Sequence[Tensor], width: int, dim: int = 1) -> Tensor:
     """The inverse: ``count`` of (B, h, N, d) -> (B * N, count * C) with C = ``width``. PyTorch's attention gives
-    gradients in the memory of tokens, so that the rows of each are a view."""
+    gradients in the memory of tokens, so that the rows of each are a view.
+
+    Args:
+        dim: 0: the rows of each come one after the other.
+    """
     if len(heads) == 1:
         return heads[0].transpose(1, 2).reshape(-1, width)
-    return torch.cat([x.transpose(1, 2).reshape(-1, width) for x in heads], 1)
-
-
-def _rows_of(heads: Tensor) -> Tensor:
-    """(B, h, N, d) -> (B * N, C)."""
-    batch, num_heads, tokens, dim = heads.shape
-    return heads.transpose(1, 2).reshape(batch * tokens, num_heads * dim)
+    return torch.cat([x.transpose(1, 2).reshape(-1, width) for x in heads], dim)
 
 
 class _LinearOfTiles(torch.autograd.Function):
@@ -395,6 +394,8 @@ def _packed(x: Tensor, dtype: torch.dtype) -> Tensor:
 class _FeedForward(torch.autograd.Function):
     """gelu(x weight1' + bias1) weight2' + bias2. The activation is computed again in the pass of its gradient."""
 
+    keeps_sources = True
+
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor, dtype: torch.dtype
@@ -452,6 +453,8 @@ class _Gated(torch.autograd.Function):
 
 class _MixFeedForward(torch.autograd.Function):
     """gelu(conv(x weight1' + bias1)) weight2' + bias2. The activation is computed again in the pass of its gradient."""
+
+    keeps_sources = False
 
     @staticmethod
     def forward(

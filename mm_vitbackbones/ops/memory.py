@@ -32,6 +32,10 @@ T = TypeVar("T")
 NOTHING, ALL_BUT_ATTENTION, ALL = "nothing", "all_but_attention", "all"
 """What ``recomputed`` computes again."""
 
+ALL_RESULTS, USUAL, LEAST = range(3)
+"""How little functions for CUDA keep. What is computed again as a part of something larger keeps all results, for a
+short time. Otherwise feed-forward networks do without the results of norms, and with the last one all linear maps."""
+
 ATTENTION_KERNELS = (
     "_scaled_dot_product_flash_attention_for_cpu",
     "_scaled_dot_product_flash_attention",
@@ -52,8 +56,8 @@ class _Local(threading.local):
     """Whether what runs now will be computed again, as a part of something larger."""
     again = False
     """Whether what runs now is computed again, in the backward pass."""
-    policy = 1
-    """How little the functions for CUDA keep: one of the constants from ``ALL_RESULTS`` to ``LEAST``."""
+    policy = USUAL
+    """How little functions for CUDA keep."""
 
 
 state = _Local()
@@ -215,10 +219,6 @@ class _Recipes:
 
 
 # ---- results that functions for CUDA compute again
-
-ALL_RESULTS, USUAL, LEAST = range(3)
-"""Policies: what is computed again as a part of something larger keeps all results, for a short time. Otherwise
-feed-forward networks do without the results of norms, and with the last one all linear maps."""
 
 
 class _Least:

@@ -139,7 +139,7 @@ class _Sublayer(torch.autograd.Function):
         of_sum, of_network = Context(), Context()
         inputs = x, branch, factor, scale, weight, bias
         total, normed = norm.NormOfSum.forward(of_sum, *inputs, eps, dtype)
-        if not again and memory.state.policy != memory.ALL_RESULTS:
+        if kind.keeps_sources and not again and memory.state.policy != memory.ALL_RESULTS:
             norm.made(normed, total, weight, bias, eps)
         out = kind.forward(of_network, normed, *parameters, dtype)
         ends = last_factor, last_scale, None if last_scale is None else out

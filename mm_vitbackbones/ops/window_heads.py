@@ -79,9 +79,8 @@ def _join(heads: tuple[Tensor, ...]) -> Tensor:
 
 def _gathered(places: windows.Windows, *heads: Tensor) -> Tensor:
     """The heads of each group of windows, (K', h, n, d) -> all heads of each token, (B * H * W, C)."""
-    width = heads[0].shape[1] * heads[0].shape[3]
-    groups = [x.transpose(1, 2).reshape(-1, width) for x in heads]
-    return (groups[0] if len(groups) == 1 else torch.cat(groups)).index_select(0, places.origin)
+    rows = linear.join_heads(heads, heads[0].shape[1] * heads[0].shape[3], 0)
+    return rows.index_select(0, places.origin)
 
 
 def _biases(table: Tensor, dtype: torch.dtype, places: windows.Windows) -> tuple[Tensor, ...]:
