@@ -299,31 +299,20 @@ def recomputed(function: Callable[..., T], *inputs: Any, what: str = ALL, random
 
 
 def _from_sources(function: Callable[..., T], inputs: tuple[Any, ...]) -> tuple[Callable[..., T], tuple[Any, ...]]:
-    """A function to be computed again, and its inputs, among which those that are ``made`` of others are replaced by
-    these. Its first call takes the inputs themselves, whose gradients are wanted."""
+    """A function to be computed again, and its inputs, the first of which that is ``made`` of others is replaced by
+    these. Its first call takes that input itself, whose gradient is wanted."""
     found = [sources_of(x) if isinstance(x, Tensor) else (None, ()) for x in inputs]
-    if all(make is None for make, _ in found):
+    place, make, sources = next(((i, *each) for i, each in enumerate(found) if each[0]), (0, None, ()))
+    if make is None:
         return function, inputs
-    counts = [1 if make is None else len(sources) for make, sources in found]
-    makes, needed = [make for make, _ in found], [isinstance(x, Tensor) and x.requires_grad for x in inputs]
-    first = [inputs]
+    first, needs, end = [inputs[place]], inputs[place].requires_grad, place + len(sources)
 
     def of_sources(*kept: Any) -> T:
-        if first:
-            return function(*first.pop())
-        again, left = [], iter(kept)
-        for make, count, needs in zip(makes, counts, needed, strict=True):
-            parts = [next(left) for _ in range(count)]
-            if make is None:
-                again += parts
-                continue
-            with torch.no_grad():
-                x = make(*parts)
-            again.append(x.detach().requires_grad_(needs))
-        return function(*again)
+        with torch.no_grad():
+            x = first.pop() if first else make(*kept[place:end]).detach().requires_grad_(needs)
+        return function(*kept[:place], x, *kept[end:])
 
-    pairs = zip(inputs, found, strict=True)
-    return of_sources, tuple(x for whole, (make, parts) in pairs for x in ((whole,) if make is None else parts))
+    return of_sources, (*inputs[:place], *sources, *inputs[place + 1 :])
 
 
 def is_again() -> bool:
