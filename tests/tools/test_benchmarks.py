@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ from helpers.paths import ROOT
 from mm_vitbackbones.errors import UserError
 from tools.benchmarks import report, running
 from tools.benchmarks.contenders import CONTENDERS, Contender, ForSize
+from tools.benchmarks.gpu.contenders import CONTENDERS as ON_GPU
+from tools.benchmarks.host.networks import NETWORKS as ON_HOST
 from tools.benchmarks.running import Case, Row, Setup
 
 
@@ -46,6 +50,28 @@ def test_a_network_of_one_size_is_built_for_each() -> None:
     assert sizes == [(8, 16), (16, 32)]
     assert not any(part.training for part in network.modules())
     assert {parameter.dtype for parameter in network.parameters()} == {torch.float64}
+
+
+def builders() -> dict[str, Callable[[], nn.Module]]:
+    """Of all three benchmarks, by the end of a name that has that of the implementation."""
+    known = {f"{name}, {each.name}": each.build for name, several in CONTENDERS.items() for each in several}
+    known |= {f"gpu, {name}, {each.name}": each.build for name, several in ON_GPU.items() for each in several}
+    return known | {
+        f"host, {name}, {each}": build for name, several in ON_HOST.items() for each, build in several.items()
+    }
+
+
+@pytest.mark.parametrize("package", ["timm", "transformers"])
+def test_a_package_that_is_not_installed_is_reported_when_a_network_is_built(
+    package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setattr(torch.library, "define", lambda *_: None)
+    found = {name: build for name, build in builders().items() if package in name}
+    assert len(found) > 20
+    for build in found.values():
+        with pytest.raises(ImportError, match=package):
+            build()
 
 
 def absent() -> nn.Module:

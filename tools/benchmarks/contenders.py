@@ -252,6 +252,14 @@ class ForSize(nn.Module):
         return self.networks[name](image)
 
 
+def timm_for_size(build: Callable[[tuple[int, int]], nn.Module]) -> ForSize:
+    """timm's network, which is built at the first image. That timm is not installed is known at once."""
+    declare_torchvision_operators()
+    import timm  # noqa: F401
+
+    return ForSize(build)
+
+
 LAST_BLOCK: dict[str, Any] = dict(arch="small", pyramid=None, taps=(-1,), final_norm=True, drop_path_rate=0.0)
 """Of our ViT and its successors: the normed result of the last block."""
 
@@ -343,7 +351,7 @@ def mvit_without_windows(**arguments: Any) -> nn.Module:
 def cait(arch: str) -> tuple[Contender, ...]:
     return (
         Contender("ours", lambda: CaiT(arch=arch, pyramid=None)),
-        Contender("timm", lambda: ForSize(lambda size: timm_cait(arch, size))),
+        Contender("timm", lambda: timm_for_size(lambda size: timm_cait(arch, size))),
     )
 
 
@@ -389,7 +397,7 @@ CONTENDERS: dict[str, tuple[Contender, ...]] = {
     "segformer_head": segformer_heads("b2", 768),
     "pit_s": (
         Contender("ours", lambda: PiT(arch="s", stem="published", out_indices=(1, 2, 3))),
-        Contender("timm", lambda: ForSize(timm_pit)),
+        Contender("timm", lambda: timm_for_size(timm_pit)),
     ),
     "deit_s": (
         Contender("ours", lambda: ViT(**LAST_BLOCK)),
@@ -413,7 +421,7 @@ CONTENDERS: dict[str, tuple[Contender, ...]] = {
     "mvit_v2_t": (
         Contender("ours", mvit_without_windows),
         Contender("windows", lambda: MViTv2(arch="tiny")),
-        Contender("timm", lambda: ForSize(timm_mvit)),
+        Contender("timm", lambda: timm_for_size(timm_mvit)),
     ),
     "swin_t": (
         Contender("ours", lambda: Swin(arch="tiny")),

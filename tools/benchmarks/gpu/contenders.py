@@ -23,7 +23,6 @@ from ..contenders import (
     CLASSES,
     DEPTHS_OF_B2,
     WIDTHS,
-    ForSize,
     Levels,
     Logits,
     Whole,
@@ -33,6 +32,7 @@ from ..contenders import (
     our_head,
     timm_cait,
     timm_coat,
+    timm_for_size,
     timm_levels,
     timm_mvit,
     timm_xcit,
@@ -236,20 +236,20 @@ CONTENDERS: dict[str, tuple[Contender, ...]] = {
     ),
     "pit_s": (
         *_ours(lambda **more: PiT(arch="s", stem="published", out_indices=(1, 2, 3), **more)),
-        Contender("timm", lambda: ForSize(lambda size: timm_levels("pit_s_224", 0.1, img_size=size))),
+        Contender("timm", lambda: timm_for_size(lambda size: timm_levels("pit_s_224", 0.1, img_size=size))),
     ),
     "segformer_b0": _segformers("b0", 256, 0.1),
     "segformer_b2": _segformers("b2", 768, 0.1),
     **{name: _columnar(network) for name, network in columnar.NETWORKS.items()},
     "cait_s24": (
         *_ours(lambda **more: CaiT(arch="s24", pyramid=None, **more)),
-        Contender("timm", lambda: ForSize(lambda size: timm_cait("s24", size))),
+        Contender("timm", lambda: timm_for_size(lambda size: timm_cait("s24", size))),
     ),
     "xcit_s12_p16": (
         *_ours(lambda **more: XCiT(arch="small_12_p16", pyramid=None, **more)),
         Contender("timm", lambda: timm_xcit("small_12_p16")),
     ),
-    "mvit_v2_t": (*_ours(mvit_without_windows), Contender("timm", lambda: ForSize(timm_mvit))),
+    "mvit_v2_t": (*_ours(mvit_without_windows), Contender("timm", lambda: timm_for_size(timm_mvit))),
 }
 """Per network: ours first. timm's fused attention is on by default everywhere except in Swin, and CoaT has none."""
 

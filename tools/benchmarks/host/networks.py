@@ -16,12 +16,12 @@ from ..columnar import PATCH, TAPS, TimmTaps
 from ..contenders import (
     ALL_STAGES,
     DEPTHS_OF_B2,
-    ForSize,
     Intermediates,
     Levels,
     Logits,
     Whole,
     timm_coat,
+    timm_for_size,
     timm_levels,
 )
 from ..gpu.contenders import OURS, of_mmdet, of_mmseg, timm_swin, with_fused_attention, with_sdpa
@@ -159,7 +159,7 @@ NETWORKS: dict[str, dict[str, Build]] = {
     "CoaT-Mini": _coat("coat_mini", mlp_ratios=(4, 4, 4, 4), parallel_depth=6),
     "PiT-S": {
         OURS: lambda: PiT(arch=dict(dims=(48, 96, 192), num_heads=(3, 6, 12)), stem="published", out_indices=(1, 2, 3)),
-        "timm": lambda: ForSize(lambda size: timm_levels("pit_s_224", 0.1, img_size=size, base_dims=[PIT] * 3)),
+        "timm": lambda: timm_for_size(lambda size: timm_levels("pit_s_224", 0.1, img_size=size, base_dims=[PIT] * 3)),
     },
     "ViT-S": {
         OURS: lambda: ViT(arch=dict(dim=COLUMN, num_heads=HEADS), pyramid=None),
@@ -180,7 +180,7 @@ NETWORKS: dict[str, dict[str, Build]] = {
     },
     "CaiT-S24": {
         OURS: lambda: CaiT(arch=dict(dim=COAT, num_heads=8), pyramid=None),
-        "timm": lambda: ForSize(
+        "timm": lambda: timm_for_size(
             lambda size: _timm_intermediates("cait_s24_224", [5, 11, 17, 23], img_size=size, embed_dim=COAT)
         ),
     },
