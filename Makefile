@@ -129,11 +129,15 @@ run-demo:
 # A process for each core; the tests of an xdist_group stay in one of them.
 PARALLEL := -n auto --maxprocesses 8 --dist loadgroup
 
+# They build timm's and transformers' networks in their own process.
+OF_PEERS := tests/backbones/test_peer_counts.py tests/backbones/test_peer_memory.py
+
 test: setup ## run the tests, except those that take long or need a GPU
 	$(PY) -m pytest $(PARALLEL)
 
 test-all: setup $(DONE)/peers $(DONE)/export lint ## run all tests, the linter and the type checker
-	PYTHONPATH=$(VENV)/export $(PY) -m pytest $(PARALLEL) -m ''
+	PYTHONPATH=$(VENV)/export $(PY) -m pytest $(PARALLEL) -m '' $(addprefix --ignore=,$(OF_PEERS))
+	PYTHONPATH=$(VENV)/peers $(PY) -m pytest -m '' $(OF_PEERS)
 
 lint: setup ## ruff, mypy and codespell
 	$(PY) -m ruff check .
