@@ -114,8 +114,9 @@ class TalkingHeadsAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, grid: Tensor) -> Tensor:
-        heads, mixings = self.num_heads, (self.proj_l, self.proj_w)
-        return talking_heads.attend_between(grid, self.qkv, *mixings, self.proj, heads)
+        inner: dict[str, Any] = self._modules  # `self.qkv` takes PyTorch as long as a launch
+        maps = inner["qkv"], inner["proj_l"], inner["proj_w"], inner["proj"]
+        return talking_heads.attend_between(grid, *maps, self.num_heads)
 
     def looks_at(self, grid: Tensor) -> looking.Shares:
         """The weights of chosen queries after the softmax: ``proj_w``, which mixes heads, does not take part."""

@@ -25,7 +25,7 @@ class Attention(NamedTuple):
     first argument and of the parameters."""
 
 
-def trains(
+def attend(
     x: Tensor,
     to_query_key_value: nn.Module,
     attention: Attention,
@@ -35,15 +35,19 @@ def trains(
 ) -> Tensor | None:
     """``project(attention(to_query_key_value(x)))``: (B, ..., C) -> (B, ..., C). None where ``attention`` is to be
     called by itself: elsewhere than in eager mode on CUDA, and where a map is not plain or has no bias."""
-    found = linear.on_cuda(x, to_query_key_value, project)
-    if found is None or found[1] is None or found[3] is None:
+    found = linear.on_cuda(x, to_query_key_value, project, biased=True)
+    if found is None:
         return None
-    result: Tensor = _between(x, attention, num_heads, found[4], *found[:4], *parameters)
+    weight1, bias1, weight2, bias2, dtype = found
+    if not torch.is_grad_enabled():
+        out = attention.forward(linear.mapped(x, weight1, bias1, dtype), num_heads, *parameters)[0]
+        return linear.mapped(out, weight2, bias2, dtype)
+    result: Tensor = _between(x, attention, num_heads, dtype, weight1, bias1, weight2, bias2, *parameters)
     return result
 
 
 class _Between(torch.autograd.Function):
-    """See ``trains``. Nothing else is kept than by the three functions that this one stands for."""
+    """See ``attend``. Nothing else is kept than by the three functions that this one stands for."""
 
     @staticmethod
     def forward(
@@ -64,7 +68,7 @@ class _Between(torch.autograd.Function):
         narrow1, narrow2 = narrow.of(weight1, dtype), narrow.of(weight2, dtype)
         rows = F.linear(x, narrow1, narrow.of(bias1, dtype))
         out, kept = attention.forward(rows.view(*shape, -1), num_heads, *parameters)
-        out = out.view(len(x), -1)
+        out = out.view(x.shape[0], -1)
         ctx.save_for_backward(x, narrow1, out, narrow2, *kept)
         ctx.options = attention, num_heads, shape
         return F.linear(out, narrow2, narrow.of(bias2, dtype)).view(*shape, -1)
@@ -76,8 +80,8 @@ class _Between(torch.autograd.Function):
         attention, num_heads, shape = ctx.options
         needed, dtypes, grad = ctx.needs_input_grad, ctx.dtypes, grad.reshape(-1, grad.shape[-1])
         of_out = torch.mm(grad, weight2).view(*shape, -1)
-        of_rows, *others = attention.backward(of_out, (*shape, len(weight1)), num_heads, *kept)
-        of_rows = of_rows.view(len(x), -1)
+        of_rows, *others = attention.backward(of_out, (*shape, weight1.shape[0]), num_heads, *kept)
+        of_rows = of_rows.view(x.shape[0], -1)
         return (
             typed(torch.mm(of_rows, weight1), dtypes[0]).view(*shape, -1) if needed[0] else None,
             None,

@@ -50,8 +50,8 @@ def attend_between(
 ) -> Tensor:
     """``project(attend(to_query_key_value(grid)))``: (B, ..., C) -> (B, ..., C)."""
     if context.device_type(grid) == "cuda":
-        if torch.is_grad_enabled() and _is_served(grid, context.autocast_dtype(grid.device) or grid.dtype):
-            out = between.trains(grid, to_query_key_value, ON_CUDA, (temperature,), project, num_heads)
+        if _is_served(grid, context.autocast_dtype(grid.device) or grid.dtype):
+            out = between.attend(grid, to_query_key_value, ON_CUDA, (temperature,), project, num_heads)
             if out is not None:
                 return out
         return linear.by(attend(linear.by(grid, to_query_key_value), temperature, num_heads), project)
@@ -87,7 +87,8 @@ def _apply(maps: Tensor, matrices: Tensor, out: Tensor) -> None:
 
 def _split(tokens: Tensor, count: int, num_heads: int) -> tuple[Tensor, ...]:
     """Views: (B, N, count * C) -> ``count`` of (B, h, N, d)."""
-    return tokens.unflatten(-1, (count, num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+    *places, width = tokens.shape
+    return tokens.view(*places, count, num_heads, width // (count * num_heads)).permute(2, 0, 3, 1, 4).unbind()
 
 
 def _attend(qkv: Tensor, temperature: Tensor, num_heads: int) -> tuple[Tensor, ...]:

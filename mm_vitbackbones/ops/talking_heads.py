@@ -61,10 +61,10 @@ def attend_between(
 ) -> Tensor:
     """``project(attend(to_query_key_value(grid)))``: (B, ..., C) -> (B, ..., C)."""
     if context.device_type(grid) == "cuda":
-        if torch.is_grad_enabled() and context.is_eager() and _mixes_in_bands(grid, before, after):
+        if context.is_eager() and _mixes_in_bands(grid, before, after):
             of_before, of_after = before.__dict__["_parameters"], after.__dict__["_parameters"]
             parameters = of_before["bias"], of_before["weight"], of_after["weight"], of_after["bias"]
-            out = between.trains(grid, to_query_key_value, BETWEEN, parameters, project, num_heads)
+            out = between.attend(grid, to_query_key_value, BETWEEN, parameters, project, num_heads)
             if out is not None:
                 return out
         return linear.by(attend(linear.by(grid, to_query_key_value), before, after, num_heads), project)
@@ -88,10 +88,10 @@ def reference(qkv: Tensor, before: nn.Module, after: nn.Module, num_heads: int) 
 def _mixes_in_bands(qkv: Tensor, before: nn.Module, after: nn.Module) -> bool:
     """Whether bands take the place of the reference: not on tensors without data, and not in a graph that leaves this
     process. ``torch.compile`` would keep several matrices of N x N, so its graphs hold the operator."""
-    if context.is_compiling_to_run():
-        if not registration.CAN_REGISTER_GRADIENTS:
+    if context.is_eager():
+        if type(qkv) is not Tensor or qkv.is_meta:
             return False
-    elif not context.is_eager() or type(qkv) is not Tensor or qkv.is_meta:
+    elif not context.is_compiling_to_run() or not registration.CAN_REGISTER_GRADIENTS:
         return False
     plain = context.is_plain(before) and context.is_plain(after)
     return plain and before._parameters["bias"] is not None and after._parameters["bias"] is not None
@@ -136,40 +136,46 @@ def _is_one_band(qkv: Tensor, num_heads: int) -> bool:
     return _size_of_band(qkv, num_heads) == (tokens, images)
 
 
-def _heads_of(qkv: Tensor, num_heads: int) -> Tensor:
-    """Scaled queries, keys and values of b images: (b, N, 3C) -> (3, b * h, N, d)."""
+def _heads_of(qkv: Tensor, num_heads: int) -> tuple[Tensor, ...]:
+    """Scaled queries, keys and values of b images: (b, N, 3C) -> three of (b * h, N, d)."""
     images, tokens, width = qkv.shape
     dim = width // (3 * num_heads)
     parts = qkv.reshape(images, tokens, 3, num_heads, dim).permute(2, 0, 3, 1, 4)
     parts = parts.clone(memory_format=torch.contiguous_format).view(3, -1, tokens, dim)  # also where it has this order
-    parts[0].mul_(dim**-0.5)
-    return parts
+    query, key, value = parts.unbind()
+    return query.mul_(dim**-0.5), key, value
 
 
 def _mix(weight: Tensor, heads: Tensor, out: Tensor | None = None) -> Tensor:
     """(b * h, n, N) -> (b * h, n, N), by a weight (h, h)."""
-    weights = weight.expand(len(heads) // len(weight), -1, -1)
+    flat = _flat(heads, weight)
+    weights = weight.expand(flat.shape[0], -1, -1)
     if out is None:
-        return torch.bmm(weights, _flat(heads, weight)).view(heads.shape)
-    torch.bmm(weights, _flat(heads, weight), out=_flat(out, weight))
+        return torch.bmm(weights, flat).view(heads.shape)
+    torch.bmm(weights, flat, out=_flat(out, weight))
     return out
 
 
 def _flat(heads: Tensor, weight: Tensor) -> Tensor:
     """(b * h, n, N) -> (b, h, n * N), a view."""
-    return heads.view(-1, len(weight), heads.shape[1] * heads.shape[2])
+    _, queries, keys = heads.shape
+    return heads.view(-1, weight.shape[0], queries * keys)
 
 
 def _of_weight(grad: Tensor, heads: Tensor, weight: Tensor) -> Tensor:
     """The gradient of the weight of ``_mix``."""
-    products = torch.bmm(_flat(grad, weight), _flat(heads, weight).mT)
-    return products.sum(0, dtype=torch.promote_types(grad.dtype, torch.float32))
+    return _of_weights(_flat(grad, weight), _flat(heads, weight))
+
+
+def _of_weights(grad: Tensor, heads: Tensor) -> Tensor:
+    """The same, (h, h), of flat heads (b, h, n * N)."""
+    return torch.bmm(grad, heads.mT).sum(0, dtype=torch.promote_types(grad.dtype, torch.float32))
 
 
 def _mixed_heads(qkv: Tensor, before: Tensor, after: Tensor, bias: Tensor, num_heads: int) -> Tensor:
     """``attend`` in bands, in the type of ``qkv``."""
     with context.autocast_to(qkv.device, None):
-        before, after, bias = (typed(x, qkv.dtype) for x in (before, after, bias))
+        before, after, bias = [typed(x, qkv.dtype) for x in (before, after, bias)]
         mixed = _mixed_in_one_band if _is_one_band(qkv, num_heads) else _mixed_in_bands
         return mixed(qkv, before, after, bias, num_heads)
 
@@ -215,7 +221,7 @@ def _mixed_gradients(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``_mixed_heads_backward``, whose sums are in fp32 at least."""
     with context.autocast_to(qkv.device, None):
-        before, after, bias, grad = (typed(x, qkv.dtype) for x in (before, after, bias, grad))
+        before, after, bias, grad = [typed(x, qkv.dtype) for x in (before, after, bias, grad)]
         gradients = _gradients_in_one_band if _is_one_band(qkv, num_heads) else _gradients_in_bands
         return gradients(grad, qkv, before, after, bias, num_heads)
 
@@ -228,19 +234,22 @@ def _gradients_in_one_band(
     query, key, value = _heads_of(qkv, num_heads)
     of_out = grad.reshape(images, tokens, num_heads, -1).transpose(1, 2).reshape(query.shape)
     by_image = images, num_heads, tokens, -1
-    column, of_values = (x.view(by_image).sum(2, keepdim=True, dtype=wide) for x in (of_out, value))
+    column, of_values = [x.view(by_image).sum(2, keepdim=True, dtype=wide) for x in (of_out, value)]
     of_bias = (column * of_values).sum((0, 2, 3))
-    scores = torch.bmm(query, key.mT)
-    shares = torch.softmax(_mix(before, scores), -1)
-    of_value = torch.bmm(_mix(after, shares).mT, of_out)
-    of_mixed = torch.bmm(of_out, value.mT)
-    of_after = _of_weight(of_mixed, shares, after)
-    of_mixed = _mix(after.t(), of_mixed)
-    of_logits = torch._softmax_backward_data(of_mixed, shares, -1, shares.dtype)
-    del shares, of_mixed
-    of_before = _of_weight(of_logits, scores, before)
+    by_head = -1, tokens, tokens
+    weight1, weight2 = before.expand(images, -1, -1), after.expand(images, -1, -1)
+    scores = _flat(torch.bmm(query, key.mT), before)
+    shares = torch.softmax(torch.bmm(weight1, scores).view(by_head), -1)
+    flat = _flat(shares, after)
+    of_value = torch.bmm(torch.bmm(weight2, flat).view(by_head).mT, of_out)
+    of_mixed = _flat(torch.bmm(of_out, value.mT), after)
+    of_after = _of_weights(of_mixed, flat)
+    of_mixed = torch.bmm(weight2.mT, of_mixed).view(by_head)
+    of_logits = _flat(torch._softmax_backward_data(of_mixed, shares, -1, shares.dtype), before)
+    del shares, flat, of_mixed
+    of_before = _of_weights(of_logits, scores)
     del scores
-    of_scores = _mix(before.t(), of_logits)
+    of_scores = torch.bmm(weight1.mT, of_logits).view(by_head)
     of_query, of_key = torch.bmm(of_scores, key), torch.bmm(of_scores.mT, query)
     of_qkv = qkv.new_empty(qkv.shape)
     parts = of_qkv.view(images, tokens, 3, num_heads, -1).permute(2, 0, 3, 1, 4).unbind()
@@ -258,11 +267,11 @@ def _gradients_in_bands(
     of_before, of_after, of_bias = (torch.zeros_like(x, dtype=wide) for x in (before, after, bias))
     bands = _Bands(qkv, num_heads, 4)
     for group in bands.groups():
-        query, key, value = heads = _heads_of(qkv[group], num_heads)
+        query, key, value = _heads_of(qkv[group], num_heads)
         of_out = grad[group].unflatten(-1, (num_heads, -1)).transpose(1, 2).contiguous().flatten(0, 1)
         column = of_out.sum(1, keepdim=True, dtype=wide)
         of_bias += (column * value.sum(1, keepdim=True, dtype=wide)).sum((1, 2)).view(-1, num_heads).sum(0)
-        of_query, of_key, of_value = torch.zeros_like(heads, dtype=wide)
+        of_query, of_key, of_value = query.new_zeros((3, *query.shape), dtype=wide)
         of_value += bias.repeat(len(value) // num_heads)[:, None, None] * column
         for band, (a, b, c, d) in bands.of(query):
             scores = torch.bmm(query[:, band], key.mT, out=a)
