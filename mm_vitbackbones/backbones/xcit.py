@@ -191,10 +191,11 @@ class XCiTBlock(ResidualBlock):
 
     def residuals(self, grid: Tensor, *drawn: Tensor) -> Tensor:
         first, second, third = self.drops(drawn)
+        parts: dict[str, Any] = self._modules  # `self.norm1` takes PyTorch as long as a launch
         branches = (
-            Branch(self.norm1, self.attn, first, self.ls1),
-            Branch(self.norm3, self.lpi, second, self.ls3),
-            Branch(self.norm2, self.ffn, third, self.ls2),
+            Branch(parts["norm1"], parts["attn"], first, parts["ls1"]),
+            Branch(parts["norm3"], parts["lpi"], second, parts["ls3"]),
+            Branch(parts["norm2"], parts["ffn"], third, parts["ls2"]),
         )
         with memory.saving(grid):
             return residual.add_branches(grid, branches, self.lightly)

@@ -60,7 +60,7 @@ class Branch(NamedTuple):
         """The parts of its function, if this is one of our feed-forward networks, to which nothing is attached."""
         function = self.function
         if type(function) in (FeedForward, MixFeedForward) and context.is_plain(function):
-            return cast(linear.Parts | None, function.parts)
+            return cast("linear.Parts | None", function.parts)
         return None
 
     def add_to(self, x: Tensor) -> Tensor:
@@ -142,7 +142,7 @@ class ResidualBlock(Recomputable):
         Args:
             x: holds the samples.
         """
-        drop_path = self.drop_path
+        drop_path = self._modules["drop_path"]  # `self.drop_path` takes PyTorch as long as a launch
         drawn = drop_path.draws(x, self.branch_count) if isinstance(drop_path, DropPath) else ()
         if self.compiled is None or not context.is_eager():
             return self.computed(drawn, *inputs)
@@ -152,7 +152,7 @@ class ResidualBlock(Recomputable):
 
     def drops(self, drawn: Sequence[Tensor]) -> Sequence[Any]:
         """What drops each branch."""
-        return [Drawn(factor) for factor in drawn] if drawn else (self.drop_path,) * self.branch_count
+        return [Drawn(factor) for factor in drawn] if drawn else (self._modules["drop_path"],) * self.branch_count
 
     def __getstate__(self) -> dict[str, Any]:
         """What is pickled and copied: no compiled form, which belongs to this block in this process."""
@@ -221,8 +221,8 @@ class Block(ResidualBlock):
 
     def residuals(self, x: Tensor, shared: Any, *drawn: Tensor) -> Tensor:
         first, second = self.drops(drawn)
-        parts: dict[str, Any] = self._modules  # `self.norm1` takes PyTorch as long as a launch
-        attn = Branch(parts["norm1"], parts["attn"], first, self.ls1, shared)
-        ffn = Branch(parts["norm2"], parts["ffn"], second, self.ls2)
+        parts: dict[str, Any] = self._modules
+        attn = Branch(parts["norm1"], parts["attn"], first, parts.get("ls1"), shared)
+        ffn = Branch(parts["norm2"], parts["ffn"], second, parts.get("ls2"))
         with memory.saving(x, self.recompute if self.training else memory.NOTHING):
             return residual.add_branches(x, (attn, ffn), self.lightly)  # x + branch(x) of each

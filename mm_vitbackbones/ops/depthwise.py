@@ -29,13 +29,16 @@ def is_for(tensor: Tensor) -> bool:
     return context.is_eager() and (registration.usable(tensor) or not tensor.is_cuda)  # not on CUDA: a test pretends
 
 
-def serves(grid: Tensor, convs: Sequence[nn.Module], expand: nn.Module | None = None) -> bool:
+def serves(grid: Tensor, convs: Sequence[nn.Module], expand: nn.Module | None = None, known: bool = False) -> bool:
     """Whether ``run`` may take the place of convolutions over grids (B, H, W, C), each of the next channels.
 
     Args:
         expand: a linear map before it; ``grid`` is then what this map takes.
+        known: that the operators are the form for the grid.
     """
-    if not is_for(grid) or type(grid) is not Tensor or not all(map(_is_depthwise, convs)):
+    if not known and not (is_for(grid) and type(grid) is Tensor):
+        return False
+    if not all(map(_is_depthwise, convs)):
         return False
     weights, biases = parameters_of(convs)
     parameters = [*weights, *biases]

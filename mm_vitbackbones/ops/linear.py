@@ -132,15 +132,15 @@ def network_on_cuda(x: Tensor, parts: Parts) -> Network | None:
     """The network with these parts in eager mode on CUDA, if all maps have biases and nothing is attached to them.
 
     Args:
-        x: of the sizes and the type of what the network takes.
+        x: of the sizes and the type of what the network takes; the kernels are the form for it, see ``norm.is_for``.
     """
     fc1, fc2, conv = parts
-    found = on_cuda(x, fc1, fc2, biased=True)
+    found = on_cuda(x, fc1, fc2, biased=True, known=True)
     if found is None:
         return None
     if conv is None:
         return Network(_FeedForward, found[:4], found[4])
-    if not depthwise.serves(x, [conv], fc1):
+    if not depthwise.serves(x, [conv], fc1, known=True):
         return None
     (window,), bias = depthwise.parameters_of([conv])
     return Network(_MixFeedForward, [*found[:2], window, *bias, *found[2:4]], found[4]) if bias else None
@@ -171,14 +171,15 @@ def trains_on_cuda(x: Tensor, layer: nn.Module, biased: bool = True) -> bool:
     return found is not None and not (biased and found[1] is None)
 
 
-def on_cuda(x: Tensor, *layers: nn.Module, biased: bool = False) -> list[Any] | None:
+def on_cuda(x: Tensor, *layers: nn.Module, biased: bool = False, known: bool = False) -> list[Any] | None:
     """Of each linear map its weight and bias (or None), then the type of the computation: where these may take the
     place of calls, in eager mode on CUDA; see ``trains_on_cuda``.
 
     Args:
         biased: whether all must have biases.
+        known: that x, of some elements, is worked on in eager mode on CUDA.
     """
-    if not context.is_eager_on_cuda(x):
+    if not known and not (context.is_eager_on_cuda(x) and x.numel() > 0):
         return None
     own, narrow_type = x.dtype, context.autocast_dtype(x.device)
     dtype = narrow_type or own
@@ -194,7 +195,7 @@ def on_cuda(x: Tensor, *layers: nn.Module, biased: bool = False) -> list[Any] | 
             return None
         found += weight, bias
     found.append(dtype)
-    return found if x.numel() > 0 else None
+    return found
 
 
 def _dtype(x: Tensor) -> torch.dtype:

@@ -55,7 +55,7 @@ def heads(
     conv = parts.conv
     if not norm.is_fast(grid, parts.norm) or not conv_ops.has_tiles(conv):
         return None
-    found = linear.on_cuda(grid, to_query, conv, to_key_value, project, biased=True)
+    found = linear.on_cuda(grid, to_query, conv, to_key_value, project, biased=True, known=True)
     if found is None:
         return None
     query_weight, query_bias, tile_weight, tile_bias, weight, bias, *last, dtype = found

@@ -79,7 +79,7 @@ def add_branches(x: Tensor, branches: Sequence[Any], lightly: Callable[..., Any]
         lightly: ``Recomputable.lightly``, by which on CUDA all branches but attention are computed.
     """
     first, *others = branches
-    if context.device_type(x) != "cuda" or not norm.is_for(x) or not all(map(_fuses, branches)):
+    if not norm.is_for(x) or not all(map(_fuses, branches)):
         x = first.add_to(x)
         for branch in others:
             x = lightly(branch.add_to, x) if context.is_eager_on_cuda(x) else branch.add_to(x)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mm_vitbackbones.ops import linear, memory, narrow, windows
-from mm_vitbackbones.ops.once import direct, once_differentiable, typed
+from mm_vitbackbones.ops.once import direct, once_differentiable
 
 
 def attention(
@@ -44,7 +44,7 @@ def _of_heads(grid: Tensor, parameters: list[Any], places: windows.Windows, tabl
         biases = _bias(table, dtype, places)
     else:
         rows = linear.mapped(grid.reshape(-1, grid.shape[-1]), of_qkv, bias_of_qkv, dtype)
-        heads = _split(places.gather(rows, bias_of_qkv), places, num_heads)
+        heads = _split(places.gather(rows, narrow.of(bias_of_qkv, dtype)), places, num_heads)
         biases = _biases(table, dtype, places)
     groups = [(*heads[3 * i : 3 * i + 3], bias) for i, bias in enumerate(biases)]
     results = [F.scaled_dot_product_attention(q, k, v, attn_mask=bias) for q, k, v, bias in groups]
@@ -65,7 +65,7 @@ def _mapped(places: windows.Windows, shape: torch.Size, weight: Tensor, bias: Te
 def _split(rows: Tensor, places: windows.Windows, num_heads: int) -> tuple[Tensor, ...]:
     """Windows (K * n, 3C) -> queries, keys and values of the first group, then of the others, each (K', h, n, d)."""
     sizes = places.two_sizes
-    parts = (rows,) if len(sizes) == 1 else rows.split([size * places.places for size in sizes])
+    parts = (rows,) if len(sizes) == 1 else rows.split_with_sizes([size * places.places for size in sizes])
     split = [linear.split_heads(part, size, 3, num_heads) for part, size in zip(parts, sizes, strict=True)]
     return split[0] if len(split) == 1 else (*split[0], *split[1])
 
@@ -85,14 +85,14 @@ def _gathered(places: windows.Windows, *heads: Tensor) -> Tensor:
 
 def _biases(table: Tensor, dtype: torch.dtype, places: windows.Windows) -> tuple[Tensor, ...]:
     """The bias of the first group, (1, h, n, n), and of each window of the others, (K', h, n, n)."""
-    n, device = places.places, table.device
-    positions, masks = windows.constants(places.side, places.shift, device)
-    # CUDA's kernels want rows of a multiple of 8 elements.
-    bias = F.pad(table.index_select(0, positions).view(n, n, -1).permute(2, 0, 1), (0, -n % 8)).unsqueeze(0)
-    if masks is not None:
-        bias = bias + F.pad(masks, (0, -n % 8)).to(bias.dtype)
-    bias = typed(bias, dtype)
-    found = [bias[:1, :, :, :n]] if places.has_first else []
+    n, shift, num_heads = places.places, places.shift, table.shape[1]
+    positions, masks = windows.kept_constants(places.side, shift, table.device, True)
+    bias = table.index_select(0, positions).view(1, n, -1, num_heads).permute(0, 3, 1, 2)
+    if masks is None:
+        bias = bias.to(dtype, memory_format=torch.contiguous_format)
+    else:
+        bias = torch.add(bias, masks, out=bias.new_empty((*masks.shape[:1], *bias.shape[1:]), dtype=dtype))
+    found = [(bias[:1] if shift else bias)[..., :n]] if places.has_first else []
     if places.of_others is not None:
         found.append(bias.index_select(0, places.of_others)[..., :n])
     return tuple(found)
@@ -113,7 +113,7 @@ class _ToWindows(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         ctx.shape, ctx.places = grid.shape, places
         rows = linear.mapped_in(ctx, grid, weight, bias, dtype)
-        return _split(places.gather(rows, bias), places, num_heads)
+        return _split(places.gather(rows, narrow.of(bias, dtype)), places, num_heads)
 
     @staticmethod
     @once_differentiable
@@ -153,9 +153,9 @@ class _OfWindows(torch.autograd.Function):
         if of_rows is not None:
             sizes, n, padding = ctx.places.two_sizes, ctx.places.places, ctx.places.padding
             of_windows = of_rows.index_select(0, ctx.places.tokens)
-            if len(padding):
+            if padding.shape[0]:
                 of_windows.index_fill_(0, padding, 0.0)
-            parts = of_windows.split([size * n for size in sizes])
+            parts = of_windows.split_with_sizes([size * n for size in sizes])
             pairs = zip(parts, sizes, strict=True)
             of_heads = tuple([linear.split_heads(part, size, 1, ctx.num_heads)[0] for part, size in pairs])
         return *of_parameters, None, None, None, *of_heads

@@ -19,6 +19,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from mm_vitbackbones.ops import anysize, context, linear, onednn
 from mm_vitbackbones.ops.kernels import registration
+from mm_vitbackbones.ops.once import typed
 
 Attend = Callable[[Tensor, Tensor, "Sequence[int] | None"], Tensor]
 """Queries, keys and values of windows (K, n, 3C), and biases -> (K, n, C). Either there is a bias for each window or
@@ -312,11 +313,11 @@ class Windows:
 
     def pad_(self, windows: Tensor, fill: Tensor, first: int = 0) -> Tensor:
         """Writes ``fill`` into the padding of windows, or of a part of them that begins at the place ``first``."""
-        padding = self.padding
-        if len(padding) and len(windows) < len(self.tokens):
-            padding = padding[(padding >= first) & (padding < first + len(windows))] - first
-        if len(padding):
-            windows[padding] = fill.to(windows.dtype)
+        padding, count = self.padding, windows.shape[0]
+        if padding.shape[0] and count < self.tokens.shape[0]:
+            padding = padding[(padding >= first) & (padding < first + count)] - first
+        if padding.shape[0]:
+            windows[padding] = typed(fill, windows.dtype)
         return windows
 
 
@@ -427,7 +428,7 @@ def _wide(like: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 def table_gradient(grad: Tensor, side: int, keep: bool = True) -> Tensor:
     """The gradient of a table from that of the bias of one window: (h, n, n) -> ((2w - 1)^2, h)."""
     positions, _ = constants(side, 0, grad.device, keep)
-    return grad.new_zeros((2 * side - 1) ** 2, len(grad)).index_add_(0, positions, grad.flatten(1).t())
+    return grad.new_zeros((2 * side - 1) ** 2, grad.shape[0]).index_add_(0, positions, grad.flatten(1).t())
 
 
 # Operators of compiled graphs, which would otherwise hold the code that makes positions and masks in each block.
@@ -470,10 +471,20 @@ def constants(side: int, shift: int, device: torch.device, keep: bool = True) ->
     """``relative_positions`` and, with a shift, ``shift_masks``; those that are kept are shared by all blocks."""
     if not keep or not context.is_eager() or device.type == "meta":
         return relative_positions(side, device), shift_masks(side, shift, device) if shift else None
-    return _kept_constants(side, shift, device)
+    return kept_constants(side, shift, device)
 
 
 @functools.lru_cache(maxsize=16)
-def _kept_constants(side: int, shift: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
+def kept_constants(side: int, shift: int, device: torch.device, wide: bool = False) -> tuple[Tensor, Tensor | None]:
+    """``constants`` of eager mode.
+
+    Args:
+        wide: rows are filled up to a multiple of 8 elements, as CUDA's kernels want them.
+    """
     with torch.inference_mode(False):
-        return relative_positions(side, device), shift_masks(side, shift, device) if shift else None
+        positions, masks = relative_positions(side, device), shift_masks(side, shift, device) if shift else None
+        if wide:
+            more = (0, -side * side % 8)
+            positions = F.pad(positions.view(side * side, -1), more).flatten()
+            masks = None if masks is None else F.pad(masks, more)
+        return positions, masks

@@ -214,7 +214,7 @@ def test_blocks_share_the_windows_of_a_size_and_few_sizes_are_kept():
 def test_windows_made_in_inference_mode_serve_training():
     backbone = Swin(arch=dict(depths=(2, 1, 1, 1), dims=(8, 8, 8, 8), num_heads=(1, 1, 1, 1)))
     windows.windows_of.cache_clear()
-    windows._kept_constants.cache_clear()
+    windows.kept_constants.cache_clear()
     image = torch.randn(1, 3, 40, 56)
     with torch.inference_mode():
         backbone.eval()(image)

@@ -49,7 +49,7 @@ class Live(TorchDispatchMode):
         if func.is_view or func.overloadpacket.__name__ in ALIASES:
             return func(*args, **kwargs)
         shapes = _Shapes()
-        computed = self.is_computed(func, args, kwargs)
+        computed, given = self.is_computed(func, args, kwargs), tree_leaves((args, kwargs))
         if computed:
             out = func(*args, **kwargs)
         else:
@@ -62,7 +62,7 @@ class Live(TorchDispatchMode):
             storage = tensor.untyped_storage()
             if not computed:
                 self.without_values.add(storage._cdata)
-            if not shapes.has(tensor):
+            if not any(tensor is x for x in given):  # which the operator has written to
                 self.add(storage.nbytes())
                 weakref.finalize(storage, self.free, storage._cdata, storage.nbytes())
         return out
@@ -110,9 +110,6 @@ class _Shapes:
             if known is shape:
                 return x
         return torch.empty_strided(shape.shape, shape.stride(), dtype=shape.dtype)
-
-    def has(self, tensor: Tensor) -> bool:
-        return any(x is tensor for x, _ in self.pairs)
 
 
 def peak_bytes(step: Callable[[], Any]) -> int:
