@@ -421,11 +421,12 @@ def test_block_and_backbone_compile_to_one_graph(toy):
     with torch.no_grad():
         backbone(image)
     hook.remove()
-    # The graph is what can break; code generation is the compiler's business and takes minutes.
+    # The graph is what can break; code generation is the compiler's business and takes minutes. The graph of a block is
+    # split into PyTorch's operators, too; that of a network in a slow test below, as it takes as long again.
     with torch.no_grad():
         compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
         torch.testing.assert_close(compiled(*inputs), block(*inputs), rtol=1e-5, atol=1e-5)
-        whole = torch.compile(backbone, fullgraph=True, backend="aot_eager")
+        whole = torch.compile(backbone, fullgraph=True, backend="eager")
         for a, b in zip(whole(image), backbone(image), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
     backbone.train()
