@@ -4,6 +4,7 @@ quantised or own modules in place of ours; and what is made of a network from ou
 from __future__ import annotations
 
 import copy
+import importlib
 import json
 import math
 import multiprocessing
@@ -500,6 +501,9 @@ def test_adapters_of_peft_count():
 
 if __name__ == "__main__":
     for what in IN_NEW_PROCESSES:
+        if what != "trace":  # which shows that a trace can be the first to import what it needs, half of its time
+            for name in ("mmengine.analysis", "torch._dynamo", "torch.onnx"):
+                importlib.import_module(name)
         for toy in TOYS:
             process = multiprocessing.get_context("fork").Process(target=answer, args=(what, toy))
             process.start()
