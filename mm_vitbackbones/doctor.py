@@ -22,7 +22,7 @@ from mm_vitbackbones.mmcv_ops.lite import State
 from mm_vitbackbones.printing import print
 
 BUILD = (
-    "CFLAGS='-g0 -w' MMCV_WITH_OPS=1 "
+    "CFLAGS='-O3 -DNDEBUG -g0 -w' MMCV_WITH_OPS=1 "
     "pip install --no-build-isolation --no-cache-dir --no-deps --force-reinstall mmcv==2.1.0"
 )
 FIX_COMPILED = f"pip uninstall -y mmcv-lite && pip install 'setuptools<81' ninja && {BUILD}"

@@ -20,6 +20,7 @@ import pytest
 
 from helpers.lite import needs_compiled_mmcv
 from helpers.paths import ROOT
+from mm_vitbackbones import doctor
 
 
 def load(name: str) -> ModuleType:
@@ -398,6 +399,14 @@ def test_cached_wheel_of_another_torch_is_built_again(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["build_mmcv.py", "mmcv==2.1.0", str(tmp_path / "log")])
     assert build_mmcv.main() == 0
     assert built == [True, False]
+
+
+def test_operators_are_optimised_wherever_it_says_how_to_build_them():
+    """setuptools takes CFLAGS in place of Python's own flags: without an -O in it, nothing is optimised."""
+    flags = build_mmcv.FLAGS["CFLAGS"]
+    assert flags.startswith("-O3 -DNDEBUG ")
+    assert f"CFLAGS='{flags}' MMCV_WITH_OPS=1 " in doctor.FIX_COMPILED
+    assert f'CFLAGS="{flags}" MMCV_WITH_OPS=1 ' in (ROOT / "docs" / "mmcv.md").read_text(encoding="utf-8")
 
 
 @needs_compiled_mmcv

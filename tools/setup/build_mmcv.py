@@ -23,7 +23,9 @@ import pinned
 
 from mm_vitbackbones.progress import Progress
 
-FLAGS = {"MMCV_WITH_OPS": "1", "CFLAGS": "-g0 -w", "NO_COLOR": "1"}  # without debug information: half the time
+FLAGS = {"MMCV_WITH_OPS": "1", "CFLAGS": "-O3 -DNDEBUG -g0 -w", "NO_COLOR": "1"}
+"""Without debug information, which takes half the time. setuptools takes CFLAGS in place of Python's own flags, which
+optimise."""
 
 
 def steps(lines: Iterator[str]) -> Iterator[tuple[int, int]]:
