@@ -141,7 +141,8 @@ class CrossCovarianceAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, grid: Tensor) -> Tensor:
-        return covariance.attend_between(grid, self.qkv, self.temperature, self.proj, self.num_heads)
+        inner: dict[str, Any] = self._modules  # `self.qkv` takes PyTorch as long as a launch
+        return covariance.attend_between(grid, inner["qkv"], self.temperature, inner["proj"], self.num_heads)
 
     def looks_at(self, grid: Tensor) -> NoReturn:
         """There are none of places."""

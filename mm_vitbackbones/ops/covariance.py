@@ -212,8 +212,8 @@ def _backward_on_cuda(
         of_products = typed(of_products, dtype).flatten(0, 1)
         products = torch.bmm(key, of_products.mT), torch.bmm(query, of_products)
         of_qkv = grad.new_empty(shape, dtype=dtype)
-        by_head = len(shares), num_heads, -1, dim
-        *parts, part_of_value = _split(of_qkv.view(len(shares), -1, shape[-1]), 3, num_heads)
+        by_head = shape[0], num_heads, -1, dim
+        *parts, part_of_value = _split(of_qkv.view(shape[0], -1, shape[-1]), 3, num_heads)
         for part, product, x, pull in zip(parts, products, (query, key), pulls, strict=True):
             torch.addcmul(product.view(by_head), x.view(by_head), pull, value=-1, out=part)
         part_of_value.copy_(of_value.view(by_head))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mm_vitbackbones.ops import context
 from mm_vitbackbones.ops.kernels import depthwise as kernels
 from mm_vitbackbones.ops.kernels import registration
-from mm_vitbackbones.ops.once import direct
+from mm_vitbackbones.ops.once import direct, typed
 
 
 def is_for(tensor: Tensor) -> bool:
@@ -62,9 +62,9 @@ def run(grid: Tensor, convs: Sequence[nn.Module], gelu: bool = False, add: bool 
     weights, biases = parameters_of(convs)
     narrow = _narrow(grid, [*weights, *biases])
     if narrow is not None and not add:
-        grid = grid.to(narrow)
+        grid = typed(grid, narrow)
     # In graphs the operator itself has a gradient.
-    if torch.is_grad_enabled() and context.is_eager() and any(x.requires_grad for x in (grid, *weights, *biases)):
+    if torch.is_grad_enabled() and context.is_eager():
         return cast(Tensor, _depthwise(grid, len(weights), gelu, add, *weights, *biases))
     return kernels.depthwise(grid, weights, biases, gelu, add)
 

@@ -208,7 +208,7 @@ class NormOfSum(torch.autograd.Function):
         else:
             of_x, of_weight, of_bias = kernels.layer_norm_backward(grad, grad_total, total, statistics, weight)
             of_branch, of_scale = scale_backward(of_x, branch, factor, scale)
-            of_scale = of_scale.to(scale.dtype)
+            of_scale = typed(of_scale, scale.dtype)
         return (
             typed(of_x, ctx.dtypes[0]),
             of_branch,

@@ -122,7 +122,7 @@ def to_heads(
     rows = [linear.mapped(tokens, weight, bias, dtype) for weight, bias in zip(weights, biases, strict=True)]
     for each in rows[:2]:
         _turn_in_place(each, rotation, num_heads, 1)
-    return tuple([each.unflatten(-1, (num_heads, -1)).transpose(1, 2) for each in rows])
+    return tuple([each.view(*tokens.shape[:2], num_heads, -1).transpose(1, 2) for each in rows])
 
 
 def _turn_in_place(tokens: Tensor, rotation: Rotation, num_heads: int, sign: int) -> None:
@@ -147,7 +147,7 @@ class _ToTurnedHeads(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         weights, biases = cast("tuple[Tensor, ...]", parameters[:3]), parameters[3:]
         wide = weights[0].dtype
-        ctx.shape, ctx.width, ctx.dtypes = tokens.shape, len(weights[0]), (tokens.dtype, wide, wide)
+        ctx.shape, ctx.width, ctx.dtypes = tokens.shape, weights[0].shape[0], (tokens.dtype, wide, wide)
         ctx.rotation, ctx.num_heads = Rotation(cos, sin), num_heads
         weight = torch.cat([narrow.of(each, dtype) for each in weights])
         x = typed(tokens.reshape(-1, tokens.shape[-1]), dtype)
@@ -161,7 +161,7 @@ class _ToTurnedHeads(torch.autograd.Function):
             bias = torch.cat([x.new_zeros(ctx.width) if each is None else narrow.of(each, dtype) for each in biases])
         rows = F.linear(x, weight, bias)
         _turn_in_place(rows.view(*tokens.shape[:2], -1), ctx.rotation, 2 * num_heads, 1)
-        return linear.split_heads(rows, len(tokens), 3, num_heads)
+        return linear.split_heads(rows, tokens.shape[0], 3, num_heads)
 
     @staticmethod
     @once_differentiable
@@ -170,7 +170,8 @@ class _ToTurnedHeads(torch.autograd.Function):
         grad = linear.join_heads(grads, ctx.width)
         _turn_in_place(grad.view(*ctx.shape[:2], -1), ctx.rotation, 2 * ctx.num_heads, -1)
         of_x, *of_both = linear.gradients(ctx, grad, wanted=(needed[0], any(needed[5:8]), any(needed[8:])))
-        found = [part for whole in of_both for part in ((None,) * 3 if whole is None else whole.split(ctx.width))]
+        sizes = [ctx.width] * 3
+        found = [x for whole in of_both for x in ((None,) * 3 if whole is None else whole.split_with_sizes(sizes))]
         of_parameters = [part if wanted else None for part, wanted in zip(found, needed[5:], strict=True)]
         return None if of_x is None else of_x.view(ctx.shape), None, None, None, None, *of_parameters
 

@@ -52,7 +52,7 @@ def _gradients(
     """The gradients of a branch of this type, which may be None without a scale, and of its scale."""
     if scale is not None:
         of_branch, of_scale = scale_backward(grad, branch, factor, scale)
-        return of_branch, of_scale.to(scale.dtype)
+        return of_branch, typed(of_scale, scale.dtype)
     if factor is None:
         return typed(grad, dtype), None
     return torch.mul(grad, _both(grad, factor, scale), out=torch.empty_like(grad, dtype=dtype)), None
