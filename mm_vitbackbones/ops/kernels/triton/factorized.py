@@ -45,6 +45,16 @@ def _places(channel, mine, DIM: tl.constexpr):
     return place, (head[:, None] == head[None, :]) & mine[:, None] & mine[None, :]
 
 
+@triton.jit
+def _tile(image, tile, tokens, channel, exists, CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
+    """The first row of a tile, in 64 bits, and which of its elements exist. Then their places after the start of this
+    row, in rows of C and of 2C channels: in 32 bits, and the same for all tiles."""
+    token = tl.arange(0, BLOCK)[:, None]
+    mask = (token < tokens - tile * BLOCK) & exists[None, :]
+    row = image * tokens + tile * BLOCK
+    return row, mask, token * CHANNELS + channel[None, :], token * (2 * CHANNELS) + channel[None, :]
+
+
 @triton.jit(do_not_specialize=["tokens", "splits", "tiles"])
 def contract_part(
     query_key,
@@ -66,10 +76,6 @@ def contract_part(
     CHANNELS: tl.constexpr = HEADS * DIM
     split, image = tl.program_id(0), tl.program_id(2).to(tl.int64)
     channel, exists, mine = _window(tl.program_id(1), HEADS, DIM, GROUP, WIDTH)
-    row = image * tokens
-    keys = query_key + row * (2 * CHANNELS) + CHANNELS
-    values = value + row * CHANNELS
-
     row = tl.num_programs(2).to(tl.int64) * tokens + image
     class_mask = exists & (split == 0)
     largest = tl.load(query_key + row * (2 * CHANNELS) + CHANNELS + channel, mask=class_mask, other=float("-inf"))
@@ -79,10 +85,9 @@ def contract_part(
     product = tl.zeros([WIDTH, WIDTH], tl.float32) + class_value[None, :]
 
     for tile in range(split * tiles, split * tiles + tiles):
-        token = tile * BLOCK + tl.arange(0, BLOCK)
-        mask = (token < tokens)[:, None] & exists[None, :]
-        k = tl.load(keys + token[:, None] * (2 * CHANNELS) + channel[None, :], mask=mask, other=float("-inf"))
-        v = tl.load(values + token[:, None] * CHANNELS + channel[None, :], mask=mask, other=0.0)
+        row, mask, at, at_query = _tile(image, tile, tokens, channel, exists, CHANNELS, BLOCK)
+        k = tl.load(query_key + row * (2 * CHANNELS) + CHANNELS + at_query, mask=mask, other=float("-inf"))
+        v = tl.load(value + row * CHANNELS + at, mask=mask, other=0.0)
         k = k.to(tl.float32)
         before, largest = largest, tl.maximum(largest, tl.max(k, 0))
         shift = tl.where(exists, largest, 0.0)
@@ -179,18 +184,13 @@ def apply_matrices(
     class_q = tl.load(query_key + row * (2 * CHANNELS) + channel, mask=class_mask, other=0.0).to(tl.float32)
     tl.store(result + row * CHANNELS + channel, tl.sum(class_q[:, None] * matrix, 0), mask=mine & (split == 0))
 
-    row = image * tokens
     narrow = matrix.to(query_key.dtype.element_ty)
     for tile in range(split * tiles, split * tiles + tiles):
-        token = tile * BLOCK + tl.arange(0, BLOCK)
-        mask = (token < tokens)[:, None] & exists[None, :]
-        at = row * CHANNELS + token[:, None] * CHANNELS + channel[None, :]
-        q = tl.load(
-            query_key + row * (2 * CHANNELS) + token[:, None] * (2 * CHANNELS) + channel[None, :], mask=mask, other=0.0
-        )
-        p = tl.load(position + at, mask=mask, other=0.0).to(tl.float32)
+        row, mask, at, at_query = _tile(image, tile, tokens, channel, exists, CHANNELS, BLOCK)
+        q = tl.load(query_key + row * (2 * CHANNELS) + at_query, mask=mask, other=0.0)
+        p = tl.load(position + row * CHANNELS + at, mask=mask, other=0.0).to(tl.float32)
         out = tl.dot(q, narrow, q.to(tl.float32) * p, input_precision=PRECISION)
-        tl.store(result + at, out, mask=mask & mine[None, :])
+        tl.store(result + row * CHANNELS + at, out, mask=mask & mine[None, :])
 
 
 @triton.jit(do_not_specialize=["tokens", "splits", "tiles"])
@@ -227,21 +227,17 @@ def apply_backward(
     tl.store(of_query_key + row * (2 * CHANNELS) + channel, of_class_q, mask=mine & (split == 0))
     of_matrix = class_q[:, None] * class_g[None, :]
 
-    row = image * tokens
     transposed = tl.trans(matrix.to(query_key.dtype.element_ty))
     for tile in range(split * tiles, split * tiles + tiles):
-        token = tile * BLOCK + tl.arange(0, BLOCK)
-        mask = (token < tokens)[:, None] & exists[None, :]
-        at = row * CHANNELS + token[:, None] * CHANNELS + channel[None, :]
-        at_query = row * (2 * CHANNELS) + token[:, None] * (2 * CHANNELS) + channel[None, :]
-        q = tl.load(query_key + at_query, mask=mask, other=0.0)
-        g = tl.load(of_result + at, mask=mask, other=0.0)
-        p = tl.load(position + at, mask=mask, other=0.0).to(tl.float32)
+        row, mask, at, at_query = _tile(image, tile, tokens, channel, exists, CHANNELS, BLOCK)
+        q = tl.load(query_key + row * (2 * CHANNELS) + at_query, mask=mask, other=0.0)
+        g = tl.load(of_result + row * CHANNELS + at, mask=mask, other=0.0)
+        p = tl.load(position + row * CHANNELS + at, mask=mask, other=0.0).to(tl.float32)
         of_matrix = tl.dot(tl.trans(q), g, of_matrix, input_precision=PRECISION)
         wide = g.to(tl.float32)
         of_q = tl.dot(g, transposed, wide * p, input_precision=PRECISION)
-        tl.store(of_query_key + at_query, of_q, mask=mask & mine[None, :])
-        tl.store(of_position + at, wide * q.to(tl.float32), mask=mask & mine[None, :])
+        tl.store(of_query_key + row * (2 * CHANNELS) + at_query, of_q, mask=mask & mine[None, :])
+        tl.store(of_position + row * CHANNELS + at, wide * q.to(tl.float32), mask=mask & mine[None, :])
 
     tl.store(parts + (image * splits + split) * (CHANNELS * DIM) + place, of_matrix, mask=diagonal)
 
@@ -288,21 +284,18 @@ def contract_backward(
     tl.store(of_value + row * CHANNELS + channel, of_class_v, mask=mine & (split == 0))
     tl.store(of_query_key + row * (2 * CHANNELS) + CHANNELS + channel, of_class_k, mask=mine & (split == 0))
 
-    row = image * tokens
     narrow = of_matrix.to(TYPE)
     transposed = tl.trans(narrow)
     for tile in range(split * tiles, split * tiles + tiles):
-        token = tile * BLOCK + tl.arange(0, BLOCK)
-        mask = (token < tokens)[:, None] & exists[None, :]
-        at = row * CHANNELS + token[:, None] * CHANNELS + channel[None, :]
-        at_key = row * (2 * CHANNELS) + CHANNELS + token[:, None] * (2 * CHANNELS) + channel[None, :]
-        k = tl.load(query_key + at_key, mask=mask, other=0.0).to(tl.float32)
-        v = tl.load(value + at, mask=mask, other=0.0)
+        row, mask, at, at_key = _tile(image, tile, tokens, channel, exists, CHANNELS, BLOCK)
+        k = tl.load(query_key + row * (2 * CHANNELS) + CHANNELS + at_key, mask=mask, other=0.0).to(tl.float32)
+        v = tl.load(value + row * CHANNELS + at, mask=mask, other=0.0)
         share = tl.exp(k - log_total[None, :])
         of_v = tl.dot(share.to(TYPE), narrow, input_precision=PRECISION)
         of_share = tl.dot(v.to(TYPE), transposed, input_precision=PRECISION)
-        tl.store(of_value + at, of_v, mask=mask & mine[None, :])
-        tl.store(of_query_key + at_key, share * (of_share - centre[None, :]), mask=mask & mine[None, :])
+        of_k = share * (of_share - centre[None, :])
+        tl.store(of_value + row * CHANNELS + at, of_v, mask=mask & mine[None, :])
+        tl.store(of_query_key + row * (2 * CHANNELS) + CHANNELS + at_key, of_k, mask=mask & mine[None, :])
 
 
 # ---- launches
