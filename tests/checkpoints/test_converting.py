@@ -8,6 +8,7 @@ import torch
 
 from helpers.official import official_state
 from helpers.paths import TOOLS
+from helpers.runs import run_tool
 from helpers.toys import RECORDED
 from mm_vitbackbones.backbones import PVT, MiT, PiT, PVTv2
 from mm_vitbackbones.checkpoints import CheckpointError, convert_checkpoint, load_pretrained, read_checkpoint
@@ -148,7 +149,8 @@ def test_a_table_that_is_not_square_stays_in_our_layout(tmp_path):
     assert not (tmp_path / "out.pth").exists()
 
 
-def run(*args):
+def run_alone(*args):
+    """In a process that has imported nothing before."""
     environment = os.environ | {"PYTHONPATH": str(TOOL.parents[1])}
     return subprocess.run([sys.executable, TOOL, *map(str, args)], capture_output=True, text=True, env=environment)
 
@@ -156,18 +158,18 @@ def run(*args):
 def test_tool_converts_and_overwrites_only_with_force(tmp_path):
     state, _ = FAMILIES["PVTv2"].layout("official").to_theirs(PVTv2("b0").state_dict())
     torch.save(state, tmp_path / "in.pth")
-    done = run(tmp_path / "in.pth", tmp_path / "out.pth", "--to", "openmmlab")
+    done = run_alone(tmp_path / "in.pth", tmp_path / "out.pth", "--to", "openmmlab")
     assert done.returncode == 0
     assert "PVTv2 b0" in done.stdout
     written = (tmp_path / "out.pth").read_bytes()
 
-    again = run(tmp_path / "in.pth", tmp_path / "out.pth", "--to", "official")
+    again = run_tool("convert_checkpoint", tmp_path / "in.pth", tmp_path / "out.pth", "--to", "official")
     assert again.returncode == 2
     assert again.stderr.count("\n") == 1
     assert "out.pth exists" in again.stderr
     assert (tmp_path / "out.pth").read_bytes() == written
 
-    forced = run(tmp_path / "out.pth", tmp_path / "out.pth", "--to", "official", "--force")
+    forced = run_tool("convert_checkpoint", tmp_path / "out.pth", tmp_path / "out.pth", "--to", "official", "--force")
     assert forced.returncode == 0
     assert same(read_checkpoint(tmp_path / "out.pth"), state)
     assert {path.name for path in tmp_path.iterdir()} == {"in.pth", "out.pth"}
