@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mm_vitbackbones.ops import anysize, context, linear, onednn, reduced_heads, resize, rotary
+from mm_vitbackbones.ops import anysize, bias_sums, context, linear, onednn, reduced_heads, resize, rotary
 from mm_vitbackbones.ops.kernels import registration
 from mm_vitbackbones.ops.once import once_differentiable
 
@@ -48,6 +48,11 @@ def attend_to_each_other(
     if (heads := linear.to_heads(tokens, to_qkv, 3, num_heads)) is not None:
         query, key, value = heads
         return _projected(F.scaled_dot_product_attention(query, key, value), project, shape[:-1])
+    if bias_sums.is_for(tokens, to_qkv, project):
+        # As a matrix: in memory of its own choice the compiler may put gaps between images, and copy them for the map.
+        query, key, value = bias_sums.queries_keys_values(tokens.flatten(0, 1), to_qkv)
+        attended = attend(query.view(shape), key.view(shape), value.view(shape), num_heads)
+        return bias_sums.project(attended.flatten(0, 1), project, to_qkv).view(*shape[:-1], -1)
     query, key, value = linear.linear(tokens, to_qkv, again).chunk(3, dim=-1)
     context.release(tokens)
     return linear.linear(attend(query, key, value, num_heads), project)
@@ -153,7 +158,8 @@ def attend_with_bias(qkv: Tensor, bias: Tensor, num_heads: int, sizes: Sequence[
         sizes: of the groups that the windows are ordered in.
     """
     if sizes is None:
-        query, key, value = qkv.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)
+        heads = _heads_in_graphs if context.is_compiling_to_run() else _heads
+        query, key, value = heads(qkv, num_heads)
         return joined(F.scaled_dot_product_attention(query, key, value, attn_mask=bias))
     cuda = context.device_type(qkv) == "cuda"
     if bias.requires_grad and torch.is_grad_enabled() and not cuda:
@@ -164,6 +170,18 @@ def attend_with_bias(qkv: Tensor, bias: Tensor, num_heads: int, sizes: Sequence[
     groups = zip(qkv.split(list(sizes)), bias.split(1), strict=True)
     parts = [attend_with_bias(group, mask, num_heads) for group, mask in groups if len(group)]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, ...]:
+    """Queries, keys and values of windows (K, n, 3C) -> each (K, h, n, d)."""
+    return qkv.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+
+
+def _heads_in_graphs(qkv: Tensor, num_heads: int) -> tuple[Tensor, ...]:
+    """``_heads``, split where they are rows of a matrix. PyTorch's compiler puts gaps between windows of 49 rows, so
+    that they begin at round addresses; the gradient of ``_heads`` is then copied to be a matrix."""
+    parts = qkv.flatten(0, 1).chunk(3, dim=-1)
+    return tuple(part.view(*qkv.shape[:2], num_heads, -1).transpose(1, 2) for part in parts)
 
 
 def attend_by_distance(qkv: Tensor, rows: Tensor, columns: Tensor, num_heads: int) -> Tensor:
@@ -178,7 +196,7 @@ def attend_by_distance(qkv: Tensor, rows: Tensor, columns: Tensor, num_heads: in
         rows: (H, H, d), of the pairs of rows; see ``by_distance``.
         columns: (W, W, d), of the pairs of columns.
     """
-    query, key, value = qkv.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)
+    query, key, value = _heads(qkv, num_heads)
     return joined(attend_heads_by_distance(query, key, value, rows, columns))
 
 

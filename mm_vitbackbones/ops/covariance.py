@@ -67,7 +67,7 @@ def _is_served(x: Tensor, dtype: torch.dtype) -> bool:
 def reference(qkv: Tensor, temperature: Tensor, num_heads: int) -> Tensor:
     """``attend``, as the paper writes it."""
     tokens = qkv.flatten(1, -2)
-    query, key, value = tokens.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 4, 1)
+    query, key, value = tokens.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 4, 1).unbind()
     query, key = F.normalize(query, dim=-1), F.normalize(key, dim=-1)
     shares = (query @ key.mT * temperature).softmax(-1)
     return (shares @ value).permute(0, 3, 1, 2).flatten(2).unflatten(1, qkv.shape[1:-1])

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mm_vitbackbones.ops import context, depthwise, memory, narrow, onednn
+from mm_vitbackbones.ops import bias_sums, context, depthwise, memory, narrow, onednn
 from mm_vitbackbones.ops.kernels import depthwise as kernels
 from mm_vitbackbones.ops.kernels.gelu import gelu_backward_
 from mm_vitbackbones.ops.once import direct, once_differentiable, typed
@@ -80,7 +80,7 @@ def feed_forward(x: Tensor, fc1: nn.Module, fc2: nn.Module) -> Tensor:
             return mapped(F.gelu(mapped(x, weight1, bias1, dtype)), weight2, bias2, dtype)
         if bias1 is not None and bias2 is not None:
             return _feed_forward(x, *found)
-    hidden = onednn.linear_gelu(x, fc1)
+    hidden = bias_sums.linear_gelu(x, fc1) if bias_sums.serves_gelu(x, fc1) else onednn.linear_gelu(x, fc1)
     context.release(x)
     return onednn.linear(hidden, fc2)
 

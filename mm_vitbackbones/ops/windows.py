@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from mm_vitbackbones.ops import anysize, context, linear, onednn
+from mm_vitbackbones.ops import anysize, bias_sums, context, linear, onednn
 from mm_vitbackbones.ops.kernels import registration
 from mm_vitbackbones.ops.once import typed
 
@@ -65,12 +65,18 @@ def _reference(
     compiles = context.is_compiling_to_run()
     one_size = compiles and context.device_type(grid) == "cuda" and anysize.are_known(height, width)
     in_graph = compiles and not one_size
-    of_windows = qkv((cut_grid if in_graph else _cut)(grid, side, shift, *counts))
+    trains = bias_sums.is_for(grid, qkv, proj)
+    of_windows = (cut_grid if in_graph else _cut)(grid, side, shift, *counts)
+    # As a matrix: the compiler would put gaps between windows of 49 tokens, and copy them for the linear map.
+    rows = of_windows.flatten(0, 1) if one_size else of_windows
+    rows = bias_sums.to_queries_keys_values(rows, qkv) if trains else qkv(rows)
+    of_windows = rows.unflatten(0, of_windows.shape[:2]) if one_size else rows
     if shift and compiles:
         bias = biases_of_windows(bias, of_windows.dtype, batch, *counts)
     elif shift:
         bias = bias[_groups(*counts, grid.device)].repeat(batch, 1, 1, 1)
-    out = proj(attend(of_windows, bias, None))
+    out = attend(of_windows, bias, None)
+    out = bias_sums.project(out, proj, qkv) if trains else proj(out)
     return (join_grid if in_graph else _joined)(out, side, shift, batch, *counts, height, width)
 
 

@@ -77,6 +77,10 @@ def test_gelu_and_its_gradient_equal_their_reference(shape):
     for actual, wanted in zip(kernels.backward_(ours, hidden), gelu._reference(theirs, hidden), strict=True):
         close(actual, wanted)
     close(ours, theirs)
+    before = grad.clone()
+    for actual, wanted in zip(kernels.backward(grad, hidden), gelu._reference_of_graphs(grad, hidden), strict=True):
+        close(actual, wanted)
+    assert torch.equal(grad, before)
 
 
 @pytest.mark.parametrize("factor", [True, False], ids=["factor", "no factor"])

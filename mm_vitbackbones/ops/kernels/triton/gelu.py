@@ -22,8 +22,8 @@ PROGRAMS = 1056
 
 @triton.jit(do_not_specialize=["rows", "channels", "programs"])
 def _backward(
-    grad, hidden, activation, partial, rows, channels, programs, COLUMNS: tl.constexpr, ROWS: tl.constexpr,
-    EVEN: tl.constexpr,
+    grad, hidden, other, partial, rows, channels, programs, COLUMNS: tl.constexpr, ROWS: tl.constexpr,
+    EVEN: tl.constexpr, IN_PLACE: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
@@ -38,8 +38,11 @@ def _backward(
         below = 0.5 * (1.0 + tl.erf(x * 0.7071067811865476))
         slope = below + x * tl.exp(-0.5 * x * x) * 0.3989422804014327
         result = (g * slope).to(grad.dtype.element_ty)
-        tl.store(grad + at, result, mask=inside)
-        tl.store(activation + at, (x * below).to(activation.dtype.element_ty), mask=inside)
+        if IN_PLACE:
+            tl.store(grad + at, result, mask=inside)
+            tl.store(other + at, (x * below).to(other.dtype.element_ty), mask=inside)
+        else:
+            tl.store(other + at, result, mask=inside)
         sums += result.to(tl.float32)
     tl.store(partial + program * stride + column, tl.sum(sums, 0), mask=column < stride)
 
@@ -48,16 +51,24 @@ _start_backward = Launcher(_backward)
 
 
 def backward_(grad: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    return _start(grad, hidden, True)
+
+
+def backward(grad: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    return _start(grad.contiguous(), hidden, False)
+
+
+def _start(grad: Tensor, hidden: Tensor, in_place: bool) -> tuple[Tensor, Tensor]:
     hidden = hidden.contiguous()
     rows, channels = hidden.shape
     blocks = -(-channels // COLUMNS)
     programs = max(1, min(-(-rows // ROWS), PROGRAMS // blocks))
-    activation = torch.empty_like(hidden)
+    other = torch.empty_like(hidden)
     partial = torch.empty(programs, channels, dtype=torch.float32, device=hidden.device)
     _start_backward(
         (programs, blocks, 1),
-        (grad, hidden, activation, partial),
+        (grad, hidden, other, partial),
         (rows, channels, programs),
-        (COLUMNS, ROWS, channels % 16 == 0),
+        (COLUMNS, ROWS, channels % 16 == 0, in_place),
     )
-    return activation, partial.sum(0)
+    return other, partial.sum(0)
