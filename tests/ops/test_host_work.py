@@ -93,13 +93,13 @@ def channels() -> tuple[XCiTBlock, Tensor]:
 
 
 BLOCKS: dict[str, tuple[Callable[[], tuple[ResidualBlock, Tensor]], int, int]] = {
-    "attention to all": (tokens, 148, 76),
-    "attention to a reduced grid": (reduced, 196, 104),
-    "windows": (lambda: windows(0), 176, 91),
-    "shifted windows": (lambda: windows(2), 182, 94),
-    "rotary attention": (rotary, 172, 94),
-    "talking heads": (talking_heads, 241, 121),
-    "attention of channels": (channels, 291, 170),
+    "attention to all": (tokens, 141, 68),
+    "attention to a reduced grid": (reduced, 180, 90),
+    "windows": (lambda: windows(0), 166, 81),
+    "shifted windows": (lambda: windows(2), 172, 84),
+    "rotary attention": (rotary, 165, 86),
+    "talking heads": (talking_heads, 187, 97),
+    "attention of channels": (channels, 262, 144),
 }
 """Each with the most calls of a training step and of inference."""
 
