@@ -470,6 +470,18 @@ def test_a_report_goes_on_where_it_stopped(asked: list[Task], tmp_path: Path) ->
     assert (tmp_path / "benchmarks_gpu.md").read_text() == page.page(data)
 
 
+def test_a_report_goes_on_where_it_was_ended_while_it_wrote(asked: list[Task], tmp_path: Path) -> None:
+    command.report(tmp_path, [NETWORK], ["large"], device="cpu")
+    path = tmp_path / "benchmarks_gpu.jsonl"
+    whole = path.read_text()
+    path.write_text(whole[:-20])
+    last = asked[-1]
+    del asked[:]
+    command.report(tmp_path, [NETWORK], ["large"], device="cpu")
+    assert asked == [last]
+    assert path.read_text() == whole
+
+
 def test_a_report_begins_with_what_the_figures_lack(asked: list[Task], tmp_path: Path) -> None:
     wanted = tasks([NETWORK, "vit_s"], ["train"], before=False)
     known = [{**task.to_json(), "ms": 1.0} for task in wanted if task.network == NETWORK]

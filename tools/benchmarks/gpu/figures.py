@@ -21,20 +21,24 @@ NAME = "benchmarks_gpu"
 
 
 def read_run(folder: Path) -> dict[str, Any] | None:
-    """The run in a folder, with its ``records``; None if there is none."""
+    """The run in a folder, with its ``records``; None if there is none. A record that was cut off while it was written
+    is none."""
     path = folder / f"{NAME}.jsonl"
     if not path.is_file():
         return None
     try:
-        first, *records = [json.loads(each) for each in path.read_text("utf-8").splitlines() if each.strip()]
+        first, *records = [json.loads(each) for each in path.read_text("utf-8").split("\n")[:-1] if each.strip()]
         return {name: first[name] for name in ("machine", "date", "trial")} | {"records": records}
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path} is no file of a run: remove it to start again") from None
 
 
 def append(path: Path, record: Mapping[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+    """Adds a line, after the last one that is whole."""
+    with path.open("ab+") as file:
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
+        file.write(json.dumps(record).encode() + b"\n")
 
 
 def read(folder: Path) -> dict[str, Any]:
