@@ -99,6 +99,7 @@ def check_refused(way: Callable[[Path, Path], None], content: Any, folder: Path,
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated:UserWarning")  # PyTorch's, at the first quantized one
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("kind", BROKEN)
 def test_weights_of_no_use_are_refused_with_their_name(
