@@ -17,6 +17,7 @@ from mmengine.logging import MMLogger
 
 from helpers import peft
 from helpers.paths import CONFIGS, recipe_files
+from helpers.recipes import load
 
 pytest.importorskip("mmdet")
 pytest.importorskip("mmseg")
@@ -176,14 +177,14 @@ def trial_of(cfg: Config) -> Trial:
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in (*ALIKE, *SIZES)])
 def test_training_and_test_step_run(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dry_run, "peak_bytes", uncounted)
-    cfg = with_few_blocks(with_few_queries(with_few_boxes(Config.fromfile(CONFIGS / f"{name}.py"))))
+    cfg = with_few_blocks(with_few_queries(with_few_boxes(load(name))))
     check_trial(name, cfg.default_scope, trial_of(cfg))
 
 
 def of_any_size(name: str) -> dict[str, Any]:
     """The model and the optimizer, without widths of the backbone, numbers of its blocks and heads, and channels that a
     head takes."""
-    cfg = with_few_blocks(Config.fromfile(CONFIGS / f"{name}.py"))
+    cfg = with_few_blocks(load(name))
     for field in ("depths", "dims", "num_heads", "mlp_ratios"):
         cfg.model.backbone.arch.pop(field, None)
     for _, node in nodes(cfg.model, "model"):
@@ -201,7 +202,7 @@ def test_configs_that_another_stands_for_differ_in_sizes_of_the_backbone_alone()
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_training_and_test_step_run_at_full_depth(name: str) -> None:
-    cfg = with_few_queries(with_few_boxes(Config.fromfile(CONFIGS / f"{name}.py")))
+    cfg = with_few_queries(with_few_boxes(load(name)))
     with adapters_of(cfg):
         check_trial(name, cfg.default_scope, try_config(cfg, size=(64, 96), images=2))
 
@@ -219,7 +220,7 @@ def check_trial(name: str, scope: str, trial: Trial) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_dumped_config_is_equal(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cfg = Config.fromfile(CONFIGS / f"{name}.py")
+    cfg = load(name)
     if name != NAMES[0]:  # most of the time goes into the look of the file
         monkeypatch.setattr(mmengine.config.config, "FormatCode", lambda text, **_: (text, True))
     cfg.dump(tmp_path / "dumped.py")
@@ -241,11 +242,11 @@ def test_the_table_of_memory_has_every_config() -> None:
     ],
 )
 def test_image_size_comes_from_the_config(name: str, size: tuple[int, int]) -> None:
-    assert image_size(Config.fromfile(CONFIGS / f"{name}.py")) == size
+    assert image_size(load(name)) == size
 
 
 def test_memory_counts_what_a_step_holds() -> None:
-    cfg = Config.fromfile(CONFIGS / "segformer_mit_b0_mini.py")
+    cfg = load("segformer_mit_b0_mini")
     small, large, more = (try_config(cfg, (side, 64), images) for side, images in ((64, 1), (256, 1), (64, 4)))
     parameters = 3.7e6 * 4
     # Weights, gradients and the two moments of AdamW; the optimizer makes them when the activations are gone.
