@@ -33,8 +33,8 @@ def _scaled_sum(x: Tensor, branch: Tensor, factor: Tensor | None, scale: Tensor 
     if factor is None and scale is None:
         return x + branch
     # With `out`, because autocast on CUDA casts the inputs of the other form in passes of their own.
-    same = x.dtype == branch.dtype
-    out = torch.empty_like(x) if same else torch.empty_like(x, dtype=torch.promote_types(x.dtype, branch.dtype))
+    same = x.dtype == branch.dtype and (scale is None or scale.dtype == x.dtype)
+    out = torch.empty_like(x) if same else torch.empty_like(x, dtype=kernels.type_of_sum(x, branch, scale))
     return torch.addcmul(x, branch, _both(x, factor, scale), out=out)
 
 

@@ -41,8 +41,14 @@ def _reference_of_sum(
     return total, *_reference(total, weight, bias, eps, dtype)
 
 
+def type_of_sum(x: Tensor, branch: Tensor, scale: Tensor | None) -> torch.dtype:
+    """Of ``x + scale * branch``, as by PyTorch's operators: a scale in fp32 makes a sum of narrow ones wide."""
+    dtype = x.dtype if x.dtype == branch.dtype else torch.promote_types(x.dtype, branch.dtype)
+    return dtype if scale is None or scale.dtype == dtype else torch.promote_types(dtype, scale.dtype)
+
+
 def _total(x: Tensor, branch: Tensor, factor: Tensor | None, scale: Tensor | None) -> Tensor:
-    dtype = torch.promote_types(x.dtype, branch.dtype)
+    dtype = type_of_sum(x, branch, scale)
     if factor is not None:
         branch = branch * _by_sample(factor, x)
     return (x + (branch if scale is None else branch * scale)).to(dtype)

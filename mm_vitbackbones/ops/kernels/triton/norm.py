@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from mm_vitbackbones.ops.kernels.norm import type_of_sum
 from mm_vitbackbones.ops.kernels.triton.launch import Launcher
 
 TILE = 2048
@@ -127,9 +128,7 @@ def add_layer_norm(
     else:
         total = x
         if branch is not None:
-            same = x.dtype == branch.dtype
-            wide = None if same else torch.promote_types(x.dtype, branch.dtype)
-            total = torch.empty_like(x) if same else torch.empty_like(x, dtype=wide)
+            total = torch.empty_like(x, dtype=type_of_sum(x, branch, scale))
         y = torch.empty_like(x, dtype=dtype)
         statistics = torch.empty(2, rows, dtype=torch.float32, device=x.device)
     columns, height, warps = tile_of(channels)
@@ -213,7 +212,7 @@ def add_layer_norm_by_level(
     total, y = x, torch.empty_like(x, dtype=dtype)
     statistics = torch.empty(2 * len(x), dtype=torch.float32, device=x.device)
     if branch is not None:
-        branch, total = branch.contiguous(), torch.empty_like(x, dtype=torch.promote_types(x.dtype, branch.dtype))
+        branch, total = branch.contiguous(), torch.empty_like(x, dtype=type_of_sum(x, branch, None))
     into = zip(*_by_level(sizes, total, y), statistics.split_with_sizes([2 * size for size in sizes]), strict=True)
     parts = zip(*_by_level(sizes, x, branch, factor), weights, biases, into, strict=True)
     for of_x, of_branch, factors, weight, bias, results in parts:

@@ -1,0 +1,49 @@
+"""Every family in its forms for CUDA, which a CPU computes as well: equal to its own forms."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+
+import pytest
+import torch
+
+from helpers.agreement import build, error, gradient_error, gradients, image, infer
+from helpers.toys import TOYS
+from mm_vitbackbones.ops import context
+
+each_toy = pytest.mark.parametrize("toy", TOYS)
+
+
+def on_cuda() -> AbstractContextManager[None]:
+    return context.pretend_device("cuda")
+
+
+@each_toy
+def test_maps_and_gradients_are_those_of_a_cpu(toy: str) -> None:
+    network = build(toy)
+    maps, expected = infer(network, image()), gradients(network, image())
+    with on_cuda():
+        found = infer(network, image())
+        assert error(found, maps) < 1e-5
+        assert gradient_error(gradients(network, image()), expected) < 1e-4
+    assert [m.stride() for m in found] == [m.stride() for m in maps]
+
+
+@each_toy
+@pytest.mark.parametrize("form", ["all_but_attention", "all"])
+def test_computing_again_changes_no_gradient(toy: str, form: str) -> None:
+    with on_cuda():
+        expected = gradients(build(toy), image())
+        assert gradient_error(gradients(build(toy, with_cp=form), image()), expected) < 1e-5
+
+
+@each_toy
+def test_mixed_precision_loses_what_a_cpu_loses(toy: str) -> None:
+    network, dtype = build(toy), torch.bfloat16
+    exact, of_exact = infer(network, image()), gradients(network, image())
+    maps, lost = infer(network, image(), dtype), gradient_error(gradients(network, image(), dtype), of_exact)
+    with on_cuda():
+        found = infer(network, image(), dtype)
+        assert gradient_error(gradients(network, image(), dtype), of_exact) < 1.3 * lost
+    assert [m.dtype for m in found] == [m.dtype for m in maps]
+    assert error(found, exact) < 1.3 * error(maps, exact)
