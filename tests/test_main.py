@@ -14,7 +14,7 @@ from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
 
 from helpers.paths import ROOT
-from helpers.runs import write_config
+from helpers.runs import run_line, write_config
 from mm_vitbackbones import __main__ as door
 
 
@@ -65,9 +65,9 @@ def test_every_command_has_its_help(command: str, capsys: pytest.CaptureFixture[
 
 
 def test_help_calls_the_command_as_the_user_did(tmp_path: Path) -> None:
-    result = run_module("check-data", "--help", cwd=tmp_path)
+    result = run_line("python -m mm_vitbackbones check-data --help", tmp_path)
     assert result.stdout.startswith("usage: python -m mm_vitbackbones check_data ")
-    result = subprocess.run([sys.executable, ROOT / "tools/check_data.py", "--help"], capture_output=True, text=True)
+    result = run_line("python tools/check_data.py --help", tmp_path)
     assert result.stdout.startswith("usage: tools/check_data.py ")
 
 
