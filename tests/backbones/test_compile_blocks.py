@@ -224,6 +224,7 @@ def test_hooks_on_compiled_blocks_run_outside_of_their_graphs() -> None:
 
 
 def test_drop_path_draws_new_numbers_in_each_step_of_a_compiled_block() -> None:
+    torch.manual_seed(0)  # of some seeds, a step drops none of the 32 branches
     network = TOYS["pvt"](out_indices=(0,), drop_path_rate=0.5).train()
     network.compile_blocks(backend="eager")
     image = torch.randn(1, 3, 64, 64).expand(16, -1, -1, -1)
