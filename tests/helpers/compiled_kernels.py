@@ -153,9 +153,14 @@ def run(network: nn.Module, dtype: torch.dtype | None) -> None:
 
 
 def few(found: dict[Launch, str]) -> dict[Launch, str]:
-    """Of each kernel one launch for fp32 and one for bf16, with the largest constants, and one with 64-bit numbers."""
+    """Of each kernel one launch for fp32 and one for bf16, with the most options, and one with 64-bit numbers."""
+
+    def size(launch: Launch) -> tuple[int, list[int]]:
+        numbers = [constant for constant in launch.constants if isinstance(constant, (bool, int))]
+        return sum(constant is True for constant in numbers), numbers
+
     chosen: dict[tuple[str, torch.dtype], Launch] = {}
-    for launch in sorted(found, key=lambda launch: [float(c) for c in launch.constants if isinstance(c, (bool, int))]):
+    for launch in sorted(found, key=size):
         if launch.tensors[0][0] != torch.float16:
             chosen[launch.kernel, launch.tensors[0][0]] = launch
     large = {kernel: launch.with_large_numbers() for (kernel, _), launch in chosen.items()}
