@@ -21,7 +21,7 @@ def run(folder: Path, *arguments: Any) -> subprocess.CompletedProcess[bytes]:
     """``python -m mm_vitbackbones`` in such an environment."""
     command = [sys.executable, "-m", "mm_vitbackbones", *map(str, arguments)]
     environment = {**os.environ, **NO_ENCODING, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, check=False, timeout=100)
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, check=False)
 
 
 @pytest.fixture
