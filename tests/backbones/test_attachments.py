@@ -349,9 +349,11 @@ def in_new_process(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def answers() -> dict[tuple[str, str], object]:
-    """What ``IN_NEW_PROCESSES`` give for each toy: every call is the first use of PyTorch in its process."""
-    run = in_new_process(__file__)
+def answers(request: pytest.FixtureRequest) -> dict[tuple[str, str], object]:
+    """What ``IN_NEW_PROCESSES`` give for each toy that is asked for: every call is the first use of PyTorch in its
+    process."""
+    asking = [item for item in request.session.items if "answers" in getattr(item, "fixturenames", ())]
+    run = in_new_process(__file__, *sorted({item.callspec.params["toy"] for item in asking}))
     assert run.returncode == 0, run.stderr[-3000:]
     lines = [json.loads(line) for line in run.stdout.splitlines() if line.startswith('["')]
     return {(what, toy): result for what, toy, result in lines}
@@ -506,6 +508,8 @@ if __name__ == "__main__":
             for name in ("mmengine.analysis", "torch._dynamo", "torch.onnx"):
                 importlib.import_module(name)
         for toy in TOYS:
+            if toy not in sys.argv[1:]:
+                continue
             process = multiprocessing.get_context("fork").Process(target=answer, args=(what, toy))
             process.start()
             process.join()
