@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ import torch
 from helpers.agreement import build, error, gradient_error, gradients, image, infer
 from helpers.toys import TOYS
 from mm_vitbackbones.ops import context
+from mm_vitbackbones.ops.kernels import registration
 
 each_toy = pytest.mark.parametrize("toy", TOYS)
 
@@ -47,3 +50,29 @@ def test_mixed_precision_loses_what_a_cpu_loses(toy: str) -> None:
         assert gradient_error(gradients(network, image(), dtype), of_exact) < 1.3 * lost
     assert [m.dtype for m in found] == [m.dtype for m in maps]
     assert error(found, exact) < 1.3 * error(maps, exact)
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="kernels run on a CPU in Triton's interpreter")
+@pytest.mark.parametrize("toy", ["cait", "dinov3", "pit_distilled", "swin", "vit"])
+def test_kernels_give_what_their_references_give(toy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Families without depthwise convolutions, whose kernels the interpreter runs in a second.
+    pytest.importorskip("triton", reason="the kernels are written in Triton")
+    pytest.importorskip("helpers.interpreted")
+    from mm_vitbackbones.ops.kernels.triton.launch import Launcher
+
+    starts: list[Launcher] = []
+    start = Launcher.__call__
+
+    def counted(self: Launcher, *args: Any) -> None:
+        starts.append(self)
+        start(self, *args)
+
+    network, x = build(toy), image(37, 45)
+    with on_cuda():
+        maps, expected = infer(network, x), gradients(network, x)
+        monkeypatch.setattr(Launcher, "__call__", counted)
+        monkeypatch.setattr(registration, "usable", lambda tensor: True)
+        monkeypatch.setattr(registration, "is_direct", lambda tensor: context.is_eager())
+        assert error(infer(network, x), maps) < 1e-5
+        assert gradient_error(gradients(network, x), expected) < 1e-4
+    assert len({*starts}) >= 2
