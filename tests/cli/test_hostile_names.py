@@ -19,6 +19,7 @@ import pytest
 import torch
 from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
+from mmengine.visualization import Visualizer
 from PIL import Image
 
 from helpers.paths import CONFIGS, TEST_CONFIGS
@@ -48,8 +49,9 @@ pytestmark = [pytest.mark.mmdet, pytest.mark.mmseg]
 
 @pytest.fixture(autouse=True)
 def own_scope(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """MMEngine keeps the default scope, which a command sets, and its loggers for the whole process."""
-    for singleton in (DefaultScope, MMLogger):
+    """MMEngine keeps the default scope, which a command sets, its loggers, and its visualizers, which write into the
+    folder of their first run, for the whole process."""
+    for singleton in (DefaultScope, MMLogger, Visualizer, *Visualizer.__subclasses__()):
         monkeypatch.setattr(singleton, "_instance_dict", OrderedDict())
     yield
     for logger in MMLogger._instance_dict.values():
