@@ -1,10 +1,13 @@
 import gc
+import logging
 import os
+import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
 
 # Many small operators: one thread is as fast as two, and leaves the other cores to the other processes of a parallel
@@ -41,6 +44,15 @@ def default_scope() -> Iterator[None]:
     DefaultScope._instance_dict.clear()
     yield
     DefaultScope._instance_dict.clear()
+
+
+@pytest.fixture(autouse=True)
+def open_streams() -> None:
+    """MMEngine's loggers keep the stdout of the test that has built them, which may be closed since."""
+    for logger in MMLogger._instance_dict.values():
+        for handler in logger.handlers:
+            if type(handler) is logging.StreamHandler:
+                handler.stream = sys.stdout  # `setStream` would write to the closed one
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import json
 import logging
@@ -67,16 +68,18 @@ def _answer(request: str) -> int:
 
 @functools.cache
 def _warm_process() -> subprocess.Popen[str]:
-    """See helpers/warm.py. It ends when this process does, as its input ends."""
+    """See helpers/warm.py. It ends before this process does."""
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
     }
     command = [sys.executable, "-m", "helpers.warm"]
-    return subprocess.Popen(
+    process = subprocess.Popen(
         command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
+    atexit.register(process.communicate)  # its input ends
+    return process
 
 
 def write_config(name: str, data: Path, folder: Path) -> Path:
