@@ -7,6 +7,7 @@ import gc
 import json
 import os
 import runpy
+import signal
 import sys
 import traceback
 
@@ -42,6 +43,7 @@ def main() -> int:
 
 def run(command: list[str], environment: dict[str, str], folder: str, out: str, err: str) -> int:
     """In the new process: run a script, and return its exit code."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in a shell's background
     for stream, path, flags in ((0, os.devnull, os.O_RDONLY), (1, out, os.O_WRONLY), (2, err, os.O_WRONLY)):
         os.dup2(os.open(path, flags), stream)
     os.environ.clear()
