@@ -158,7 +158,7 @@ def attend_with_bias(qkv: Tensor, bias: Tensor, num_heads: int, sizes: Sequence[
         sizes: of the groups that the windows are ordered in.
     """
     if sizes is None:
-        heads = _heads_in_graphs if context.is_compiling_to_run() else _heads
+        heads = _heads_in_graphs if context.is_compiling_to_run() else linear.heads_of
         query, key, value = heads(qkv, num_heads)
         return joined(F.scaled_dot_product_attention(query, key, value, attn_mask=bias))
     cuda = context.device_type(qkv) == "cuda"
@@ -172,14 +172,9 @@ def attend_with_bias(qkv: Tensor, bias: Tensor, num_heads: int, sizes: Sequence[
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, ...]:
-    """Queries, keys and values of windows (K, n, 3C) -> each (K, h, n, d)."""
-    return qkv.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
-
-
 def _heads_in_graphs(qkv: Tensor, num_heads: int) -> tuple[Tensor, ...]:
-    """``_heads``, split where they are rows of a matrix. PyTorch's compiler puts gaps between windows of 49 rows, so
-    that they begin at round addresses; the gradient of ``_heads`` is then copied to be a matrix."""
+    """``linear.heads_of``, split where they are rows of a matrix. PyTorch's compiler puts gaps between windows of 49
+    rows, so that they begin at round addresses; the gradient of the other form is then copied to be a matrix."""
     parts = qkv.flatten(0, 1).chunk(3, dim=-1)
     return tuple(part.view(*qkv.shape[:2], num_heads, -1).transpose(1, 2) for part in parts)
 
@@ -196,7 +191,7 @@ def attend_by_distance(qkv: Tensor, rows: Tensor, columns: Tensor, num_heads: in
         rows: (H, H, d), of the pairs of rows; see ``by_distance``.
         columns: (W, W, d), of the pairs of columns.
     """
-    query, key, value = _heads(qkv, num_heads)
+    query, key, value = linear.heads_of(qkv, num_heads)
     return joined(attend_heads_by_distance(query, key, value, rows, columns))
 
 

@@ -310,9 +310,14 @@ def split_heads(rows: Tensor, batch: int, count: int, num_heads: int) -> tuple[T
     return rows.view(batch, -1, count, num_heads, rows.shape[1] // (count * num_heads)).permute(2, 0, 3, 1, 4).unbind()
 
 
+def heads_of(qkv: Tensor, num_heads: int) -> tuple[Tensor, ...]:
+    """Views: queries, keys and values in one, (B, N, 3C) -> three of (B, h, N, d). See ``split_heads`` for rows."""
+    return qkv.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+
+
 def join_heads(heads: Sequence[Tensor], width: int, dim: int = 1) -> Tensor:
-    """The inverse: ``count`` of (B, h, N, d) -> (B * N, count * C) with C = ``width``. PyTorch's attention gives
-    gradients in the memory of tokens, so that the rows of each are a view.
+    """The inverse of ``split_heads``: ``count`` of (B, h, N, d) -> (B * N, count * C) with C = ``width``. PyTorch's
+    attention gives gradients in the memory of tokens, so that the rows of each are a view.
 
     Args:
         dim: 0: the rows of each come one after the other.

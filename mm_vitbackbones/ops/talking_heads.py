@@ -78,7 +78,7 @@ def _as_grid(tokens: Tensor, like: Tensor) -> Tensor:
 
 
 def reference(qkv: Tensor, before: nn.Module, after: nn.Module, num_heads: int) -> Tensor:
-    query, key, value = qkv.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+    query, key, value = linear.heads_of(qkv, num_heads)
     scores = (query * query.shape[-1] ** -0.5) @ key.mT
     shares = before(scores.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).softmax(-1)
     mixed = after(shares.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
