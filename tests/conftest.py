@@ -1,14 +1,13 @@
 import gc
-import logging
 import os
-import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
+
+from helpers.runs import log_to_stdout
 
 # Many small operators: one thread is as fast as two, and leaves the other cores to the other processes of a parallel
 # run. The programs that tests start inherit the variable.
@@ -48,11 +47,8 @@ def default_scope() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def open_streams() -> None:
-    """MMEngine's loggers keep the stdout of the test that has built them, which may be closed since."""
-    for logger in MMLogger._instance_dict.values():
-        for handler in logger.handlers:
-            if type(handler) is logging.StreamHandler:
-                handler.stream = sys.stdout  # `setStream` would write to the closed one
+    """Those of the loggers. A test with a stdout of its own calls the same again."""
+    log_to_stdout()
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ import torch
 from helpers.agreement import build, error, gradient_error, gradients, image, infer
 from helpers.toys import TOYS
 from mm_vitbackbones.ops import context
-from mm_vitbackbones.ops.kernels import registration
+from tools.benchmarks.host.as_on_gpu import kernels_on_cpu
 
 each_toy = pytest.mark.parametrize("toy", TOYS)
 
@@ -54,7 +54,7 @@ def test_mixed_precision_loses_what_a_cpu_loses(toy: str) -> None:
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="kernels run on a CPU in Triton's interpreter")
 @pytest.mark.parametrize("toy", ["cait", "dinov3", "pit_distilled", "swin", "vit"])
-def test_kernels_give_what_their_references_give(toy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_give_what_their_references_give(toy: str) -> None:
     # Families without depthwise convolutions, whose kernels the interpreter runs in a second.
     pytest.importorskip("triton", reason="the kernels are written in Triton")
     pytest.importorskip("helpers.interpreted")
@@ -70,9 +70,7 @@ def test_kernels_give_what_their_references_give(toy: str, monkeypatch: pytest.M
     network, x = build(toy), image(37, 45)
     with on_cuda():
         maps, expected = infer(network, x), gradients(network, x)
-        monkeypatch.setattr(Launcher, "__call__", counted)
-        monkeypatch.setattr(registration, "usable", lambda tensor: True)
-        monkeypatch.setattr(registration, "is_direct", lambda tensor: context.is_eager())
+    with kernels_on_cpu((Launcher, "__call__", counted)):
         assert error(infer(network, x), maps) < 1e-5
         assert gradient_error(gradients(network, x), expected) < 1e-4
     assert len({*starts}) >= 2

@@ -127,7 +127,7 @@ def test_image_above_opencvs_limit_is_skipped(segmentor, tmp_path, monkeypatch, 
         return decode(content, flags)
 
     monkeypatch.setattr(cv2, "imdecode", limited)
-    log_to_stdout(monkeypatch)
+    log_to_stdout()
     with pytest.raises(SystemExit) as ended:
         run(
             predict.main,

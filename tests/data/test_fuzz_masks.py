@@ -360,7 +360,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Folder]:
 def logged(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     lines: list[str] = []
     monkeypatch.setattr(masks, "print_log", lambda line, **kwargs: lines.append(line))
-    log_to_stdout(monkeypatch)
+    log_to_stdout()
     return lines
 
 

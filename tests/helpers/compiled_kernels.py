@@ -19,19 +19,17 @@ import subprocess
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
 
 from helpers.toys import BY_FAMILY
 from mm_vitbackbones.backbones import Backbone
-from mm_vitbackbones.ops import context
-from mm_vitbackbones.ops.kernels import registration
+from tools.benchmarks.host.as_on_gpu import kernels_on_cpu
 
 TRITON = "mm_vitbackbones.ops.kernels.triton"
 DTYPES = (None, torch.bfloat16, torch.float16)
@@ -79,17 +77,7 @@ def recording(found: dict[Launch, str], where: list[str]) -> Iterator[None]:
         module = function.__module__.rpartition(".")[2]
         found.setdefault(Launch(module, function.__name__, kinds, kept, constants, num_warps, maxnreg), where[-1])
 
-    def is_direct(tensor: Tensor) -> bool:
-        return not torch._C._len_torch_dispatch_stack() and context.is_eager()
-
-    with ExitStack() as stack:
-        for place, name, value in (
-            (launch.Launcher, "__call__", note),
-            (registration, "usable", lambda tensor: True),
-            (registration, "is_direct", is_direct),
-        ):
-            stack.enter_context(mock.patch.object(place, name, value))
-        stack.enter_context(context.pretend_device("cuda"))
+    with kernels_on_cpu((launch.Launcher, "__call__", note)):
         yield
 
 

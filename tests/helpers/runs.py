@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pytest
 from mmengine.logging import MMLogger
 
 from helpers.paths import CONFIGS, ROOT, TEST_CONFIGS, TOOLS
@@ -90,8 +89,10 @@ def write_config(name: str, data: Path, folder: Path) -> Path:
     return path
 
 
-def log_to_stdout(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have MMEngine's logger write to this test's stdout, and not to that of the test in which it was built."""
-    for handler in MMLogger.get_current_instance().handlers:
-        if type(handler) is logging.StreamHandler:
-            monkeypatch.setattr(handler, "stream", sys.stdout)
+def log_to_stdout() -> None:
+    """Have MMEngine's loggers write to today's stdout, and not to that of the test in which they were built, which may
+    be closed since."""
+    for logger in MMLogger._instance_dict.values():
+        for handler in logger.handlers:
+            if type(handler) is logging.StreamHandler:
+                handler.stream = sys.stdout  # `setStream` would write to the closed one

@@ -51,25 +51,37 @@ def _column_sums(matrix: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 @contextmanager
+def kernels_on_cpu(*replaced: tuple[Any, str, Any]) -> Iterator[None]:
+    """Within it, our networks take their forms for CUDA on tensors of a CPU, and start their kernels.
+
+    Args:
+        replaced: objects, names of their attributes, and what takes their place: a way of starting kernels, at least.
+    """
+    always = (
+        (registration, "usable", lambda tensor: True),
+        (registration, "is_direct", lambda tensor: not torch._C._len_torch_dispatch_stack() and context.is_eager()),
+    )
+    with ExitStack() as stack:
+        for place, name, value in (*always, *replaced):
+            stack.enter_context(mock.patch.object(place, name, value))
+        stack.enter_context(context.pretend_device("cuda"))
+        yield
+
+
+@contextmanager
 def ours_as_on_gpu() -> Iterator[None]:
-    """Within it, our networks take their forms for CUDA on tensors of a CPU, and start their kernels as there, except
-    for the last call."""
+    """``kernels_on_cpu``, whose kernels are started as on CUDA, except for the last call."""
     from mm_vitbackbones.ops.kernels.triton import launch
 
     def start(self: Any, function: Any) -> None:
         self.function, self.compiled, self.starts = function, {}, _Started()
 
-    with ExitStack() as stack:
-        for place, name, value in (
-            (launch.Launcher, "__init__", start),
-            (launch, "_stream", lambda index: 0),
-            (registration, "usable", lambda tensor: True),
-            (registration, "is_direct", lambda tensor: not torch._C._len_torch_dispatch_stack() and context.is_eager()),
-            (linear, "product", _product),
-            (linear, "column_sums", _column_sums),
-        ):
-            stack.enter_context(mock.patch.object(place, name, value))
-        stack.enter_context(context.pretend_device("cuda"))
+    with kernels_on_cpu(
+        (launch.Launcher, "__init__", start),
+        (launch, "_stream", lambda index: 0),
+        (linear, "product", _product),
+        (linear, "column_sums", _column_sums),
+    ):
         yield
 
 
