@@ -14,12 +14,15 @@ from torch import Tensor
 
 from mm_vitbackbones.ops import anysize, context, conv, residual
 from mm_vitbackbones.ops.kernels import registration
+from mm_vitbackbones.ops.once import direct
 
 
 def resize_grid(grid: Tensor, height: int, width: int, mode: str = "bilinear") -> Tensor:
     """(B, H, W, C) -> (B, height, width, C), half-pixel centres; the same tensor if the size is the same."""
     if anysize.same_size(grid.shape[1:3], (height, width)):
         return grid
+    if mode == "bilinear" and _by_one_operator(grid):
+        return resized(grid, height, width, None)
     return conv.grid_of(F.interpolate(conv.maps_of(grid), size=(height, width), mode=mode, align_corners=False))
 
 
@@ -27,25 +30,122 @@ def resize_cells(grid: Tensor, cell: float, stride: int, size: tuple[int, int]) 
     """A grid (B, H, W, C) of cells of ``cell`` pixels -> (B, *size, C) of cells of ``stride`` pixels, bilinear. Both
     begin at pixel 0; what ``size`` does not need is left out, and what it lacks repeats the last row or column."""
     height, width = size
-    if cell != stride and context.is_exporting():
+    if cell != stride and (context.is_exporting() or _is_to_repeat(grid)):
         rows, columns = (
             shares_of_places(before, after, grid, stride / cell)
             for before, after in zip(grid.shape[1:3], size, strict=True)
         )
         return by_lines(grid, rows, columns)
     if cell != stride:
-        # Whole cells of both kinds, by further rows and columns that are equal to the last. Then the sizes alone say
-        # where the centres of cells are: by a factor, PyTorch leaves a line as it is whose cells stay as many.
-        new, old = (cell / stride).as_integer_ratio()  # so many new cells cover as much as so many old ones
-        lengths = [
-            anysize.ceil_div(max(before, anysize.ceil_div(after * old, new)), old) * old
-            for before, after in zip(grid.shape[1:3], size, strict=True)
-        ]
-        right, bottom = lengths[1] - grid.shape[2], lengths[0] - grid.shape[1]
-        maps = F.pad(grid.permute(0, 3, 1, 2), (0, right, 0, bottom), mode="replicate")
-        sizes = [length // old * new for length in lengths]
-        grid = F.interpolate(maps, size=sizes, mode="bilinear", align_corners=False).permute(0, 2, 3, 1)
+        resize = resized if _by_one_operator(grid) else _resized
+        return resize(grid, height, width, cell / stride)
     return grid if anysize.same_size(grid.shape[1:3], (height, width)) else grid[:, :height, :width]
+
+
+def _is_to_repeat(grid: Tensor) -> bool:
+    """Whether gradients are to be the same in each run, which those of PyTorch's resize on CUDA are not."""
+    return torch.are_deterministic_algorithms_enabled() and context.device_type(grid) == "cuda"
+
+
+def _resized(grid: Tensor, height: int, width: int, factor: float | None) -> Tensor:
+    """Bilinear: (B, H, W, C) -> (B, height, width, C).
+
+    Args:
+        factor: so many new cells cover as much as one old cell; what they lack repeats the last row or column. None:
+            all new cells cover as much as all old ones.
+    """
+    maps = grid.permute(0, 3, 1, 2)
+    with context.autocast_to(grid.device, None):  # which would repeat rows in fp32, on a CPU
+        if (padding := _padding(grid.shape[1:3], (height, width), factor)) != (0, 0, 0, 0):
+            maps = F.pad(maps, padding, mode="replicate")
+        maps = torch.ops.aten.upsample_bilinear2d.default(maps, (height, width), False, factor, factor)
+    grid = maps.permute(0, 2, 3, 1)
+    on_cpu = context.device_type(grid) == "cpu" and context.is_eager()
+    return _with_gradient_in_order(grid) if on_cpu and grid.requires_grad else grid
+
+
+def _padding(before: Sequence[int], after: Sequence[int], factor: float | None) -> tuple[int, int, int, int]:
+    """Left, right, top and bottom: further columns and rows, so that there are cells at all places of the new ones.
+    One is added where cells stay as many: PyTorch leaves such a line as it is, whatever the factor."""
+    if factor is None:
+        return 0, 0, 0, 0
+    new, old = factor.as_integer_ratio()
+    bottom, right = (
+        length - cells + (length == wanted)
+        for cells, wanted in zip(before, after, strict=True)
+        for length in [max(cells, anysize.ceil_div(wanted * old, new))]
+    )
+    return 0, right, 0, bottom
+
+
+class _WithGradientInOrder(torch.autograd.Function):
+    """A grid, whose gradient is in the order of its memory: that of maps may come, of which PyTorch's gradient of a
+    resize takes three times as long on a CPU."""
+
+    @staticmethod
+    def forward(ctx: Any, grid: Tensor) -> Tensor:
+        return grid.view_as(grid)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad.contiguous()
+
+
+_with_gradient_in_order = direct(_WithGradientInOrder)
+
+
+# ---- as an operator of compiled graphs, with its gradient
+
+
+def _by_one_operator(grid: Tensor) -> bool:
+    """Whether a graph holds a resize as one operator. PyTorch's compiler makes reads at computed places of it, whose
+    gradient adds up cell by cell; and where new cells are more than are wanted, it makes graphs by whether they are.
+    For one size on CUDA, reads are fused with what comes before and after."""
+    if not context.is_compiling_to_run() or _is_to_repeat(grid):
+        return False
+    return context.device_type(grid) != "cuda" or not anysize.are_known(*grid.shape[1:3])
+
+
+def _own_resized(grid: Tensor, height: int, width: int, factor: float | None) -> Tensor:
+    return registration.own(_resized(grid, height, width, factor), grid)
+
+
+def _resized_backward(grad: Tensor, height: int, width: int, factor: float | None) -> Tensor:
+    """The gradient of a grid of ``height`` x ``width`` cells."""
+    batch, *size, channels = grad.shape
+    padding = _padding((height, width), size, factor)
+    sizes = [batch, channels, height + padding[3], width + padding[1]]
+    maps = grad.contiguous().permute(0, 3, 1, 2)
+    with context.autocast_to(grad.device, None):
+        maps = torch.ops.aten.upsample_bilinear2d_backward.default(maps, size, sizes, False, factor, factor)
+        if padding != (0, 0, 0, 0):
+            maps = torch.ops.aten.replication_pad2d_backward.default(maps, maps[:, :, :height, :width], padding)
+    return registration.own(maps.permute(0, 2, 3, 1), grad)
+
+
+def _keep_size(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    grid, _, _, ctx.factor = inputs
+    ctx.size = grid.shape[1:3]
+
+
+resized = registration.operator(
+    "resized(Tensor grid, SymInt height, SymInt width, float? factor) -> Tensor", _own_resized, _own_resized
+)
+resized_backward = registration.operator(
+    "resized_backward(Tensor grad, SymInt height, SymInt width, float? factor) -> Tensor",
+    _resized_backward,
+    _resized_backward,
+)
+registration.in_graphs(
+    "resized",
+    lambda grid, height, width, factor: grid.new_empty(grid.shape[0], height, width, grid.shape[3]),
+    lambda ctx, grad: (resized_backward(grad, *ctx.size, ctx.factor), None, None, None),
+    _keep_size,
+)
+registration.in_graphs(
+    "resized_backward",
+    lambda grad, height, width, factor: grad.new_empty(grad.shape[0], height, width, grad.shape[3]),
+)
 
 
 def by_lines(grid: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

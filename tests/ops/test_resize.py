@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from torch._dynamo.testing import CompileCounter
+from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
 
-from mm_vitbackbones.ops import context
+from mm_vitbackbones.ops import context, resize
 from mm_vitbackbones.ops.resize import TableResize, pooled_to, resize_cells, resized_table
 
 
@@ -52,3 +52,69 @@ def test_cells_lie_where_their_pixels_are(cell: float, stride: int) -> None:
         expected = ((torch.arange(new[axis], dtype=torch.float64) + 0.5) * stride).clamp(centres[0], centres[-1])
         found = resized[0, :, 0, 0] if axis == 0 else resized[0, 0, :, 1]
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * stride)
+
+
+CELLS = [((5, 7), (17, 25), 4), ((5, 7), (9, 12), 8), ((8, 7), (7, 6), 16), ((2, 3), (2, 2), 32), ((3, 4), (3, 2), 16)]
+"""Old cells of 14 pixels, new cells and their pixels: more, as many or fewer lines, and some beyond the old ones."""
+
+
+@pytest.mark.parametrize(("before", "after", "stride"), CELLS)
+def test_gradients_of_cells_are_exact(before: tuple[int, int], after: tuple[int, int], stride: int) -> None:
+    grid = torch.randn(2, *before, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda grid: resize_cells(grid, 14, stride, after), grid)
+    assert torch.autograd.gradgradcheck(lambda grid: resize_cells(grid, 14, stride, after), grid)
+    assert torch.autograd.gradcheck(lambda grid: resize.resized(grid, *after, 14 / stride), grid)
+    assert torch.autograd.gradcheck(lambda grid: resize.resized(grid, *after, None), grid)
+
+
+@pytest.mark.parametrize(("before", "after", "stride"), CELLS)
+def test_where_gradients_are_to_repeat_cuda_has_products(
+    before: tuple[int, int], after: tuple[int, int], stride: int
+) -> None:
+    grid = torch.randn(2, *before, 3, requires_grad=True)
+    expected = resize_cells(grid, 14, stride, after)
+    torch.use_deterministic_algorithms(True)
+    try:
+        with context.pretend_device("cuda"):
+            found = resize_cells(grid, 14, stride, after)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    torch.testing.assert_close(found, expected)
+    assert "Upsample" in names(expected)
+    assert "Upsample" not in names(found)
+
+
+def names(result: torch.Tensor) -> str:
+    """Of the functions that compute its gradient."""
+    found, left = [], [result.grad_fn]
+    while left:
+        function = left.pop()
+        if function is not None:
+            found.append(function.name())
+            left += [next for next, _ in function.next_functions]
+    return " ".join(found)
+
+
+def test_one_graph_resizes_cells_whether_or_not_some_are_left_out() -> None:
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(lambda grid, height, width: resize_cells(grid, 14, 4, (height, width)), backend=counter)
+    for before, after in (((4, 5), (13, 17)), ((4, 6), (14, 21)), ((6, 4), (19, 14)), ((8, 10), (28, 34))):
+        of_compiled = torch.randn(2, *before, 3, dtype=torch.float64, requires_grad=True)
+        grid = of_compiled.detach().requires_grad_()
+        torch._dynamo.maybe_mark_dynamic(of_compiled, (1, 2))
+        found, expected = compiled(of_compiled, *after), resize_cells(grid, 14, 4, after)
+        torch.testing.assert_close(found, expected)
+        for result in (found, expected):
+            (result * torch.linspace(-1, 1, result.numel(), dtype=result.dtype).view_as(result)).sum().backward()
+        torch.testing.assert_close(of_compiled.grad, grid.grad)
+    assert counter.frame_count <= 2  # the first has numbers in place of the new sizes
+
+
+def test_a_graph_resizes_a_grid_by_one_operator() -> None:
+    counter = CompileCounter()
+    compiled = torch.compile(resize.resize_grid, backend=counter, fullgraph=True, dynamic=True)
+    for size in ((6, 11), (3, 4), (9, 2)):
+        grid = torch.randn(2, 5, 7, 3)
+        torch.testing.assert_close(compiled(grid, *size), resize.resize_grid(grid, *size))
+    assert counter.frame_count == 1
+    assert counter.op_count == 1
