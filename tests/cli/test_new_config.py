@@ -235,6 +235,22 @@ def test_warm_up_is_a_small_part_of_any_run(images: int, head: str, memory: floa
     assert iterations >= 100
 
 
+@pytest.mark.parametrize(
+    ("head", "images", "length"),
+    [
+        ("retinanet", 8, 100),  # epochs, of 4 iterations
+        ("retinanet", 100, 40),
+        ("retinanet", 5000, 12),
+        ("segformer", 8, 1000),  # iterations
+        ("segformer", 1000, 20_000),
+        ("segformer", 200_000, 40_000),
+    ],
+)
+def test_the_length_follows_the_images(head: str, images: int, length: int) -> None:
+    plans = [plan_of(own(images), HEADS[head], scratch=scratch) for scratch in (False, True)]
+    assert [plan.length for plan in plans] == [length, 2 * length]
+
+
 def test_batch_and_rate_follow_the_memory() -> None:
     small, large = (plan_of(own(1000), HEADS["retinanet"], False, memory=memory) for memory in (None, 80.0))
     assert (small.batch, large.batch) == (2, 16)
