@@ -16,6 +16,7 @@ from helpers.distributed import (
     ALL_SHARDED,
     BY_STRATEGY,
     CASES,
+    ORDERS,
     SHARDED,
     TRUNKS,
     build,
@@ -160,9 +161,22 @@ def test_sharded_blocks_of_every_family_learn_what_one_process_does(tmp_path: Pa
         check_against_one_process(case, weights)
 
 
+@pytest.fixture(scope="module")
+def folder_of_compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("compiled")
+    torch.multiprocessing.spawn(work_compiled, args=(str(folder),), nprocs=2)
+    return folder
+
+
 @pytest.mark.slow
-def test_two_processes_learn_in_compiled_blocks_what_one_does(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(work_compiled, args=(str(tmp_path),), nprocs=2)
+def test_two_processes_learn_in_compiled_blocks_what_one_does(folder_of_compiled: Path) -> None:
     network = build("mit", "block")
-    learnt = [torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in (0, 1)]
+    learnt = [torch.load(folder_of_compiled / f"{rank}.pth", weights_only=True) for rank in (0, 1)]
     check_learnt(network, frozen_in(network), learnt)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("order", ORDERS)
+def test_sharded_blocks_that_are_compiled_learn_what_one_process_does(order: str, folder_of_compiled: Path) -> None:
+    learnt = torch.load(folder_of_compiled / "sharded.pth", weights_only=True)
+    check_against_one_process(("mit", "block", "cpu"), learnt[order])

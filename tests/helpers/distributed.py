@@ -25,6 +25,8 @@ SHARDED = [("swin", "ffn", "cpu"), ("coat", "block", "cpu"), ("mit", "nothing", 
 """Toys, ``with_cp``, and the kind of device whose forms are taken."""
 ALL_SHARDED = [(*case, "cpu") for case in CASES] + [(toy, "nothing", "cuda") for toy in TOYS]
 BY_STRATEGY = [("swin", "block"), ("cait", "block")]
+ORDERS = ("shard compile", "compile shard")
+"""In which blocks are sharded and compiled."""
 ADAPTED = "adapters"
 """What the results of a network with these are kept under."""
 ADAPTERS = dict(rank=2, targets="all")
@@ -131,17 +133,22 @@ def shard(network: Any) -> None:
     fully_shard(network, mesh=mesh)
 
 
-def work_in_shards(rank: int, folder: str, cases: Sequence[tuple[str, str, str]]) -> None:
-    """Trains networks whose weights are sharded; the first process saves all weights."""
+def whole_weights(network: nn.Module) -> dict[str, Tensor]:
+    """Those of a network whose weights are sharded. All processes ask for them together."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
+    return get_model_state_dict(network, options=StateDictOptions(full_state_dict=True))
+
+
+def work_in_shards(rank: int, folder: str, cases: Sequence[tuple[str, str, str]]) -> None:
+    """Trains networks whose weights are sharded; the first process saves all weights."""
     learnt = {}
     for toy, with_cp, kind in cases:
         network = build(toy, with_cp)
         shard(network)
         with forms(kind):
             train(network, images()[:, rank : rank + 1])
-        learnt[toy, with_cp, kind] = get_model_state_dict(network, options=StateDictOptions(full_state_dict=True))
+        learnt[toy, with_cp, kind] = whole_weights(network)
     if rank == 0:
         torch.save(learnt, Path(folder, "sharded.pth"))
 
@@ -211,7 +218,8 @@ def work_in_all_shards(rank: int, folder: str) -> None:
 
 
 def work_compiled(rank: int, folder: str) -> None:
-    """One of two processes, which trains compiled blocks that are computed again, as ``train --compile`` does."""
+    """One of two processes, which trains compiled blocks that are computed again, as ``train --compile`` does, and the
+    same with sharded weights."""
     from mm_vitbackbones.cli.compiling import compile_backbones
 
     with of_two(rank, folder):
@@ -220,3 +228,21 @@ def work_compiled(rank: int, folder: str) -> None:
         compile_backbones(wrapped, backend="eager", fullgraph=True)
         train(wrapped, images()[:, rank : rank + 1])
         torch.save(network.state_dict(), Path(folder, f"{rank}.pth"))
+        learnt = {order: learn_in_compiled_shards(rank, order) for order in ORDERS}
+        if rank == 0:
+            torch.save(learnt, Path(folder, "sharded.pth"))
+
+
+def learn_in_compiled_shards(rank: int, order: str) -> dict[str, Tensor]:
+    """The weights that blocks learn which are sharded and compiled, one after the other."""
+    network, counts = build("mit", "block"), torch._dynamo.utils.counters
+    torch._dynamo.reset()
+    counts.clear()
+    for step in order.split():
+        if step == "shard":
+            shard(network)
+        else:
+            network.compile_blocks(backend="eager", fullgraph=True)
+    train(network, images()[:, rank : rank + 1])
+    assert counts["stats"]["unique_graphs"] > 0
+    return whole_weights(network)
