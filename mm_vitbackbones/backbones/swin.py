@@ -39,6 +39,7 @@ from mm_vitbackbones.layers import (
     pad_to_multiple,
 )
 from mm_vitbackbones.ops import attention, context, looking, merging, window_heads, windows
+from mm_vitbackbones.ops.once import Pending, finished
 from mm_vitbackbones.registry import BACKBONES
 
 
@@ -90,8 +91,13 @@ class WindowAttention(nn.Module):
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
 
     def forward(self, grid: Tensor) -> Tensor:
-        table, sizes = self.relative_position_bias_table, (self.window_size, self.shift, self.num_heads)
-        return window_heads.attention(grid, self.qkv, self.attend, self.proj, table, *sizes)
+        return finished(self.begun(grid))
+
+    def begun(self, grid: Tensor) -> Tensor | Pending:
+        """``forward``, whose last map may be left to the caller."""
+        inner, sizes = cast("dict[str, Any]", self._modules), (self.window_size, self.shift, self.num_heads)
+        table = cast(Tensor, self._parameters["relative_position_bias_table"])
+        return window_heads.attention(grid, inner["qkv"], self.attend, inner["proj"], table, *sizes)
 
     def looks_at(self, grid: Tensor) -> looking.Shares:
         """The attention weights of chosen queries."""

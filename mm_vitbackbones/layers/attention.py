@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mm_vitbackbones.layers.conv import ChannelsLastConv2d
 from mm_vitbackbones.layers.norm import LayerNorm
 from mm_vitbackbones.ops import attention, context, linear, looking, norm, reduced_heads, rotary, windows
+from mm_vitbackbones.ops.once import Pending, finished
 
 
 @context.plain
@@ -54,6 +55,10 @@ class SpatialReductionAttention(nn.Module):
         self.reduction = nn.Identity() if reduction is None else reduction
 
     def forward(self, grid: Tensor) -> Tensor:
+        return finished(self.begun(grid))
+
+    def begun(self, grid: Tensor) -> Tensor | Pending:
+        """``forward``, whose last map may be left to the caller."""
         inner: dict[str, Any] = self._modules
         reduction, maps = inner["reduction"], (inner["kv"], inner["proj"])
         parts = reduction.parts if type(reduction) is ConvReduction and context.is_plain(reduction) else None
@@ -84,6 +89,10 @@ class SelfAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        return finished(self.begun(tokens))
+
+    def begun(self, tokens: Tensor) -> Tensor | Pending:
+        """``forward``, whose last map may be left to the caller."""
         inner: dict[str, Any] = self._modules  # `self.qkv` takes PyTorch as long as a launch
         return attention.attend_to_each_other(tokens, inner["qkv"], inner["proj"], self.num_heads, self.again)
 

@@ -12,6 +12,7 @@ from mm_vitbackbones.layers.drop_path import Drawn, DropPath
 from mm_vitbackbones.layers.feed_forward import FeedForward, MixFeedForward
 from mm_vitbackbones.layers.norm import LayerNorm
 from mm_vitbackbones.ops import compiling, context, linear, memory, norm, residual
+from mm_vitbackbones.ops.once import Pending
 from mm_vitbackbones.ops.sublayer import Sublayer
 
 T = TypeVar("T")
@@ -49,6 +50,11 @@ class Branch(NamedTuple):
     def call(self, normed: Tensor) -> Tensor:
         """The function of a norm's result."""
         return self.function(normed) if self.shared is None else self.function(normed, self.shared)
+
+    def begun(self, normed: Tensor) -> Tensor | Pending:
+        """``call``, whose last map may be left to the caller."""
+        begin = getattr(self.function, "begun", None)
+        return self.call(normed) if begin is None or not context.is_plain(self.function) else begin(normed)
 
     @property
     def scale(self) -> Tensor | None:

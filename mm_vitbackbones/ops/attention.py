@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mm_vitbackbones.ops import anysize, bias_sums, context, linear, onednn, reduced_heads, resize, rotary
 from mm_vitbackbones.ops.kernels import registration
-from mm_vitbackbones.ops.once import once_differentiable
+from mm_vitbackbones.ops.once import Pending, once_differentiable
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> Tensor:
@@ -31,8 +31,9 @@ def joined(heads: Tensor) -> Tensor:
 
 def attend_to_each_other(
     tokens: Tensor, to_qkv: nn.Module, project: nn.Module, num_heads: int, again: bool = False
-) -> Tensor:
-    """``project(attend(q, k, v))`` of queries, keys and values of the same tokens: (B, N, C) -> (B, N, C).
+) -> Tensor | Pending:
+    """``project(attend(q, k, v))`` of queries, keys and values of the same tokens: (B, N, C) -> (B, N, C). In training
+    on CUDA ``project`` may be left to the caller.
 
     Args:
         to_qkv: a linear map, C -> 3C.
@@ -92,9 +93,9 @@ def attend_to_reduced(
     to_key_value: nn.Module,
     project: nn.Module,
     num_heads: int,
-) -> Tensor:
+) -> Tensor | Pending:
     """``project(attend(q, k, v))`` of queries of a grid and keys and values of its reduction:
-    (B, H, W, C) -> (B, H, W, C).
+    (B, H, W, C) -> (B, H, W, C). In training on CUDA ``project`` may be left to the caller.
 
     Args:
         to_query: a linear map, C -> C.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mm_vitbackbones.ops import bias_sums, context, depthwise, memory, narrow, onednn
 from mm_vitbackbones.ops.kernels import depthwise as kernels
 from mm_vitbackbones.ops.kernels.gelu import gelu_backward_
-from mm_vitbackbones.ops.once import direct, once_differentiable, typed
+from mm_vitbackbones.ops.once import Pending, direct, finished, once_differentiable, typed
 
 
 def linear(x: Tensor, layer: nn.Module, again: bool = False) -> Tensor:
@@ -61,13 +61,15 @@ def of_heads(heads: Tensor, layer: nn.Module, shape: Sequence[int]) -> Tensor | 
     if (found := on_cuda(heads, layer)) is None or found[1] is None:
         return None
     weight, bias, dtype = found
-    return of_heads_by(heads, weight, bias, dtype, shape)
+    return finished(of_heads_by(heads, weight, bias, dtype, shape))
 
 
-def of_heads_by(heads: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
-    """``of_heads`` by the parameters of a layer that is ``on_cuda``."""
+def of_heads_by(
+    heads: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype, shape: Sequence[int]
+) -> Tensor | Pending:
+    """``of_heads`` by the parameters of a layer that is ``on_cuda``; in training, the call that gives it."""
     if torch.is_grad_enabled():
-        return _linear_of_heads(heads, weight, bias, dtype, shape)
+        return Pending(_LinearOfHeads, (heads, weight, bias, dtype, shape))
     rows = join_heads((heads,), heads.shape[1] * heads.shape[3])
     return mapped(rows, weight, bias, dtype).view(*shape, -1)
 
@@ -509,9 +511,8 @@ class _MixFeedForward(torch.autograd.Function):
         )
 
 
-_linear, _linear_to_heads, _linear_of_heads = map(direct, (_Linear, _LinearToHeads, _LinearOfHeads))
-_linear_of_tiles, _feed_forward, _gated = map(direct, (_LinearOfTiles, _FeedForward, _Gated))
-_mix_feed_forward = direct(_MixFeedForward)
+_linear, _linear_to_heads, _linear_of_tiles = map(direct, (_Linear, _LinearToHeads, _LinearOfTiles))
+_feed_forward, _gated, _mix_feed_forward = map(direct, (_FeedForward, _Gated, _MixFeedForward))
 
 
 def column_sums(matrix: Tensor, dtype: torch.dtype) -> Tensor:

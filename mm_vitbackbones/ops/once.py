@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -36,10 +36,26 @@ def direct(kind: type[torch.autograd.Function]) -> Callable[..., Any]:
     return super(torch.autograd.Function, made).apply
 
 
+class Pending(NamedTuple):
+    """A call of an autograd function that is left to what follows, which may take it in as a part of its own."""
+
+    kind: Any
+    """The function."""
+    inputs: tuple[Any, ...]
+
+    def result(self) -> Tensor:
+        return cast(Tensor, direct(self.kind)(*self.inputs))
+
+
+def finished(x: Tensor | Pending) -> Tensor:
+    """A tensor, or the result of the call that gives it."""
+    return x.result() if isinstance(x, Pending) else x
+
+
 class Context:
     """What an autograd function takes in place of PyTorch's context, where another one calls its two parts."""
 
-    saved_tensors: tuple[Any, ...] = ()
+    saved_tensors: Sequence[Any] = ()
     needs_input_grad: tuple[bool, ...] = ()
     wants_result = True
     """Whether the result of forward is used, and not only what it saves."""

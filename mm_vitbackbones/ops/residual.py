@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mm_vitbackbones.ops import context, depthwise, linear, norm, onednn, sublayer
+from mm_vitbackbones.ops.once import Pending, finished
 from mm_vitbackbones.ops.sublayer import add_scaled
 
 BAND_BYTES = 8 * 2**20
@@ -66,6 +67,8 @@ class BranchOf(Protocol):
 
     def call(self, normed: Tensor) -> Tensor: ...
 
+    def begun(self, normed: Tensor) -> Tensor | Pending: ...
+
     def add_to(self, x: Tensor) -> Tensor: ...
 
 
@@ -85,14 +88,14 @@ def add_branches(x: Tensor, branches: Sequence[Any], lightly: Callable[..., Any]
             x = lightly(branch.add_to, x) if context.is_eager_on_cuda(x) else branch.add_to(x)
         return x
     x, normed = norm.fork(x, first.norm)
-    result, factor, scale = first.call(normed), first.drop_path.factor(x), first.scale
+    result, factor, scale = first.begun(normed), first.drop_path.factor(x), first.scale
     for branch in others:
         following = branch.drop_path.factor(x), branch.scale
         if branch is others[-1] and (network := sublayer.of(x, branch, *following)) is not None:
             return lightly(network, x, result, factor, scale)
-        x, result = lightly(_add_and_branch, x, result, factor, scale, branch.norm, branch.function)
+        x, result = lightly(_add_and_branch, x, finished(result), factor, scale, branch.norm, branch.function)
         factor, scale = following
-    return add_scaled(x, result, factor, scale)
+    return add_scaled(x, finished(result), factor, scale)
 
 
 def _add_and_branch(

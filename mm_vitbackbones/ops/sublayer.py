@@ -1,5 +1,5 @@
-"""A residual sum, the norm after it, a feed-forward network and the sum with its result: all after the attention of a
-block, as one function in training on CUDA.
+"""The last map of attention, a residual sum, the norm after it, a feed-forward network and the sum with its result: all
+after the kernel of attention in a block, as one function in training on CUDA.
 
 PyTorch's work around a function, forward and backward, takes as long as several launches. The functions that it is made
 of are those of ``ops.norm`` and ``ops.linear``, with contexts of ours. And it can compute itself again from its inputs,
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mm_vitbackbones.ops import linear, memory, norm
 from mm_vitbackbones.ops.kernels import norm as kernels
 from mm_vitbackbones.ops.kernels.scale import scale_backward
-from mm_vitbackbones.ops.once import Context, direct, once_differentiable, typed
+from mm_vitbackbones.ops.once import Context, Pending, direct, finished, once_differentiable, typed
 
 
 def add_scaled(x: Tensor, branch: Tensor, factor: Tensor | None, scale: Tensor | None = None) -> Tensor:
@@ -87,21 +87,26 @@ class Sublayer(NamedTuple):
     scale: Tensor | None
 
     def __call__(
-        self, x: Tensor, branch: Tensor, factor: Tensor | None, scale: Tensor | None, again: bool = False
+        self, x: Tensor, branch: Tensor | Pending, factor: Tensor | None, scale: Tensor | None, again: bool = False
     ) -> Tensor:
         """``y + factor * scale * network(norm(y))``, where y is the sum of x and a branch with factors of its own:
-        those of samples, (B,), and of channels, (C,), or None.
+        those of samples, (B,), and of channels, (C,), or None. A call that gives the branch becomes a part of this.
 
         Args:
             again: whether training keeps the inputs alone, and computes the rest again in the backward pass.
         """
         weight, bias, eps = norm.parameters_of(self.norm)
         kind, parameters, dtype = network = self.network
-        inputs = x, branch, factor, scale, weight, bias
-        if torch.is_grad_enabled():
-            return _sublayer((again, kind, eps, dtype), *inputs, self.factor, self.scale, *parameters)
-        total, normed, _ = kernels.add_layer_norm(*inputs, eps, dtype)
-        return _scaled_sum(total, network.inferred(normed), self.factor, self.scale)
+        if not torch.is_grad_enabled():
+            total, normed, _ = kernels.add_layer_norm(x, finished(branch), factor, scale, weight, bias, eps, dtype)
+            return _scaled_sum(total, network.inferred(normed), self.factor, self.scale)
+        before: Any = None
+        if isinstance(branch, Pending) and not again:
+            (before, inputs), branch = branch, None
+            parameters = [*parameters, *inputs]
+        options = again, kind, eps, dtype, before, len(network.parameters)
+        ends = self.factor, self.scale
+        return _sublayer(options, x, finished(branch), factor, scale, weight, bias, *ends, *parameters)
 
 
 def of(x: Tensor, branch: Any, factor: Tensor | None, scale: Tensor | None) -> Sublayer | None:
@@ -124,19 +129,22 @@ class _Sublayer(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        options: tuple[bool, Any, float, torch.dtype],
+        options: tuple[bool, Any, float, torch.dtype, Any, int],
         x: Tensor,
-        branch: Tensor,
+        branch: Tensor | None,
         factor: Tensor | None,
         scale: Tensor | None,
         weight: Tensor,
         bias: Tensor,
         last_factor: Tensor | None,
         last_scale: Tensor | None,
-        *parameters: Tensor,
+        *others: Any,
     ) -> Tensor:
-        ctx.options = again, kind, eps, dtype = options
-        of_sum, of_network = Context(), Context()
+        ctx.options = again, kind, eps, dtype, before, count = options
+        of_sum, of_network, of_before = Context(), Context(), Context()
+        parameters = others[:count]
+        if before is not None:
+            branch = before.forward(of_before, *others[count:])
         inputs = x, branch, factor, scale, weight, bias
         total, normed = norm.NormOfSum.forward(of_sum, *inputs, eps, dtype)
         if kind.keeps_sources and not again and memory.state.policy != memory.ALL_RESULTS:
@@ -148,15 +156,17 @@ class _Sublayer(torch.autograd.Function):
             ctx.save_for_backward(*ends, x, *inputs[2:], *parameters, *(sources or (branch,)))
             ctx.sources = len(sources) or 1
         else:
-            ctx.save_for_backward(*ends, *of_sum.saved_tensors, *of_network.saved_tensors)
-            ctx.parts = of_sum, of_network, len(of_sum.saved_tensors)
-            of_sum.saved_tensors = of_network.saved_tensors = ()  # PyTorch keeps them, until the backward pass
+            ctx.parts = parts = of_sum, of_network, of_before
+            ctx.counts = [len(part.saved_tensors) for part in parts]
+            ctx.save_for_backward(*ends, *of_sum.saved_tensors, *of_network.saved_tensors, *of_before.saved_tensors)
+            for part in parts:
+                part.saved_tensors = ()  # PyTorch keeps them, until the backward pass
         return _scaled_sum(total, out, last_factor, last_scale)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
-        again, kind, eps, dtype = ctx.options
+        again, kind, eps, dtype, before, count = ctx.options
         last_factor, last_scale, out, *kept = ctx.saved_tensors
         if again:
             of_sum, of_network = Context(), Context()
@@ -168,15 +178,25 @@ class _Sublayer(torch.autograd.Function):
             kind.forward(of_network, normed, *parameters, dtype)
             del normed, branch, sources
         else:
-            of_sum, of_network, count = ctx.parts
-            of_sum.saved_tensors, of_network.saved_tensors = tuple(kept[:count]), tuple(kept[count:])
-        of_network.needs_input_grad = (True, *ctx.needs_input_grad[9:], False)
+            of_sum, of_network, of_before = ctx.parts
+            first, second, _ = ctx.counts
+            of_sum.saved_tensors, of_network.saved_tensors = kept[:first], kept[first : first + second]
+            of_before.saved_tensors = kept[first + second :]
+        del kept
+        needed = ctx.needs_input_grad[9:]
+        of_network.needs_input_grad = (True, *needed[:count], False)
         of_out, of_last_scale = _gradients(grad, out, last_factor, last_scale, dtype)
         of_normed, *of_parameters, _ = kind.backward(of_network, of_out)
         of_network.saved_tensors = ()
         of_x, of_branch, _, of_scale, of_weight, of_bias, _, _ = norm.NormOfSum.backward(of_sum, grad, of_normed)
         of_sum.saved_tensors = ()
-        return None, of_x, of_branch, None, of_scale, of_weight, of_bias, None, of_last_scale, *of_parameters
+        grads = None, of_x, of_branch, None, of_scale, of_weight, of_bias, None, of_last_scale, *of_parameters
+        if before is None:
+            return grads
+        of_before.needs_input_grad = needed[count:]
+        of_inputs = before.backward(of_before, of_branch)
+        of_before.saved_tensors = ()
+        return *grads[:2], None, *grads[3:], *of_inputs
 
 
 _sublayer = direct(_Sublayer)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mm_vitbackbones.ops import linear, memory, narrow, windows
-from mm_vitbackbones.ops.once import direct, once_differentiable
+from mm_vitbackbones.ops.once import Pending, direct, once_differentiable
 
 
 def attention(
@@ -26,8 +26,9 @@ def attention(
     side: int,
     shift: int,
     num_heads: int,
-) -> Tensor:
-    """``windows.attention`` with the biases of a table, ((2w - 1)^2, h): (B, H, W, C) -> (B, H, W, C)."""
+) -> Tensor | Pending:
+    """``windows.attention`` with the biases of a table, ((2w - 1)^2, h): (B, H, W, C) -> (B, H, W, C). In training
+    ``proj`` may be left to the caller."""
     parameters = linear.on_cuda(grid, qkv, proj) if type(table) is nn.Parameter else None
     if parameters is not None and parameters[1] is not None and parameters[3] is not None:
         return _of_heads(
@@ -36,7 +37,9 @@ def attention(
     return windows.attention(grid, qkv, attend, proj, windows.bias_of(table, side, shift), side, shift)
 
 
-def _of_heads(grid: Tensor, parameters: list[Any], places: windows.Windows, table: Tensor, num_heads: int) -> Tensor:
+def _of_heads(
+    grid: Tensor, parameters: list[Any], places: windows.Windows, table: Tensor, num_heads: int
+) -> Tensor | Pending:
     of_qkv, bias_of_qkv, of_proj, bias_of_proj, dtype = parameters
     trains = torch.is_grad_enabled()
     if trains:
@@ -50,11 +53,11 @@ def _of_heads(grid: Tensor, parameters: list[Any], places: windows.Windows, tabl
     results = [F.scaled_dot_product_attention(q, k, v, attn_mask=bias) for q, k, v, bias in groups]
     if not trains:
         return _mapped(places, grid.shape, of_proj, bias_of_proj, *results)
-    out = _of_windows(of_proj, bias_of_proj, dtype, places, grid.shape, *results)
-    if memory.state.policy == memory.LEAST:
-        copies = narrow.of(of_proj, dtype), narrow.of(bias_of_proj, dtype)
-        memory.made(out, partial(_mapped, places, grid.shape), *copies, *results)
-    return out
+    projected = Pending(_OfWindows, (of_proj, bias_of_proj, dtype, places, grid.shape, *results))
+    if memory.state.policy != memory.LEAST:
+        return projected
+    copies = narrow.of(of_proj, dtype), narrow.of(bias_of_proj, dtype)
+    return memory.made(projected.result(), partial(_mapped, places, grid.shape), *copies, *results)
 
 
 def _mapped(places: windows.Windows, shape: torch.Size, weight: Tensor, bias: Tensor, *heads: Tensor) -> Tensor:
@@ -177,4 +180,4 @@ class _Bias(torch.autograd.Function):
         return windows.table_gradient(total, ctx.side), None, None
 
 
-_to_windows, _of_windows, _bias = map(direct, (_ToWindows, _OfWindows, _Bias))
+_to_windows, _bias = direct(_ToWindows), direct(_Bias)

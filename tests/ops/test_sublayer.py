@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from mm_vitbackbones.backbones.swin import WindowAttention
 from mm_vitbackbones.layers import Block, FeedForward, MixFeedForward
+from mm_vitbackbones.layers.attention import ConvReduction, SelfAttention, SpatialReductionAttention
 from mm_vitbackbones.ops import context, memory, sublayer
 from mm_vitbackbones.ops.kernels import depthwise, norm
 
@@ -146,6 +148,36 @@ def test_parts_with_a_hook_are_called(part: str, recompute: str, monkeypatch: py
     assert len(calls) == 1
     assert seen
     assert_close(ours, step(block, x, "cpu"))
+
+
+ATTENTIONS: dict[str, Any] = {
+    "of all": lambda: SelfAttention(DIM, 2),
+    "reduced": lambda: SpatialReductionAttention(DIM, 2, ConvReduction(DIM, 2)),
+    "in windows": lambda: WindowAttention(DIM, 2, 3, 1),
+}
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("layer_scale", [None, 1.0])
+@pytest.mark.parametrize("frozen", [None, "attn.proj.weight", "attn.proj.bias", "attn"])
+def test_the_last_map_of_attention_is_a_part_of_the_function(
+    attention: str, layer_scale: float | None, frozen: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken, function = [], sublayer._sublayer
+    monkeypatch.setattr(sublayer, "_sublayer", lambda options, *x: taken.append(options[4]) or function(options, *x))
+    block, x = make("mix", 0.5, layer_scale), a_grid()
+    torch.manual_seed(4)
+    block.attn = ATTENTIONS[attention]()
+    if attention == "of all":
+        block.ffn, x = FeedForward(DIM, 20), x.detach().flatten(1, 2).requires_grad_()
+    for name, parameter in block.named_parameters():
+        parameter.requires_grad_(frozen is None or not name.startswith(frozen))
+    ours = step(block, x)
+    assert taken[0] is not None
+    assert_close(ours, step(block, x, "cpu"))
+    block.attn.register_forward_hook(lambda *_: None)
+    assert_close(step(block, x), ours)
+    assert taken[1:] == [None]
 
 
 def test_a_part_that_takes_the_place_of_another_takes_part(monkeypatch: pytest.MonkeyPatch) -> None:
