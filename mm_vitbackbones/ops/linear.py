@@ -330,37 +330,49 @@ def join_heads(heads: Sequence[Tensor], width: int, dim: int = 1) -> Tensor:
 
 
 class _LinearOfTiles(torch.autograd.Function):
-    """``_Linear`` of the tiles of a grid (B, H, W, C) by a weight (O, C, r, s)."""
+    """``_Linear`` of the tiles of a grid (B, H, W, C) by a weight (O, C, r, s).
+
+    In the memory of a grid, a tile has the order (r, s, C), for which the weight is copied, and its gradient back.
+    Where the grid is a view of maps, such as an image, a tile is taken in the order of the weight.
+    """
 
     @staticmethod
     def forward(ctx: Any, grid: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
         ctx.shapes, ctx.dtypes = (grid.shape, weight.shape), (grid.dtype, weight.dtype, bias.dtype)
+        ctx.of_maps = of_maps = grid.stride(3) > grid.stride(2)
         tiles = in_tiles(grid, weight.shape)
         shape = *tiles.shape[:3], weight.shape[0]
-        tiles, weight = tiles_of(tiles, dtype), weight_of_tiles(weight, dtype)
-        ctx.save_for_backward(tiles, weight)
-        return F.linear(tiles, weight, narrow.of(bias, dtype)).view(shape)
+        if of_maps:
+            rows = _packed(tiles.permute(0, 1, 2, 5, 3, 4), dtype).view(-1, weight[0].numel())
+            weight = narrow.of(weight, dtype).reshape(weight.shape[0], -1)
+        else:
+            rows, weight = tiles_of(tiles, dtype), weight_of_tiles(weight, dtype)
+        ctx.save_for_backward(rows, weight)
+        return F.linear(rows, weight, narrow.of(bias, dtype)).view(shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
-        tiles, weight = ctx.saved_tensors
-        shape, shape_of_weight = ctx.shapes
-        places, window = grad.shape[:3], shape_of_weight[2:]
-        grad, of_grid = grad.reshape(-1, grad.shape[3]), None
-        if ctx.needs_input_grad[0]:
-            of_tiles = torch.mm(grad, weight).view(*places, *window, shape[3])
-            if (places[1] * window[0], places[2] * window[1]) == shape[1:3]:
-                of_grid = _packed(of_tiles.transpose(2, 3), ctx.dtypes[0]).view(shape)
+        rows, weight = ctx.saved_tensors
+        needed, of_maps, dtypes, (shape, shape_of_weight) = ctx.needs_input_grad, ctx.of_maps, ctx.dtypes, ctx.shapes
+        places, (channels, *window) = grad.shape[:3], shape_of_weight[1:]
+        grad, of_grid, of_weight = grad.reshape(-1, grad.shape[3]), None, None
+        if needed[0]:
+            of_rows = torch.mm(grad, weight)
+            if of_maps:
+                of_tiles = of_rows.view(*places, channels, *window).permute(0, 1, 2, 4, 5, 3)
             else:
-                of_grid = torch.zeros(shape, dtype=ctx.dtypes[0], device=grad.device)
+                of_tiles = of_rows.view(*places, *window, channels)
+            if (places[1] * window[0], places[2] * window[1]) == shape[1:3]:
+                of_grid = _packed(of_tiles.transpose(2, 3), dtypes[0]).view(shape)
+            else:
+                of_grid = torch.zeros(shape, dtype=dtypes[0], device=grad.device)
                 in_tiles(of_grid, shape_of_weight).copy_(of_tiles)
-        return (
-            of_grid,
-            of_weight_of_tiles(grad, tiles, shape_of_weight, ctx.dtypes[1]) if ctx.needs_input_grad[1] else None,
-            column_sums(grad, ctx.dtypes[2]) if ctx.needs_input_grad[2] else None,
-            None,
-        )
+        if needed[1] and of_maps:
+            of_weight = product(grad.t(), rows, dtypes[1]).view(shape_of_weight)
+        elif needed[1]:
+            of_weight = of_weight_of_tiles(grad, rows, shape_of_weight, dtypes[1])
+        return of_grid, of_weight, column_sums(grad, dtypes[2]) if needed[2] else None, None
 
 
 def in_tiles(grid: Tensor, window: Sequence[int]) -> Tensor:

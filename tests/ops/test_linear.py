@@ -186,13 +186,27 @@ def test_mix_feed_forward_has_the_values_and_gradients_of_its_modules(frozen: st
 
 
 @pytest.mark.parametrize("size", [(8, 12), (9, 15)], ids=str)
-def test_a_convolution_of_tiles_has_the_value_and_gradients_of_the_module(size: tuple[int, int]) -> None:
-    conv, grid = ChannelsLastConv2d(6, 10, 4, 4), torch.randn(2, *size, 6, requires_grad=True)
+@pytest.mark.parametrize("memory", ["of grids", "of maps"])
+def test_a_convolution_of_tiles_has_the_value_and_gradients_of_the_module(memory: str, size: tuple[int, int]) -> None:
+    conv, grid = ChannelsLastConv2d(6, 10, 4, 4), torch.randn(2, *size, 6)
+    if memory == "of maps":
+        grid = grid.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
+    grid.requires_grad_()
     y, expected = conv(grid), F.conv2d(grid.permute(0, 3, 1, 2), conv.weight, conv.bias, 4).permute(0, 2, 3, 1)
     assert type(y.grad_fn).__name__ == "_LinearOfTilesBackward"
     torch.testing.assert_close(y, expected)
     ours, theirs = (torch.autograd.grad(out.square().sum(), [grid, *conv.parameters()]) for out in (y, expected))
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_a_convolution_of_the_tiles_of_an_image_copies_neither_its_weight_nor_the_gradient() -> None:
+    conv, image = ChannelsLastConv2d(3, 10, 4, 4), torch.randn(2, 3, 8, 12)
+    y = conv(image.permute(0, 2, 3, 1))
+    weights = [x for x in y.grad_fn.saved_tensors if x.shape[0] == 10]
+    assert [x.data_ptr() for x in weights] == [conv.weight.data_ptr()]
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        y.backward(torch.ones_like(y))
+    assert not {"aten::copy_", "aten::clone"} & {event.key for event in profile.key_averages()}
 
 
 def test_a_convolution_of_a_channel_to_several_has_the_value_and_gradients_of_the_module() -> None:
