@@ -70,6 +70,11 @@ def did_you_mean(word: str, known: Iterable[str], count: int = 3) -> str:
     return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
+def counted(count: int, one: str, many: str = "") -> str:
+    """Such as ``1 image`` and ``1,200 images``; ``many`` is the plural, if that is not ``one`` and an s."""
+    return f"{count:,} {one if count == 1 else many or f'{one}s'}"
+
+
 def shorten(names: list[str] | tuple[str, ...], most: int = 8) -> str:
     """The first ``most`` of the names, and how many more there are."""
     rest = f", ... ({len(names) - most} more)" if len(names) > most else ""

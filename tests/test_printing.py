@@ -15,7 +15,7 @@ from mm_vitbackbones.cli import check_data, convert_checkpoint, convert_dataset
 from mm_vitbackbones.cli.arguments import run
 from mm_vitbackbones.cli.predict import Results
 from mm_vitbackbones.engine.drawing import class_name, draw_boxes, draw_legend
-from mm_vitbackbones.errors import CheckpointError, UserError, printable, shorten
+from mm_vitbackbones.errors import CheckpointError, UserError, counted, printable, shorten
 from mm_vitbackbones.printing import LAYOUT, print, printable_logs
 
 EVIL = "\x1b]0;title\x07\r\x1b[2Jcat\u202egnp.exe\u2066\x9b31m\x00\x7f"
@@ -40,6 +40,14 @@ def test_what_steers_a_terminal_is_escaped():
     assert printable("a\nb\tc\x1b", keep="\n\t") == "a\nb\tc\\x1b"
     assert printable("\udcff\u2028\u200f") == r"\udcff\u2028\u200f"
     assert shorten(["a\nb", "c"]) == r"a\nb, c"
+
+
+@pytest.mark.parametrize(
+    ("count", "said"), [(0, "0 classes"), (1, "1 class"), (2, "2 classes"), (1200, "1,200 classes")]
+)
+def test_one_has_no_plural(count, said):
+    assert counted(count, "class", "classes") == said
+    assert counted(count, "image") == said.replace("classes", "images").replace("class", "image")
 
 
 def test_what_a_command_prints_logs_and_reports_is_escaped(capsys):

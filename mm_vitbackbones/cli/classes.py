@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any
 
-from mm_vitbackbones.errors import UserError
+from mm_vitbackbones.errors import UserError, counted
 from mm_vitbackbones.nodes import heads, nodes, type_name
 
 THINGS, STUFF = "num_things_classes", "num_stuff_classes"
@@ -21,11 +21,12 @@ def check_num_classes(model: Any, count: int, where: str) -> None:
     Raises:
         UserError: for the first head that does not.
     """
+    has = counted(count, "class", "classes")
     other_classes = "or metainfo=dict(classes=(...)) of the dataset"
     for path, head in heads(model):
         if head["num_classes"] != count:
             raise UserError(
-                f"{path}.num_classes={head['num_classes']}, but the data set of {where} has {count} classes; "
+                f"{path}.num_classes={head['num_classes']}, but the data set of {where} has {has}; "
                 f"set {path}.num_classes={count}, {other_classes}"
             )
         _check_weights(path, head, count)
@@ -34,8 +35,8 @@ def check_num_classes(model: Any, count: int, where: str) -> None:
         if things + stuff != count:
             right = f"{path}.{THINGS}={count}" if stuff == 0 else f"{path}.{THINGS} and {path}.{STUFF}"
             raise UserError(
-                f"{path} has {things} classes of things and {stuff} of stuff, but the data set of {where} has {count} "
-                f"classes; set {right}, {other_classes}"
+                f"{path} has {things} classes of things and {stuff} of stuff, but the data set of {where} has {has}; "
+                f"set {right}, {other_classes}"
             )
         _check_weights(path, head, count)
 
@@ -59,7 +60,8 @@ def _check_weights(path: str, head: Mapping[str, Any], count: int) -> None:
             if isinstance(given, (list, tuple)) and len(given) != length:
                 last = ", the last for what is no object" if length > count else ""
                 raise UserError(
-                    f"{path}.{key}.class_weight has {len(given)} weights, and {count} classes need {length}{last}"
+                    f"{path}.{key}.class_weight has {counted(len(given), 'weight')}, and for "
+                    f"{counted(count, 'class', 'classes')} there have to be {length}{last}"
                 )
 
 

@@ -14,7 +14,7 @@ from mm_vitbackbones.data.converting import coco_export, labelme, masks, voc, yo
 from mm_vitbackbones.data.converting.collection import SPLITS, Collection, Notes, split_samples
 from mm_vitbackbones.data.converting.recognise import FORMATS, recognise
 from mm_vitbackbones.data.converting.writing import check_copies, check_out, file_names, whole_folder, write_coco
-from mm_vitbackbones.errors import UserError, printable
+from mm_vitbackbones.errors import UserError, counted, printable
 from mm_vitbackbones.printing import print
 
 
@@ -149,11 +149,11 @@ def _splits(own: Sequence[str | None], args: argparse.Namespace) -> list[str]:
     """The split of each image, and a line that says where it is from."""
     splits = split_samples(own, args.val, args.seed)
     if args.val is None and "val" in own:
-        rest = f"; {own.count(None)} images of none are for training" if None in own else ""
+        rest = f"; images of none, which are for training: {own.count(None):,}" if None in own else ""
         print(f"split: that of the source{rest}")
     else:
         instead = ", and not that of the source" if "val" in own else ""
-        print(f"split: {splits.count('val')} images for validation by chance (--seed {args.seed}){instead}")
+        print(f"split: {counted(splits.count('val'), 'image')} for validation by chance (--seed {args.seed}){instead}")
     return splits
 
 
@@ -162,7 +162,7 @@ def _report(
 ) -> None:
     """Print how much of each class there is in each split."""
     present = [split for split in SPLITS if images[split]]
-    print(f"{out}: " + ", ".join(f"{images[split]} images in {split}" for split in present))
+    print(f"{out}: " + ", ".join(f"{counted(images[split], 'image')} in {split}" for split in present))
     width = max(len(printable(name)) for name in ["class", *classes])
     print(f"  {'class':<{width}}" + "".join(f"{split:>9}" for split in present) + f"   ({what})")
     for name in classes:

@@ -23,7 +23,7 @@ from mm_vitbackbones.cli.predict import find_images
 from mm_vitbackbones.cli.subject import Subject, View, looks_like_checkpoint, map_of, with_map
 from mm_vitbackbones.engine.console import Console
 from mm_vitbackbones.engine.drawing import class_name
-from mm_vitbackbones.errors import UserError, printable
+from mm_vitbackbones.errors import UserError, counted, printable
 from mm_vitbackbones.files import to_csv, to_png, write_files
 from mm_vitbackbones.inspection import cam, drawing
 from mm_vitbackbones.inspection.attention import MOST, Seen, look, spread
@@ -66,7 +66,7 @@ def _look(args: argparse.Namespace) -> None:
     with subject.in_scope():
         SHOWN[args.show](subject, images, args, results)
     results.write()
-    print_log(f"{args.show} of {len(images)} images: {out}", logger="current")
+    print_log(f"{args.show} of {counted(len(images), 'image')}: {out}", logger="current")
 
 
 class Results:
@@ -438,7 +438,8 @@ class _Detection:
             chosen, of_class = chosen[inside.cpu()[chosen]], f"{of_class} at {args.at[0]:g} {args.at[1]:g}"
         if args.detection >= len(chosen):
             raise NothingFound(
-                f"{printable(view.name)}: it has {len(chosen)} detections{of_class}, and no number {args.detection}"
+                f"{printable(view.name)}: it has {counted(len(chosen), 'detection')}{of_class}, "
+                f"and no number {args.detection}"
             )
         one = chosen[scores.cpu()[chosen].argsort(descending=True, stable=True)[args.detection]]
         self.box, self.label = boxes[one], int(labels[one])

@@ -20,7 +20,7 @@ from mm_vitbackbones.cli import preflight
 from mm_vitbackbones.cli.arguments import Parser, add_checks
 from mm_vitbackbones.cli.config import load_config
 from mm_vitbackbones.data.own import OwnData, objects_in, segments_in
-from mm_vitbackbones.errors import UserError, did_you_mean, printable
+from mm_vitbackbones.errors import UserError, counted, did_you_mean, printable
 from mm_vitbackbones.files import write_new
 from mm_vitbackbones.printing import print
 
@@ -172,7 +172,7 @@ def main(argv: list[str]) -> None:
     if not args.skip_checks:
         check(text, out.name)
     write_new(out, text.encode())
-    print(f"{head.title} for {len(data.classes)} classes: {describe(plan, head)}")
+    print(f"{head.title} for {counted(len(data.classes), 'class', 'classes')}: {describe(plan, head)}")
     print(f"wrote {out}; train with: {_command(out)}")
 
 
@@ -345,8 +345,8 @@ def config_text(
     quoted, names = (", ".join(map(_text, each)) for each in (parts_of(part, scratch), data.classes))
     train, val = data.splits["train"], data.splits["val"]
     lines = [
-        f"# {head.title} with {backbone[0].__name__} {backbone[1]} on {printable(data.name)}: {train.count} images to "
-        f"learn from, {val.count} to measure.",
+        f"# {head.title} with {backbone[0].__name__} {backbone[1]} on {printable(data.name)}: "
+        f"{counted(train.count, 'image')} to learn from, {val.count:,} to measure.",
         f"#   {printable(_command(out))}",
         f'_base_ = [__import__("mm_vitbackbones").recipe(f"_base_/{{part}}.py") for part in (\n    {quoted},\n)]',
         f"data_root = {_text(data.root.as_posix() + '/')}",
@@ -400,8 +400,8 @@ def config_text(
         lines.append(f"train_cfg = dict(max_iters={plan.length}, val_interval={plan.interval})")
         lines.append(f"default_hooks = dict(checkpoint=dict(interval={plan.interval}))")
     else:
-        each = f"{plan.epoch} iteration{'s' * (plan.epoch > 1)}"
-        lines.append(f"train_cfg = dict(max_epochs={plan.length}, val_interval={plan.interval})  # of {each} each")
+        each = f"{counted(plan.epoch, 'iteration')} each"
+        lines.append(f"train_cfg = dict(max_epochs={plan.length}, val_interval={plan.interval})  # of {each}")
     lines += [
         f"param_scheduler = [dict(_base_.param_scheduler[0], end={plan.warm_up}), _base_.param_scheduler[1]]",
         f"auto_scale_lr = dict(base_batch_size={plan.batch})",
@@ -461,4 +461,4 @@ def check(text: str, name: str) -> None:
 def describe(plan: Plan, head: Head) -> str:
     """The plan in a few words."""
     unit = f"{plan.length:,} iterations" if head.task == SEGMENTATION else f"{plan.length} epochs of {plan.epoch:,}"
-    return f"{unit}, batch {plan.batch}, learning rate {plan.rate:g}, warm-up of {plan.warm_up} iterations"
+    return f"{unit}, batch {plan.batch}, learning rate {plan.rate:g}, warm-up of {counted(plan.warm_up, 'iteration')}"

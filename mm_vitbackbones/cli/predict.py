@@ -49,7 +49,7 @@ from mm_vitbackbones.data.values import check_channels
 from mm_vitbackbones.engine.console import Console
 from mm_vitbackbones.engine.drawing import class_name, displayable, draw_prediction
 from mm_vitbackbones.engine.resume import read
-from mm_vitbackbones.errors import OutputError, UserError, printable, shorten
+from mm_vitbackbones.errors import OutputError, UserError, counted, printable, shorten
 from mm_vitbackbones.files import (
     check_room,
     make_folder,
@@ -251,7 +251,7 @@ class Run:
                 self.done += 1
                 known[entry["image"]["file_name"]] = entry["name"]
         if known:
-            print_log(f"{len(known)} images were finished before: the run goes on after them", logger="current")
+            print_log(f"the run goes on after {counted(len(known), 'image')} of before", logger="current")
         return known
 
     def write_results(self) -> None:

@@ -24,7 +24,7 @@ from mm_vitbackbones.engine.plain_data import make_plain, restore
 from mm_vitbackbones.engine.resume import take_trained_weights
 from mm_vitbackbones.engine.schedules import RECORD, run_record
 from mm_vitbackbones.engine.stopping import leave_signals_to_the_parent
-from mm_vitbackbones.errors import OutputError, UserError, shorten
+from mm_vitbackbones.errors import OutputError, UserError, counted, shorten
 from mm_vitbackbones.files import make_folder, own_names, to_png, write_whole
 from mm_vitbackbones.nodes import heads
 from mm_vitbackbones.registry import HOOKS
@@ -240,7 +240,7 @@ class ImagesHook(Hook):
 
     def after_test_epoch(self, runner: Runner, metrics: Mapping[str, Any] | None = None) -> None:
         drawn = {name for names in all_gather_object(self._drawn) for name in names}
-        runner.logger.info(f"drawings: {self.out_dir} ({len(drawn)} files)")
+        runner.logger.info(f"drawings: {self.out_dir} ({counted(len(drawn), 'file')})")
 
 
 ENDING = "_gt_pred.png"

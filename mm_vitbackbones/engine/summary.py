@@ -14,7 +14,7 @@ from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 from torch import nn
 
 from mm_vitbackbones import adapters
-from mm_vitbackbones.errors import shorten
+from mm_vitbackbones.errors import counted, shorten
 from mm_vitbackbones.nodes import is_pretrained
 
 
@@ -103,12 +103,12 @@ def describe_data(dataset: Any) -> str:
         inner = inner.dataset
     text = type(inner).__name__
     if hasattr(inner, "__len__"):  # a stream has no length
-        text += f", {len(inner):,} images"
+        text += f", {counted(len(inner), 'image')}"
         if len(inner) != len(dataset):
             text += f" ({len(dataset):,} with repeats)"
     classes = (getattr(dataset, "metainfo", None) or {}).get("classes")
     if classes:
-        text += f", {len(classes)} class{'es' * (len(classes) > 1)} ({shorten([*map(str, classes)], 6)})"
+        text += f", {counted(len(classes), 'class', 'classes')} ({shorten([*map(str, classes)], 6)})"
     return text
 
 
@@ -116,16 +116,17 @@ def describe_schedule(loops: Mapping[str, Any]) -> str:
     """Such as ``12 epochs of 84 iterations, batch 2, evaluated every epoch``."""
     loop = loops["train"]
     by_epoch = isinstance(loop, EpochBasedTrainLoop)
-    length = f"{loop.max_epochs} epochs of {len(loop.dataloader):,}" if by_epoch else f"{loop.max_iters:,}"
+    text = counted(len(loop.dataloader) if by_epoch else loop.max_iters, "iteration")
+    if by_epoch:
+        text = f"{counted(loop.max_epochs, 'epoch')} of {text}"
     batch, processes = getattr(loop.dataloader, "batch_size", None), get_world_size()
     if batch is None:  # a batch sampler of its own
         batch = getattr(getattr(loop.dataloader, "batch_sampler", None), "batch_size", None)
-    text = f"{length} iterations"
     if batch:
         text += f", batch {batch * processes}" + (f" ({batch} in each of {processes} processes)" * (processes > 1))
     if "val" in loops:
-        unit = "epoch" if by_epoch else "iteration"
-        text += f", evaluated every {unit if loop.val_interval == 1 else f'{loop.val_interval:,} {unit}s'}"
+        every = counted(loop.val_interval, "epoch" if by_epoch else "iteration")
+        text += f", evaluated every {every.removeprefix('1 ')}"
     return text
 
 
@@ -157,8 +158,7 @@ def describe_device(device: torch.device) -> str:
     processes = get_world_size()
     text = f"{torch.cuda.get_device_name(device)}" if device.type == "cuda" else device.type.upper()
     if device.type == "cpu":
-        threads = torch.get_num_threads()
-        text += f", {threads} thread{'s' * (threads > 1)}"
+        text += f", {counted(torch.get_num_threads(), 'thread')}"
     return text + (f", {processes} processes" * (processes > 1))
 
 

@@ -8,7 +8,6 @@ import logging
 import random
 import re
 import shlex
-from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -245,14 +244,16 @@ def test_a_right_key_passes(detector: Config, changes: dict[str, Any]) -> None:
 def test_the_libraries_own_configs_pass(library: str) -> None:
     folder = Path(importlib.import_module(library).__file__ or "").parent / ".mim" / "configs"
     files = [file for file in sorted(folder.glob("*/*.py")) if file.parent.name != "_base_"]
+    checked = 0
     for file in random.Random(0).sample(files, 150):
-        with suppress(UserError):
-            if "model" not in read_config(file):  # some need a package that is not here
-                continue  # a part of configs in a folder of its own, as mmdet's common/ has them
-            try:
-                load_config(file, {})
-            except UserError as error:
-                raise AssertionError(error) from None
+        try:
+            cfg = read_config(file)
+        except UserError:
+            continue  # it needs a package that is not here
+        if "model" in cfg:  # a folder of its own may hold parts of configs, as mmdet's common/ does
+            load_config(file, {})
+            checked += 1
+    assert checked > 130
 
 
 # ---- hooks and logs

@@ -54,11 +54,11 @@ def test_right_numbers_pass(model: dict[str, Any]) -> None:
         (panoptic() | {"panoptic_fusion_head": dict(TWO, num_things_classes=3)}, r"model\.panoptic_fusion_head has 3"),
         (
             panoptic(loss_cls=dict(SOFTMAX, class_weight=[1.0, 1.0])),
-            "has 2 weights, and 2 classes need 3, the last",
+            "has 2 weights, and for 2 classes there have to be 3, the last",
         ),
         (
             {"decode_head": {"num_classes": 2, "loss_decode": [dict(SOFTMAX, class_weight=[1.0] * 3)]}},
-            r"model\.decode_head\.loss_decode\.class_weight has 3 weights, and 2 classes need 2$",
+            r"model\.decode_head\.loss_decode\.class_weight has 3 weights, and for 2 classes there have to be 2$",
         ),
     ],
 )

@@ -177,7 +177,7 @@ def test_a_full_disk_ends_drawing_and_not_the_test(tmp_path: Path, monkeypatch: 
     assert said == [
         f"{tmp_path}/out/1_gt_pred.png cannot be written: No space left on device; no more is drawn, and the test "
         "goes on",
-        f"drawings: {tmp_path}/out (1 files)",
+        f"drawings: {tmp_path}/out (1 file)",
     ]
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.optim import AmpOptimWrapper, OptimWrapper, OptimWrapperDict
+from mmengine.runner import EpochBasedTrainLoop
 from torch import nn
 
 from helpers.toys import TOYS
@@ -82,6 +83,7 @@ def test_data():
     repeated = Data(168, ("tree",), dataset=Data(42))
     assert summary.describe_data(repeated) == "Data, 42 images (168 with repeats), 1 class (tree)"
     assert summary.describe_data(Data(3)) == "Data, 3 images"
+    assert summary.describe_data(Data(1)) == "Data, 1 image"
     assert summary.describe_data(SimpleNamespace(metainfo=dict(classes=["tree"]))) == (
         "SimpleNamespace, 1 class (tree)"
     )
@@ -94,6 +96,17 @@ def test_schedule_by_iterations(monkeypatch):
     assert summary.describe_schedule({"train": loop, "val": None}) == (
         "160,000 iterations, batch 16 (2 in each of 8 processes), evaluated every 4,000 iterations"
     )
+
+
+def test_schedule_by_epochs():
+    loop = EpochBasedTrainLoop.__new__(EpochBasedTrainLoop)
+    loop.dataloader = Data(1)
+    for epochs, interval, expected in (
+        (1, 1, "1 epoch of 1 iteration, evaluated every epoch"),
+        (12, 3, "12 epochs of 1 iteration, evaluated every 3 epochs"),
+    ):
+        loop._max_epochs, loop.val_interval = epochs, interval
+        assert summary.describe_schedule({"train": loop, "val": None}) == expected
 
 
 def test_batch_of_a_batch_sampler():
