@@ -19,6 +19,7 @@ from mm_vitbackbones.analysis.segmentation import Segmentation
 from mm_vitbackbones.analysis.tide import BACKGROUND, ERRORS, FOREGROUND, tide
 from mm_vitbackbones.analysis.training import Training
 from mm_vitbackbones.analysis.values import mean, plain
+from mm_vitbackbones.errors import counted
 from mm_vitbackbones.files import to_csv, write_files
 
 MEAN = "mean"
@@ -131,7 +132,8 @@ def add_detection(
     page.key_numbers(overall)
     shown = sum(len(image.labels) for image in run.images)
     page.say(
-        f"{len(run.images):,} images, {int(run.counts[:, 0].sum()):,} objects, {shown:,} detections. AP is COCO's, the "
+        f"{counted(len(run.images), 'image')}, {counted(int(run.counts[:, 0].sum()), 'object')}, "
+        f"{counted(shown, 'detection')}. AP is COCO's, the "
         f"mean over IoU 0.5 to 0.95, with at most {MOST} detections of an image and class. Objects are small below "
         "32x32 pixels of the image, and large from 96x96.",
         f"Where detections need a least score, it is {score:.3f}, {why}.",
@@ -301,7 +303,10 @@ def _case(report: Report, run: Detection, one: Judged, picture: Picture, name: s
     ]
     missed, false, right = (int(each.sum()) for each in (one.missed, one.false, one.right))
     sides = [
-        (f"{picture.name}: {len(truth)} objects, {missed} missed", [*sorted(truth, key=lambda box: box.kind)]),
+        (
+            f"{picture.name}: {counted(len(truth), 'object')}, {missed} missed",
+            [*sorted(truth, key=lambda box: box.kind)],
+        ),
         (f"{right} right, {false} false; F1 {one.f1:.2f}", found),
     ]
     report.page.add(f'<div class="case">{drawing(picture.jpeg, picture.size, name, sides)}</div>')

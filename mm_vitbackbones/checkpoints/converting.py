@@ -22,7 +22,7 @@ from mm_vitbackbones.checkpoints.recognise import (
     twin_of,
 )
 from mm_vitbackbones.checkpoints.unwrapping import unwrap, unwrap_model
-from mm_vitbackbones.errors import CheckpointError, CheckpointMismatch, OutputError, shorten
+from mm_vitbackbones.errors import CheckpointError, CheckpointMismatch, OutputError, counted, shorten
 from mm_vitbackbones.files import check_room, whole_file
 
 TARGETS = ("official", "ours", "openmmlab", "timm")
@@ -213,7 +213,7 @@ def _check_arch(found: Found, state: State, ours: State, arch: str | dict[str, A
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"--arch: {error}") from None
     if differing := differences(found.family, expected, ours):
-        raise CheckpointMismatch(f"is not of arch {arch}: {len(differing)} tensors differ: {shorten(differing)}")
+        raise CheckpointMismatch(f"is not of arch {arch} in {counted(len(differing), 'tensor')}: {shorten(differing)}")
     return str(arch)
 
 

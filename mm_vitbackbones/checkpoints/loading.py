@@ -30,7 +30,7 @@ from mm_vitbackbones.checkpoints.recognise import (
 )
 from mm_vitbackbones.checkpoints.record import Licence
 from mm_vitbackbones.checkpoints.unwrapping import unwrap
-from mm_vitbackbones.errors import CheckpointError, CheckpointMismatch, did_you_mean, shorten
+from mm_vitbackbones.errors import CheckpointError, CheckpointMismatch, counted, did_you_mean, shorten
 from mm_vitbackbones.registry import BACKBONES
 
 KNOWN = FAMILIES | HEADS
@@ -224,7 +224,7 @@ def _load(backbone: nn.Module, content: Any, source: str, prefix: str | None) ->
         parameters=sum(tensor.numel() for tensor in prepared.values()),
         fresh=tuple(fresh),
         adapted=tuple(adapted),
-        cast=tuple(f"{count} tensors cast from {types}" for types, count in cast.items()),
+        cast=tuple(f"{counted(count, 'tensor')} cast from {types}" for types, count in cast.items()),
         left_out=(
             *(key for key, name in renamed.items() if name.startswith(CLASSIFIER)),
             *sorted(key for key in split_off if key.startswith(CLASSIFIER)),

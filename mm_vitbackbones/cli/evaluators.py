@@ -10,7 +10,7 @@ from mmengine.config import Config
 
 from mm_vitbackbones.cli.datasets import annotation_file, classes_of, datasets_of, is_large, is_read_as_coco
 from mm_vitbackbones.data.coco import check_is_json, check_measured, read_coco
-from mm_vitbackbones.errors import UserError
+from mm_vitbackbones.errors import UserError, counted
 from mm_vitbackbones.nodes import type_name
 
 
@@ -81,8 +81,8 @@ def check_coco_metric(
         listed = [image["id"] for image in read_coco(file, where, labelled=False)["images"]]
         if lacking := [key for key in listed if key not in images]:
             raise UserError(
-                f"{where}: {path} does not list {len(lacking)} images of {file}, such as id {lacking[0]!r}: set its "
-                "ann_file to the dataset's annotation file"
+                f"{where}: {path} does not list {counted(len(lacking), 'image')} of {file}, such as id {lacking[0]!r}: "
+                "set its ann_file to the dataset's annotation file"
             )
         if shared := [key for key in listed if key in found]:
             raise UserError(

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from mm_vitbackbones.data.json_files import read_json
-from mm_vitbackbones.errors import UserError, shorten
+from mm_vitbackbones.errors import UserError, counted, shorten
 from mm_vitbackbones.files import why_no_file
 
 Results = list[dict[str, Any]]
@@ -113,7 +113,9 @@ def of_samples(samples: Sequence[Mapping[str, Any]], categories: Sequence[Any], 
         mask_scores = np.array(found.get("mask_scores", scores), dtype=np.float32).tolist()
         for place, (box, label, score) in enumerate(zip(sides, labels, scores, strict=True)):
             if not 0 <= label < len(categories):
-                raise UserError(f"{path} has the label {label}, and the data set {len(categories)} classes")
+                raise UserError(
+                    f"{path} has the label {label}, and the data set {counted(len(categories), 'class', 'classes')}"
+                )
             entry = {"image_id": sample["img_id"], "category_id": categories[label]}
             boxes.append({**entry, "bbox": box, "score": score})
             if shapes is not None:

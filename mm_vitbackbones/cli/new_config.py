@@ -395,7 +395,10 @@ def config_text(
         if scratch and line in head.norms:  # random weights need norms to bear the rate
             filled = f"{filled[:-1]}, {NORM})"
         lines.append(f"    {filled},")
-    lines += [")", f"optim_wrapper = dict(optimizer=dict(lr={plan.rate:g}))  # for {plan.batch} images in a step"]
+    lines += [
+        ")",
+        f"optim_wrapper = dict(optimizer=dict(lr={plan.rate:g}))  # for {counted(plan.batch, 'image')} in a step",
+    ]
     if segmentation:
         lines.append(f"train_cfg = dict(max_iters={plan.length}, val_interval={plan.interval})")
         lines.append(f"default_hooks = dict(checkpoint=dict(interval={plan.interval}))")

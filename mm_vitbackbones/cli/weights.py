@@ -32,7 +32,7 @@ from mm_vitbackbones.engine.resume import allow_mmengine_checkpoints, check_stat
 from mm_vitbackbones.engine.saving import AtomicCheckpointHook
 from mm_vitbackbones.engine.schedules import accumulation, batch_size, follow_config
 from mm_vitbackbones.engine.stopping import KeepWorking
-from mm_vitbackbones.errors import CheckpointError, CheckpointMismatch, UserError, shorten
+from mm_vitbackbones.errors import CheckpointError, CheckpointMismatch, UserError, counted, shorten
 
 Path = str | os.PathLike[str]
 
@@ -119,9 +119,9 @@ class Trainer(Runner):
             for group in wrapper.optimizer.param_groups:
                 group["lr"] = group["lr"] * factor
             self.logger.info(
-                f"auto_scale_lr: {images} images x {self.world_size} process(es) x {counts} iteration(s) = "
-                f"{images * self.world_size * counts} images a step, and the config's rate is for {base}: the learning "
-                f"rate is scaled by {factor:g}"
+                f"auto_scale_lr: {counted(images, 'image')} x {self.world_size} process(es) x {counts} iteration(s) = "
+                f"{counted(images * self.world_size * counts, 'image')} a step, and the config's rate is for {base}: "
+                f"the learning rate is scaled by {factor:g}"
             )
 
 

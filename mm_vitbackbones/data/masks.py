@@ -97,7 +97,7 @@ def check_files(pairs: Sequence[Mapping[str, Any]], listed: Any, where: str) -> 
     images = _files(listed.data_prefix.get("img_path"), IMAGES)
     masks = _files(listed.data_prefix.get("seg_map_path"), (listed.seg_map_suffix.lower(),))
     if unread := sorted({*images, *masks} - known):
-        _warn(f"{where}: {len(unread)} images or masks are not read, as they are no pair, such as {unread[0]}")
+        _warn(f"{where}: images or masks that are not read, as they are no pair: {len(unread)}, such as {unread[0]}")
 
 
 def _files(folder: str | None, suffixes: tuple[str, ...]) -> Iterable[str]:

@@ -15,7 +15,7 @@ from mmengine.registry import DATASETS, MODELS
 
 from mm_vitbackbones.data.bands import check_steps, warn_of_pages
 from mm_vitbackbones.data.reading import ImageReader, LeftOutImage, is_local, list_dataset, naming, of_library
-from mm_vitbackbones.errors import UserError
+from mm_vitbackbones.errors import UserError, counted
 from mm_vitbackbones.libraries import look_up
 
 DETECTION = "MultichannelDetDataPreprocessor"
@@ -156,7 +156,7 @@ def strange_values(
         return None
     lows, highs, middles, kinds = zip(*seen, strict=True)
     low, high, kind = float(np.min(lows)), float(np.max(highs)), kinds[0]
-    found = f"the values of {len(seen)} images ({kind}) that were looked at are {low:g} to {high:g}"
+    found = f"of {counted(len(seen), 'image')} ({kind}) that were looked at, the values are {low:g} to {high:g}"
     if not np.isfinite([low, high]).all():
         return f"{found}: a NaN or an infinite value makes every loss NaN; replace them when images are loaded"
     if kind == np.uint8 and high < DARK:

@@ -25,7 +25,7 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
 
 from mm_vitbackbones.engine.plain_data import equal
-from mm_vitbackbones.errors import UserError, shorten
+from mm_vitbackbones.errors import UserError, counted, shorten
 
 RECORD = "run"
 """Where a checkpoint's ``meta`` has the record of ``run_record``."""
@@ -136,8 +136,8 @@ def warn_of_low_rate(runner: Runner) -> None:
         if share < ENOUGH:
             key, where = (f"{part}.{name}" if name else part for part in ("param_scheduler", "optim_wrapper"))
             runner.logger.warning(
-                f"the learning rate reaches {share * rate:.2g} at most in the {runner.max_iters:,} iterations of this "
-                f"run, less than a tenth of {where}.optimizer.lr={rate:g}: "
+                f"the learning rate reaches {share * rate:.2g} at most in the {counted(runner.max_iters, 'iteration')} "
+                f"of this run, less than a tenth of {where}.optimizer.lr={rate:g}: "
                 f"{_why_low(runner.train_loop, schedulers, key)}"
             )
 

@@ -401,7 +401,7 @@ def test_every_documented_wish_is_tried_here() -> None:
             "any",
             {"default_hooks.curves": None, "default_hooks.epoch_seed.type": "mm_vitbackbones.EpochSeedHook"},
         ),
-        ("random weights, as without a network", "any", {"model.backbone.init_cfg": None}),
+        ("random weights, nothing to download", "any", {"model.backbone.init_cfg": None}),
         ("weights of a file", "any", {"model.backbone.init_cfg.checkpoint": "pvt_small.pth"}),
     ],
 )

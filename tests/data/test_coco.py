@@ -565,7 +565,7 @@ def test_the_metrics_file_has_the_images_and_classes_of_the_data_set(instances):
     other = instances.root / "other.json"
     cfg.val_evaluator.ann_file = str(other)
     other.write_text(json.dumps({**instances.content, "images": instances.content["images"][:2]}))
-    with pytest.raises(UserError, match=r"other\.json does not list 1 images of .*boxes\.json, such as id 2"):
+    with pytest.raises(UserError, match=r"other\.json does not list 1 image of .*boxes\.json, such as id 2"):
         evaluators.check_evaluators(cfg, ["val"])
     other.write_text(json.dumps({**instances.content, "categories": instances.content["categories"][::-1]}))
     with pytest.raises(

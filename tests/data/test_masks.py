@@ -136,7 +136,7 @@ def test_missing_mask_is_refused_and_spare_mask_is_reported(folder, logged):
     folder.mask(1, np.ones((4, 6), np.uint8))
     folder.mask(7, np.ones((4, 6), np.uint8))
     folder.check()
-    assert "1 images or masks are not read, as they are no pair, such as" in logged[0]
+    assert "images or masks that are not read, as they are no pair: 1, such as" in logged[0]
     assert logged[0].endswith("masks/7.png")
 
 

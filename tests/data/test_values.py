@@ -107,7 +107,7 @@ def test_images_of_12_bits_are_reported_as_the_loader_reads_them(task: str, tmp_
     twelve_bits = Image.fromarray(np.random.default_rng(0).integers(0, 4096, (8, 8), dtype=np.uint16))
     dataset = folder_of(tmp_path, twelve_bits, task)
     check(dataset, task)
-    assert logged[0].startswith("train_dataloader: the values of 3 images (uint8) that were looked at are 0 to 1")
+    assert logged[0].startswith("train_dataloader: of 3 images (uint8) that were looked at, the values are 0 to 1")
     assert "nearly black" in logged[0]
 
 

@@ -19,7 +19,7 @@ from mm_vitbackbones.data.coco_fields import FURTHEST
 from mm_vitbackbones.data.coco_masks import decode_counts, outline_length, too_long
 from mm_vitbackbones.data.image_files import why_unreadable
 from mm_vitbackbones.data.sizes import ORIENTATION, SIDEWAYS, header_size
-from mm_vitbackbones.errors import UserError
+from mm_vitbackbones.errors import UserError, counted
 from mm_vitbackbones.files import why_no_file
 
 SPLITS = ("train", "val", "test")
@@ -298,6 +298,8 @@ def split_samples(splits: Sequence[str | None], share: float | None, seed: int, 
     if share != 0 and len(pool) > 1:
         count = min(max(count, 1), len(pool) - 1)
     if count >= len(pool):
-        raise UserError(f"the source has {len(pool)} images for training and validation together, which is too few")
+        raise UserError(
+            f"the source has {counted(len(pool), 'image')} for training and validation together, which is too few"
+        )
     chosen = {*random.Random(seed).sample(pool, count)}
     return ["val" if i in chosen else "test" if split == "test" else "train" for i, split in enumerate(splits)]

@@ -22,7 +22,7 @@ from mm_vitbackbones.data.converting.sources import (
 from mm_vitbackbones.data.converting.writing import put
 from mm_vitbackbones.data.mask_files import mask_size, read_mask
 from mm_vitbackbones.data.sizes import SIDEWAYS
-from mm_vitbackbones.errors import UserError
+from mm_vitbackbones.errors import UserError, counted
 from mm_vitbackbones.files import to_png, write_whole
 
 ENDINGS = ("_mask", "_masks", "_label", "_labels", "_seg", "_gt", "_l")
@@ -385,7 +385,7 @@ def _unknown_colours(unknown: set[Colour], colours: Mapping[Colour, Path], table
 
 def _unknown_value(value: int, numbers: Mapping[int, Path], names: Sequence[str], zero_is_ignored: bool) -> str:
     first = int(zero_is_ignored)
-    hint = f"name {value + 1 - first} classes"
+    hint = f"name {counted(value + 1 - first, 'class', 'classes')}"
     if value == len(names) and not zero_is_ignored:
         hint += ", or give --zero-is-ignored, if 0 stands for no class and 1 for the first one"
     return (
