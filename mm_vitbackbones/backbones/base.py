@@ -6,6 +6,7 @@ everywhere inside; *tokens* are (B, N, C), inside attention only.
 
 from __future__ import annotations
 
+import itertools
 import logging
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -282,7 +283,10 @@ class Backbone(BaseModule):
                 level=logging.WARNING,
             )
             return False
-        compile_blocks([cast(nn.Module, part.modules[0]) for part in self.parts() if part.kind == "block"], **options)
+        parts = self.parts()
+        grids = itertools.accumulate(part.kind == "open" for part in parts)
+        blocks = {part.modules[0]: grid for part, grid in zip(parts, grids, strict=True) if part.kind == "block"}
+        compile_blocks(cast(dict[nn.Module, int], blocks), **options)
         narrow.forget(self)
         return True
 

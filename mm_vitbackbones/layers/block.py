@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
@@ -173,13 +173,14 @@ def computed(block: ResidualBlock, drawn: Sequence[Tensor], *inputs: Any) -> Any
     return block.computed(drawn, *inputs)
 
 
-def compile_blocks(blocks: Sequence[nn.Module], **options: Any) -> None:
+def compile_blocks(blocks: Mapping[nn.Module, int], **options: Any) -> None:
     """Compiles each block in place; those of one kind share graphs, see ``ops.compiling``.
 
     Args:
+        blocks: each with the number of its grid: blocks one after the other have grids of one size.
         options: of ``torch.compile``.
     """
-    ours = [block for block in blocks if isinstance(block, ResidualBlock)]
+    ours = {block: grid for block, grid in blocks.items() if isinstance(block, ResidualBlock)}
     for block in blocks:
         if not isinstance(block, ResidualBlock):
             block.compile(**options)

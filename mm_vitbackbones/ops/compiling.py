@@ -166,7 +166,7 @@ class Clock:
 
 
 def compiled(
-    modules: Sequence[nn.Module], function: Callable[..., Any], **options: Any
+    modules: Mapping[nn.Module, int], function: Callable[..., Any], **options: Any
 ) -> list[tuple[Callable[..., Any], int]]:
     """``function``, whose first argument is the module, as ``torch.compile`` makes it.
 
@@ -174,16 +174,24 @@ def compiled(
     kind has graphs of its own: PyTorch keeps few for one function, and after those computes without. Frozen modules,
     whose graphs no other module could use, are of kinds of their own.
 
+    Args:
+        modules: each with the number of its grid. A kind that has several grids gets the graph for any size alone: with
+            one image, the second grid needs it already.
+        options: of ``torch.compile``.
+
     Returns:
         for each module the compiled function, and the number of its kind.
     """
+    keys = [_kind(module) if _SHARES else id(module) for module in modules]
+    grids: dict[Any, set[int]] = {}
+    for key, grid in zip(keys, modules.values(), strict=True):
+        grids.setdefault(key, set()).add(grid)
     kinds: dict[Any, tuple[Callable[..., Any], int]] = {}
-    for module in modules:
-        key = _kind(module) if _SHARES else id(module)
-        if key not in kinds:
-            found, dynamic = torch.compile(_copy(function, len(kinds)), **options), options.get("dynamic")
-            kinds[key] = found if dynamic is False else AnySize(found, at_once=dynamic is True), len(kinds)
-    return [kinds[_kind(module) if _SHARES else id(module)] for module in modules]
+    for key, of_kind in grids.items():
+        found, dynamic = torch.compile(_copy(function, len(kinds)), **options), options.get("dynamic")
+        at_once = dynamic is True or len(of_kind) > 1
+        kinds[key] = found if dynamic is False else AnySize(found, at_once), len(kinds)
+    return [kinds[key] for key in keys]
 
 
 class AnySize:

@@ -89,16 +89,20 @@ def check(
     tolerance: float = 1e-5,
     batch: int = 2,
     dynamic: bool | None = None,
-    **options: Any,
+    autocast: bool = False,
 ) -> None:
-    """Compiles the network and compares it with the plain one, at each size."""
+    """Compiles the network and compares it with the plain one, at each size. Under autocast, both round: they may
+    differ by as much as the plain one does from fp32, in addition."""
     graphs = Graphs()
     assert network.compile_blocks(backend=graphs, fullgraph=True, dynamic=dynamic)
     graphs.count = 0
     for size in sizes:
         image = torch.randn(batch, 3, *size, dtype=next(plain.parameters()).dtype)
-        for found, expected in zip(step(network, image, **options), step(plain, image, **options), strict=True):
-            assert (found - expected).norm() <= tolerance * expected.norm() + 1e-2 * tolerance, size
+        results, expected_results = step(network, image, autocast), step(plain, image, autocast)
+        exact_results = step(plain, image) if autocast else expected_results
+        for found, expected, exact in zip(results, expected_results, exact_results, strict=True):
+            bound = tolerance * expected.norm() + 1e-2 * tolerance + (expected - exact).norm()
+            assert (found - expected).norm() <= bound, size
     kinds = {block.compiled for block in blocks(network)}
     assert graphs.count > 0
     assert graphs.count <= (1 if dynamic else LARGEST) * len(kinds)
@@ -182,6 +186,20 @@ def test_blocks_share_graphs_if_they_differ_in_weights_and_rates_alone() -> None
     assert first is third
     assert len({first, shifted, *others}) == 8
     assert [block.shares for block in blocks(network)][:3] == [True, False, False]
+
+
+def test_blocks_of_one_kind_with_grids_of_several_sizes_have_one_graph() -> None:
+    network, plain = pair("coat", drop_path_rate=0.0)
+    graphs = Graphs()
+    network.compile_blocks(backend=graphs, fullgraph=True)
+    graphs.count = 0
+    functions = [block.compiled for block in blocks(network)]
+    assert functions[1] is functions[2] is functions[3]
+    for size, count in (((64, 96), 3), ((96, 80), 5)):  # the first block and the parallel ones have two each
+        image = torch.randn(1, 3, *size)
+        for found, expected in zip(step(network, image), step(plain, image), strict=True):
+            assert (found - expected).norm() <= 1e-5 * expected.norm() + 1e-7
+        assert graphs.count == count
 
 
 @pytest.mark.parametrize("toy", ["dinov3", "cait"])

@@ -96,7 +96,7 @@ def call(module: torch.nn.Module, grid: torch.Tensor) -> torch.Tensor:
 def graphs_for(shapes: list[tuple[int, ...]], **options: Any) -> int:
     torch._dynamo.reset()
     counter, module = CompileCounter(), Sizes()
-    ((function, _),) = compiling.compiled([module], call, backend=counter, fullgraph=True, **options)
+    ((function, _),) = compiling.compiled({module: 0}, call, backend=counter, fullgraph=True, **options)
     for shape in shapes:
         grid = torch.randn(shape)
         assert torch.equal(function(module, grid), module(grid))
@@ -132,7 +132,7 @@ def test_the_first_graph_is_for_any_size_if_asked_for() -> None:
 def test_a_graph_serves_an_entry_that_is_repeated_too() -> None:
     torch._dynamo.reset()
     counter, module, token = CompileCounter(), Sizes(), torch.randn(1, 6, 9, 4, requires_grad=True)
-    ((function, _),) = compiling.compiled([module], call, backend=counter, fullgraph=True)
+    ((function, _),) = compiling.compiled({module: 0}, call, backend=counter, fullgraph=True)
     for batch in (token.expand(3, -1, -1, -1), token.repeat(3, 1, 1, 1)):
         (gradient,) = torch.autograd.grad(function(module, batch).sum(), token)
         assert torch.equal(gradient, torch.full_like(token, 3 * 6))
