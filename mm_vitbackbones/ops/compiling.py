@@ -6,10 +6,12 @@ import contextlib
 import time
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def for_any_size(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -166,7 +168,7 @@ class Clock:
 
 
 def compiled(
-    modules: Mapping[nn.Module, int], function: Callable[..., Any], **options: Any
+    modules: Mapping[Module, int], function: Callable[..., Any], **options: Any
 ) -> list[tuple[Callable[..., Any], int]]:
     """``function``, whose first argument is the module, as ``torch.compile`` makes it.
 
