@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mm_vitbackbones.layers.conv import ChannelsLastConv2d
 from mm_vitbackbones.layers.norm import LayerNorm
 from mm_vitbackbones.ops import attention, context, linear, looking, norm, reduced_heads, rotary, windows
-from mm_vitbackbones.ops.once import Pending, finished
+from mm_vitbackbones.ops.once import Forked, Pending, finished
 
 
 @context.plain
@@ -57,7 +57,7 @@ class SpatialReductionAttention(nn.Module):
     def forward(self, grid: Tensor) -> Tensor:
         return finished(self.begun(grid))
 
-    def begun(self, grid: Tensor) -> Tensor | Pending:
+    def begun(self, grid: Tensor | Forked) -> Tensor | Pending:
         """``forward``, whose last map may be left to the caller."""
         inner: dict[str, Any] = self._modules
         reduction, maps = inner["reduction"], (inner["kv"], inner["proj"])
@@ -91,7 +91,7 @@ class SelfAttention(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         return finished(self.begun(tokens))
 
-    def begun(self, tokens: Tensor) -> Tensor | Pending:
+    def begun(self, tokens: Tensor | Forked) -> Tensor | Pending:
         """``forward``, whose last map may be left to the caller."""
         inner: dict[str, Any] = self._modules  # `self.qkv` takes PyTorch as long as a launch
         return attention.attend_to_each_other(tokens, inner["qkv"], inner["proj"], self.num_heads, self.again)

@@ -51,10 +51,16 @@ class Branch(NamedTuple):
         """The function of a norm's result."""
         return self.function(normed) if self.shared is None else self.function(normed, self.shared)
 
-    def begun(self, normed: Tensor) -> Tensor | Pending:
-        """``call``, whose last map may be left to the caller."""
-        begin = getattr(self.function, "begun", None)
-        return self.call(normed) if begin is None or not context.is_plain(self.function) else begin(normed)
+    def begun(self, x: Tensor) -> tuple[Tensor, Tensor | Pending]:
+        """x, and the function of its norm, whose last map may be left to the caller; see ``ops.norm.fork``."""
+        function = self.function
+        begin = getattr(type(function), "begun", None) if context.is_plain(function) else None
+        forked = None if begin is None else norm.forked(x, self.norm)
+        if begin is not None and forked is not None:
+            result = begin(function, forked)
+            return forked.x, result
+        x, normed = norm.fork(x, self.norm)
+        return x, self.call(normed) if begin is None else begin(function, normed)
 
     @property
     def scale(self) -> Tensor | None:

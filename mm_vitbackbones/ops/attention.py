@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mm_vitbackbones.ops import anysize, bias_sums, context, linear, onednn, reduced_heads, resize, rotary
 from mm_vitbackbones.ops.kernels import registration
-from mm_vitbackbones.ops.once import Pending, once_differentiable
+from mm_vitbackbones.ops.once import Forked, Pending, finished, once_differentiable
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> Tensor:
@@ -30,7 +30,7 @@ def joined(heads: Tensor) -> Tensor:
 
 
 def attend_to_each_other(
-    tokens: Tensor, to_qkv: nn.Module, project: nn.Module, num_heads: int, again: bool = False
+    tokens: Tensor | Forked, to_qkv: nn.Module, project: nn.Module, num_heads: int, again: bool = False
 ) -> Tensor | Pending:
     """``project(attend(q, k, v))`` of queries, keys and values of the same tokens: (B, N, C) -> (B, N, C). In training
     on CUDA ``project`` may be left to the caller.
@@ -46,6 +46,7 @@ def attend_to_each_other(
         query, key, value = linear.to_heads_by(tokens, weight, bias, dtype, 3, num_heads)
         attended = F.scaled_dot_product_attention(query, key, value)
         return linear.of_heads_by(attended, weight2, bias2, dtype, shape[:-1])
+    tokens = finished(tokens)
     if (heads := linear.to_heads(tokens, to_qkv, 3, num_heads)) is not None:
         query, key, value = heads
         return _projected(F.scaled_dot_product_attention(query, key, value), project, shape[:-1])
@@ -86,7 +87,7 @@ def _projected(heads: Tensor, project: nn.Module, shape: Sequence[int]) -> Tenso
 
 
 def attend_to_reduced(
-    grid: Tensor,
+    grid: Tensor | Forked,
     to_query: nn.Module,
     reduction: nn.Module,
     parts: reduced_heads.Reduction | None,
@@ -104,9 +105,12 @@ def attend_to_reduced(
         to_key_value: a linear map, C -> 2C.
         project: another one, C -> C.
     """
+    if parts is None:
+        grid = finished(grid)
     if (found := reduced_heads.heads(grid, to_query, reduction, parts, to_key_value, project, num_heads)) is not None:
         (query, key, value), by = found
         return linear.of_heads_by(F.scaled_dot_product_attention(query, key, value), *by, grid.shape[:-1])
+    grid = finished(grid)
     reduced = reduction(grid)
     of_reduced = linear.to_heads(reduced, to_key_value, 2, num_heads)
     of_grid = None if of_reduced is None else linear.to_heads(grid, to_query, 1, num_heads)

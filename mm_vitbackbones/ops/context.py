@@ -91,10 +91,13 @@ def is_eager() -> bool:
 _are_functions_transformed: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 
 
+_HAS_AUTOCAST_BY_KIND = hasattr(torch, "get_autocast_dtype")
+
+
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
     """The narrower type of the autocast that is on for a device; None where it is off or not known."""
     kind = device.type
-    if hasattr(torch, "get_autocast_dtype"):
+    if _HAS_AUTOCAST_BY_KIND:
         if kind != "cuda" and kind != "cpu" and not torch.amp.is_autocast_available(kind):
             return None
         return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
@@ -107,7 +110,7 @@ def autocast_to(device: torch.device, dtype: torch.dtype | None) -> AbstractCont
     """A context in which autocast is as ``autocast_dtype`` has reported it: to that type, or off."""
     if autocast_dtype(device) == dtype:
         return nullcontext()
-    if dtype is None and hasattr(torch, "get_autocast_dtype") and is_eager():
+    if dtype is None and _HAS_AUTOCAST_BY_KIND and is_eager():
         return _AutocastOff(device.type)
     return torch.autocast(device.type, dtype, enabled=dtype is not None)
 

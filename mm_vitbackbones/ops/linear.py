@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mm_vitbackbones.ops import bias_sums, context, depthwise, memory, narrow, onednn
 from mm_vitbackbones.ops.kernels import depthwise as kernels
 from mm_vitbackbones.ops.kernels.gelu import gelu_backward_
-from mm_vitbackbones.ops.once import Pending, direct, finished, once_differentiable, typed
+from mm_vitbackbones.ops.once import Forked, Pending, direct, finished, once_differentiable, typed
 
 
 def linear(x: Tensor, layer: nn.Module, again: bool = False) -> Tensor:
@@ -48,9 +48,11 @@ def to_heads(x: Tensor, layer: nn.Module, count: int, num_heads: int) -> tuple[T
 
 
 def to_heads_by(
-    x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype, count: int, num_heads: int
+    x: Tensor | Forked, weight: Tensor, bias: Tensor, dtype: torch.dtype, count: int, num_heads: int
 ) -> tuple[Tensor, ...]:
     """``to_heads`` by the parameters of a layer that is ``on_cuda``."""
+    if isinstance(x, Forked):
+        return x.then(_LinearToHeads, weight, bias, dtype, count, num_heads)
     if torch.is_grad_enabled():
         return _linear_to_heads(x, weight, bias, dtype, count, num_heads)
     return split_heads(mapped(x.reshape(-1, x.shape[-1]), weight, bias, dtype), x.shape[0], count, num_heads)
@@ -173,7 +175,7 @@ def trains_on_cuda(x: Tensor, layer: nn.Module, biased: bool = True) -> bool:
     return found is not None and not (biased and found[1] is None)
 
 
-def on_cuda(x: Tensor, *layers: nn.Module, biased: bool = False, known: bool = False) -> list[Any] | None:
+def on_cuda(x: Tensor | Forked, *layers: nn.Module, biased: bool = False, known: bool = False) -> list[Any] | None:
     """Of each linear map its weight and bias (or None), then the type of the computation: where these may take the
     place of calls, in eager mode on CUDA; see ``trains_on_cuda``.
 
@@ -181,7 +183,7 @@ def on_cuda(x: Tensor, *layers: nn.Module, biased: bool = False, known: bool = F
         biased: whether all must have biases.
         known: that x, of some elements, is worked on in eager mode on CUDA.
     """
-    if not known and not (context.is_eager_on_cuda(x) and x.numel() > 0):
+    if not known and isinstance(x, Tensor) and not (context.is_eager_on_cuda(x) and x.numel() > 0):
         return None
     own, narrow_type = x.dtype, context.autocast_dtype(x.device)
     dtype = narrow_type or own
@@ -326,7 +328,8 @@ def join_heads(heads: Sequence[Tensor], width: int, dim: int = 1) -> Tensor:
     """
     if len(heads) == 1:
         return heads[0].transpose(1, 2).reshape(-1, width)
-    return torch.cat([x.transpose(1, 2).reshape(-1, width) for x in heads], dim)
+    joined = torch.cat([x.transpose(1, 2) for x in heads], 2 * dim)
+    return joined.reshape(-1, width if dim == 0 else len(heads) * width)
 
 
 class _LinearOfTiles(torch.autograd.Function):

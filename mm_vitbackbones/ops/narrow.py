@@ -32,7 +32,8 @@ def of(parameter: Tensor, dtype: torch.dtype) -> Tensor:
     """A parameter in a type: itself, the copy that ``copies`` has made, or a new copy."""
     if parameter.dtype == dtype:
         return parameter
-    copy = None if _local.copies is None else _local.copies.get(id(parameter))
+    copies = _local.copies
+    copy = None if copies is None else copies.get(id(parameter))
     return parameter.to(dtype) if copy is None or copy.dtype != dtype else copy
 
 

@@ -17,7 +17,7 @@ from mm_vitbackbones.ops import conv as conv_ops
 from mm_vitbackbones.ops.kernels import norm as kernels
 from mm_vitbackbones.ops.kernels import registration
 from mm_vitbackbones.ops.kernels.scale import scale_backward
-from mm_vitbackbones.ops.once import direct, once_differentiable, typed
+from mm_vitbackbones.ops.once import Forked, direct, once_differentiable, typed
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -76,6 +76,16 @@ def fork(x: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor]:
     if memory.state.policy == memory.LEAST and torch.is_grad_enabled():
         made(normed, x, weight, bias, eps)
     return x, normed
+
+
+def forked(x: Tensor, norm: nn.Module) -> Forked | None:
+    """``fork``, left to what takes the norm's result. None where it is to be called: without gradients, and where the
+    least is to be kept."""
+    if not torch.is_grad_enabled() or memory.state.policy == memory.LEAST:
+        return None
+    weight, bias, eps = parameters_of(norm)
+    dtype = context.autocast_dtype(x.device) or weight.dtype
+    return Forked(_Norm, (x, weight, bias, eps, dtype), dtype)
 
 
 def parameters_of(norm: nn.Module) -> tuple[Tensor, Tensor, float]:

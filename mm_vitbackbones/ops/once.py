@@ -47,9 +47,36 @@ class Pending(NamedTuple):
         return cast(Tensor, direct(self.kind)(*self.inputs))
 
 
-def finished(x: Tensor | Pending) -> Tensor:
+class Forked:
+    """x and y = f(x), where an autograd function f that gives both has not been called yet, such as a norm. What takes
+    y may take this instead, and call f and a function of its own as one.
+
+    Args:
+        kind: f.
+        inputs: of f, x first.
+        dtype: of y, which has the shape of x.
+    """
+
+    def __init__(self, kind: Any, inputs: tuple[Any, ...], dtype: torch.dtype) -> None:
+        self.x: Tensor = inputs[0]
+        """In the end the x that f gives: the gradients of both are added up there."""
+        self.kind, self.inputs, self.dtype = kind, inputs, dtype
+        self.shape, self.device = self.x.shape, self.x.device
+
+    def result(self) -> Tensor:
+        """y."""
+        self.x, y = direct(self.kind)(*self.inputs)
+        return cast(Tensor, y)
+
+    def then(self, kind: Any, *inputs: Any) -> tuple[Tensor, ...]:
+        """The results of an autograd function of y and these inputs."""
+        self.x, *results = _chained((self.kind, len(self.inputs), kind), *self.inputs, *inputs)
+        return tuple(results)
+
+
+def finished(x: Tensor | Pending | Forked) -> Tensor:
     """A tensor, or the result of the call that gives it."""
-    return x.result() if isinstance(x, Pending) else x
+    return x if isinstance(x, Tensor) else x.result()
 
 
 class Context:
@@ -65,3 +92,35 @@ class Context:
 
     def set_materialize_grads(self, value: bool) -> None:
         """Does nothing: the caller passes all gradients."""
+
+
+class _Chained(torch.autograd.Function):
+    """See ``Forked.then``: a function that gives x and y, and one of y that gives several tensors."""
+
+    @staticmethod
+    def forward(ctx: Any, kinds: tuple[Any, int, Any], *inputs: Any) -> tuple[Tensor, ...]:
+        first, count, second = ctx.kinds = kinds
+        ctx.parts = of_first, of_second = Context(), Context()
+        x, y = first.forward(of_first, *inputs[:count])
+        results = second.forward(of_second, y, *inputs[count:])
+        ctx.count = len(of_first.saved_tensors)
+        ctx.save_for_backward(*of_first.saved_tensors, *of_second.saved_tensors)
+        of_first.saved_tensors = of_second.saved_tensors = ()  # PyTorch keeps them, until the backward pass
+        return x, *results
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_x: Tensor, *grads: Tensor) -> Any:
+        first, count, second = ctx.kinds
+        of_first, of_second = ctx.parts
+        kept, needed = ctx.saved_tensors, ctx.needs_input_grad[1:]
+        of_first.saved_tensors, of_second.saved_tensors = kept[: ctx.count], kept[ctx.count :]
+        of_second.needs_input_grad = (any(needed[:count]), *needed[count:])
+        of_y, *others = second.backward(of_second, *grads)
+        of_second.saved_tensors = ()
+        of_inputs = first.backward(of_first, grad_x, of_y)
+        of_first.saved_tensors = ()
+        return None, *of_inputs, *others
+
+
+_chained = direct(_Chained)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mm_vitbackbones.ops import context, linear, memory, narrow, norm
 from mm_vitbackbones.ops import conv as conv_ops
 from mm_vitbackbones.ops.kernels import norm as kernels
-from mm_vitbackbones.ops.once import direct, once_differentiable, typed
+from mm_vitbackbones.ops.once import Forked, direct, finished, once_differentiable, typed
 
 
 class Reduction(NamedTuple):
@@ -28,7 +28,7 @@ Found = tuple[tuple[Tensor, ...], tuple[Tensor, Tensor, torch.dtype]]
 
 
 def heads(
-    grid: Tensor,
+    grid: Tensor | Forked,
     to_query: nn.Module,
     reduction: nn.Module,
     parts: Reduction | None,
@@ -53,7 +53,9 @@ def heads(
         query = linear.to_heads_by(grid, query_weight, query_bias, dtype, 1, num_heads)
         return query + linear.to_heads_by(grid, weight, bias, dtype, 2, num_heads), (*last, dtype)
     conv = parts.conv
-    if not norm.is_fast(grid, parts.norm) or not conv_ops.has_tiles(conv):
+    if isinstance(grid, Tensor) and not norm.is_for(grid):
+        return None
+    if not norm.is_over_channels(parts.norm) or not conv_ops.has_tiles(conv):
         return None
     found = linear.on_cuda(grid, to_query, conv, to_key_value, project, biased=True, known=True)
     if found is None:
@@ -64,7 +66,10 @@ def heads(
     norm_weight, norm_bias, eps = norm.parameters_of(parts.norm)
     if torch.is_grad_enabled():
         maps = query_weight, query_bias, tile_weight, tile_bias, norm_weight, norm_bias, weight, bias
-        return _heads(grid, *maps, dtype, eps, num_heads), (*last, dtype)
+        options = dtype, eps, num_heads
+        found = grid.then(_Heads, *maps, *options) if isinstance(grid, Forked) else _heads(grid, *maps, *options)
+        return found, (*last, dtype)
+    grid = finished(grid)
     reduced = F.conv2d(grid.permute(0, 3, 1, 2), conv_ops.copied(tile_weight), tile_bias, conv.stride)
     normed, _ = kernels.layer_norm(reduced.permute(0, 2, 3, 1), norm_weight, norm_bias, eps, dtype)
     query = linear.to_heads_by(grid, query_weight, query_bias, dtype, 1, num_heads)

@@ -67,7 +67,7 @@ class BranchOf(Protocol):
 
     def call(self, normed: Tensor) -> Tensor: ...
 
-    def begun(self, normed: Tensor) -> Tensor | Pending: ...
+    def begun(self, x: Tensor) -> tuple[Tensor, Tensor | Pending]: ...
 
     def add_to(self, x: Tensor) -> Tensor: ...
 
@@ -87,8 +87,8 @@ def add_branches(x: Tensor, branches: Sequence[Any], lightly: Callable[..., Any]
         for branch in others:
             x = lightly(branch.add_to, x) if context.is_eager_on_cuda(x) else branch.add_to(x)
         return x
-    x, normed = norm.fork(x, first.norm)
-    result, factor, scale = first.begun(normed), first.drop_path.factor(x), first.scale
+    x, result = first.begun(x)
+    factor, scale = first.drop_path.factor(x), first.scale
     for branch in others:
         following = branch.drop_path.factor(x), branch.scale
         if branch is others[-1] and (network := sublayer.of(x, branch, *following)) is not None:

@@ -100,13 +100,11 @@ class Sublayer(NamedTuple):
         if not torch.is_grad_enabled():
             total, normed, _ = kernels.add_layer_norm(x, finished(branch), factor, scale, weight, bias, eps, dtype)
             return _scaled_sum(total, network.inferred(normed), self.factor, self.scale)
-        before: Any = None
+        others = factor, scale, weight, bias, self.factor, self.scale, *parameters
         if isinstance(branch, Pending) and not again:
-            (before, inputs), branch = branch, None
-            parameters = [*parameters, *inputs]
-        options = again, kind, eps, dtype, before, len(network.parameters)
-        ends = self.factor, self.scale
-        return _sublayer(options, x, finished(branch), factor, scale, weight, bias, *ends, *parameters)
+            options = again, kind, eps, dtype, branch.kind, len(parameters)
+            return _sublayer(options, x, None, *others, *branch.inputs)
+        return _sublayer((again, kind, eps, dtype, None, len(parameters)), x, finished(branch), *others)
 
 
 def of(x: Tensor, branch: Any, factor: Tensor | None, scale: Tensor | None) -> Sublayer | None:

@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mm_vitbackbones.ops import linear, memory, narrow, windows
-from mm_vitbackbones.ops.once import Pending, direct, once_differentiable
+from mm_vitbackbones.ops.once import Forked, Pending, direct, finished, once_differentiable
 
 
 def attention(
-    grid: Tensor,
+    grid: Tensor | Forked,
     qkv: nn.Module,
     attend: windows.Attend,
     proj: nn.Module,
@@ -34,19 +34,21 @@ def attention(
         return _of_heads(
             grid, parameters, windows.windows_of(*grid.shape[:3], side, shift, grid.device), table, num_heads
         )
+    grid = finished(grid)
     return windows.attention(grid, qkv, attend, proj, windows.bias_of(table, side, shift), side, shift)
 
 
 def _of_heads(
-    grid: Tensor, parameters: list[Any], places: windows.Windows, table: Tensor, num_heads: int
+    grid: Tensor | Forked, parameters: list[Any], places: windows.Windows, table: Tensor, num_heads: int
 ) -> Tensor | Pending:
     of_qkv, bias_of_qkv, of_proj, bias_of_proj, dtype = parameters
     trains = torch.is_grad_enabled()
     if trains:
-        heads = _to_windows(grid, of_qkv, bias_of_qkv, dtype, places, num_heads)
+        inputs = of_qkv, bias_of_qkv, dtype, places, num_heads
+        heads = grid.then(_ToWindows, *inputs) if isinstance(grid, Forked) else _to_windows(grid, *inputs)
         biases = _bias(table, dtype, places)
     else:
-        rows = linear.mapped(grid.reshape(-1, grid.shape[-1]), of_qkv, bias_of_qkv, dtype)
+        rows = linear.mapped(finished(grid).reshape(-1, grid.shape[-1]), of_qkv, bias_of_qkv, dtype)
         heads = _split(places.gather(rows, narrow.of(bias_of_qkv, dtype)), places, num_heads)
         biases = _biases(table, dtype, places)
     groups = [(*heads[3 * i : 3 * i + 3], bias) for i, bias in enumerate(biases)]

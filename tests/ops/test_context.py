@@ -136,6 +136,7 @@ class Torch21:
 def version(request, monkeypatch):
     if request.param == "PyTorch 2.1":
         monkeypatch.setattr(context, "torch", Torch21())
+        monkeypatch.setattr(context, "_HAS_AUTOCAST_BY_KIND", False)
 
 
 @pytest.mark.usefixtures("version")
