@@ -105,8 +105,6 @@ def attend_to_reduced(
         to_key_value: a linear map, C -> 2C.
         project: another one, C -> C.
     """
-    if parts is None:
-        grid = finished(grid)
     if (found := reduced_heads.heads(grid, to_query, reduction, parts, to_key_value, project, num_heads)) is not None:
         (query, key, value), by = found
         return linear.of_heads_by(F.scaled_dot_product_attention(query, key, value), *by, grid.shape[:-1])

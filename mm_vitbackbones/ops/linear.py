@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mm_vitbackbones.ops import bias_sums, context, depthwise, memory, narrow, onednn
 from mm_vitbackbones.ops.kernels import depthwise as kernels
 from mm_vitbackbones.ops.kernels.gelu import gelu_backward_
-from mm_vitbackbones.ops.once import Forked, Pending, direct, finished, once_differentiable, typed
+from mm_vitbackbones.ops.once import Forked, Pending, direct, finished, once_differentiable, then, typed
 
 
 def linear(x: Tensor, layer: nn.Module, again: bool = False) -> Tensor:
@@ -51,10 +51,9 @@ def to_heads_by(
     x: Tensor | Forked, weight: Tensor, bias: Tensor, dtype: torch.dtype, count: int, num_heads: int
 ) -> tuple[Tensor, ...]:
     """``to_heads`` by the parameters of a layer that is ``on_cuda``."""
-    if isinstance(x, Forked):
-        return x.then(_LinearToHeads, weight, bias, dtype, count, num_heads)
     if torch.is_grad_enabled():
-        return _linear_to_heads(x, weight, bias, dtype, count, num_heads)
+        return then(x, ToHeads, weight, bias, dtype, count, num_heads)
+    x = finished(x)
     return split_heads(mapped(x.reshape(-1, x.shape[-1]), weight, bias, dtype), x.shape[0], count, num_heads)
 
 
@@ -71,7 +70,7 @@ def of_heads_by(
 ) -> Tensor | Pending:
     """``of_heads`` by the parameters of a layer that is ``on_cuda``; in training, the call that gives it."""
     if torch.is_grad_enabled():
-        return Pending(_LinearOfHeads, (heads, weight, bias, dtype, shape))
+        return Pending(_OfHeads, (heads, weight, bias, dtype, shape))
     rows = join_heads((heads,), heads.shape[1] * heads.shape[3])
     return mapped(rows, weight, bias, dtype).view(*shape, -1)
 
@@ -269,7 +268,7 @@ class _Linear(torch.autograd.Function):
         return None if of_x is None else of_x.view(ctx.shape), of_weight, of_bias, None
 
 
-class _LinearToHeads(torch.autograd.Function):
+class ToHeads(torch.autograd.Function):
     """See ``to_heads``. The results are views of one map: no copy, and one gradient."""
 
     @staticmethod
@@ -288,7 +287,7 @@ class _LinearToHeads(torch.autograd.Function):
         return None if of_x is None else of_x.view(ctx.shape), of_weight, of_bias, None, None, None
 
 
-class _LinearOfHeads(torch.autograd.Function):
+class _OfHeads(torch.autograd.Function):
     """See ``of_heads``."""
 
     @staticmethod
@@ -526,7 +525,7 @@ class _MixFeedForward(torch.autograd.Function):
         )
 
 
-_linear, _linear_to_heads, _linear_of_tiles = map(direct, (_Linear, _LinearToHeads, _LinearOfTiles))
+_linear, _linear_of_tiles = direct(_Linear), direct(_LinearOfTiles)
 _feed_forward, _gated, _mix_feed_forward = map(direct, (_FeedForward, _Gated, _MixFeedForward))
 
 

@@ -28,6 +28,7 @@ def typed(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x if x.dtype == dtype else x.to(dtype)
 
 
+@functools.cache
 def direct(kind: type[torch.autograd.Function]) -> Callable[..., Any]:
     """``apply`` of an autograd function for eager mode, without what PyTorch does in Python before it for function
     transforms, and before its backward: together as much as three launches."""
@@ -68,10 +69,13 @@ class Forked:
         self.x, y = direct(self.kind)(*self.inputs)
         return cast(Tensor, y)
 
-    def then(self, kind: Any, *inputs: Any) -> tuple[Tensor, ...]:
-        """The results of an autograd function of y and these inputs."""
-        self.x, *results = _chained((self.kind, len(self.inputs), kind), *self.inputs, *inputs)
-        return tuple(results)
+
+def then(y: Tensor | Forked, kind: Any, *inputs: Any) -> tuple[Tensor, ...]:
+    """The results of an autograd function that gives several: of y and these inputs."""
+    if not isinstance(y, Forked):
+        return cast("tuple[Tensor, ...]", direct(kind)(y, *inputs))
+    y.x, *results = _chained((y.kind, len(y.inputs), kind), *y.inputs, *inputs)
+    return tuple(results)
 
 
 def finished(x: Tensor | Pending | Forked) -> Tensor:
@@ -94,8 +98,26 @@ class Context:
         """Does nothing: the caller passes all gradients."""
 
 
+def save_for_backward(ctx: Any, *others: Tensor | None) -> None:
+    """Saves what the contexts of a function's parts, ``ctx.parts``, have saved, after these others."""
+    ctx.counts = [len(part.saved_tensors) for part in ctx.parts]
+    ctx.save_for_backward(*others, *(tensor for part in ctx.parts for tensor in part.saved_tensors))
+    for part in ctx.parts:
+        part.saved_tensors = ()  # PyTorch keeps them, until the backward pass
+
+
+def saved_parts(ctx: Any) -> tuple[Any, ...]:
+    """``ctx.parts`` with what they have saved, and the others in a list."""
+    kept = [*ctx.saved_tensors]
+    for part, count in zip(reversed(ctx.parts), reversed(ctx.counts), strict=True):
+        first = len(kept) - count
+        part.saved_tensors = kept[first:]
+        del kept[first:]
+    return *ctx.parts, kept
+
+
 class _Chained(torch.autograd.Function):
-    """See ``Forked.then``: a function that gives x and y, and one of y that gives several tensors."""
+    """See ``then``: a function that gives x and y, and one of y that gives several tensors."""
 
     @staticmethod
     def forward(ctx: Any, kinds: tuple[Any, int, Any], *inputs: Any) -> tuple[Tensor, ...]:
@@ -103,18 +125,14 @@ class _Chained(torch.autograd.Function):
         ctx.parts = of_first, of_second = Context(), Context()
         x, y = first.forward(of_first, *inputs[:count])
         results = second.forward(of_second, y, *inputs[count:])
-        ctx.count = len(of_first.saved_tensors)
-        ctx.save_for_backward(*of_first.saved_tensors, *of_second.saved_tensors)
-        of_first.saved_tensors = of_second.saved_tensors = ()  # PyTorch keeps them, until the backward pass
+        save_for_backward(ctx)
         return x, *results
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_x: Tensor, *grads: Tensor) -> Any:
         first, count, second = ctx.kinds
-        of_first, of_second = ctx.parts
-        kept, needed = ctx.saved_tensors, ctx.needs_input_grad[1:]
-        of_first.saved_tensors, of_second.saved_tensors = kept[: ctx.count], kept[ctx.count :]
+        (of_first, of_second, _), needed = saved_parts(ctx), ctx.needs_input_grad[1:]
         of_second.needs_input_grad = (any(needed[:count]), *needed[count:])
         of_y, *others = second.backward(of_second, *grads)
         of_second.saved_tensors = ()

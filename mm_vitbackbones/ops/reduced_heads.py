@@ -14,7 +14,16 @@ from torch import Tensor, nn
 from mm_vitbackbones.ops import context, linear, memory, narrow, norm
 from mm_vitbackbones.ops import conv as conv_ops
 from mm_vitbackbones.ops.kernels import norm as kernels
-from mm_vitbackbones.ops.once import Forked, direct, finished, once_differentiable, typed
+from mm_vitbackbones.ops.once import (
+    Context,
+    Forked,
+    finished,
+    once_differentiable,
+    save_for_backward,
+    saved_parts,
+    then,
+    typed,
+)
 
 
 class Reduction(NamedTuple):
@@ -50,6 +59,9 @@ def heads(
         if found is None:
             return None
         query_weight, query_bias, weight, bias, *last, dtype = found
+        if torch.is_grad_enabled():
+            return then(grid, _HeadsOfOne, query_weight, query_bias, weight, bias, dtype, num_heads), (*last, dtype)
+        grid = finished(grid)
         query = linear.to_heads_by(grid, query_weight, query_bias, dtype, 1, num_heads)
         return query + linear.to_heads_by(grid, weight, bias, dtype, 2, num_heads), (*last, dtype)
     conv = parts.conv
@@ -66,9 +78,7 @@ def heads(
     norm_weight, norm_bias, eps = norm.parameters_of(parts.norm)
     if torch.is_grad_enabled():
         maps = query_weight, query_bias, tile_weight, tile_bias, norm_weight, norm_bias, weight, bias
-        options = dtype, eps, num_heads
-        found = grid.then(_Heads, *maps, *options) if isinstance(grid, Forked) else _heads(grid, *maps, *options)
-        return found, (*last, dtype)
+        return then(grid, _Heads, *maps, dtype, eps, num_heads), (*last, dtype)
     grid = finished(grid)
     reduced = F.conv2d(grid.permute(0, 3, 1, 2), conv_ops.copied(tile_weight), tile_bias, conv.stride)
     normed, _ = kernels.layer_norm(reduced.permute(0, 2, 3, 1), norm_weight, norm_bias, eps, dtype)
@@ -150,4 +160,31 @@ class _Heads(torch.autograd.Function):
         )
 
 
-_heads = direct(_Heads)
+class _HeadsOfOne(torch.autograd.Function):
+    """``heads`` without a reduction. It adds up the grid's gradients in place."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        grid: Tensor,
+        query_weight: Tensor,
+        query_bias: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        dtype: torch.dtype,
+        num_heads: int,
+    ) -> tuple[Tensor, ...]:
+        ctx.parts = first, second = Context(), Context()
+        query = linear.ToHeads.forward(first, grid, query_weight, query_bias, dtype, 1, num_heads)
+        key_value = linear.ToHeads.forward(second, grid, weight, bias, dtype, 2, num_heads)
+        save_for_backward(ctx)
+        return query + key_value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_query: Tensor, *of_key_value: Tensor) -> Any:
+        (first, second, _), needed = saved_parts(ctx), ctx.needs_input_grad
+        first.needs_input_grad, second.needs_input_grad = needed[:3], (needed[0], *needed[3:])
+        of_grid, *of_first, _, _, _ = linear.ToHeads.backward(first, of_query)
+        more, *of_second, _, _, _ = linear.ToHeads.backward(second, *of_key_value)
+        return None if more is None else of_grid.add_(more), *of_first, *of_second, None, None

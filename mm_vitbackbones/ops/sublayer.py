@@ -16,7 +16,16 @@ from torch import Tensor, nn
 from mm_vitbackbones.ops import linear, memory, norm
 from mm_vitbackbones.ops.kernels import norm as kernels
 from mm_vitbackbones.ops.kernels.scale import scale_backward
-from mm_vitbackbones.ops.once import Context, Pending, direct, finished, once_differentiable, typed
+from mm_vitbackbones.ops.once import (
+    Context,
+    Pending,
+    direct,
+    finished,
+    once_differentiable,
+    save_for_backward,
+    saved_parts,
+    typed,
+)
 
 
 def add_scaled(x: Tensor, branch: Tensor, factor: Tensor | None, scale: Tensor | None = None) -> Tensor:
@@ -154,19 +163,16 @@ class _Sublayer(torch.autograd.Function):
             ctx.save_for_backward(*ends, x, *inputs[2:], *parameters, *(sources or (branch,)))
             ctx.sources = len(sources) or 1
         else:
-            ctx.parts = parts = of_sum, of_network, of_before
-            ctx.counts = [len(part.saved_tensors) for part in parts]
-            ctx.save_for_backward(*ends, *of_sum.saved_tensors, *of_network.saved_tensors, *of_before.saved_tensors)
-            for part in parts:
-                part.saved_tensors = ()  # PyTorch keeps them, until the backward pass
+            ctx.parts = of_sum, of_network, of_before
+            save_for_backward(ctx, *ends)
         return _scaled_sum(total, out, last_factor, last_scale)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         again, kind, eps, dtype, before, count = ctx.options
-        last_factor, last_scale, out, *kept = ctx.saved_tensors
         if again:
+            last_factor, last_scale, out, *kept = ctx.saved_tensors
             of_sum, of_network = Context(), Context()
             of_network.wants_result = False
             x, factor, scale, weight, bias, *parameters = kept[: -ctx.sources]
@@ -174,13 +180,9 @@ class _Sublayer(torch.autograd.Function):
             branch = sources[0] if ctx.make_branch is None else ctx.make_branch(*sources)
             _, normed = norm.NormOfSum.forward(of_sum, x, branch, factor, scale, weight, bias, eps, dtype)
             kind.forward(of_network, normed, *parameters, dtype)
-            del normed, branch, sources
+            del kept, normed, branch, sources
         else:
-            of_sum, of_network, of_before = ctx.parts
-            first, second, _ = ctx.counts
-            of_sum.saved_tensors, of_network.saved_tensors = kept[:first], kept[first : first + second]
-            of_before.saved_tensors = kept[first + second :]
-        del kept
+            of_sum, of_network, of_before, (last_factor, last_scale, out) = saved_parts(ctx)
         needed = ctx.needs_input_grad[9:]
         of_network.needs_input_grad = (True, *needed[:count], False)
         of_out, of_last_scale = _gradients(grad, out, last_factor, last_scale, dtype)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mm_vitbackbones.ops import linear, memory, narrow, windows
-from mm_vitbackbones.ops.once import Forked, Pending, direct, finished, once_differentiable
+from mm_vitbackbones.ops.once import Forked, Pending, direct, finished, once_differentiable, then
 
 
 def attention(
@@ -44,8 +44,7 @@ def _of_heads(
     of_qkv, bias_of_qkv, of_proj, bias_of_proj, dtype = parameters
     trains = torch.is_grad_enabled()
     if trains:
-        inputs = of_qkv, bias_of_qkv, dtype, places, num_heads
-        heads = grid.then(_ToWindows, *inputs) if isinstance(grid, Forked) else _to_windows(grid, *inputs)
+        heads = then(grid, _ToWindows, of_qkv, bias_of_qkv, dtype, places, num_heads)
         biases = _bias(table, dtype, places)
     else:
         rows = linear.mapped(finished(grid).reshape(-1, grid.shape[-1]), of_qkv, bias_of_qkv, dtype)
@@ -182,4 +181,4 @@ class _Bias(torch.autograd.Function):
         return windows.table_gradient(total, ctx.side), None, None
 
 
-_to_windows, _bias = direct(_ToWindows), direct(_Bias)
+_bias = direct(_Bias)

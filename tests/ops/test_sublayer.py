@@ -153,6 +153,7 @@ def test_parts_with_a_hook_are_called(part: str, recompute: str, monkeypatch: py
 ATTENTIONS: dict[str, Any] = {
     "of all": lambda: SelfAttention(DIM, 2),
     "reduced": lambda: SpatialReductionAttention(DIM, 2, ConvReduction(DIM, 2)),
+    "as it is": lambda: SpatialReductionAttention(DIM, 2, None),
     "in windows": lambda: WindowAttention(DIM, 2, 3, 1),
 }
 
