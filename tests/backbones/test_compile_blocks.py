@@ -91,8 +91,8 @@ def check(
     dynamic: bool | None = None,
     autocast: bool = False,
 ) -> None:
-    """Compiles the network and compares it with the plain one, at each size. Under autocast, both round: they may
-    differ by as much as the plain one does from fp32, in addition."""
+    """Compiles the network and compares it with the plain one, at each size. Under autocast, where the plain
+    one rounds by more than that, they may differ by a half more than it does from fp32: by chance, two differ by √2."""
     graphs = Graphs()
     assert network.compile_blocks(backend=graphs, fullgraph=True, dynamic=dynamic)
     graphs.count = 0
@@ -101,7 +101,7 @@ def check(
         results, expected_results = step(network, image, autocast), step(plain, image, autocast)
         exact_results = step(plain, image) if autocast else expected_results
         for found, expected, exact in zip(results, expected_results, exact_results, strict=True):
-            bound = tolerance * expected.norm() + 1e-2 * tolerance + (expected - exact).norm()
+            bound = max(tolerance * expected.norm() + 1e-2 * tolerance, 1.5 * (expected - exact).norm())
             assert (found - expected).norm() <= bound, size
     kinds = {block.compiled for block in blocks(network)}
     assert graphs.count > 0
