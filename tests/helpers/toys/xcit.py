@@ -36,4 +36,5 @@ FAMILY = Family(
         "gamma": EIGHTH,
     },
     wide=[WIDE_COLUMN],
+    on_gpu="small_12_p16",
 )
