@@ -27,6 +27,7 @@ from mm_vitbackbones.backbones.columnar import ColumnarBackbone, PatchStem
 from mm_vitbackbones.errors import ArgumentError
 from mm_vitbackbones.layers import BICUBIC, Block, FeedForward, LayerNorm, LayerScale, LearnedPosition
 from mm_vitbackbones.ops import attention, context, linear, looking, memory, talking_heads
+from mm_vitbackbones.ops.once import Forked
 from mm_vitbackbones.registry import BACKBONES
 
 INITIAL_SCALES = {18: 0.1, 24: 1e-5}
@@ -114,6 +115,10 @@ class TalkingHeadsAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, grid: Tensor) -> Tensor:
+        return self.begun(grid)
+
+    def begun(self, grid: Tensor | Forked) -> Tensor:
+        """``forward``, of a norm that may be left to it."""
         inner: dict[str, Any] = self._modules  # `self.qkv` takes PyTorch as long as a launch
         maps = inner["qkv"], inner["proj_l"], inner["proj_w"], inner["proj"]
         return talking_heads.attend_between(grid, *maps, self.num_heads)

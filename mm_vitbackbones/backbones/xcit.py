@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, NoReturn, final
+from typing import Annotated, Any, NoReturn, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,7 @@ from mm_vitbackbones.layers import (
     ResidualBlock,
 )
 from mm_vitbackbones.ops import context, covariance, depthwise, memory, norm, onednn, residual
+from mm_vitbackbones.ops.once import Forked
 from mm_vitbackbones.registry import BACKBONES
 
 PATCH_SIZES = (8, 16)
@@ -141,8 +142,13 @@ class CrossCovarianceAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, grid: Tensor) -> Tensor:
+        return self.begun(grid)
+
+    def begun(self, grid: Tensor | Forked) -> Tensor:
+        """``forward``, of a norm that may be left to it."""
         inner: dict[str, Any] = self._modules  # `self.qkv` takes PyTorch as long as a launch
-        return covariance.attend_between(grid, inner["qkv"], self.temperature, inner["proj"], self.num_heads)
+        temperature = cast(Tensor, self._parameters["temperature"])
+        return covariance.attend_between(grid, inner["qkv"], temperature, inner["proj"], self.num_heads)
 
     def looks_at(self, grid: Tensor) -> NoReturn:
         """There are none of places."""
@@ -161,7 +167,9 @@ class LocalPatchInteraction(nn.Module):
         self.norm = nn.BatchNorm2d(dim)
 
     def forward(self, grid: Tensor) -> Tensor:
-        return depthwise.one(norm.batch_norm(onednn.conv_gelu(grid, self.conv1), self.norm), self.conv2)
+        inner: dict[str, Any] = self._modules
+        hidden = norm.batch_norm(onednn.conv_gelu(grid, inner["conv1"]), inner["norm"])
+        return depthwise.one(hidden, inner["conv2"])
 
 
 class XCiTBlock(ResidualBlock):

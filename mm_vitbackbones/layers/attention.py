@@ -119,7 +119,13 @@ class RotaryAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, tokens: Tensor, rotation: rotary.Rotation) -> Tensor:
-        return attention.attend_turned(tokens, self.q, self.k, self.v, self.proj, rotation, self.num_heads)
+        return finished(self.begun(tokens, rotation))
+
+    def begun(self, tokens: Tensor | Forked, rotation: rotary.Rotation) -> Tensor | Pending:
+        """``forward``, whose last map may be left to the caller."""
+        inner: dict[str, Any] = self._modules
+        maps = inner["q"], inner["k"], inner["v"], inner["proj"]
+        return attention.attend_turned(tokens, *maps, rotation, self.num_heads)
 
     def looks_at(self, tokens: Tensor, rotation: rotary.Rotation) -> looking.Shares:
         """The attention weights of chosen queries."""

@@ -55,12 +55,14 @@ class Branch(NamedTuple):
         """x, and the function of its norm, whose last map may be left to the caller; see ``ops.norm.fork``."""
         function = self.function
         begin = getattr(type(function), "begun", None) if context.is_plain(function) else None
-        forked = None if begin is None else norm.forked(x, self.norm)
+        forked, shared = None if begin is None else norm.forked(x, self.norm), self.shared
         if begin is not None and forked is not None:
-            result = begin(function, forked)
+            result = begin(function, forked) if shared is None else begin(function, forked, shared)
             return forked.x, result
         x, normed = norm.fork(x, self.norm)
-        return x, self.call(normed) if begin is None else begin(function, normed)
+        if begin is None:
+            return x, self.call(normed)
+        return x, begin(function, normed) if shared is None else begin(function, normed, shared)
 
     @property
     def scale(self) -> Tensor | None:
@@ -164,7 +166,7 @@ class ResidualBlock(Recomputable):
 
     def drops(self, drawn: Sequence[Tensor]) -> Sequence[Any]:
         """What drops each branch."""
-        return [Drawn(factor) for factor in drawn] if drawn else (self._modules["drop_path"],) * self.branch_count
+        return [*map(Drawn, drawn)] if drawn else (self._modules["drop_path"],) * self.branch_count
 
     def __getstate__(self) -> dict[str, Any]:
         """What is pickled and copied: no compiled form, which belongs to this block in this process."""

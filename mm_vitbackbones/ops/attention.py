@@ -61,19 +61,21 @@ def attend_to_each_other(
 
 
 def attend_turned(
-    tokens: Tensor,
+    tokens: Tensor | Forked,
     to_query: nn.Module,
     to_key: nn.Module,
     to_value: nn.Module,
     project: nn.Module,
     rotation: rotary.Rotation,
     num_heads: int,
-) -> Tensor:
+) -> Tensor | Pending:
     """``attend_to_each_other`` with queries and keys that are turned by their position: (B, N, C) -> (B, N, C)."""
-    layers = to_query, to_key, to_value
+    layers, shape = (to_query, to_key, to_value), tokens.shape[:-1]
     if (heads := rotary.to_heads(tokens, layers, rotation, num_heads)) is not None:
-        query, key, value = heads
-        return _projected(F.scaled_dot_product_attention(query, key, value), project, tokens.shape[:-1])
+        attended = F.scaled_dot_product_attention(*heads)
+        found = linear.on_cuda(attended, project, biased=True, known=True)
+        return _projected(attended, project, shape) if found is None else linear.of_heads_by(attended, *found, shape)
+    tokens = finished(tokens)
     query, key, value = (linear.linear(tokens, layer) for layer in layers)
     context.release(tokens)
     query, key = (rotary.rotate(x, rotation, num_heads) for x in (query, key))

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mm_vitbackbones.ops import linear, narrow
-from mm_vitbackbones.ops.once import direct, once_differentiable, typed
+from mm_vitbackbones.ops.once import Forked, direct, once_differentiable, then, typed
 
 
 class Attention(NamedTuple):
@@ -26,7 +26,7 @@ class Attention(NamedTuple):
 
 
 def attend(
-    x: Tensor,
+    x: Tensor | Forked,
     to_query_key_value: nn.Module,
     attention: Attention,
     parameters: Sequence[Tensor],
@@ -39,10 +39,11 @@ def attend(
     if found is None:
         return None
     weight1, bias1, weight2, bias2, dtype = found
-    if not torch.is_grad_enabled():
+    if not torch.is_grad_enabled() and isinstance(x, Tensor):
         out = attention.forward(linear.mapped(x, weight1, bias1, dtype), num_heads, *parameters)[0]
         return linear.mapped(out, weight2, bias2, dtype)
-    result: Tensor = _between(x, attention, num_heads, dtype, weight1, bias1, weight2, bias2, *parameters)
+    inputs = attention, num_heads, dtype, weight1, bias1, weight2, bias2, *parameters
+    result: Tensor = then(x, _Between, *inputs)[0] if isinstance(x, Forked) else _between(x, *inputs)
     return result
 
 

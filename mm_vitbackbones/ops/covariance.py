@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from mm_vitbackbones.ops import between, context, linear
 from mm_vitbackbones.ops.kernels import covariance as kernels
 from mm_vitbackbones.ops.kernels.covariance import SHORTEST
-from mm_vitbackbones.ops.once import direct, once_differentiable, typed
+from mm_vitbackbones.ops.once import Forked, direct, finished, once_differentiable, typed
 
 
 def attend(qkv: Tensor, temperature: Tensor, num_heads: int) -> Tensor:
@@ -45,15 +45,18 @@ def attend(qkv: Tensor, temperature: Tensor, num_heads: int) -> Tensor:
 
 
 def attend_between(
-    grid: Tensor, to_query_key_value: nn.Module, temperature: Tensor, project: nn.Module, num_heads: int
+    grid: Tensor | Forked, to_query_key_value: nn.Module, temperature: Tensor, project: nn.Module, num_heads: int
 ) -> Tensor:
     """``project(attend(to_query_key_value(grid)))``: (B, ..., C) -> (B, ..., C)."""
-    if context.device_type(grid) == "cuda":
-        if _is_served(grid, context.autocast_dtype(grid.device) or grid.dtype):
+    x = grid if isinstance(grid, Tensor) else grid.x
+    if context.device_type(x) == "cuda":
+        if _is_served(x, context.autocast_dtype(x.device) or grid.dtype):
             out = between.attend(grid, to_query_key_value, ON_CUDA, (temperature,), project, num_heads)
             if out is not None:
                 return out
+        grid = finished(grid)
         return linear.by(attend(linear.by(grid, to_query_key_value), temperature, num_heads), project)
+    grid = finished(grid)
     return linear.linear(attend(linear.linear(grid, to_query_key_value), temperature, num_heads), project)
 
 

@@ -100,10 +100,13 @@ class Context:
 
 def save_for_backward(ctx: Any, *others: Tensor | None) -> None:
     """Saves what the contexts of a function's parts, ``ctx.parts``, have saved, after these others."""
-    ctx.counts = [len(part.saved_tensors) for part in ctx.parts]
-    ctx.save_for_backward(*others, *(tensor for part in ctx.parts for tensor in part.saved_tensors))
+    tensors, counts = [*others], []
     for part in ctx.parts:
+        tensors += part.saved_tensors
+        counts.append(len(part.saved_tensors))
         part.saved_tensors = ()  # PyTorch keeps them, until the backward pass
+    ctx.counts = counts
+    ctx.save_for_backward(*tensors)
 
 
 def saved_parts(ctx: Any) -> tuple[Any, ...]:
@@ -117,7 +120,7 @@ def saved_parts(ctx: Any) -> tuple[Any, ...]:
 
 
 class _Chained(torch.autograd.Function):
-    """See ``then``: a function that gives x and y, and one of y that gives several tensors."""
+    """See ``then``: a function that gives x and y, and one of y that gives one or several tensors."""
 
     @staticmethod
     def forward(ctx: Any, kinds: tuple[Any, int, Any], *inputs: Any) -> tuple[Tensor, ...]:
@@ -126,7 +129,7 @@ class _Chained(torch.autograd.Function):
         x, y = first.forward(of_first, *inputs[:count])
         results = second.forward(of_second, y, *inputs[count:])
         save_for_backward(ctx)
-        return x, *results
+        return (x, results) if isinstance(results, Tensor) else (x, *results)
 
     @staticmethod
     @once_differentiable

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mm_vitbackbones.ops import context, linear, memory, narrow
-from mm_vitbackbones.ops.once import direct, once_differentiable, typed
+from mm_vitbackbones.ops.once import Forked, once_differentiable, then, typed
 
 
 class Rotation(NamedTuple):
@@ -102,7 +102,7 @@ class _Turned(torch.autograd.Function):
 
 
 def to_heads(
-    tokens: Tensor, layers: Sequence[nn.Module], rotation: Rotation, num_heads: int
+    tokens: Tensor | Forked, layers: Sequence[nn.Module], rotation: Rotation, num_heads: int
 ) -> tuple[Tensor, ...] | None:
     """Queries and keys, turned, and values: (B, N, C) -> each (B, h, N, d). None as for ``linear.to_heads``, except
     that the linear maps need no bias.
@@ -115,10 +115,11 @@ def to_heads(
         return None
     *parameters, dtype = found
     weights, biases = parameters[::2], parameters[1::2]
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() or isinstance(tokens, Forked):
         if len({parameter.dtype for parameter in parameters if parameter is not None}) > 1:
             return None
-        return _to_turned_heads(tokens, *rotation, dtype, num_heads, *weights, *biases)
+        inputs = *rotation, dtype, num_heads, *weights, *biases
+        return then(tokens, _ToTurnedHeads, *inputs)
     rows = [linear.mapped(tokens, weight, bias, dtype) for weight, bias in zip(weights, biases, strict=True)]
     for each in rows[:2]:
         _turn_in_place(each, rotation, num_heads, 1)
@@ -156,8 +157,8 @@ class _ToTurnedHeads(torch.autograd.Function):
         else:
             ctx.again = None
             ctx.save_for_backward(weight, x)
-        bias = None
-        if any(each is not None for each in biases):
+        bias, missing = None, [each is None for each in biases]
+        if not all(missing):
             bias = torch.cat([x.new_zeros(ctx.width) if each is None else narrow.of(each, dtype) for each in biases])
         rows = F.linear(x, weight, bias)
         _turn_in_place(rows.view(*tokens.shape[:2], -1), ctx.rotation, 2 * num_heads, 1)
@@ -174,6 +175,3 @@ class _ToTurnedHeads(torch.autograd.Function):
         found = [x for whole in of_both for x in ((None,) * 3 if whole is None else whole.split_with_sizes(sizes))]
         of_parameters = [part if wanted else None for part, wanted in zip(found, needed[5:], strict=True)]
         return None if of_x is None else of_x.view(ctx.shape), None, None, None, None, *of_parameters
-
-
-_to_turned_heads = direct(_ToTurnedHeads)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mm_vitbackbones.ops import between, context, linear, narrow
 from mm_vitbackbones.ops.attention import joined
 from mm_vitbackbones.ops.kernels import registration
-from mm_vitbackbones.ops.once import direct, once_differentiable, typed
+from mm_vitbackbones.ops.once import Forked, direct, finished, once_differentiable, typed
 
 BAND_BYTES, CUDA_BAND_BYTES = 2**20, 64 * 2**20
 """The size of one tensor (h, n, N) of a band of n queries: on a CPU it fits into the caches, on CUDA there are few
@@ -57,18 +57,25 @@ def attend(qkv: Tensor, before: nn.Module, after: nn.Module, num_heads: int) -> 
 
 
 def attend_between(
-    grid: Tensor, to_query_key_value: nn.Module, before: nn.Module, after: nn.Module, project: nn.Module, num_heads: int
+    grid: Tensor | Forked,
+    to_query_key_value: nn.Module,
+    before: nn.Module,
+    after: nn.Module,
+    project: nn.Module,
+    num_heads: int,
 ) -> Tensor:
     """``project(attend(to_query_key_value(grid)))``: (B, ..., C) -> (B, ..., C)."""
-    if context.device_type(grid) == "cuda":
-        if context.is_eager() and _mixes_in_bands(grid, before, after):
+    x = grid if isinstance(grid, Tensor) else grid.x
+    if context.device_type(x) == "cuda":
+        if context.is_eager() and _mixes_in_bands(x, before, after):
             of_before, of_after = before.__dict__["_parameters"], after.__dict__["_parameters"]
             parameters = of_before["bias"], of_before["weight"], of_after["weight"], of_after["bias"]
             out = between.attend(grid, to_query_key_value, BETWEEN, parameters, project, num_heads)
             if out is not None:
                 return out
+        grid = finished(grid)
         return linear.by(attend(linear.by(grid, to_query_key_value), before, after, num_heads), project)
-    qkv = linear.linear(grid, to_query_key_value, again=True)
+    qkv = linear.linear(finished(grid), to_query_key_value, again=True)
     return linear.linear(attend(qkv, before, after, num_heads), project)
 
 
@@ -175,7 +182,8 @@ def _of_weights(grad: Tensor, heads: Tensor) -> Tensor:
 def _mixed_heads(qkv: Tensor, before: Tensor, after: Tensor, bias: Tensor, num_heads: int) -> Tensor:
     """``attend`` in bands, in the type of ``qkv``."""
     with context.autocast_to(qkv.device, None):
-        before, after, bias = [typed(x, qkv.dtype) for x in (before, after, bias)]
+        if before.dtype != qkv.dtype:
+            before, after, bias = [typed(x, qkv.dtype) for x in (before, after, bias)]
         mixed = _mixed_in_one_band if _is_one_band(qkv, num_heads) else _mixed_in_bands
         return mixed(qkv, before, after, bias, num_heads)
 
@@ -221,7 +229,9 @@ def _mixed_gradients(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``_mixed_heads_backward``, whose sums are in fp32 at least."""
     with context.autocast_to(qkv.device, None):
-        before, after, bias, grad = [typed(x, qkv.dtype) for x in (before, after, bias, grad)]
+        if before.dtype != qkv.dtype:
+            before, after, bias = [typed(x, qkv.dtype) for x in (before, after, bias)]
+        grad = typed(grad, qkv.dtype)
         gradients = _gradients_in_one_band if _is_one_band(qkv, num_heads) else _gradients_in_bands
         return gradients(grad, qkv, before, after, bias, num_heads)
 

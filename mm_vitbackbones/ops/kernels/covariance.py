@@ -1,7 +1,7 @@
 """The shares of channels, from their products over all tokens (``ops.covariance``), and their gradients.
 
-The matrices of an image and a head are small: each of the operators of PyTorch that would be needed, a dozen forward and
-two dozen backward, takes longer to start than to compute.
+The matrices of an image and a head are small. PyTorch's operators for them, a dozen forward and two dozen backward,
+take longer to start than to compute.
 
 M matrices, of all heads of all images in turn; h heads, d channels of a head.
 """
