@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from mm_vitbackbones.backbones import PVT, CaiT, CoaT, DINOv2, DINOv3, MiT, PiT, PVTv2, Swin, ViT, XCiT
+from mm_vitbackbones.backbones import PVT, CaiT, CoaT, DINOv2, DINOv3, MiT, MViTv2, PiT, PVTv2, Swin, ViT, XCiT
 
 from ..columnar import PATCH, TAPS, TimmTaps
 from ..contenders import (
@@ -20,6 +20,7 @@ from ..contenders import (
     Levels,
     Logits,
     Whole,
+    as_classifier,
     timm_coat,
     timm_for_size,
     timm_levels,
@@ -40,6 +41,7 @@ COLUMN_BY_TRANSFORMERS: dict[str, Any] = dict(
 COAT = 64
 SWIN = 24
 PIT = 16
+MVIT = 24
 CLASSES, HEAD = 10, 32
 """Of the segmentors: classes, and channels of the head."""
 
@@ -125,6 +127,18 @@ def _timm_intermediates(name: str, taps: list[int], **options: Any) -> nn.Module
     return Intermediates(timm.create_model(name, num_classes=0, **options), taps)
 
 
+def _mvit() -> nn.Module:
+    return as_classifier(MViTv2(arch=dict(depths=(1, 2, 5, 2), dims=tuple(MVIT * 2**i for i in range(4)))))
+
+
+def _mvit_of_timm(size: tuple[int, int]) -> nn.Module:
+    from timm.models.mvitv2 import MultiScaleVit, MultiScaleVitCfg
+
+    config = MultiScaleVitCfg(depths=(1, 2, 5, 2), embed_dim=MVIT)
+    network = MultiScaleVit(config, img_size=max(size), drop_path_rate=0.2, num_classes=0)
+    return Intermediates(network, [0, 1, 2, 3])
+
+
 def _coat(name: str, **options: Any) -> dict[str, Build]:
     dims = (COAT,) * 4
     return {
@@ -184,5 +198,6 @@ NETWORKS: dict[str, dict[str, Build]] = {
             lambda size: _timm_intermediates("cait_s24_224", [5, 11, 17, 23], img_size=size, embed_dim=COAT)
         ),
     },
+    "MViTv2-T": {OURS: _mvit, "timm": lambda: timm_for_size(_mvit_of_timm)},
 }
 """Per network: ours first."""
