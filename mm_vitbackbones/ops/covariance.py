@@ -17,9 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mm_vitbackbones.ops import between, context, linear
-from mm_vitbackbones.ops.kernels import covariance as kernels
-from mm_vitbackbones.ops.kernels.covariance import SHORTEST
 from mm_vitbackbones.ops.once import Forked, direct, finished, once_differentiable, typed
+
+SHORTEST = 1e-12
+"""The least length that is divided by."""
 
 
 def attend(qkv: Tensor, temperature: Tensor, num_heads: int) -> Tensor:
@@ -62,10 +63,8 @@ def attend_between(
 
 def _is_served(x: Tensor, dtype: torch.dtype) -> bool:
     """Whether there is another form than the reference. Products of fp16 over all tokens could be too large before they
-    are divided, and the kernels on CUDA compute in fp32."""
-    if not context.is_eager() or type(x) is not Tensor or x.is_meta:
-        return False
-    return dtype != torch.float16 and not (dtype == torch.float64 and x.is_cuda)
+    are divided."""
+    return context.is_eager() and type(x) is Tensor and not x.is_meta and dtype != torch.float16
 
 
 def reference(qkv: Tensor, temperature: Tensor, num_heads: int) -> Tensor:
@@ -169,19 +168,20 @@ def _in_order(tokens: Tensor, count: int, num_heads: int) -> Tensor:
 
 
 def _attend_on_cuda(qkv: Tensor, temperature: Tensor, num_heads: int) -> tuple[Tensor, ...]:
-    """The result; queries, keys and values in order, the lengths of queries, then keys, (B * h, 2d), and the products
-    and shares (B * h, d, d)."""
+    """The result, queries, keys and values in order, and what ``_attend`` gives besides."""
     with context.autocast_to(qkv.device, None):
+        wide = torch.promote_types(qkv.dtype, torch.float32)
         heads = _in_order(qkv, 3, num_heads)
         dim = heads.shape[-1] // 3
         query, key, value = heads.split_with_sizes([dim] * 3, -1)
-        wide = torch.promote_types(qkv.dtype, torch.float32)
-        lengths = torch.linalg.vector_norm(heads[..., : 2 * dim], dim=1, dtype=wide)
-        products = torch.bmm(query.mT, key)
-        shares = kernels.shares(products, lengths, temperature)
-        result = torch.bmm(value, shares.mT)
+        lengths = torch.linalg.vector_norm(heads[..., : 2 * dim], dim=1, dtype=wide).clamp_min_(SHORTEST)
+        of_query, of_key = lengths.view(-1, num_heads, 2, dim).unbind(2)
+        of_query, of_key = of_query.unsqueeze(-1), of_key.unsqueeze(-2)
+        cosines = torch.bmm(query.mT, key).view(-1, num_heads, dim, dim) / (of_query * of_key)
+        shares = (cosines * temperature).softmax(-1)
+        result = torch.bmm(value, typed(shares, qkv.dtype).flatten(0, 1).mT)
         out = result.view(-1, num_heads, *result.shape[1:]).transpose(1, 2).reshape(*qkv.shape[:-1], -1)
-        return out, heads, lengths, products, shares
+        return out, heads, of_query, of_key, cosines, shares
 
 
 def _forward_on_cuda(qkv: Tensor, num_heads: int, temperature: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
@@ -196,8 +196,9 @@ def _backward_on_cuda(
     num_heads: int,
     temperature: Tensor,
     heads: Tensor,
-    lengths: Tensor,
-    products: Tensor,
+    length_of_query: Tensor,
+    length_of_key: Tensor,
+    cosines: Tensor,
     shares: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """See ``between.Attention``."""
@@ -205,17 +206,21 @@ def _backward_on_cuda(
     with context.autocast_to(heads.device, None):
         query, key, value = heads.split_with_sizes([dim] * 3, -1)
         of_out = _in_order(typed(grad, dtype), 1, num_heads)
-        of_value, of_shares = torch.bmm(of_out, shares), torch.bmm(of_out.mT, value)
-        of_products, pulls, of_temperature = kernels.shares_backward(of_shares, products, lengths, temperature)
-        before = torch.bmm(key, of_products.mT), torch.bmm(query, of_products)
+        of_value = torch.bmm(of_out, typed(shares, dtype).flatten(0, 1))
+        of_shares = typed(torch.bmm(of_out.mT, value), shares.dtype).view(shares.shape)
+        of_logits = torch._softmax_backward_data(of_shares, shares, -1, shares.dtype)
+        of_temperature, of_products, *pulls = _of_scores(
+            of_logits, temperature, length_of_query, length_of_key, cosines
+        )
+        of_products = typed(of_products, dtype).flatten(0, 1)
+        products = torch.bmm(key, of_products.mT), torch.bmm(query, of_products)
         of_qkv = grad.new_empty(shape, dtype=dtype)
         by_head = shape[0], num_heads, -1, dim
         *parts, part_of_value = _split(of_qkv.view(shape[0], -1, shape[-1]), 3, num_heads)
-        pairs = pulls.view(shape[0], num_heads, 2, 1, dim).unbind(2)
-        for part, product, x, pull in zip(parts, before, (query, key), pairs, strict=True):
+        for part, product, x, pull in zip(parts, products, (query, key), pulls, strict=True):
             torch.addcmul(product.view(by_head), x.view(by_head), pull, value=-1, out=part)
         part_of_value.copy_(of_value.view(by_head))
-    return of_qkv, typed(of_temperature, temperature.dtype)
+    return of_qkv, of_temperature
 
 
 ON_CUDA = between.Attention(_forward_on_cuda, _backward_on_cuda)

@@ -36,5 +36,4 @@ FAMILY = Family(
         "gamma": EIGHTH,
     },
     wide=[WIDE_COLUMN],
-    on_gpu="small_12_p16",
 )
