@@ -182,8 +182,7 @@ def _of_weights(grad: Tensor, heads: Tensor) -> Tensor:
 def _mixed_heads(qkv: Tensor, before: Tensor, after: Tensor, bias: Tensor, num_heads: int) -> Tensor:
     """``attend`` in bands, in the type of ``qkv``."""
     with context.autocast_to(qkv.device, None):
-        if before.dtype != qkv.dtype:
-            before, after, bias = [typed(x, qkv.dtype) for x in (before, after, bias)]
+        before, after, bias = [typed(x, qkv.dtype) for x in (before, after, bias)]
         mixed = _mixed_in_one_band if _is_one_band(qkv, num_heads) else _mixed_in_bands
         return mixed(qkv, before, after, bias, num_heads)
 
@@ -229,9 +228,7 @@ def _mixed_gradients(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``_mixed_heads_backward``, whose sums are in fp32 at least."""
     with context.autocast_to(qkv.device, None):
-        if before.dtype != qkv.dtype:
-            before, after, bias = [typed(x, qkv.dtype) for x in (before, after, bias)]
-        grad = typed(grad, qkv.dtype)
+        before, after, bias, grad = [typed(x, qkv.dtype) for x in (before, after, bias, grad)]
         gradients = _gradients_in_one_band if _is_one_band(qkv, num_heads) else _gradients_in_bands
         return gradients(grad, qkv, before, after, bias, num_heads)
 
