@@ -59,9 +59,8 @@ def heads(
         if found is None:
             return None
         query_weight, query_bias, weight, bias, *last, dtype = found
-        if torch.is_grad_enabled():
+        if isinstance(grid, Forked):
             return then(grid, _HeadsOfOne, query_weight, query_bias, weight, bias, dtype, num_heads), (*last, dtype)
-        grid = finished(grid)
         query = linear.to_heads_by(grid, query_weight, query_bias, dtype, 1, num_heads)
         return query + linear.to_heads_by(grid, weight, bias, dtype, 2, num_heads), (*last, dtype)
     conv = parts.conv
@@ -161,7 +160,8 @@ class _Heads(torch.autograd.Function):
 
 
 class _HeadsOfOne(torch.autograd.Function):
-    """``heads`` without a reduction. It adds up the grid's gradients in place."""
+    """``heads`` without a reduction. It adds up the grid's gradients in place. Two functions, one after the other in
+    the backward pass, hold less: they are the form where the least is to be kept."""
 
     @staticmethod
     def forward(

@@ -138,7 +138,7 @@ class _Sublayer(torch.autograd.Function):
         ctx: Any,
         options: tuple[bool, Any, float, torch.dtype, Any, int],
         x: Tensor,
-        branch: Tensor | None,
+        branch: Any,
         factor: Tensor | None,
         scale: Tensor | None,
         weight: Tensor,
