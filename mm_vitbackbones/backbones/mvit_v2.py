@@ -109,12 +109,13 @@ class PoolingAttention(nn.Module):
             nn.init.trunc_normal_(table, std=0.02)
 
     def forward(self, grid: Tensor) -> Tensor:
-        query, key, value = linear.linear(grid, self.qkv).chunk(3, dim=-1)
-        query = self.norm_q(pooling.pooled(query, self.pool_q, self.num_heads))
-        key = self.norm_k(pooling.pooled(key, self.pool_k, self.num_heads))
-        value = self.norm_v(pooling.pooled(value, self.pool_v, self.num_heads))
+        inner: dict[str, Any] = self._modules  # `self.qkv` takes PyTorch as long as a launch
+        query, key, value = linear.linear(grid, inner["qkv"]).chunk(3, dim=-1)
+        query = inner["norm_q"](pooling.pooled(query, inner["pool_q"], self.num_heads))
+        key = inner["norm_k"](pooling.pooled(key, inner["pool_k"], self.num_heads))
+        value = inner["norm_v"](pooling.pooled(value, inner["pool_v"], self.num_heads))
         out = pooling.attend(query, key, value, self.rows, self.columns, self.windows)
-        return linear.linear(out, self.proj)
+        return linear.linear(out, inner["proj"])
 
     def looks_at(self, grid: Tensor) -> looking.Shares:
         """The attention weights of chosen queries, which are pooled as the keys are."""
@@ -147,13 +148,14 @@ class PoolingBlock(ResidualBlock):
 
     def residuals(self, grid: Tensor, *drawn: Tensor) -> Tensor:
         first, second = self.drops(drawn)
-        attn, ffn = Branch(self.norm1, self.attn, first), Branch(self.norm2, self.ffn, second)
+        parts: dict[str, Any] = self._modules
+        attn, ffn = Branch(parts["norm1"], parts["attn"], first), Branch(parts["norm2"], parts["ffn"], second)
         with memory.saving(grid):
-            if self.shortcut is None:
+            if (shortcut := parts.get("shortcut")) is None:
                 return residual.add_branches(grid, (attn, ffn), self.lightly)
-            normed = norm.for_linear(grid, self.norm1)
+            normed = norm.for_linear(grid, attn.norm)
             # Under autocast the sums stay in fp32, also after a linear map.
-            grid = halved(linear.linear(normed, self.shortcut).to(grid.dtype)) + first(self.attn(normed))
+            grid = halved(linear.linear(normed, shortcut).to(grid.dtype)) + first(attn.function(normed))
             return residual.add_branches(grid, (ffn,), self.lightly)
 
 

@@ -5,7 +5,8 @@ B batch, N query tokens, M key tokens, C channels, h heads, d = C / h channels o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -213,7 +214,7 @@ def attend_heads_by_distance(query: Tensor, key: Tensor, value: Tensor, rows: Te
     grid = query.unflatten(2, (rows.shape[0], columns.shape[0]))
     of_rows, of_columns = of_lines(grid, rows.to(dtype), columns.to(dtype))
     terms = torch.cat((of_rows, of_columns), dim=-1).flatten(2, 3) * dim**0.5  # the scale is for q k' alone
-    ones = _ones_at_places(height, width, query)
+    ones = _constant(query, _ones_at_places, height, width, dtype, query.device)
     query = torch.cat((query, terms), dim=-1)
     key = torch.cat((key, ones.expand(*key.shape[:3], -1)), dim=-1)
     # The fused kernels take values of the width of the keys.
@@ -221,17 +222,29 @@ def attend_heads_by_distance(query: Tensor, key: Tensor, value: Tensor, rows: Te
     return out[..., :dim]
 
 
-def _ones_at_places(height: int, width: int, like: Tensor) -> Tensor:
+def _constant(x: Tensor, make: Callable[..., Tensor], *sizes: Any) -> Tensor:
+    """What a function makes of sizes, a type and a device. Where kernels are started directly, it is kept for the
+    latest sizes: all blocks with equal grids share it, and each of its operators would take as long as a launch."""
+    return _kept(make, *sizes) if registration.is_direct(x) else make(*sizes)
+
+
+@functools.lru_cache(maxsize=64)
+def _kept(make: Callable[..., Tensor], *sizes: Any) -> Tensor:
+    with torch.inference_mode(False):
+        return make(*sizes)
+
+
+def _ones_at_places(height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """A one at the row, and a one at the column, of each place of a grid: (H * W, H + W)."""
     if context.is_exporting():  # what repeats rows of a matrix is no operator of other runtimes
-        rows, columns = (torch.arange(count, device=like.device) for count in (height, width))
+        rows, columns = (torch.arange(count, device=device) for count in (height, width))
         at_row = (rows[:, None, None] == rows).expand(height, width, height)
         at_column = (columns[None, :, None] == columns).expand(height, width, width)
-        return torch.cat((at_row, at_column), dim=-1).flatten(0, 1).to(like.dtype)
+        return torch.cat((at_row, at_column), dim=-1).flatten(0, 1).to(dtype)
     return torch.cat(
         (
-            torch.eye(height, dtype=like.dtype, device=like.device).repeat_interleave(width, 0),
-            torch.eye(width, dtype=like.dtype, device=like.device).repeat(height, 1),
+            torch.eye(height, dtype=dtype, device=device).repeat_interleave(width, 0),
+            torch.eye(width, dtype=dtype, device=device).repeat(height, 1),
         ),
         dim=-1,
     )
@@ -257,7 +270,7 @@ def by_distance(table: Tensor, side: int, key_side: int | None = None) -> Tensor
         return _by_distance_in_export(table, side, key_side)
     if context.is_compiling_to_run():
         return distances(table, side, key_side)
-    return _resized(table, side, key_side)[_places_by_distance(side, key_side, table.device)]
+    return _resized(table, side, key_side)[_constant(table, _places_by_distance, side, key_side, table.device)]
 
 
 def _resized(table: Tensor, side: int, key_side: int) -> Tensor:
