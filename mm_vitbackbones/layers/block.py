@@ -55,7 +55,8 @@ class Branch(NamedTuple):
         """x, and the function of its norm, whose last map may be left to the caller; see ``ops.norm.fork``."""
         function = self.function
         begin = getattr(type(function), "begun", None) if context.is_plain(function) else None
-        forked, shared = None if begin is None else norm.forked(x, self.norm), self.shared
+        trains, shared = torch.is_grad_enabled() and begin is not None, self.shared
+        forked = norm.forked(x, self.norm) if trains else None
         if begin is not None and forked is not None:
             result = begin(function, forked) if shared is None else begin(function, forked, shared)
             return forked.x, result

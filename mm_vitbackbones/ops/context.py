@@ -149,7 +149,8 @@ def pretend_device(kind: str) -> Iterator[None]:
 
 def is_eager_on_cuda(x: Tensor) -> bool:
     """Whether ``x`` is worked on in eager mode on CUDA, in training or inference."""
-    return device_type(x) == "cuda" and type(x) is Tensor and is_eager()
+    # `device_type(x)`, without its call: each block asks several times.
+    return (_local.device_type or x.device.type) == "cuda" and type(x) is Tensor and is_eager()
 
 
 # ---- what is attached to modules

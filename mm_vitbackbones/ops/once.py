@@ -13,13 +13,15 @@ from torch.autograd import function
 
 def once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:
     """PyTorch's decorator of that name, without its work where nobody asks for a gradient of the gradients: it costs as
-    much as a launch, and is called in each function of each backward pass."""
+    much as a launch, and is called in each function of each backward pass. ``unchecked`` is for a function that calls
+    this one as its part."""
     strict = function.once_differentiable(backward)
 
     @functools.wraps(backward)
     def either(ctx: Any, *grads: Any) -> Any:
         return strict(ctx, *grads) if torch.is_grad_enabled() else backward(ctx, *grads)
 
+    cast(Any, either).unchecked = backward
     return either
 
 
@@ -137,9 +139,9 @@ class _Chained(torch.autograd.Function):
         first, count, second = ctx.kinds
         (of_first, of_second, _), needed = saved_parts(ctx), ctx.needs_input_grad[1:]
         of_second.needs_input_grad = (any(needed[:count]), *needed[count:])
-        of_y, *others = second.backward(of_second, *grads)
+        of_y, *others = second.backward.unchecked(of_second, *grads)
         of_second.saved_tensors = ()
-        of_inputs = first.backward(of_first, grad_x, of_y)
+        of_inputs = first.backward.unchecked(of_first, grad_x, of_y)
         of_first.saved_tensors = ()
         return None, *of_inputs, *others
 

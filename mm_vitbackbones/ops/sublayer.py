@@ -107,7 +107,7 @@ class Sublayer(NamedTuple):
         weight, bias, eps = norm.parameters_of(self.norm)
         kind, parameters, dtype = network = self.network
         if not torch.is_grad_enabled():
-            total, normed, _ = kernels.add_layer_norm(x, finished(branch), factor, scale, weight, bias, eps, dtype)
+            total, normed, _ = kernels.add_layer_norm(x, cast(Tensor, branch), factor, scale, weight, bias, eps, dtype)
             return _scaled_sum(total, network.inferred(normed), self.factor, self.scale)
         others = factor, scale, weight, bias, self.factor, self.scale, *parameters
         if isinstance(branch, Pending) and not again:
@@ -127,6 +127,9 @@ def of(x: Tensor, branch: Any, factor: Tensor | None, scale: Tensor | None) -> S
     parts = branch.feed_forward
     network = None if parts is None else linear.network_on_cuda(x, parts)
     return None if network is None else Sublayer(branch.norm, network, factor, scale)
+
+
+_backward_of_sum: Any = cast(Any, norm.NormOfSum.backward).unchecked
 
 
 class _Sublayer(torch.autograd.Function):
@@ -186,15 +189,15 @@ class _Sublayer(torch.autograd.Function):
         needed = ctx.needs_input_grad[9:]
         of_network.needs_input_grad = (True, *needed[:count], False)
         of_out, of_last_scale = _gradients(grad, out, last_factor, last_scale, dtype)
-        of_normed, *of_parameters, _ = kind.backward(of_network, of_out)
+        of_normed, *of_parameters, _ = kind.backward.unchecked(of_network, of_out)
         of_network.saved_tensors = ()
-        of_x, of_branch, _, of_scale, of_weight, of_bias, _, _ = norm.NormOfSum.backward(of_sum, grad, of_normed)
+        of_x, of_branch, _, of_scale, of_weight, of_bias, _, _ = _backward_of_sum(of_sum, grad, of_normed)
         of_sum.saved_tensors = ()
         grads = None, of_x, of_branch, None, of_scale, of_weight, of_bias, None, of_last_scale, *of_parameters
         if before is None:
             return grads
         of_before.needs_input_grad = needed[count:]
-        of_inputs = before.backward(of_before, of_branch)
+        of_inputs = before.backward.unchecked(of_before, of_branch)
         of_before.saved_tensors = ()
         return *grads[:2], None, *grads[3:], *of_inputs
 
