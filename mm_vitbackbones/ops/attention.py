@@ -5,8 +5,7 @@ B batch, N query tokens, M key tokens, C channels, h heads, d = C / h channels o
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -14,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mm_vitbackbones.ops import anysize, bias_sums, context, linear, onednn, reduced_heads, resize, rotary
+from mm_vitbackbones.ops.kept import Kept
 from mm_vitbackbones.ops.kernels import registration
 from mm_vitbackbones.ops.once import Forked, Pending, finished, once_differentiable
 
@@ -214,7 +214,7 @@ def attend_heads_by_distance(query: Tensor, key: Tensor, value: Tensor, rows: Te
     grid = query.unflatten(2, (rows.shape[0], columns.shape[0]))
     of_rows, of_columns = of_lines(grid, rows.to(dtype), columns.to(dtype))
     terms = torch.cat((of_rows, of_columns), dim=-1).flatten(2, 3) * dim**0.5  # the scale is for q k' alone
-    ones = _constant(query, _ones_at_places, height, width, dtype, query.device)
+    ones = _constant(query, _ones, height, width, dtype, query.device)
     query = torch.cat((query, terms), dim=-1)
     key = torch.cat((key, ones.expand(*key.shape[:3], -1)), dim=-1)
     # The fused kernels take values of the width of the keys.
@@ -222,16 +222,10 @@ def attend_heads_by_distance(query: Tensor, key: Tensor, value: Tensor, rows: Te
     return out[..., :dim]
 
 
-def _constant(x: Tensor, make: Callable[..., Tensor], *sizes: Any) -> Tensor:
-    """What a function makes of sizes, a type and a device. Where kernels are started directly, it is kept for the
-    latest sizes: all blocks with equal grids share it, and each of its operators would take as long as a launch."""
-    return _kept(make, *sizes) if registration.is_direct(x) else make(*sizes)
-
-
-@functools.lru_cache(maxsize=64)
-def _kept(make: Callable[..., Tensor], *sizes: Any) -> Tensor:
-    with torch.inference_mode(False):
-        return make(*sizes)
+def _constant(x: Tensor, kept: Kept[Tensor], *sizes: Any) -> Tensor:
+    """A constant of x. It is kept where kernels are started directly: each operator that it is made of would take as
+    long as a launch."""
+    return kept(*sizes) if registration.is_direct(x) else kept.make(*sizes)
 
 
 def _ones_at_places(height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -270,7 +264,7 @@ def by_distance(table: Tensor, side: int, key_side: int | None = None) -> Tensor
         return _by_distance_in_export(table, side, key_side)
     if context.is_compiling_to_run():
         return distances(table, side, key_side)
-    return _resized(table, side, key_side)[_constant(table, _places_by_distance, side, key_side, table.device)]
+    return _resized(table, side, key_side)[_constant(table, _places, side, key_side, table.device)]
 
 
 def _resized(table: Tensor, side: int, key_side: int) -> Tensor:
@@ -285,6 +279,9 @@ def _places_by_distance(side: int, key_side: int, device: torch.device) -> Tenso
         return places[:, None] - keys + side - 1
     step, key_step = max(key_side / side, 1.0), max(side / key_side, 1.0)
     return (places[:, None] * step - keys * key_step + (key_side - 1) * key_step).long()
+
+
+_ones, _places = Kept(_ones_at_places, count=16), Kept(_places_by_distance)
 
 
 def _distances(table: Tensor, side: int, key_side: int) -> Tensor:

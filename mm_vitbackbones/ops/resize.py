@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mm_vitbackbones.ops import anysize, context, conv, residual
+from mm_vitbackbones.ops.kept import Kept
 from mm_vitbackbones.ops.kernels import registration
 from mm_vitbackbones.ops.once import direct
 
@@ -298,10 +298,10 @@ def _cubic_shares(
     return torch.cat((first, share[:, margin + 1 : -margin - 1], last), dim=1)
 
 
-@functools.lru_cache(maxsize=64)
-def _line(before: int, after: int, resize: TableResize, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """``_cubic_shares``, computed in fp64 and kept."""
-    with torch.inference_mode(False), torch.no_grad():
-        return _cubic_shares(before, after, resize.offset, resize.antialias, torch.float64, torch.device("cpu")).to(
-            device, dtype
-        )
+def _exact_shares(before: int, after: int, resize: TableResize, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """``_cubic_shares``, computed in fp64."""
+    cpu = torch.device("cpu")
+    return _cubic_shares(before, after, resize.offset, resize.antialias, torch.float64, cpu).to(device, dtype)
+
+
+_line = Kept(_exact_shares)

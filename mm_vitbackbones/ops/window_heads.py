@@ -90,7 +90,7 @@ def _gathered(places: windows.Windows, *heads: Tensor) -> Tensor:
 def _biases(table: Tensor, dtype: torch.dtype, places: windows.Windows) -> tuple[Tensor, ...]:
     """The bias of the first group, (1, h, n, n), and of each window of the others, (K', h, n, n)."""
     n, shift, num_heads = places.places, places.shift, table.shape[1]
-    positions, masks = windows.kept_constants(places.side, shift, table.device, True)
+    positions, masks = windows.kept_constants(places.side, shift, True, table.device)
     bias = table.index_select(0, positions).view(1, n, -1, num_heads).permute(0, 3, 1, 2)
     if masks is None:
         bias = bias.to(dtype, memory_format=torch.contiguous_format)

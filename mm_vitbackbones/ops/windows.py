@@ -8,7 +8,6 @@ with one gather on the way in and one on the way out; and ``_in_bands``, for inf
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from mm_vitbackbones.ops import anysize, bias_sums, context, linear, onednn
+from mm_vitbackbones.ops.kept import Kept
 from mm_vitbackbones.ops.kernels import registration
 from mm_vitbackbones.ops.once import typed
 
@@ -354,11 +354,7 @@ class Scatter(torch.autograd.Function):
         return Gather.apply(grad, grad.new_zeros(grad.shape[1]), ctx.windows), None
 
 
-@functools.lru_cache(maxsize=64)
-def windows_of(*key: Any) -> Windows:
-    """``Windows``, kept for the latest sizes; all blocks with equal grids share them."""
-    with torch.inference_mode(False):
-        return Windows(*key)
+windows_of = Kept(Windows)
 
 
 # ---- biases
@@ -477,20 +473,21 @@ def constants(side: int, shift: int, device: torch.device, keep: bool = True) ->
     """``relative_positions`` and, with a shift, ``shift_masks``; those that are kept are shared by all blocks."""
     if not keep or not context.is_eager() or device.type == "meta":
         return relative_positions(side, device), shift_masks(side, shift, device) if shift else None
-    return kept_constants(side, shift, device)
+    return kept_constants(side, shift, False, device)
 
 
-@functools.lru_cache(maxsize=16)
-def kept_constants(side: int, shift: int, device: torch.device, wide: bool = False) -> tuple[Tensor, Tensor | None]:
+def _constants(side: int, shift: int, wide: bool, device: torch.device) -> tuple[Tensor, Tensor | None]:
     """``constants`` of eager mode.
 
     Args:
         wide: rows are filled up to a multiple of 8 elements, as CUDA's kernels want them.
     """
-    with torch.inference_mode(False):
-        positions, masks = relative_positions(side, device), shift_masks(side, shift, device) if shift else None
-        if wide:
-            more = (0, -side * side % 8)
-            positions = F.pad(positions.view(side * side, -1), more).flatten()
-            masks = None if masks is None else F.pad(masks, more)
-        return positions, masks
+    positions, masks = relative_positions(side, device), shift_masks(side, shift, device) if shift else None
+    if wide:
+        more = (0, -side * side % 8)
+        positions = F.pad(positions.view(side * side, -1), more).flatten()
+        masks = None if masks is None else F.pad(masks, more)
+    return positions, masks
+
+
+kept_constants = Kept(_constants, count=16)

@@ -1,0 +1,53 @@
+"""Constants of sizes, which are made once and shared by all blocks with equal grids."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+class Kept(Generic[T]):
+    """The results of a function for its latest arguments, the last of which is their device.
+
+    A CUDA graph reads its constants where they were when it was captured, and does not hold them. So what one has taken
+    is kept for good. What is made during a capture has no values before the graph runs: it is not kept.
+
+    Args:
+        make: the function.
+        count: results that are kept.
+    """
+
+    def __init__(self, make: Callable[..., T], count: int = 64) -> None:
+        self.make, self.count = make, count
+        self.latest: dict[tuple[Any, ...], T] = {}
+        """From the one that was made first to the one that was made last."""
+        self.of_graphs: dict[tuple[Any, ...], T] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, *arguments: Any) -> T:
+        found, captured = self.latest.get(arguments), is_captured(arguments[-1])
+        if found is not None and not captured:
+            return found
+        with self._lock:
+            if found is None:
+                found = self.of_graphs.get(arguments)
+            if captured and found is not None:
+                self.of_graphs[arguments] = found
+            if found is None:
+                with torch.inference_mode(False), torch.no_grad():
+                    found = self.make(*arguments)
+            if not captured:
+                if len(self.latest) >= self.count:
+                    del self.latest[next(iter(self.latest))]
+                self.latest[arguments] = found
+            return found
+
+
+def is_captured(device: torch.device) -> bool:
+    """Whether a CUDA graph captures what is started on a device now."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()

@@ -1,0 +1,59 @@
+"""Constants that are kept for the latest sizes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from mm_vitbackbones.ops import kept
+from mm_vitbackbones.ops.kept import Kept
+
+CPU = torch.device("cpu")
+
+
+def ones(count: int, device: torch.device) -> Tensor:
+    return torch.ones(count, device=device)
+
+
+def test_a_constant_is_made_once_and_the_oldest_is_forgotten() -> None:
+    constants = Kept(ones, count=2)
+    one, two = constants(1, CPU), constants(2, CPU)
+    assert constants(1, CPU) is one
+    constants(3, CPU)
+    assert constants(2, CPU) is two
+    assert constants(1, CPU) is not one
+    assert len(constants.latest) == 2
+
+
+def test_a_constant_of_inference_serves_training() -> None:
+    constants, factor = Kept(ones), torch.randn(3, requires_grad=True)
+    with torch.inference_mode():
+        constants(3, CPU)
+    (factor * constants(3, CPU)).sum().backward()
+    assert factor.grad is not None
+
+
+def test_what_a_cuda_graph_has_taken_is_kept_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    constants = Kept(ones, count=2)
+    one = constants(1, CPU)
+    with monkeypatch.context() as patch:
+        patch.setattr(kept, "is_captured", lambda device: True)
+        assert constants(1, CPU) is one
+    for count in range(2, 9):
+        constants(count, CPU)
+    assert (1, CPU) not in constants.latest
+    with monkeypatch.context() as patch:
+        patch.setattr(kept, "is_captured", lambda device: True)
+        assert constants(1, CPU) is one
+    assert constants(1, CPU) is one
+
+
+def test_what_is_made_while_a_cuda_graph_is_captured_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    constants = Kept(ones)
+    with monkeypatch.context() as patch:
+        patch.setattr(kept, "is_captured", lambda device: True)
+        first = constants(1, CPU)
+        assert constants(1, CPU) is not first
+    assert constants(1, CPU) is not first
+    assert not constants.of_graphs
