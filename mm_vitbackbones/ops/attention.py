@@ -73,9 +73,12 @@ def attend_turned(
     """``attend_to_each_other`` with queries and keys that are turned by their position: (B, N, C) -> (B, N, C)."""
     layers, shape = (to_query, to_key, to_value), tokens.shape[:-1]
     if (heads := rotary.to_heads(tokens, layers, rotation, num_heads)) is not None:
-        attended = F.scaled_dot_product_attention(*heads)
-        found = linear.on_cuda(attended, project, biased=True, known=True)
-        return _projected(attended, project, shape) if found is None else linear.of_heads_by(attended, *found, shape)
+        query, key, value = heads
+        attended = F.scaled_dot_product_attention(query, key, value)
+        if (found := linear.on_cuda(attended, project, biased=True, known=True)) is None:
+            return _projected(attended, project, shape)
+        weight, bias, dtype = found
+        return linear.of_heads_by(attended, weight, bias, dtype, shape)
     tokens = finished(tokens)
     query, key, value = (linear.linear(tokens, layer) for layer in layers)
     context.release(tokens)
