@@ -226,10 +226,17 @@ class AnySize:
 
 def _own(given: Any) -> Any:
     """An input, copied where it repeats one entry. The first block of a stage may get a class token that is expanded to
-    a batch, the others one with memory of its own: graphs are for one of both."""
+    a batch, the others one with memory of its own: graphs are for one of both.
+
+    A vector that is a view, such as one of several draws, is copied, too: a graph for any size would have their number
+    and where it begins as sizes, and PyTorch takes sizes that are equal at first, such as a height, for the same."""
     if isinstance(given, Tensor):
+        if given.dim() == 1 and given._is_view():
+            return given.clone()
         repeats = any(step == 0 and size > 1 for step, size in zip(given.stride(), given.shape, strict=True))
         return given.contiguous() if repeats else given
+    if type(given) is dict:
+        return {key: _own(value) for key, value in given.items()}
     return type(given)(map(_own, given)) if type(given) in (tuple, list) else given
 
 
@@ -239,6 +246,8 @@ def _tensors(inputs: Sequence[Any]) -> Iterator[Tensor]:
             yield each
         elif isinstance(each, (tuple, list)):
             yield from _tensors(each)
+        elif isinstance(each, Mapping):
+            yield from _tensors([*each.values()])
 
 
 def _changing(shape: torch.Size, first: torch.Size) -> list[int]:

@@ -128,6 +128,29 @@ def test_the_first_graph_is_for_any_size_if_asked_for() -> None:
     assert graphs_for([*HEIGHTS, SQUARE, WIDTHS, (3, *SQUARE[1:])], dynamic=True) == 1
 
 
+def test_graphs_get_draws_that_are_no_views() -> None:
+    factors, grid = torch.rand(5, 2).unbind(), torch.randn(2, 8, 9, 4)
+    found, same = compiling.AnySize(lambda module, *inputs: inputs)(Sizes(), factors, grid)
+    assert same is grid
+    assert all(factor._is_view() for factor in factors)
+    assert not any(factor._is_view() or factor.storage_offset() for factor in found)
+    assert all(map(torch.equal, found, factors))
+
+
+def test_a_graph_is_for_any_size_of_grids_in_a_mapping() -> None:
+    def total(module: torch.nn.Module, levels: dict[int, tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+        return sum(module(grid).sum() + token.sum() for token, grid in levels.values())
+
+    torch._dynamo.reset()
+    counter, module = CompileCounter(), Sizes()
+    ((function, _),) = compiling.compiled({module: 0}, total, backend=counter, fullgraph=True, dynamic=True)
+    for height, width in ((2, 4), (6, 3), (5, 5)):  # two is the batch, too
+        levels = {i: (torch.randn(2, 1, 4), torch.randn(2, height * i, width * i, 4)) for i in (1, 2)}
+        torch.testing.assert_close(function(module, levels), total(module, levels))
+    assert counter.frame_count == 1
+    torch._dynamo.reset()
+
+
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 def test_a_graph_serves_an_entry_that_is_repeated_too() -> None:
     torch._dynamo.reset()
