@@ -27,7 +27,7 @@ from mm_vitbackbones.backbones.columnar import ColumnarBackbone, PatchStem
 from mm_vitbackbones.errors import ArgumentError
 from mm_vitbackbones.layers import BICUBIC, Block, FeedForward, LayerNorm, LayerScale, LearnedPosition
 from mm_vitbackbones.ops import attention, context, linear, looking, memory, talking_heads
-from mm_vitbackbones.ops.once import Forked
+from mm_vitbackbones.ops.chained import Forked
 from mm_vitbackbones.registry import BACKBONES
 
 INITIAL_SCALES = {18: 0.1, 24: 1e-5}

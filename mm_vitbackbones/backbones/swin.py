@@ -39,7 +39,7 @@ from mm_vitbackbones.layers import (
     pad_to_multiple,
 )
 from mm_vitbackbones.ops import attention, context, looking, merging, window_heads, windows
-from mm_vitbackbones.ops.once import Forked, Pending, finished
+from mm_vitbackbones.ops.chained import Forked, Pending, finished
 from mm_vitbackbones.registry import BACKBONES
 
 
@@ -96,7 +96,7 @@ class WindowAttention(nn.Module):
     def begun(self, grid: Tensor | Forked) -> Tensor | Pending:
         """``forward``, whose last map may be left to the caller."""
         inner, sizes = cast("dict[str, Any]", self._modules), (self.window_size, self.shift, self.num_heads)
-        table = cast(Tensor, self._parameters["relative_position_bias_table"])
+        table = self.relative_position_bias_table
         return window_heads.attention(grid, inner["qkv"], self.attend, inner["proj"], table, *sizes)
 
     def looks_at(self, grid: Tensor) -> looking.Shares:

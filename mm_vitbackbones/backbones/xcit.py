@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, NoReturn, cast, final
+from typing import Annotated, Any, NoReturn, final
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +37,7 @@ from mm_vitbackbones.layers import (
     ResidualBlock,
 )
 from mm_vitbackbones.ops import context, covariance, depthwise, memory, norm, onednn, residual
-from mm_vitbackbones.ops.once import Forked
+from mm_vitbackbones.ops.chained import Forked
 from mm_vitbackbones.registry import BACKBONES
 
 PATCH_SIZES = (8, 16)
@@ -147,8 +147,7 @@ class CrossCovarianceAttention(nn.Module):
     def begun(self, grid: Tensor | Forked) -> Tensor:
         """``forward``, of a norm that may be left to it."""
         inner: dict[str, Any] = self._modules  # `self.qkv` takes PyTorch as long as a launch
-        temperature = cast(Tensor, self._parameters["temperature"])
-        return covariance.attend_between(grid, inner["qkv"], temperature, inner["proj"], self.num_heads)
+        return covariance.attend_between(grid, inner["qkv"], self.temperature, inner["proj"], self.num_heads)
 
     def looks_at(self, grid: Tensor) -> NoReturn:
         """There are none of places."""

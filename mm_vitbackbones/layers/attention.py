@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mm_vitbackbones.layers.conv import ChannelsLastConv2d
 from mm_vitbackbones.layers.norm import LayerNorm
 from mm_vitbackbones.ops import attention, context, linear, looking, norm, reduced_heads, rotary, windows
-from mm_vitbackbones.ops.once import Forked, Pending, finished
+from mm_vitbackbones.ops.chained import Forked, Pending, finished
 
 
 @context.plain

@@ -12,7 +12,7 @@ from mm_vitbackbones.layers.drop_path import Drawn, DropPath
 from mm_vitbackbones.layers.feed_forward import FeedForward, MixFeedForward
 from mm_vitbackbones.layers.norm import LayerNorm
 from mm_vitbackbones.ops import compiling, context, linear, memory, norm, residual
-from mm_vitbackbones.ops.once import Pending
+from mm_vitbackbones.ops.chained import Pending
 from mm_vitbackbones.ops.sublayer import Sublayer
 
 T = TypeVar("T")
@@ -53,17 +53,16 @@ class Branch(NamedTuple):
 
     def begun(self, x: Tensor) -> tuple[Tensor, Tensor | Pending]:
         """x, and the function of its norm, whose last map may be left to the caller; see ``ops.norm.fork``."""
-        function = self.function
-        begin = getattr(type(function), "begun", None) if context.is_plain(function) else None
-        trains, shared = torch.is_grad_enabled() and begin is not None, self.shared
-        forked = norm.forked(x, self.norm) if trains else None
-        if begin is not None and forked is not None:
-            result = begin(function, forked) if shared is None else begin(function, forked, shared)
-            return forked.x, result
-        x, normed = norm.fork(x, self.norm)
+        begin = getattr(type(self.function), "begun", None) if context.is_plain(self.function) else None
         if begin is None:
+            x, normed = norm.fork(x, self.norm)
             return x, self.call(normed)
-        return x, begin(function, normed) if shared is None else begin(function, normed, shared)
+        shared = () if self.shared is None else (self.shared,)
+        if (forked := norm.forked(x, self.norm)) is None:
+            x, normed = norm.fork(x, self.norm)
+            return x, begin(self.function, normed, *shared)
+        result = begin(self.function, forked, *shared)
+        return forked.x, result
 
     @property
     def scale(self) -> Tensor | None:

@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mm_vitbackbones.ops import anysize, bias_sums, context, linear, onednn, reduced_heads, resize, rotary
+from mm_vitbackbones.ops.chained import Forked, Pending, finished
 from mm_vitbackbones.ops.kept import Kept
 from mm_vitbackbones.ops.kernels import registration
-from mm_vitbackbones.ops.once import Forked, Pending, finished, once_differentiable
+from mm_vitbackbones.ops.once import once_differentiable
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> Tensor:

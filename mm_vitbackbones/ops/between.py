@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mm_vitbackbones.ops import linear, narrow
-from mm_vitbackbones.ops.once import Forked, direct, once_differentiable, then, typed
+from mm_vitbackbones.ops.chained import Forked, then
+from mm_vitbackbones.ops.once import direct, once_differentiable, typed
 
 
 class Attention(NamedTuple):

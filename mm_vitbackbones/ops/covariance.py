@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mm_vitbackbones.ops import between, context, linear
-from mm_vitbackbones.ops.once import Forked, direct, finished, once_differentiable, typed
+from mm_vitbackbones.ops.chained import Forked, finished
+from mm_vitbackbones.ops.once import direct, once_differentiable, typed
 
 SHORTEST = 1e-12
 """The least length that is divided by."""

@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mm_vitbackbones.ops import bias_sums, context, depthwise, memory, narrow, onednn
+from mm_vitbackbones.ops.chained import Forked, Pending, finished, then
 from mm_vitbackbones.ops.kernels import depthwise as kernels
 from mm_vitbackbones.ops.kernels.gelu import gelu_backward_
-from mm_vitbackbones.ops.once import Forked, Pending, direct, finished, once_differentiable, then, typed
+from mm_vitbackbones.ops.once import direct, once_differentiable, typed
 
 
 def linear(x: Tensor, layer: nn.Module, again: bool = False) -> Tensor:

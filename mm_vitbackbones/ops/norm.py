@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from mm_vitbackbones.ops import context, memory
 from mm_vitbackbones.ops import conv as conv_ops
+from mm_vitbackbones.ops.chained import Forked
 from mm_vitbackbones.ops.kernels import norm as kernels
 from mm_vitbackbones.ops.kernels import registration
 from mm_vitbackbones.ops.kernels.scale import scale_backward
-from mm_vitbackbones.ops.once import Forked, direct, once_differentiable, typed
+from mm_vitbackbones.ops.once import direct, once_differentiable, typed
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:

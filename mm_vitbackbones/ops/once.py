@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -13,8 +13,8 @@ from torch.autograd import function
 
 def once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:
     """PyTorch's decorator of that name, without its work where nobody asks for a gradient of the gradients: it costs as
-    much as a launch, and is called in each function of each backward pass. ``unchecked`` is for a function that calls
-    this one as its part."""
+    much as a launch, and is called in each function of each backward pass. A function of which this one is a part, see
+    ``ops.chained``, calls ``unchecked``."""
     strict = function.once_differentiable(backward)
 
     @functools.wraps(backward)
@@ -37,113 +37,3 @@ def direct(kind: type[torch.autograd.Function]) -> Callable[..., Any]:
     made: Any = kind
     made._backward_cls.apply = made.backward
     return super(torch.autograd.Function, made).apply
-
-
-class Pending(NamedTuple):
-    """A call of an autograd function that is left to what follows, which may take it in as a part of its own."""
-
-    kind: Any
-    """The function."""
-    inputs: tuple[Any, ...]
-
-    def result(self) -> Tensor:
-        return cast(Tensor, direct(self.kind)(*self.inputs))
-
-
-class Forked:
-    """x and y = f(x), where an autograd function f that gives both has not been called yet, such as a norm. What takes
-    y may take this instead, and call f and a function of its own as one.
-
-    Args:
-        kind: f.
-        inputs: of f, x first.
-        dtype: of y, which has the shape of x.
-    """
-
-    def __init__(self, kind: Any, inputs: tuple[Any, ...], dtype: torch.dtype) -> None:
-        self.x: Tensor = inputs[0]
-        """In the end the x that f gives: the gradients of both are added up there."""
-        self.kind, self.inputs, self.dtype = kind, inputs, dtype
-        self.shape, self.device = self.x.shape, self.x.device
-
-    def result(self) -> Tensor:
-        """y."""
-        self.x, y = direct(self.kind)(*self.inputs)
-        return cast(Tensor, y)
-
-
-def then(y: Tensor | Forked, kind: Any, *inputs: Any) -> tuple[Tensor, ...]:
-    """The results of an autograd function that gives several: of y and these inputs."""
-    if not isinstance(y, Forked):
-        return cast("tuple[Tensor, ...]", direct(kind)(y, *inputs))
-    y.x, *results = _chained((y.kind, len(y.inputs), kind), *y.inputs, *inputs)
-    return tuple(results)
-
-
-def finished(x: Tensor | Pending | Forked) -> Tensor:
-    """A tensor, or the result of the call that gives it."""
-    return x if isinstance(x, Tensor) else x.result()
-
-
-class Context:
-    """What an autograd function takes in place of PyTorch's context, where another one calls its two parts."""
-
-    saved_tensors: Sequence[Any] = ()
-    needs_input_grad: tuple[bool, ...] = ()
-    wants_result = True
-    """Whether the result of forward is used, and not only what it saves."""
-
-    def save_for_backward(self, *tensors: Tensor | None) -> None:
-        self.saved_tensors = tensors
-
-    def set_materialize_grads(self, value: bool) -> None:
-        """Does nothing: the caller passes all gradients."""
-
-
-def save_for_backward(ctx: Any, *others: Tensor | None) -> None:
-    """Saves what the contexts of a function's parts, ``ctx.parts``, have saved, after these others."""
-    tensors, counts = [*others], []
-    for part in ctx.parts:
-        tensors += part.saved_tensors
-        counts.append(len(part.saved_tensors))
-        part.saved_tensors = ()  # PyTorch keeps them, until the backward pass
-    ctx.counts = counts
-    ctx.save_for_backward(*tensors)
-
-
-def saved_parts(ctx: Any) -> tuple[Any, ...]:
-    """``ctx.parts`` with what they have saved, and the others in a list."""
-    kept = [*ctx.saved_tensors]
-    for part, count in zip(reversed(ctx.parts), reversed(ctx.counts), strict=True):
-        first = len(kept) - count
-        part.saved_tensors = kept[first:]
-        del kept[first:]
-    return *ctx.parts, kept
-
-
-class _Chained(torch.autograd.Function):
-    """See ``then``: a function that gives x and y, and one of y that gives one or several tensors."""
-
-    @staticmethod
-    def forward(ctx: Any, kinds: tuple[Any, int, Any], *inputs: Any) -> tuple[Tensor, ...]:
-        first, count, second = ctx.kinds = kinds
-        ctx.parts = of_first, of_second = Context(), Context()
-        x, y = first.forward(of_first, *inputs[:count])
-        results = second.forward(of_second, y, *inputs[count:])
-        save_for_backward(ctx)
-        return (x, results) if isinstance(results, Tensor) else (x, *results)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_x: Tensor, *grads: Tensor) -> Any:
-        first, count, second = ctx.kinds
-        (of_first, of_second, _), needed = saved_parts(ctx), ctx.needs_input_grad[1:]
-        of_second.needs_input_grad = (any(needed[:count]), *needed[count:])
-        of_y, *others = second.backward.unchecked(of_second, *grads)
-        of_second.saved_tensors = ()
-        of_inputs = first.backward.unchecked(of_first, grad_x, of_y)
-        of_first.saved_tensors = ()
-        return None, *of_inputs, *others
-
-
-_chained = direct(_Chained)

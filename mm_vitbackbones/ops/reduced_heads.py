@@ -13,17 +13,9 @@ from torch import Tensor, nn
 
 from mm_vitbackbones.ops import context, linear, memory, narrow, norm
 from mm_vitbackbones.ops import conv as conv_ops
+from mm_vitbackbones.ops.chained import Context, Forked, finished, save_for_backward, saved_parts, then
 from mm_vitbackbones.ops.kernels import norm as kernels
-from mm_vitbackbones.ops.once import (
-    Context,
-    Forked,
-    finished,
-    once_differentiable,
-    save_for_backward,
-    saved_parts,
-    then,
-    typed,
-)
+from mm_vitbackbones.ops.once import once_differentiable, typed
 
 
 class Reduction(NamedTuple):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mm_vitbackbones.ops import context, depthwise, linear, norm, onednn, sublayer
-from mm_vitbackbones.ops.once import Pending, finished
+from mm_vitbackbones.ops.chained import Pending, finished
 from mm_vitbackbones.ops.sublayer import add_scaled
 
 BAND_BYTES = 8 * 2**20

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mm_vitbackbones.ops import context, linear, memory, narrow
-from mm_vitbackbones.ops.once import Forked, once_differentiable, then, typed
+from mm_vitbackbones.ops.chained import Forked, then
+from mm_vitbackbones.ops.once import once_differentiable, typed
 
 
 class Rotation(NamedTuple):

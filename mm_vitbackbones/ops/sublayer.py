@@ -14,18 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from mm_vitbackbones.ops import linear, memory, norm
+from mm_vitbackbones.ops.chained import Context, Pending, finished, save_for_backward, saved_parts
 from mm_vitbackbones.ops.kernels import norm as kernels
 from mm_vitbackbones.ops.kernels.scale import scale_backward
-from mm_vitbackbones.ops.once import (
-    Context,
-    Pending,
-    direct,
-    finished,
-    once_differentiable,
-    save_for_backward,
-    saved_parts,
-    typed,
-)
+from mm_vitbackbones.ops.once import direct, once_differentiable, typed
 
 
 def add_scaled(x: Tensor, branch: Tensor, factor: Tensor | None, scale: Tensor | None = None) -> Tensor:

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from mm_vitbackbones.ops import between, context, linear, narrow
 from mm_vitbackbones.ops.attention import joined
+from mm_vitbackbones.ops.chained import Forked, finished
 from mm_vitbackbones.ops.kernels import registration
-from mm_vitbackbones.ops.once import Forked, direct, finished, once_differentiable, typed
+from mm_vitbackbones.ops.once import direct, once_differentiable, typed
 
 BAND_BYTES, CUDA_BAND_BYTES = 2**20, 64 * 2**20
 """The size of one tensor (h, n, N) of a band of n queries: on a CPU it fits into the caches, on CUDA there are few

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mm_vitbackbones.ops import linear, memory, narrow, windows
-from mm_vitbackbones.ops.once import Forked, Pending, direct, finished, once_differentiable, then
+from mm_vitbackbones.ops.chained import Forked, Pending, finished, then
+from mm_vitbackbones.ops.once import direct, once_differentiable
 
 
 def attention(

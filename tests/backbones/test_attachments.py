@@ -21,6 +21,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
+from torch.nn.utils.parametrize import register_parametrization
 from torch.utils._pytree import tree_leaves
 
 from helpers.attachments import (
@@ -39,6 +40,7 @@ from helpers.paths import ROOT
 from helpers.toys import TOYS
 from mm_vitbackbones.backbones import Backbone
 from mm_vitbackbones.measuring import OperatorCount
+from mm_vitbackbones.ops import context
 from mm_vitbackbones.registry import BACKBONES
 
 toys = pytest.mark.parametrize("toy", TOYS)
@@ -156,6 +158,29 @@ def test_weights_that_are_made_of_others_count_and_follow_them(toy, mode, change
         assert difference(run_plain(toy, mode), expected) > 5 * mode.tolerance
         assert difference(run(network, mode), expected) < mode.tolerance
         assert [name for name, p in network.named_parameters() if mode.training and p.grad is None] == []
+
+
+class Tripled(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return 3 * x
+
+
+@toys
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("mode", [MODES["inference"], MODES["training"]], ids=["inference", "training"])
+def test_tables_tokens_and_factors_that_are_made_of_others_count(toy, mode, device):
+    network, equal = random_network(toy), random_network(toy)
+    names = [x for x, _ in network.named_parameters() if x.rpartition(".")[2] not in ("weight", "bias")]
+    if not names:
+        pytest.skip("all parameters are weights and biases")
+    for name in names:
+        module, _, own = name.rpartition(".")
+        register_parametrization(network.get_submodule(module), own, Tripled())
+        equal.get_parameter(name).data.mul_(3)
+    expected = run(equal, mode)
+    assert difference(run_plain(toy, mode), expected) > 5 * mode.tolerance
+    with context.pretend_device(device):
+        assert difference(run(network, mode), expected) < mode.tolerance
 
 
 class Calls:

@@ -13,7 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from mm_vitbackbones.backbones.swin import WindowAttention
 from mm_vitbackbones.layers import Block, FeedForward, MixFeedForward
 from mm_vitbackbones.layers.attention import ConvReduction, SelfAttention, SpatialReductionAttention
-from mm_vitbackbones.ops import context, memory, once, sublayer
+from mm_vitbackbones.ops import chained, context, memory, sublayer
 from mm_vitbackbones.ops.kernels import depthwise, norm
 
 DIM = 12
@@ -164,9 +164,9 @@ ATTENTIONS: dict[str, Any] = {
 def test_the_norm_and_the_maps_of_attention_are_parts_of_the_functions_around_its_kernel(
     attention: str, layer_scale: float | None, frozen: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    taken, function, chained, chain = [], sublayer._sublayer, [], once._chained
+    taken, function, chains, chain = [], sublayer._sublayer, [], chained._chained
     monkeypatch.setattr(sublayer, "_sublayer", lambda options, *x: taken.append(options[4]) or function(options, *x))
-    monkeypatch.setattr(once, "_chained", lambda kinds, *x: chained.append(kinds) or chain(kinds, *x))
+    monkeypatch.setattr(chained, "_chained", lambda kinds, *x: chains.append(kinds) or chain(kinds, *x))
     block, x = make("mix", 0.5, layer_scale), a_grid()
     torch.manual_seed(4)
     block.attn = ATTENTIONS[attention]()
@@ -177,12 +177,12 @@ def test_the_norm_and_the_maps_of_attention_are_parts_of_the_functions_around_it
     x.requires_grad_(frozen != "norm1")
     ours = step(block, x)
     assert taken[0] is not None
-    assert len(chained) == 1
+    assert len(chains) == 1
     assert_close(ours, step(block, x, "cpu"))
     block.attn.register_forward_hook(lambda *_: None)
     assert_close(step(block, x), ours)
     assert taken[1:] == [None]
-    assert len(chained) == 1
+    assert len(chains) == 1
 
 
 def test_a_part_that_takes_the_place_of_another_takes_part(monkeypatch: pytest.MonkeyPatch) -> None:
