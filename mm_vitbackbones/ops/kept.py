@@ -10,6 +10,8 @@ import torch
 
 T = TypeVar("T")
 
+is_capturing = torch.cuda.is_current_stream_capturing
+
 
 class Kept(Generic[T]):
     """The results of a function for its latest arguments, the last of which is their device.
@@ -30,7 +32,7 @@ class Kept(Generic[T]):
         self._lock = threading.Lock()
 
     def __call__(self, *arguments: Any) -> T:
-        found, captured = self.latest.get(arguments), is_captured(arguments[-1])
+        found, captured = self.latest.get(arguments), arguments[-1].type == "cuda" and is_capturing()
         if found is not None and not captured:
             return found
         with self._lock:
@@ -46,8 +48,3 @@ class Kept(Generic[T]):
                     del self.latest[next(iter(self.latest))]
                 self.latest[arguments] = found
             return found
-
-
-def is_captured(device: torch.device) -> bool:
-    """Whether a CUDA graph captures what is started on a device now."""
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,11 +12,26 @@ from torch import Tensor
 from mm_vitbackbones.ops import kept
 from mm_vitbackbones.ops.kept import Kept
 
-CPU = torch.device("cpu")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 def ones(count: int, device: torch.device) -> Tensor:
-    return torch.ones(count, device=device)
+    """On the CPU whatever the device, so that no card is needed."""
+    return torch.ones(count)
+
+
+@pytest.fixture
+def capture(monkeypatch: pytest.MonkeyPatch) -> Callable[[], AbstractContextManager[None]]:
+    """A context in which a CUDA graph is captured."""
+    monkeypatch.setattr(kept, "is_capturing", lambda: False)
+
+    @contextmanager
+    def capture() -> Iterator[None]:
+        with monkeypatch.context() as patch:
+            patch.setattr(kept, "is_capturing", lambda: True)
+            yield
+
+    return capture
 
 
 def test_a_constant_is_made_once_and_the_oldest_is_forgotten() -> None:
@@ -34,26 +52,26 @@ def test_a_constant_of_inference_serves_training() -> None:
     assert factor.grad is not None
 
 
-def test_what_a_cuda_graph_has_taken_is_kept_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_cuda_graph_has_taken_is_kept_for_good(capture: Callable[[], AbstractContextManager[None]]) -> None:
     constants = Kept(ones, count=2)
-    one = constants(1, CPU)
-    with monkeypatch.context() as patch:
-        patch.setattr(kept, "is_captured", lambda device: True)
-        assert constants(1, CPU) is one
+    one = constants(1, CUDA)
+    with capture():
+        assert constants(1, CUDA) is one
     for count in range(2, 9):
-        constants(count, CPU)
-    assert (1, CPU) not in constants.latest
-    with monkeypatch.context() as patch:
-        patch.setattr(kept, "is_captured", lambda device: True)
-        assert constants(1, CPU) is one
-    assert constants(1, CPU) is one
+        constants(count, CUDA)
+    assert (1, CUDA) not in constants.latest
+    with capture():
+        assert constants(1, CUDA) is one
+    assert constants(1, CUDA) is one
 
 
-def test_what_is_made_while_a_cuda_graph_is_captured_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_made_while_a_cuda_graph_is_captured_is_not_kept(
+    capture: Callable[[], AbstractContextManager[None]],
+) -> None:
     constants = Kept(ones)
-    with monkeypatch.context() as patch:
-        patch.setattr(kept, "is_captured", lambda device: True)
-        first = constants(1, CPU)
-        assert constants(1, CPU) is not first
-    assert constants(1, CPU) is not first
+    with capture():
+        first = constants(1, CUDA)
+        assert constants(1, CUDA) is not first
+        assert constants(1, CPU) is constants(1, CPU)
+    assert constants(1, CUDA) is not first
     assert not constants.of_graphs
