@@ -54,15 +54,12 @@ class Branch(NamedTuple):
     def begun(self, x: Tensor) -> tuple[Tensor, Tensor | Pending]:
         """x, and the function of its norm, whose last map may be left to the caller; see ``ops.norm.fork``."""
         begin = getattr(type(self.function), "begun", None) if context.is_plain(self.function) else None
-        if begin is None:
-            x, normed = norm.fork(x, self.norm)
-            return x, self.call(normed)
         shared = () if self.shared is None else (self.shared,)
-        if (forked := norm.forked(x, self.norm)) is None:
-            x, normed = norm.fork(x, self.norm)
-            return x, begin(self.function, normed, *shared)
-        result = begin(self.function, forked, *shared)
-        return forked.x, result
+        if begin is not None and torch.is_grad_enabled() and (forked := norm.forked(x, self.norm)) is not None:
+            result = begin(self.function, forked, *shared)
+            return forked.x, result
+        x, normed = norm.fork(x, self.norm)
+        return x, self.call(normed) if begin is None else begin(self.function, normed, *shared)
 
     @property
     def scale(self) -> Tensor | None:

@@ -80,9 +80,9 @@ def fork(x: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 def forked(x: Tensor, norm: nn.Module) -> Forked | None:
-    """``fork``, left to what takes the norm's result. None where it is to be called: without gradients, and where the
-    least is to be kept."""
-    if not torch.is_grad_enabled() or memory.state.policy == memory.LEAST:
+    """``fork`` in training, left to what takes the norm's result. None where the least is to be kept: then it is to be
+    called."""
+    if memory.state.policy == memory.LEAST:
         return None
     weight, bias, eps = parameters_of(norm)
     dtype = context.autocast_dtype(x.device) or weight.dtype
