@@ -102,7 +102,7 @@ def check_channels(results: Any, preprocessor: Mapping[str, Any], in_channels: i
     if not isinstance(inputs, torch.Tensor) or inputs.dim() != 3 or (kind and not of_library(kind)):
         return
     channels = len(inputs)
-    has = f"images have {channels} channel{'s' * (channels > 1)}"
+    has = f"images have {counted(channels, 'channel')}"
     mmdets = kind is not None and issubclass(kind, ImgDataPreprocessor)
     if mmdets and channels != 3 and (preprocessor.get("bgr_to_rgb") or preprocessor.get("rgb_to_bgr")):
         raise WrongChannels(f"{has}, and bgr_to_rgb=True of data_preprocessor takes three of them: set it to False")

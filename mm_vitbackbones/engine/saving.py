@@ -22,7 +22,7 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 from mm_vitbackbones.engine.resume import read
 from mm_vitbackbones.engine.schedules import accumulation
 from mm_vitbackbones.engine.stopping import Stops, position, resume_within_epoch
-from mm_vitbackbones.errors import OutputError, UserError
+from mm_vitbackbones.errors import OutputError, UserError, counted
 from mm_vitbackbones.files import check_room, settle, write_whole
 from mm_vitbackbones.registry import HOOKS
 
@@ -174,7 +174,7 @@ class AtomicCheckpointHook(CheckpointHook):
             try:
                 check_room(Path(self.out_dir), f"the checkpoints' folder {self.out_dir}", size)
             except OutputError as error:
-                why = f"{error} ({files} checkpoint{'s' * (files > 1)} of this training)"
+                why = f"{error} ({counted(files, 'checkpoint')} of this training)"
         if _any(bool(why)):
             raise OutputError(why or "there is no room for checkpoints: see the first process")
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd import function
 
 
-def once_differentiable(backward: Callable[..., Any]) -> Callable[..., Any]:
+def once_differentiable(backward: Callable[..., Any]) -> Any:
     """PyTorch's decorator of that name, without its work where nobody asks for a gradient of the gradients: it costs as
     much as a launch, and is called in each function of each backward pass. A function of which this one is a part, see
     ``ops.chained``, calls ``unchecked``."""

@@ -177,6 +177,6 @@ class _HeadsOfOne(torch.autograd.Function):
     def backward(ctx: Any, of_query: Tensor, *of_key_value: Tensor) -> Any:
         (first, second, _), needed = saved_parts(ctx), ctx.needs_input_grad
         first.needs_input_grad, second.needs_input_grad = needed[:3], (needed[0], *needed[3:])
-        of_grid, *of_first, _, _, _ = linear.ToHeads.backward(first, of_query)
-        more, *of_second, _, _, _ = linear.ToHeads.backward(second, *of_key_value)
+        of_grid, *of_first, _, _, _ = linear.ToHeads.backward.unchecked(first, of_query)
+        more, *of_second, _, _, _ = linear.ToHeads.backward.unchecked(second, *of_key_value)
         return None if more is None else of_grid.add_(more), *of_first, *of_second, None, None

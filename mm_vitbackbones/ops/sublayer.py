@@ -121,9 +121,6 @@ def of(x: Tensor, branch: Any, factor: Tensor | None, scale: Tensor | None) -> S
     return None if network is None else Sublayer(branch.norm, network, factor, scale)
 
 
-_backward_of_sum: Any = cast(Any, norm.NormOfSum.backward).unchecked
-
-
 class _Sublayer(torch.autograd.Function):
     """See ``Sublayer``. It keeps what its parts keep, or with ``again`` the inputs, of which the backward pass computes
     all except the last map and the activation before it, which no gradient needs."""
@@ -183,15 +180,14 @@ class _Sublayer(torch.autograd.Function):
         of_out, of_last_scale = _gradients(grad, out, last_factor, last_scale, dtype)
         of_normed, *of_parameters, _ = kind.backward.unchecked(of_network, of_out)
         of_network.saved_tensors = ()
-        of_x, of_branch, _, of_scale, of_weight, of_bias, _, _ = _backward_of_sum(of_sum, grad, of_normed)
+        backward = norm.NormOfSum.backward.unchecked
+        of_x, of_branch, _, of_scale, of_weight, of_bias, _, _ = backward(of_sum, grad, of_normed)
         of_sum.saved_tensors = ()
-        grads = None, of_x, of_branch, None, of_scale, of_weight, of_bias, None, of_last_scale, *of_parameters
-        if before is None:
-            return grads
-        of_before.needs_input_grad = needed[count:]
-        of_inputs = before.backward.unchecked(of_before, of_branch)
-        of_before.saved_tensors = ()
-        return *grads[:2], None, *grads[3:], *of_inputs
+        if before is not None:
+            of_before.needs_input_grad = needed[count:]
+            of_parameters += before.backward.unchecked(of_before, of_branch)
+            of_before.saved_tensors, of_branch = (), None
+        return None, of_x, of_branch, None, of_scale, of_weight, of_bias, None, of_last_scale, *of_parameters
 
 
 _sublayer = direct(_Sublayer)
