@@ -98,8 +98,11 @@ def test_what_the_page_lacks_comes_first_then_what_it_has_of_an_earlier_run() ->
     assert [*stages.values()] == sorted(stages.values())
     later = {task for task in wanted if task.part == "large" or (task.part, task.case) == ("compiled", INFER_800)}
     for task, stage in stages.items():
-        expected = {NETWORK: planning.SHOWN, "cait_s24": planning.MISSING, "coat_mini": planning.EARLIER}[task.network]
-        assert stage == (planning.MISSING_LATER if task in later and task.network != NETWORK else expected), task
+        if task in later:
+            assert stage == (planning.MISSING_LATER if task.network == "cait_s24" else planning.KNOWN_LATER), task
+        else:
+            expected = {NETWORK: planning.LAST, "cait_s24": planning.MISSING, "coat_mini": planning.EARLIER}
+            assert stage == expected[task.network], task
 
 
 def test_all_contenders_of_a_table_are_measured_in_one_run() -> None:
@@ -132,8 +135,10 @@ def test_each_compilation_has_a_process_and_the_rest_of_a_network_one_for_each_s
         ("before", planning.EARLIER),
         *[("compiled", planning.MISSING)] * 2,
         *[("compiled", planning.EARLIER)] * 2,
-        *[("eager", planning.MISSING_LATER)] * 2,
-        *[("compiled", planning.MISSING_LATER)] * 4,
+        ("eager", planning.MISSING_LATER),
+        *[("compiled", planning.MISSING_LATER)] * 2,
+        ("eager", planning.KNOWN_LATER),
+        *[("compiled", planning.KNOWN_LATER)] * 2,
     ]
     together = running.jobs(known.stages(wanted), known, together=True)
     assert [job.kind for job in together] == ["eager", "before"] * 2 + ["compiled"] * 2
@@ -214,6 +219,48 @@ def test_a_worker_measures_all_or_says_why_not_and_profiles_last(toys: None) -> 
             assert found["failure"].startswith(reason)
             assert "more" not in found["failure"]
     assert listener.turns >= 2 * len(CASES["train"]) + 2 * len(CASES["inference"])
+
+
+def test_contenders_of_a_case_take_turns_and_one_that_fails_takes_no_more(
+    toys: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+
+    class Recorded(measuring.Clock):
+        def turn(self) -> None:
+            calls.append(id(self))
+            if len(calls) == 4:
+                raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(measuring, "Clock", Recorded)
+    monkeypatch.setitem(CONTENDERS, "toy", tuple(Contender(name, Network) for name in (OURS, "first", "second")))
+    listener = Listener()
+    wanted = [Task("toy", name, "train", TRAIN_512, "time") for name in (OURS, "first", "second")]
+    worker.eager(wanted, TRIAL, listener)  # type: ignore[arg-type]
+    ours, first, second = calls[:3]
+    assert len({ours, first, second}) == 3
+    assert calls == [ours, first, second] + [ours, first, second] + [first, second] * (measuring.TURNS - 2)
+    assert [found.get("failure") for found in listener.records] == ["fails: RuntimeError: out of luck", None, None]
+    assert listener.turns == 1  # the other processes stand still once
+
+
+@pytest.mark.parametrize("took", [[9.0, 0.06, *[0.06] * 10, 0.04, 0.05], [9.0, 0.7]])
+def test_the_least_time_of_several_groups_counts_or_that_of_one_long_run(
+    took: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left, now = [*took], [0.0]
+
+    def run() -> None:
+        now[0] += left.pop(0)
+
+    monkeypatch.setattr(measuring, "synchronize", lambda device: None)
+    monkeypatch.setattr(measuring.time, "perf_counter", lambda: now[0])
+    clock = measuring.Clock(run, "cuda")
+    clock.begin()
+    for _ in range((len(took) - 2) // 2 or 1):
+        clock.turn()
+    assert not left
+    assert clock.milliseconds == pytest.approx(45.0 if len(took) > 2 else 700.0)  # of groups of two runs
 
 
 @pytest.mark.slow
@@ -506,7 +553,7 @@ def test_figures_of_two_cards_are_not_mixed(asked: list[Task], tmp_path: Path, m
 MACHINE = {"card": "A card", "driver": "1.2", "torch": "2.11", "peers": {"timm": "1.0.29"}}
 OTHER = {**MACHINE, "card": "Another card"}
 OLD = {"machine": MACHINE, "date": "2026-01-01"}
-NEW = {"machine": MACHINE, "date": "2026-02-02"}
+NEW = {"machine": MACHINE, "date": "2026-02-02", "turns": 5}
 
 
 def test_merging_keeps_what_a_run_has_no_figure_of_and_names_its_run() -> None:
@@ -607,7 +654,10 @@ def test_the_page_compares_the_durations_of_kernels_and_marks_figures_of_an_earl
     assert "| 512x512 batch 16 | mmdet \\* | 30.00 | 1.50 |" in text
     assert "| 512x512 batch 16 | ours | 20.00 |" in text
     assert "| 512x512 batch 16 | ours \\* | 20.00 |" in made({**now[1], "run": 1}, now[0])
-    assert "- \\*: from an earlier run, 2026-01-01, of the version of then, on the same machine.\n" in text
+    before = "*wall*: the median of three groups of runs."
+    assert f"- \\*: from an earlier run, 2026-01-01, of the version of then, on the same machine. {before}\n" in text
+    assert "waits for nothing, the least of 5 groups of runs, in turns with the others" in text
+    assert before not in made(*now, timm, runs=(NEW, {**OLD, "turns": 5}))
     assert "Only figures of the same machine" not in text
     assert "of the version of then" not in made(*now, runs=(NEW,))
 

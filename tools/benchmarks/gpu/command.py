@@ -16,7 +16,7 @@ import torch
 from mm_vitbackbones.errors import UserError
 from mm_vitbackbones.files import write_whole
 
-from . import figures
+from . import figures, measuring
 from .cases import PARTS, Task, tasks
 from .contenders import CONTENDERS
 from .figures import NAME
@@ -139,7 +139,8 @@ def resume(path: Path, here: Mapping[str, Any], trial: bool) -> list[dict[str, A
     """The records of an unfinished run on this machine; starts the file if there is none."""
     found = figures.read_run(path.parent)
     if found is None:
-        figures.append(path, {"machine": here, "date": time.strftime("%Y-%m-%d", time.gmtime()), "trial": trial})
+        date = time.strftime("%Y-%m-%d", time.gmtime())
+        figures.append(path, {"machine": here, "date": date, "turns": measuring.TURNS, "trial": trial})
         return []
     if (found["machine"], found["trial"]) != (here, trial):
         raise UserError(f"{path} is of another machine or other versions: remove the file to start again")

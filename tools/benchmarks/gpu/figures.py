@@ -1,8 +1,8 @@
 """The figures of several runs in one file: ``benchmarks_gpu.json``.
 
-It has ``runs``, the last one first, each with its ``machine`` and ``date``, and ``records``. A record is of the last
-run, or of the one whose place in ``runs`` is its ``run``. ``benchmarks_gpu.jsonl`` holds one run, as it goes: a line
-with its machine and date, and one for each record.
+It has ``runs``, the last one first, each with its ``machine``, its ``date`` and, but for old ones, its ``turns`` (see
+``measuring``), and ``records``. A record is of the last run, or of the one whose place in ``runs`` is its ``run``.
+``benchmarks_gpu.jsonl`` holds one run, as it goes: a line that says what ``runs`` does, and one for each record.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def read_run(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         first, *records = [json.loads(each) for each in path.read_text("utf-8").split("\n")[:-1] if each.strip()]
-        return {name: first[name] for name in ("machine", "date", "trial")} | {"records": records}
+        return {name: first[name] for name in ("machine", "date", "turns", "trial")} | {"records": records}
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path} is no file of a run: remove it to start again") from None
 
@@ -66,7 +66,7 @@ def merged(run: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
     measured = {_place(record) for record in new}
     kept = [each for each in others["records"] if _place(each) not in measured and Task.from_json(each) in known]
     used = sorted({each.get("run", 0) for each in kept})
-    runs = [{"machine": run["machine"], "date": run["date"]}, *(others["runs"][index] for index in used)]
+    runs = [{name: run[name] for name in ("machine", "date", "turns")}, *(others["runs"][index] for index in used)]
     return {
         "runs": runs,
         "records": [*new, *({**each, "run": 1 + used.index(each.get("run", 0))} for each in kept)],

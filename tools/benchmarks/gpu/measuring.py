@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import statistics
 import time
 from collections.abc import Callable
 from typing import Any
@@ -13,10 +12,9 @@ from torch import Tensor, nn
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-WARM_UPS = 3
-GROUPS = 3
-"""Groups of runs that are timed; the result is the median of the groups."""
-SECONDS_OF_A_GROUP = 0.15
+TURNS = 5
+"""Groups of runs of each that are timed, in turns with the others."""
+SECONDS_OF_A_GROUP = 0.08
 RUNS_OF_A_GROUP = (2, 10)
 """At least and at most."""
 SECONDS_OF_A_LONG_RUN = 0.5
@@ -57,30 +55,55 @@ def training_step(model: nn.Module, image: Tensor, owner: nn.Module | None = Non
     return run
 
 
-def milliseconds(run: Run, device: str) -> float:
-    """Wall time of a run in a sequence of runs that nothing waits for, as in a loop of training."""
-    if device == "cpu":  # a trial
-        start = time.perf_counter()
-        run()
-        return (time.perf_counter() - start) * 1e3
-    synchronize(device)
-    for turn in range(WARM_UPS):
-        start = time.perf_counter()
-        run()
-        synchronize(device)
-        took = time.perf_counter() - start
-        if turn > 0 and took > SECONDS_OF_A_LONG_RUN:  # the first one may have compiled something
-            return took * 1e3
-    least, most = RUNS_OF_A_GROUP
-    count = min(max(int(SECONDS_OF_A_GROUP / took), least), most)
-    times = []
-    for _ in range(GROUPS):
+class Clock:
+    """The wall time of a run in a sequence of runs that nothing waits for, as in a loop of training.
+
+    A host that starts kernels is slower at one moment than at another, by up to a factor of two. So what is compared
+    takes turns, and the least time of several groups of runs counts: other work only adds to it.
+    """
+
+    def __init__(self, run: Run, device: str) -> None:
+        self.run, self.device = run, device
+        self.seconds = float("inf")
+        """Of a run, the least so far."""
+        self.count = 0
+        """Runs of a group; none where one run says enough."""
+
+    @property
+    def milliseconds(self) -> float:
+        return self.seconds * 1e3
+
+    def begin(self) -> None:
+        """Runs without a result, except of what takes long, or is a trial on a CPU."""
+        synchronize(self.device)
+        self._timed(1)  # it may compile something
+        took = self._timed(1)
+        if took > SECONDS_OF_A_LONG_RUN or self.device == "cpu":
+            self.seconds = took
+            return
+        least, most = RUNS_OF_A_GROUP
+        self.count = min(max(int(SECONDS_OF_A_GROUP / took), least), most)
+
+    def turn(self) -> None:
+        """Times one group."""
+        if self.count:
+            self.seconds = min(self.seconds, self._timed(self.count) / self.count)
+
+    def _timed(self, count: int) -> float:
         start = time.perf_counter()
         for _ in range(count):
-            run()
-        synchronize(device)
-        times.append((time.perf_counter() - start) / count)
-    return statistics.median(times) * 1e3
+            self.run()
+        synchronize(self.device)
+        return time.perf_counter() - start
+
+
+def milliseconds(run: Run, device: str) -> float:
+    """``Clock``'s, of one run by itself."""
+    clock = Clock(run, device)
+    clock.begin()
+    for _ in range(TURNS):
+        clock.turn()
+    return clock.milliseconds
 
 
 def peak_mib(run: Run, model: nn.Module, device: str) -> float:

@@ -174,7 +174,7 @@ Our networks and other implementations of the same ones, at random weights. A tr
 under bf16 autocast, with fp32 weights, stochastic depth as by default of our network, and gradients that are set to
 None before it. Inference has weights and image in bf16. Each figure was measured while no other process ran.
 
-- *wall*: milliseconds of a run in a sequence that waits for nothing, the median of three groups of runs; where it takes
+- *wall*: milliseconds of a run in a sequence that waits for nothing, {_groups(run)}; where it takes
   more than half a second, of one run. *CUDA*: the sum of the durations of all kernels. *graph*: the same run captured
   as a CUDA graph and replayed.
 - *peak*: memory beyond weights and image, in MiB; gradients of the parameters count.
@@ -185,12 +185,24 @@ None before it. Inference has weights and image in bf16. Each figure was measure
 """
 
 
+def _groups(run: Mapping[str, Any]) -> str:
+    """What the figure is of the groups of runs that were timed. Runs of earlier versions do not say it."""
+    turns = run.get("turns")
+    return (
+        f"the least of {turns} groups of runs, in turns with the others"
+        if turns
+        else "the median of three groups of runs"
+    )
+
+
 def _earlier(runs: Sequence[Mapping[str, Any]]) -> str:
     """What the marks mean."""
     last = runs[0]["machine"]
     lines = []
     for index, run in enumerate(runs[1:], start=1):
         where = "on the same machine" if run["machine"] == last else f"on another machine: {_described(run['machine'])}"
+        if run.get("turns") != runs[0].get("turns"):
+            where += f". *wall*: {_groups(run)}"
         lines.append(f"- {_stars(index)}: from an earlier run, {run['date']}, of the version of then, {where}.\n")
     if any(run["machine"] != last for run in runs):
         lines.append("- Only figures of the same machine are compared with each other.\n")

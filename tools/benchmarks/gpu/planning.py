@@ -1,4 +1,4 @@
-"""What is measured first: what the page lacks, then what it has of an earlier run.
+"""What is measured first: what the page lacks, then what it has of earlier runs; what no aim needs comes later.
 
 The times of one table are compared with each other. So all contenders of a table are measured in one run: if one of
 them is missing, all are measured again.
@@ -11,9 +11,9 @@ from typing import Any
 
 from .cases import Case, Task
 
-MISSING, EARLIER, MISSING_LATER, SHOWN = range(4)
-"""Stages of a run. MISSING_LATER are large images and compiled inference, which no aim needs, or none alone: they take
-the time of what is compiled for training."""
+MISSING, EARLIER, LAST, MISSING_LATER, KNOWN_LATER = range(5)
+"""Stages of a run: what no run has measured, what the last one has not, and what it has. Large images and compiled
+inference come later, as no aim needs them, or none alone: they take the time of what is compiled for training."""
 
 GIB_OF_A_PROCESS = 2.0
 """Of the card: what a process takes besides its tensors."""
@@ -48,10 +48,11 @@ class Known:
         places: dict[Place, int] = {}
         for task in wanted:
             run = self._runs.get(task)
-            stage = MISSING if run is None else EARLIER if run > 0 else SHOWN
-            if stage != SHOWN and (task.part == "large" or (task.part == "compiled" and task.case.mode != "train")):
-                stage = MISSING_LATER
-            places[_place(task)] = min(stage, places.get(_place(task), SHOWN))
+            if task.part == "large" or (task.part == "compiled" and task.case.mode != "train"):
+                stage = MISSING_LATER if run is None else KNOWN_LATER
+            else:
+                stage = MISSING if run is None else EARLIER if run > 0 else LAST
+            places[_place(task)] = min(stage, places.get(_place(task), KNOWN_LATER))
         return {task: places[_place(task)] for task in sorted(wanted, key=lambda task: places[_place(task)])}
 
     def gib(self, tasks: Iterable[Task]) -> float:

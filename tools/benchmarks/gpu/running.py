@@ -6,9 +6,9 @@ disturbs it. A network's process measures all its contenders; an older version o
 own; each compilation has one. What runs out of memory among others is measured again when no other process is left.
 
 Where the time goes on one H200 with 16 cores: importing and building 10 s a process, hidden behind others; alone,
-0.8 s for each training case, 0.4 s for inference with its graph, 0.2 s for kernels, 2 s for large images: about two and
-a half minutes in all. Compiling takes 40 to 70 s of one core for inference and 60 to 120 s for training, thirteen at a
-time: about six minutes, next to the rest.
+0.8 s for each contender's training, 0.7 s for inference with its graph, 0.2 s for kernels, 2 s for large images: about
+four minutes in all, reckoned from the times of steps. Compiling takes 40 to 70 s of one core for inference and 60 to
+120 s for training, thirteen at a time: about six minutes, next to the rest.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -78,59 +78,106 @@ def run_of(task: Task, model: nn.Module, image: Tensor) -> measuring.Run:
     return measuring.inference(model.bfloat16(), image)
 
 
+class Models:
+    """The networks of a process, by contender."""
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        self._built: dict[str, nn.Module] = {}
+        self._errors: dict[str, Exception] = {}
+
+    def of(self, task: Task) -> nn.Module:
+        """It is built once. If that fails, each later call raises the same error."""
+        name = task.contender
+        if name in self._errors:
+            raise self._errors[name]
+        if name not in self._built:
+            try:
+                self._built[name] = find(task.network, name).build().to(self._device)
+            except Exception as error:
+                self._errors[name] = error.with_traceback(None)  # whose frames hold memory
+                raise
+        return self._built[name]
+
+
+class Attempts:
+    """Tasks that take the same steps. One that fails is recorded with the reason, and takes no further step."""
+
+    def __init__(self, tasks: list[Task], parent: Parent) -> None:
+        self._left, self._parent = [*tasks], parent
+
+    def each(self, step: Callable[[Task], object]) -> None:
+        for task in [*self._left]:
+            self._parent.write(begin=task.to_json())
+            try:
+                step(task)
+            except Exception as error:
+                self._left.remove(task)
+                self._parent.record(task, failure=measuring.reason(error))
+
+
 def eager(tasks: list[Task], order: Mapping[str, Any], parent: Parent) -> None:
     """All times first and the kernels after them: a profiler, once it has run, may slow down what follows."""
-    device = order["device"]
-    models: dict[str, nn.Module] = {}
-    failures: dict[str, str] = {}
+    models = Models(order["device"])
     timed = [task for task in tasks if task.what == "time"]
-    profiled = [task for task in tasks if task.what == "kernels"]
-    is_ready = False
-    for task in (*timed, *profiled):
-        parent.write(begin=task.to_json())
-        name = task.contender
-        run: Any = None
-        image: Any = None
-        model: Any = None
-        try:
-            if name in failures:
-                raise RuntimeError(failures[name])
-            if name not in models:
-                models[name] = find(task.network, name).build().to(device)
-            model, image = models[name], image_of(task, order)
-            run = run_of(task, model, image)
-            if task.part == "large":  # its kernels would be in the way of another one's
-                with parent.alone():
-                    run()
-                    measuring.synchronize(device)
-            elif not order["smoke"]:
-                run()
-            if task.what == "kernels":
-                if not is_ready:
-                    measuring.kernels(lambda: torch.zeros(1, device=device) + 1, device)
-                    is_ready = True
-                with parent.alone():
-                    cuda_ms, count = measuring.kernels(run, device)
-                parent.record(task, cuda_ms=cuda_ms, kernels=count)
-            else:
-                parent.record(task, **_times(task, run, model, device, parent))
-        except Exception as error:
-            if name not in models:  # so is what else is asked of it
-                failures.setdefault(name, measuring.reason(error))
-            parent.record(task, failure=failures.get(name) or measuring.reason(error))
-        if model is not None:
-            model.zero_grad(set_to_none=True)
-        del run, image, model
-        measuring.release(device)
+    for case in dict.fromkeys((task.part, task.case) for task in timed):
+        _time([task for task in timed if (task.part, task.case) == case], models, order, parent)
+    _profile([task for task in tasks if task.what == "kernels"], models, order, parent)
 
 
-def _times(task: Task, run: measuring.Run, model: nn.Module, device: str, parent: Parent) -> dict[str, Any]:
-    if task.case.mode == "train" or device == "cpu" or task.part == "large":
-        with parent.alone():
-            return {"ms": measuring.milliseconds(run, device), "peak_mib": measuring.peak_mib(run, model, device)}
+def _time(tasks: list[Task], models: Models, order: Mapping[str, Any], parent: Parent) -> None:
+    """The times of one case, whose contenders take turns while no other process runs."""
+    clocks: dict[Task, measuring.Clock] = {}
+    values: dict[Task, dict[str, Any]] = {}
+    device, attempts = order["device"], Attempts(tasks, parent)
+
+    def prepare(task: Task) -> None:
+        clock = clocks[task] = measuring.Clock(run_of(task, models.of(task), image_of(task, order)), device)
+        if task.part != "large" and not order["smoke"]:  # large images would be in the way of other processes
+            clock.run()
+
+    def finish(task: Task) -> None:
+        peak = measuring.peak_mib(clocks[task].run, models.of(task), device)
+        values[task] = {"ms": clocks[task].milliseconds, "peak_mib": peak}
+
+    attempts.each(prepare)
     with parent.alone():
-        values = {"ms": measuring.milliseconds(run, device), "peak_mib": measuring.peak_mib(run, model, device)}
-    return {**values, **_graph(run, device, parent)}
+        attempts.each(lambda task: clocks[task].begin())
+        for _ in range(measuring.TURNS):
+            attempts.each(lambda task: clocks[task].turn())
+        attempts.each(finish)
+    if _has_graph(tasks[0], device):
+        attempts.each(lambda task: values[task].update(_graph(clocks[task].run, device, parent)))
+    attempts.each(lambda task: parent.record(task, **values[task]))
+    for task in clocks:
+        models.of(task).zero_grad(set_to_none=True)
+    clocks.clear()
+    measuring.release(device)
+
+
+def _profile(tasks: list[Task], models: Models, order: Mapping[str, Any], parent: Parent) -> None:
+    device = order["device"]
+    if tasks:
+        measuring.kernels(lambda: torch.zeros(1, device=device) + 1, device)  # the first time takes longer
+
+    def step(task: Task) -> None:
+        model = models.of(task)
+        try:
+            run = run_of(task, model, image_of(task, order))
+            if not order["smoke"]:
+                run()
+            with parent.alone():
+                cuda_ms, count = measuring.kernels(run, device)
+            parent.record(task, cuda_ms=cuda_ms, kernels=count)
+        finally:
+            model.zero_grad(set_to_none=True)
+            measuring.release(device)
+
+    Attempts(tasks, parent).each(step)
+
+
+def _has_graph(task: Task, device: str) -> bool:
+    return task.case.mode != "train" and task.part != "large" and device != "cpu"
 
 
 def _graph(run: measuring.Run, device: str, parent: Parent) -> dict[str, Any]:
@@ -181,7 +228,10 @@ def _compiled(task: Task, order: Mapping[str, Any], parent: Parent) -> dict[str,
     del reference, result
     owner.zero_grad(set_to_none=True)
     measuring.release(device)
-    return {**spent, **_times(task, run, owner, device, parent)}
+    with parent.alone():
+        spent["ms"] = measuring.milliseconds(run, device)
+        spent["peak_mib"] = measuring.peak_mib(run, owner, device)
+    return {**spent, **_graph(run, device, parent)} if _has_graph(task, device) else spent
 
 
 def _cpu_seconds() -> float:
