@@ -88,6 +88,23 @@ def is_eager() -> bool:
     return not (_is_compiling() or torch._C._is_tracing() or _are_functions_transformed())
 
 
+def is_fake() -> bool:
+    """Whether operators give fake tensors, which have shapes and no values: in ``FakeTensorMode``, which counts memory
+    before a training, and in which compilers trace."""
+    return bool(_len_torch_dispatch_stack()) and _fake_mode() is not None
+
+
+_len_torch_dispatch_stack: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
+
+
+def _fake_mode() -> object:
+    if hasattr(torch._C, "_TorchDispatchModeKey"):
+        return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)
+    from torch._guards import detect_fake_mode  # before 2.2
+
+    return detect_fake_mode()
+
+
 _are_functions_transformed: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 
 

@@ -8,6 +8,8 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
+from mm_vitbackbones.ops import context
+
 T = TypeVar("T")
 
 is_capturing = torch.cuda.is_current_stream_capturing
@@ -17,7 +19,8 @@ class Kept(Generic[T]):
     """The results of a function for its latest arguments, the last of which is their device.
 
     A CUDA graph reads its constants where they were when it was captured, and does not hold them. So what one has taken
-    is kept for good. What is made during a capture has no values before the graph runs: it is not kept.
+    is kept for good. What is made during a capture has no values before the graph runs, and fake tensors never have
+    any: these are not kept.
 
     Args:
         make: the function.
@@ -32,6 +35,8 @@ class Kept(Generic[T]):
         self._lock = threading.Lock()
 
     def __call__(self, *arguments: Any) -> T:
+        if context.is_fake():
+            return self._made(arguments)
         found, captured = self.latest.get(arguments), arguments[-1].type == "cuda" and is_capturing()
         if found is not None and not captured:
             return found
@@ -41,10 +46,13 @@ class Kept(Generic[T]):
             if captured and found is not None:
                 self.of_graphs[arguments] = found
             if found is None:
-                with torch.inference_mode(False), torch.no_grad():
-                    found = self.make(*arguments)
+                found = self._made(arguments)
             if not captured:
                 if len(self.latest) >= self.count:
                     del self.latest[next(iter(self.latest))]
                 self.latest[arguments] = found
             return found
+
+    def _made(self, arguments: tuple[Any, ...]) -> T:
+        with torch.inference_mode(False), torch.no_grad():
+            return self.make(*arguments)

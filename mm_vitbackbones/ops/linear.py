@@ -541,7 +541,7 @@ def column_sums(matrix: Tensor, dtype: torch.dtype) -> Tensor:
 def _ones(matrix: Tensor) -> Tensor:
     """(1, rows), of a buffer that is kept: filling it takes as long as many of the products."""
     rows, device = matrix.shape[0], matrix.device
-    if torch._C._cuda_isCurrentStreamCapturing():  # a graph's own memory must not be kept
+    if torch._C._cuda_isCurrentStreamCapturing() or context.is_fake():  # a graph's own memory must not be kept
         return matrix.new_ones(1, rows)
     key = matrix.dtype, device, torch._C._cuda_getCurrentRawStream(device.index)
     parts = _kept_ones.get(key)

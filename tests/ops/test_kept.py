@@ -8,6 +8,8 @@ from contextlib import AbstractContextManager, contextmanager
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from mm_vitbackbones.ops import kept
 from mm_vitbackbones.ops.kept import Kept
@@ -75,3 +77,14 @@ def test_what_is_made_while_a_cuda_graph_is_captured_is_not_kept(
         assert constants(1, CPU) is constants(1, CPU)
     assert constants(1, CUDA) is not first
     assert not constants.of_graphs
+
+
+def test_fake_tensors_are_neither_kept_nor_mixed_with_real_ones() -> None:
+    constants = Kept(ones)
+    kept_one = constants(1, CPU)
+    with FakeTensorMode():
+        assert isinstance(constants(1, CPU) + constants(2, CPU), FakeTensor)
+    assert constants(1, CPU) is kept_one
+    assert type(constants(2, CPU)) is Tensor
+    with FlopCounterMode(display=False):  # another mode
+        assert constants(1, CPU) is kept_one
