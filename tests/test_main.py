@@ -14,7 +14,7 @@ from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
 
 from helpers.paths import ROOT
-from helpers.runs import run_line, write_config
+from helpers.runs import run_line, run_program, write_config
 from mm_vitbackbones import __main__ as door
 
 
@@ -69,6 +69,15 @@ def test_help_calls_the_command_as_the_user_did(tmp_path: Path) -> None:
     assert result.stdout.startswith("usage: python -m mm_vitbackbones check_data ")
     result = run_line("python tools/check_data.py --help", tmp_path)
     assert result.stdout.startswith("usage: tools/check_data.py ")
+
+
+def test_commands_have_the_packages_of_the_tests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "packages").mkdir()
+    (tmp_path / "packages/own_package.py").touch()
+    (tmp_path / "imports.py").write_text("from own_package import __file__ as file\nprint(file)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "packages"))
+    outcome = run_program([str(tmp_path / "imports.py")], str(tmp_path))
+    assert outcome.stdout == f"{tmp_path}/packages/own_package.py\n", outcome.stderr
 
 
 def test_unknown_command_is_refused_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,8 +23,10 @@ from helpers.runs import run_line
 pytest.importorskip("mmdet")
 pytest.importorskip("mmseg")
 
+from mm_vitbackbones.checkpoints import published
 from mm_vitbackbones.cli.arguments import config_file
 from mm_vitbackbones.cli.config import read_config
+from mm_vitbackbones.nodes import type_name
 
 pytestmark = [pytest.mark.mmdet, pytest.mark.mmseg, pytest.mark.xdist_group("docs")]
 
@@ -65,11 +67,12 @@ def command_of(line: str) -> str:
 
 @pytest.fixture(scope="session")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from helpers.reader import write_data, write_weights
+    from helpers.reader import write_checkpoints, write_data, write_weights
 
     root = tmp_path_factory.mktemp("reader")
     write_data(root / "here")
     write_weights(root / "home", root / "here")
+    write_checkpoints(root / "here")
     return root
 
 
@@ -92,6 +95,8 @@ class Reader:
         for line in block.commands:
             if line in self.lines(block.page, everything):
                 self.types(line, block)
+            elif command_of(line) == "train" and not reason(line):
+                self.check_weights(line, block)
 
     @staticmethod
     def lines(page: str, everything: bool) -> list[str]:
@@ -106,6 +111,15 @@ class Reader:
         outcome = run_line(line, self.folder, TORCH_HOME=str(self.home))
         assert outcome.returncode == 0, f"{block.where}: {line}\n{outcome.stdout[-2000:]}\n{outcome.stderr[-2000:]}"
         self.keep_checkpoints()
+
+    def check_weights(self, line: str, block: Block) -> None:
+        """What a training downloads is there already."""
+        from helpers.reader import downloaded
+
+        backbone = read_config(self.folder / config_file(line.split()[4])).model.backbone
+        checkpoint = (backbone.get("init_cfg") or {}).get("checkpoint")
+        url = str(published.resolve(checkpoint, type_name(backbone), backbone.arch)) if checkpoint else ""
+        assert "://" not in url or downloaded(url, self.home).is_file(), f"{block.where}: {line}: {url}"
 
     def shortened(self, line: str) -> str:
         """A training of one epoch or iteration, or of one more."""
@@ -151,6 +165,15 @@ def test_a_whole_page_runs_as_written(page: str, reader: Reader) -> None:
         pytest.importorskip("onnxruntime")
     for block in blocks(page):
         reader.reads(block, everything=True)
+
+
+def test_what_the_page_of_exports_reads_is_there(reader: Reader) -> None:
+    files = []
+    for block in blocks(EXPORTS):
+        files += [word for line in block.commands for word in line.split() if word.endswith(".pth")]
+        files += re.findall(r'imread\("(.*?)"', block.text)
+    assert len(files) == 3
+    assert [file for file in files if not (reader.folder / file).is_file()] == []
 
 
 @pytest.mark.parametrize("page", WITH_CODE)

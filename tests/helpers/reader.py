@@ -12,10 +12,12 @@ import torch
 from mmengine.registry import DefaultScope
 from PIL import Image, ImageDraw
 
+from helpers.recipes import load
 from helpers.sources import write_text
-from mm_vitbackbones import build_backbone
+from mm_vitbackbones.build import backbone_names, build_backbone
 from mm_vitbackbones.checkpoints import published
 from mm_vitbackbones.checkpoints.record import file_name_of
+from mm_vitbackbones.cli.model import build_model
 
 WIDTH, HEIGHT = 96, 64
 CLASSES = ("cat", "dog")
@@ -28,27 +30,46 @@ def write_data(root: Path) -> None:
     write_colours(root / "masked")
     for i in range(2):
         _scene(i, root / f"photos/{i}.jpg")
+    _scene(0, root / "photo.jpg")
     write_mine(root / "data/mine")
     write_coco(root / "data/coco")
     write_ade(root / "data/ade/ADEChallengeData2016")
 
 
 def write_weights(hub: Path, here: Path) -> None:
-    """Random weights of PVTv2-B0 as if they were downloaded: in PyTorch's cache (``TORCH_HOME``), and by hand. Those of
-    a training with an adapter."""
-    url = published.resolve("imagenet1k", "PVTv2", "b0")
-    name = file_name_of(url)
-    with DefaultScope.overwrite_default_scope(None):
-        backbone = build_backbone("pvt_v2_b0")
-    torch.save(backbone.state_dict(), here / name)
+    """Random weights as if they were downloaded: of the networks that the pages train, in PyTorch's cache
+    (``TORCH_HOME``), and of PVTv2-B0 by hand, too. Those of a training with an adapter."""
+    for name in ("pvt_small", "pvt_v2_b0"):
+        family, arch = backbone_names()[name]
+        with DefaultScope.overwrite_default_scope(None):
+            state = build_backbone(name).state_dict()
+        url = str(published.resolve("imagenet1k", family.__name__, arch))
+        path = downloaded(url, hub)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(state, path)
+    (here / file_name_of(url)).symlink_to(path)
     adapted = {"lora_alpha": torch.tensor(16.0)}
     for key in ("weight", "lora_A.weight", "lora_B.weight"):
         adapted[f"stages.0.blocks.0.attn.q.{key}"] = torch.zeros(32, 32)
-    state = {f"backbone.{key}": tensor for key, tensor in (backbone.state_dict() | adapted).items()}
+    state = {f"backbone.{key}": tensor for key, tensor in (state | adapted).items()}
     torch.save({"state_dict": state}, here / "adapted.pth")
-    cache = hub / "hub/checkpoints"
-    cache.mkdir(parents=True)
-    (cache / f"{hashlib.sha256(url.encode()).hexdigest()[:8]}-{name}").symlink_to(here / name)
+
+
+def write_checkpoints(here: Path) -> None:
+    """Random weights as if both trainings of the demo had ended."""
+    torch.manual_seed(0)
+    for recipe, file in (
+        ("retinanet_pvt_v2_b0_trees", "trees/epoch_12.pth"),
+        ("segformer_mit_b0_mini", "mini/iter_2200.pth"),
+    ):
+        path = here / "work_dirs" / file
+        path.parent.mkdir(parents=True)
+        torch.save({"state_dict": build_model(load(recipe)).state_dict()}, path)
+
+
+def downloaded(url: str, hub: Path) -> Path:
+    """Where the file of an address is kept, if ``TORCH_HOME`` is this folder."""
+    return hub / "hub/checkpoints" / f"{hashlib.sha256(url.encode()).hexdigest()[:8]}-{file_name_of(url)}"
 
 
 def _box(seed: int) -> tuple[int, int, int, int]:

@@ -22,7 +22,7 @@ from helpers.paths import CONFIGS, ROOT, TEST_CONFIGS, TOOLS
 
 def run_tool(name: str, *arguments: Any) -> subprocess.CompletedProcess[str]:
     """tools/NAME.py with these arguments, in a process of its own."""
-    return _run([str(TOOLS / f"{name}.py"), *map(str, arguments)], os.getcwd())
+    return run_program([str(TOOLS / f"{name}.py"), *map(str, arguments)], os.getcwd())
 
 
 def run_line(line: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -32,16 +32,19 @@ def run_line(line: str, folder: Path, **environment: str) -> subprocess.Complete
     if words[0].startswith("PYTHONPATH="):
         environment["PYTHONPATH"] = words.pop(0).partition("=")[2]
     if words[:3] == ["python", "-m", "mm_vitbackbones"]:
-        return _run([str(ROOT / "mm_vitbackbones/__main__.py"), *words[3:]], str(folder), environment)
+        return run_program([str(ROOT / "mm_vitbackbones/__main__.py"), *words[3:]], str(folder), environment)
     assert words[0] == "python"
     assert words[1].startswith("tools/")
-    return _run([str(ROOT / words[1]), *words[2:]], str(folder), environment)
+    return run_program([str(ROOT / words[1]), *words[2:]], str(folder), environment)
 
 
-def _run(
+def run_program(
     command: list[str], folder: str, variables: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **(variables or {})}
+    """A program with its arguments, in a process of its own that begins in a folder."""
+    # With the packages of this process: those that files in ONNX need are in a folder of their own.
+    paths = filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths), **(variables or {})}
     with tempfile.TemporaryDirectory() as streams:
         out, err = Path(streams, "out"), Path(streams, "err")
         out.touch()
