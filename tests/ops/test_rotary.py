@@ -33,6 +33,32 @@ def test_tokens_and_gradients_are_those_of_the_formula(dtype: torch.dtype) -> No
     torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_tokens_and_gradients_in_graphs_are_those_of_the_formula(dtype: torch.dtype) -> None:
+    tokens, _, expected = turned(dtype)
+    rotation = rotary.rotation(torch.tensor([1.0, 3.0], dtype=torch.promote_types(dtype, torch.float32)), 3, 4, 2)
+    with torch.autocast("cpu", torch.bfloat16), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(context, "is_eager", lambda: False)
+        found = rotary.rotate(tokens, rotation, 3)
+    torch.testing.assert_close(found, expected)
+    grad = torch.randn_like(found)
+    ours, theirs = (torch.autograd.grad(y, tokens, grad)[0] for y in (found, expected))
+    torch.testing.assert_close(ours, theirs)
+
+
+class _Turning(nn.Module):
+    def forward(self, tokens: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        return rotary.rotate(tokens, rotary.Rotation(cos, sin), 3)
+
+
+def test_an_exported_graph_turns_tokens_by_few_operators() -> None:
+    tokens, _, expected = turned(torch.float32)
+    rotation = rotary.rotation(torch.tensor([1.0, 3.0]), 3, 4, others=2)
+    program = torch.export.export(_Turning(), (tokens.detach(), *rotation), strict=False)
+    torch.testing.assert_close(program.module()(tokens, *rotation), expected)
+    assert sum(node.op == "call_function" for node in program.graph.nodes) <= 6  # two of them are views
+
+
 def test_other_tokens_do_not_turn_and_lengths_stay() -> None:
     tokens, fast, _ = turned(torch.float64)
     torch.testing.assert_close(fast[:, :2], tokens[:, :2])
