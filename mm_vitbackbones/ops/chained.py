@@ -70,6 +70,8 @@ class Context:
     needs_input_grad: tuple[bool, ...] = ()
     wants_result = True
     """Whether the result of forward is used, and not only what it saves."""
+    end = 0
+    """In what is saved for all parts of a function, the first place after this one's."""
 
     def save_for_backward(self, *tensors: Tensor | None) -> None:
         self.saved_tensors = tensors
@@ -79,24 +81,22 @@ class Context:
 
 
 def save_for_backward(ctx: Any, *others: Tensor | None) -> None:
-    """Saves what the contexts of a function's parts, ``ctx.parts``, have saved, after these others."""
-    tensors, counts = [*others], []
+    """Saves what the contexts of a function's parts, ``ctx.parts``, have saved, and these others after it."""
+    tensors: list[Tensor | None] = []
     for part in ctx.parts:
         tensors += part.saved_tensors
-        counts.append(len(part.saved_tensors))
+        part.end = len(tensors)
         part.saved_tensors = ()  # PyTorch keeps them, until the backward pass
-    ctx.counts = counts
-    ctx.save_for_backward(*tensors)
+    ctx.save_for_backward(*tensors, *others)
 
 
 def saved_parts(ctx: Any) -> tuple[Any, ...]:
-    """``ctx.parts`` with what they have saved, and the others in a list."""
-    kept = [*ctx.saved_tensors]
-    for part, count in zip(reversed(ctx.parts), reversed(ctx.counts), strict=True):
-        first = len(kept) - count
-        part.saved_tensors = kept[first:]
-        del kept[first:]
-    return *ctx.parts, kept
+    """``ctx.parts`` with what they have saved, and the others."""
+    kept, start = ctx.saved_tensors, 0
+    for part in ctx.parts:
+        part.saved_tensors = kept[start : part.end]
+        start = part.end
+    return *ctx.parts, kept[start:]
 
 
 class _Chained(torch.autograd.Function):

@@ -13,7 +13,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.fx.experimental import _config as _symbols
-from torch.nn.modules import module as torch_module
+from torch.nn.modules.module import (
+    _global_backward_hooks,
+    _global_backward_pre_hooks,
+    _global_forward_hooks,
+    _global_forward_pre_hooks,
+)
 
 Class = TypeVar("Class", bound=type)
 
@@ -204,10 +209,10 @@ def is_plain(module: nn.Module) -> bool:
         or "forward" in state
         or type(state["_parameters"].get("weight")) not in _WEIGHTS
         or "weight" in state
-        or torch_module._global_forward_hooks  # `_has_global_hooks`, whose call takes as long as all above
-        or torch_module._global_forward_pre_hooks
-        or torch_module._global_backward_hooks
-        or torch_module._global_backward_pre_hooks
+        or _global_forward_hooks  # dictionaries, which PyTorch writes into and never replaces
+        or _global_forward_pre_hooks
+        or _global_backward_hooks
+        or _global_backward_pre_hooks
     )
 
 
@@ -235,16 +240,10 @@ def has_hooks(module: nn.Module) -> bool:
         or state["_forward_pre_hooks"]
         or state["_backward_hooks"]
         or state["_backward_pre_hooks"]
-        or _has_global_hooks()
-    )
-
-
-def _has_global_hooks() -> bool:
-    return bool(
-        torch_module._global_forward_hooks
-        or torch_module._global_forward_pre_hooks
-        or torch_module._global_backward_hooks
-        or torch_module._global_backward_pre_hooks
+        or _global_forward_hooks  # dictionaries, which PyTorch writes into and never replaces
+        or _global_forward_pre_hooks
+        or _global_backward_hooks
+        or _global_backward_pre_hooks
     )
 
 

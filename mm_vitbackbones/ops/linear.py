@@ -217,7 +217,7 @@ def mapped_in(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dt
     """x weight' + bias as rows, (..., C) -> (R, C'), and what ``gradients`` needs."""
     ctx.dtypes = x.dtype, weight.dtype, bias.dtype
     weight = narrow.of(weight, dtype)
-    rows = typed(x.reshape(-1, x.shape[-1]), dtype)
+    rows = typed(x if x.dim() == 2 else x.reshape(-1, weight.shape[1]), dtype)
     if memory.state.policy == memory.LEAST:
         keep_least(ctx, x, rows, weight)
     else:
@@ -245,8 +245,8 @@ def gradients(
     needed, dtypes = wanted or ctx.needs_input_grad, ctx.dtypes
     of_weight = None
     if needed[1]:
-        rows = kept[0] if ctx.again is None else ctx.again(*kept)
-        of_weight = product(grad.t(), rows.view(-1, rows.shape[-1]), dtypes[1])
+        rows = kept[0] if ctx.again is None else ctx.again(*kept).view(-1, weight.shape[1])
+        of_weight = product(grad.t(), rows, dtypes[1])
     return (
         typed(torch.mm(grad, weight), dtypes[0]) if needed[0] else None,
         of_weight,

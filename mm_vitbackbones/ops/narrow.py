@@ -47,7 +47,7 @@ def copies(network: nn.Module, x: Tensor) -> Iterator[None]:
         return
     device = x.device
     wide = torch.float32
-    parameters = [p for p in _parameters(network) if p.dtype == wide and p.device == device and type(p) in _TENSORS]
+    parameters = [p for p in _parameters(network) if p.dtype == wide and p.device == device]
     if is_initialized():
         parameters = [p for p in parameters if _is_whole(p)]
     with torch.no_grad():
@@ -62,13 +62,14 @@ def copies(network: nn.Module, x: Tensor) -> Iterator[None]:
 
 
 def _parameters(network: nn.Module) -> list[Tensor]:
-    """The parameters of its linear maps and the biases of its convolutions, as they were at the first call. One that
-    came later is cast by itself."""
+    """The parameters of its linear maps and the biases of its convolutions of tiles, as they were at the first call.
+    What came later is cast by itself."""
     if (known := _known.get(network)) is None:
         parts = _eager_parts(network)
         known = [p for part in parts if _is_linear(part) for p in part.parameters(recurse=False)]
-        known += [part.bias for part in parts if isinstance(part, nn.Conv2d) and part.bias is not None]
-        _known[network] = known
+        convs = [part for part in parts if isinstance(part, nn.Conv2d) and part.kernel_size == part.stride]
+        known += [conv.bias for conv in convs if conv.bias is not None]
+        _known[network] = known = [p for p in known if type(p) in _TENSORS]
     return known
 
 

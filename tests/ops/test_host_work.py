@@ -93,13 +93,13 @@ def channels() -> tuple[XCiTBlock, Tensor]:
 
 
 BLOCKS: dict[str, tuple[Callable[[], tuple[ResidualBlock, Tensor]], int, int]] = {
-    "attention to all": (tokens, 141, 68),
-    "attention to a reduced grid": (reduced, 180, 90),
-    "windows": (lambda: windows(0), 166, 81),
-    "shifted windows": (lambda: windows(2), 172, 84),
-    "rotary attention": (rotary, 165, 86),
-    "talking heads": (talking_heads, 187, 97),
-    "attention of channels": (channels, 262, 144),
+    "attention to all": (tokens, 138, 66),
+    "attention to a reduced grid": (reduced, 175, 89),
+    "windows": (lambda: windows(0), 164, 79),
+    "shifted windows": (lambda: windows(2), 170, 82),
+    "rotary attention": (rotary, 158, 79),
+    "talking heads": (talking_heads, 186, 94),
+    "attention of channels": (channels, 259, 139),
 }
 """Each with the most calls of a training step and of inference."""
 

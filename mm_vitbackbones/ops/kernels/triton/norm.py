@@ -118,8 +118,8 @@ def add_layer_norm(
     into: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``into`` is memory for the results."""
-    x = x.contiguous()
-    channels = x.shape[-1]
+    x, shape = x.contiguous(), x.shape
+    channels = shape[-1]
     rows = x.numel() // channels
     if branch is not None:
         branch = branch.contiguous()
@@ -138,7 +138,7 @@ def add_layer_norm(
             x, x if branch is None else branch, x if factor is None else factor, x if scale is None else scale, weight,
             bias, total, y, statistics,
         ),
-        (rows, rows // x.shape[0], eps),
+        (rows, rows // shape[0], eps),
         (channels, columns, height, branch is not None, factor is not None, scale is not None),
         warps,
     )  # fmt: skip
@@ -157,9 +157,9 @@ def add_layer_norm_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``dtype`` is that of the branch's gradient; None: there is no branch. ``into`` is memory for the first two
     results."""
-    grad, x = grad.contiguous(), x.contiguous()
+    grad, x, shape = grad.contiguous(), x.contiguous(), x.shape
     grad_total = None if grad_total is None else grad_total.contiguous()
-    channels = x.shape[-1]
+    channels = shape[-1]
     rows = x.numel() // channels
     columns, height, warps = tile_of(channels)
     tiles = -(-rows // height)
@@ -176,7 +176,7 @@ def add_layer_norm_backward(
             grad, grad if grad_total is None else grad_total, x, statistics, weight, x if factor is None else factor,
             grad_x, grad_branch, partial,
         ),
-        (rows, rows // x.shape[0], tiles, programs),
+        (rows, rows // shape[0], tiles, programs),
         (channels, columns, height, grad_total is not None, dtype is not None, factor is not None),
         warps,
     )  # fmt: skip
