@@ -40,6 +40,7 @@ from mm_vitbackbones.layers import (
     init_linears_and_norms,
 )
 from mm_vitbackbones.ops import context, linear, looking, memory, norm, pooling, residual
+from mm_vitbackbones.ops.chained import Forked, Pending, finished
 from mm_vitbackbones.registry import BACKBONES
 
 KEY_STRIDES = (4, 2, 1, 1)
@@ -109,13 +110,17 @@ class PoolingAttention(nn.Module):
             nn.init.trunc_normal_(table, std=0.02)
 
     def forward(self, grid: Tensor) -> Tensor:
+        return finished(self.begun(grid))
+
+    def begun(self, grid: Tensor | Forked) -> Tensor | Pending:
+        """``forward``, whose last map may be left to the caller."""
         inner: dict[str, Any] = self._modules  # `self.qkv` takes PyTorch as long as a launch
-        query, key, value = linear.linear(grid, inner["qkv"]).chunk(3, dim=-1)
-        query = inner["norm_q"](pooling.pooled(query, inner["pool_q"], self.num_heads))
-        key = inner["norm_k"](pooling.pooled(key, inner["pool_k"], self.num_heads))
-        value = inner["norm_v"](pooling.pooled(value, inner["pool_v"], self.num_heads))
+        pools = inner["pool_q"], inner["pool_k"], inner["pool_v"]
+        norms = inner["norm_q"], inner["norm_k"], inner["norm_v"]
+        pooled = pooling.pooled_parts(linear.linear(grid, inner["qkv"]), pools, self.num_heads)
+        query, key, value = (norm.for_linear(x, each, again=False) for x, each in zip(pooled, norms, strict=True))
         out = pooling.attend(query, key, value, self.rows, self.columns, self.windows)
-        return linear.linear(out, inner["proj"])
+        return linear.begun(out, inner["proj"])
 
     def looks_at(self, grid: Tensor) -> looking.Shares:
         """The attention weights of chosen queries, which are pooled as the keys are."""

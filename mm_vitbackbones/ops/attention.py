@@ -216,20 +216,16 @@ def attend_heads_by_distance(query: Tensor, key: Tensor, value: Tensor, rows: Te
     height, width = rows.shape[1], columns.shape[1]
     dim, dtype = query.shape[-1], query.dtype
     grid = query.unflatten(2, (rows.shape[0], columns.shape[0]))
-    of_rows, of_columns = of_lines(grid, rows.to(dtype), columns.to(dtype))
-    terms = torch.cat((of_rows, of_columns), dim=-1).flatten(2, 3) * dim**0.5  # the scale is for q k' alone
-    ones = _constant(query, _ones, height, width, dtype, query.device)
-    query = torch.cat((query, terms), dim=-1)
+    factor = dim**0.5  # the scale of attention is for q k' alone
+    of_rows, of_columns = of_lines(grid, (rows * factor).to(dtype), (columns * factor).to(dtype))
+    # It is kept where kernels are started directly: each operator that it is made of would take as long as a launch.
+    make = _ones if registration.is_direct(query) else _ones_at_places
+    ones = make(height, width, dtype, query.device)
+    query = torch.cat((grid, of_rows, of_columns), dim=-1).flatten(2, 3)
     key = torch.cat((key, ones.expand(*key.shape[:3], -1)), dim=-1)
     # The fused kernels take values of the width of the keys.
     out = F.scaled_dot_product_attention(query, key, F.pad(value, (0, height + width)), scale=dim**-0.5)
     return out[..., :dim]
-
-
-def _constant(x: Tensor, kept: Kept[Tensor], *sizes: Any) -> Tensor:
-    """A constant of x. It is kept where kernels are started directly: each operator that it is made of would take as
-    long as a launch."""
-    return kept(*sizes) if registration.is_direct(x) else kept.make(*sizes)
 
 
 def _ones_at_places(height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -268,7 +264,23 @@ def by_distance(table: Tensor, side: int, key_side: int | None = None) -> Tensor
         return _by_distance_in_export(table, side, key_side)
     if context.is_compiling_to_run():
         return distances(table, side, key_side)
-    return _resized(table, side, key_side)[_constant(table, _places, side, key_side, table.device)]
+    if registration.is_direct(table):
+        return _by_shares(table, side, key_side)
+    return _resized(table, side, key_side)[_places_by_distance(side, key_side, table.device)]
+
+
+def _by_shares(table: Tensor, side: int, key_side: int) -> Tensor:
+    """``by_distance``, which is linear, by a product with a matrix that is kept: one kernel, and one for the gradient,
+    where the gradient of an index sorts the places first."""
+    shares = _shares(side, key_side, len(table), table.dtype, table.device)
+    with context.autocast_to(table.device, None):
+        return torch.mm(shares, table).view(side, key_side, -1)
+
+
+def _shares_of_entries(side: int, key_side: int, count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """What ``by_distance`` makes of a table of ``count`` entries: (side * key_side, count)."""
+    entries = torch.eye(count, dtype=dtype, device=device)
+    return _resized(entries, side, key_side)[_places_by_distance(side, key_side, device)].flatten(0, 1)
 
 
 def _resized(table: Tensor, side: int, key_side: int) -> Tensor:
@@ -285,7 +297,7 @@ def _places_by_distance(side: int, key_side: int, device: torch.device) -> Tenso
     return (places[:, None] * step - keys * key_step + (key_side - 1) * key_step).long()
 
 
-_ones, _places = Kept(_ones_at_places, count=16), Kept(_places_by_distance)
+_ones, _shares = Kept(_ones_at_places, count=16), Kept(_shares_of_entries)
 
 
 def _distances(table: Tensor, side: int, key_side: int) -> Tensor:

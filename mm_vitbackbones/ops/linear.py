@@ -21,21 +21,32 @@ from mm_vitbackbones.ops.kernels.gelu import gelu_backward_
 from mm_vitbackbones.ops.once import direct, once_differentiable, typed
 
 
-def linear(x: Tensor, layer: nn.Module, again: bool = False) -> Tensor:
+def linear(x: Tensor | Forked, layer: nn.Module, again: bool = False) -> Tensor:
     """``layer(x)`` of an ``nn.Linear``: (..., C) -> (..., C').
 
     Args:
         again: whether training on a CPU computes the result again instead of keeping it.
     """
-    return by(x, layer) if context.device_type(x) == "cuda" else onednn.linear(x, layer, again)
+    if isinstance(x, Forked) or context.device_type(x) == "cuda":
+        return by(x, layer)
+    return onednn.linear(x, layer, again)
 
 
-def by(x: Tensor, layer: nn.Module) -> Tensor:
+def by(x: Tensor | Forked, layer: nn.Module) -> Tensor:
     """``layer(x)`` of an ``nn.Linear``, without oneDNN's operator."""
     found = on_cuda(x, layer)
     if found is None or (found[1] is None and torch.is_grad_enabled()):
-        return layer(x)
+        return layer(finished(x))
+    if isinstance(x, Forked):
+        return then(x, _Linear, *found)[0]
     return _linear(x, *found) if torch.is_grad_enabled() else mapped(x, *found)
+
+
+def begun(x: Tensor, layer: nn.Module) -> Tensor | Pending:
+    """``linear``; in training on CUDA, the call that gives it."""
+    if torch.is_grad_enabled() and (found := on_cuda(x, layer, biased=True)) is not None:
+        return Pending(_Linear, (x, *found))
+    return linear(x, layer)
 
 
 def to_heads(x: Tensor, layer: nn.Module, count: int, num_heads: int) -> tuple[Tensor, ...] | None:

@@ -5,8 +5,10 @@ B images, H x W grid, h heads, d channels of a head, C = h d. The *heads* of a g
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -28,6 +30,37 @@ def pooled(grid: Tensor, pool: nn.Module, num_heads: int) -> Tensor:
     weight = conv.channels_last(pool.weight.repeat(num_heads, 1, 1, 1))
     maps = F.conv2d(grid.permute(0, 3, 1, 2), weight, None, pool.stride, pool.padding, groups=len(weight))
     return maps.permute(0, 2, 3, 1).unflatten(-1, (num_heads, -1))
+
+
+def pooled_parts(grid: Tensor, pools: Sequence[nn.Module], num_heads: int) -> tuple[Tensor, ...]:
+    """``pooled`` of queries, keys and values, in parts of the channels: (B, H, W, 3C) -> three heads. In eager mode
+    convolutions with the same steps are one."""
+    query, key, value = pools
+    kinds = [_kind(pool) for pool in pools] if context.is_eager() else [None]
+    if None in kinds or kinds[1] != kinds[2]:
+        parts = grid.chunk(3, dim=-1)
+        return tuple([pooled(part, pool, num_heads) for part, pool in zip(parts, pools, strict=True)])
+    if kinds[0] == kinds[1]:
+        return _by_one(grid, pools, num_heads)
+    width = grid.shape[-1] // 3
+    of_queries, of_others = grid.split_with_sizes((width, 2 * width), dim=-1)
+    return *_by_one(of_queries, (query,), num_heads), *_by_one(of_others, (key, value), num_heads)
+
+
+def _kind(pool: nn.Module) -> tuple[Any, ...] | None:
+    """What convolutions that become one share; None where the module is to be called."""
+    if not isinstance(pool, nn.Conv2d) or not context.is_plain(pool):
+        return None
+    return pool.kernel_size, pool.stride, pool.padding
+
+
+def _by_one(grid: Tensor, pools: Sequence[Any], num_heads: int) -> tuple[Tensor, ...]:
+    """``pooled`` of as many parts of the channels as there are convolutions, which differ in their weights alone."""
+    weights = torch.stack([pool.weight for pool in pools]).unsqueeze(1)
+    weight = weights.expand(-1, num_heads, -1, -1, -1, -1).flatten(0, 2)
+    stride, padding = pools[0].stride, pools[0].padding
+    maps = F.conv2d(grid.permute(0, 3, 1, 2), weight, None, stride, padding, groups=len(weight))
+    return maps.permute(0, 2, 3, 1).unflatten(-1, (len(pools), num_heads, -1)).unbind(3)
 
 
 def pooled_reference(grid: Tensor, pool: nn.Module, num_heads: int) -> Tensor:

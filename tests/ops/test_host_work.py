@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import mm_vitbackbones
 from mm_vitbackbones.backbones.cait import TalkingHeadsAttention
+from mm_vitbackbones.backbones.mvit_v2 import PoolingAttention, PoolingBlock
 from mm_vitbackbones.backbones.swin import WindowAttention
 from mm_vitbackbones.backbones.xcit import Arch, XCiTBlock
 from mm_vitbackbones.layers import (
@@ -92,6 +93,11 @@ def channels() -> tuple[XCiTBlock, Tensor]:
     return XCiTBlock(Arch(DIM, 2, 1), 1e-6, 0.1), torch.randn(2, 4, 6, DIM)
 
 
+def pooled() -> tuple[PoolingBlock, Tensor]:
+    attention = PoolingAttention(DIM, DIM, 2, stride=1, key_stride=2, window_size=None, side=4)
+    return PoolingBlock(attention, DIM, DIM, 0.1), torch.randn(2, 4, 6, DIM)
+
+
 BLOCKS: dict[str, tuple[Callable[[], tuple[ResidualBlock, Tensor]], int, int]] = {
     "attention to all": (tokens, 138, 66),
     "attention to a reduced grid": (reduced, 175, 89),
@@ -99,6 +105,7 @@ BLOCKS: dict[str, tuple[Callable[[], tuple[ResidualBlock, Tensor]], int, int]] =
     "shifted windows": (lambda: windows(2), 170, 82),
     "rotary attention": (rotary, 158, 79),
     "talking heads": (talking_heads, 186, 94),
+    "pooled attention": (pooled, 242, 154),
     "attention of channels": (channels, 259, 139),
 }
 """Each with the most calls of a training step and of inference."""

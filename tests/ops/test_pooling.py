@@ -29,6 +29,58 @@ def test_one_convolution_of_all_heads_is_that_of_each(stride, heads, size):
         assert relative_error(a, b) <= 1e-12
 
 
+def pools_of(strides, dtype=torch.float64):
+    return [ChannelsLastConv2d(4, 4, 3, stride, 1, groups=4, bias=False).to(dtype) for stride in strides]
+
+
+@pytest.mark.parametrize(("strides", "convolutions"), [((1, 1, 1), 1), ((1, 2, 2), 2), ((2, 2, 1), 3)], ids=str)
+@pytest.mark.parametrize("heads", [1, 3])
+def test_parts_that_are_pooled_with_the_same_steps_take_one_convolution(strides, convolutions, heads):
+    torch.manual_seed(0)
+    pools = pools_of(strides)
+    grid = torch.randn(2, 7, 10, 12 * heads, dtype=torch.float64, requires_grad=True)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        found = pooling.pooled_parts(grid, pools, heads)
+    assert sum(event.count for event in profile.key_averages() if event.key == "aten::convolution") == convolutions
+    pairs = zip(grid.chunk(3, dim=-1), pools, strict=True)
+    expected = [pooling.pooled_reference(part, pool, heads) for part, pool in pairs]
+    weights = [torch.randn_like(x) for x in expected]
+    inputs, gradients = (grid, *(pool.weight for pool in pools)), []
+    for results in (found, expected):
+        total = sum((x * weight).sum() for x, weight in zip(results, weights, strict=True))
+        gradients.append(torch.autograd.grad(total, inputs))
+    for a, b in zip((*found, *gradients[0]), (*expected, *gradients[1]), strict=True):
+        assert a.shape == b.shape
+        assert relative_error(a, b.detach()) <= 1e-12
+
+
+def test_each_part_is_pooled_by_its_module_if_one_is_observed():
+    pools, seen = pools_of((1, 1, 1), torch.float32), []
+    grid = torch.randn(2, 6, 8, 24)
+    expected = pooling.pooled_parts(grid, pools, 2)
+    pools[1].register_forward_hook(lambda _, given, __: seen.append(given[0].shape))
+    torch.testing.assert_close(pooling.pooled_parts(grid, pools, 2), expected)
+    assert seen == [(4, 6, 8, 4)]
+
+
+@pytest.mark.parametrize(("side", "key_side", "count"), [(4, 2, 7), (3, 5, 9), (6, 6, 7), (5, 2, 11)], ids=str)
+def test_a_product_gives_the_entries_of_a_table_and_their_gradient(side, key_side, count):
+    torch.manual_seed(0)
+    table = torch.randn(count, 3, dtype=torch.float64, requires_grad=True)
+    found, expected = (f(table, side, key_side) for f in (attention._by_shares, attention.by_distance))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    weight = torch.randn_like(found)
+    gradients = [torch.autograd.grad((x * weight).sum(), table)[0] for x in (found, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
+
+
+def test_the_entries_of_a_table_are_those_of_fp32_under_autocast():
+    table = torch.randn(7, 3, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = attention._by_shares(table, 5, 3)
+    torch.testing.assert_close(found, attention.by_distance(table, 5, 3), rtol=1e-5, atol=1e-6)
+
+
 def test_a_convolution_that_somebody_observes_is_called():
     pool, seen = ChannelsLastConv2d(4, 4, 3, 2, 1, groups=4, bias=False), []
     grid = torch.randn(2, 6, 8, 8)
