@@ -121,7 +121,8 @@ class Recomputable(nn.Module):
     def _recomputed(self, what: str, function: Callable[..., T], *inputs: Any) -> T:
         # A module that a user has put into this part may draw random numbers.
         whole = function if isinstance(function, nn.Module) else self
-        return memory.recomputed(function, *inputs, what=what, random=not context.is_plain_tree(whole))
+        random = not context.is_plain_tree(whole)
+        return memory.recomputed(function, *inputs, what=what, random=random, modules=[self])
 
 
 class ResidualBlock(Recomputable):

@@ -93,6 +93,14 @@ def is_eager() -> bool:
     return not (_is_compiling() or torch._C._is_tracing() or _are_functions_transformed())
 
 
+def is_transformed() -> bool:
+    """Whether this call is under a function transform, such as those of ``torch.func``, and not compiled."""
+    return not _is_compiling() and _are_functions_transformed()
+
+
+_are_functions_transformed: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
+
+
 def is_fake() -> bool:
     """Whether operators give fake tensors, which have shapes and no values: in ``FakeTensorMode``, which counts memory
     before a training, and in which compilers trace."""
@@ -108,9 +116,6 @@ def _fake_mode() -> object:
     from torch._guards import detect_fake_mode  # before 2.2
 
     return detect_fake_mode()
-
-
-_are_functions_transformed: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 
 
 _HAS_AUTOCAST_BY_KIND = hasattr(torch, "get_autocast_dtype")

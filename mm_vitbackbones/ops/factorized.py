@@ -39,7 +39,7 @@ def attend_all(
         maps: linear maps: to queries and keys side by side, C -> 2C, to values, C -> C, and ``project``.
         relative_position: keeps the shape of a grid of values.
         convs: those that it calls: depthwise ones, each of the next channels.
-        lightly: calls a function with tensors that follow, or computes it again in the backward pass.
+        lightly: calls a function with what follows, or computes it again in the backward pass.
         again: which of these two.
     """
     to_query_key, to_value, project = maps
@@ -60,12 +60,12 @@ def attend_all(
     matrices = contract(key, value[1].flatten(1, 2), cls_key, value[0].flatten(1, 2), num_heads)
     cls = project(attend(cls_query, matrices)).view_as(value[0])
 
-    def of_grid(query: Tensor, matrices: Tensor, grid: Tensor) -> Tensor:
+    def of_grid(query: Tensor, matrices: Tensor, grid: Tensor, _: Sequence[nn.Module]) -> Tensor:
         position = relative_position(grid).flatten(1, 2)
         context.release(grid)
         return onednn.linear(attend(query, matrices, position), project).view_as(grid)
 
-    return cls, lightly(of_grid, query, matrices, value[1])
+    return cls, lightly(of_grid, query, matrices, value[1], convs)
 
 
 # ---- on CUDA

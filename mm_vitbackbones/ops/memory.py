@@ -13,10 +13,10 @@ There are three ways:
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +62,80 @@ class _Local(threading.local):
 
 state = _Local()
 """Read as it is, as a call would take longer: in a step on a GPU it is read hundreds of times."""
+
+
+# ---- what a second computation reads besides its inputs
+
+
+class _Weights:
+    """Parameters and buffers of modules, as they are in the first computation.
+
+    ``torch.func.functional_call`` gives others for the duration of a forward pass: a backward pass after it would
+    compute again with those of the modules. And autograd refuses what has been written into since it was kept, but does
+    not see what is not kept.
+    """
+
+    __slots__ = ("found",)
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        found: dict[int, tuple[dict[str, Any], list[tuple[str, Tensor, int | None]]]] = {}
+        for module in modules:
+            for part in module.modules() if module._modules else (module,):
+                for place, counts in ((part._parameters, True), (part._buffers, False)):
+                    if place:
+                        now = [(name, x, _version(x) if counts else None) for name, x in place.items() if x is not None]
+                        found[id(place)] = place, now
+        self.found = [*found.values()]
+
+    @contextmanager
+    def again(self) -> Iterator[None]:
+        """Within it, the modules have them.
+
+        Raises:
+            RuntimeError: for a parameter that has been written into.
+        """
+        for _, tensors in self.found:
+            for _, x, version in tensors:
+                _check(x, version)
+        moved: list[tuple[dict[str, Any], str, Any]] = []
+        try:
+            for place, tensors in self.found:
+                for name, x, _ in tensors:
+                    if (other := place.get(name, x)) is not x:  # what is gone is an attribute now, as in FSDP
+                        moved.append((place, name, other))
+                        place[name] = x
+            yield
+        finally:
+            for place, name, other in moved:
+                place[name] = other
+
+
+def _version(x: Tensor) -> int | None:
+    """How often a tensor has been written into; None for one of inference, which PyTorch does not count."""
+    return None if x.is_inference() else x._version
+
+
+def _check(x: Tensor, version: int | None) -> None:
+    if version is not None and x._version != version:
+        raise RuntimeError(
+            f"a tensor of shape {tuple(x.shape)} that is needed for gradient computation has been modified by an "
+            "inplace operation since the forward pass: the backward pass computes a part of that again to save memory. "
+            "Call backward() before whatever writes into it, such as optimizer.step()"
+        )
+
+
+def _modules_in(x: Any) -> Iterator[nn.Module]:
+    """The modules among what a function takes: by themselves, in tuples, lists and mappings, and whose method it is."""
+    if isinstance(x, nn.Module):
+        yield x
+    elif isinstance(x, Mapping):
+        for each in x.values():
+            yield from _modules_in(each)
+    elif isinstance(x, (tuple, list)):
+        for each in x:
+            yield from _modules_in(each)
+    elif (owner := getattr(x, "__self__", None)) is not None:
+        yield from _modules_in(owner)
 
 
 # ---- cheap results
@@ -111,7 +185,7 @@ class _Recipe:
     recipes that start from it.
     """
 
-    __slots__ = ("again", "function", "left", "memory", "narrow", "source", "unpack", "wanted")
+    __slots__ = ("again", "function", "left", "memory", "narrow", "source", "unpack", "version", "wanted", "weights")
 
     def __init__(
         self,
@@ -121,6 +195,8 @@ class _Recipe:
         narrow: torch.dtype | None,
     ) -> None:
         self.function, self.source, self.unpack, self.narrow = function, source, unpack, narrow
+        self.weights = _Weights([function]) if isinstance(function, nn.Module) else None
+        self.version = _version(source) if isinstance(source, Tensor) and unpack is None else None
         self.wanted = self.left = 0
         self.again: Tensor | None = None
         self.memory: StorageWeakRef
@@ -139,7 +215,8 @@ class _Recipe:
         """The result, computed again unless it is held, for one of its users."""
         if self.again is None:
             x = self.source.take() if isinstance(self.source, _Recipe) else self.base()
-            with torch.no_grad(), context.autocast_to(x.device, self.narrow):
+            weights = nullcontext() if self.weights is None else self.weights.again()
+            with torch.no_grad(), context.autocast_to(x.device, self.narrow), weights:
                 self.again = self.compute(x)
             self.left = self.wanted
         y = self.again
@@ -150,7 +227,10 @@ class _Recipe:
 
     def base(self) -> Tensor:
         """What autograd keeps in place of the results."""
-        return self.source if self.unpack is None else self.unpack(self.source)
+        if self.unpack is not None:
+            return self.unpack(self.source)
+        _check(self.source, self.version)
+        return cast(Tensor, self.source)
 
 
 class _Part:
@@ -255,7 +335,9 @@ def sources_of(x: Tensor) -> tuple[Callable[..., Tensor] | None, tuple[Tensor, .
 # ---- whole functions
 
 
-def recomputed(function: Callable[..., T], *inputs: Any, what: str = ALL, random: bool = False) -> T:
+def recomputed(
+    function: Callable[..., T], *inputs: Any, what: str = ALL, random: bool = False, modules: Iterable[nn.Module] = ()
+) -> T:
     """``function(*inputs)``, of which training keeps little more than the inputs.
 
     Args:
@@ -266,6 +348,7 @@ def recomputed(function: Callable[..., T], *inputs: Any, what: str = ALL, random
             In eager mode on CUDA, where following each operator costs more than the function itself, nothing is: there
             ``residual.add_branches`` computes again the branches that are not attention.
         random: whether the function draws random numbers.
+        modules: those whose parameters it reads, besides the ones among its inputs.
 
     The second computation stops at the last tensor that the backward pass needs. So where the function ends in a linear
     map, that map is not computed twice.
@@ -274,8 +357,13 @@ def recomputed(function: Callable[..., T], *inputs: Any, what: str = ALL, random
         return function(*inputs)
     if what == ALL_BUT_ATTENTION and context.is_eager_on_cuda(inputs[0]):
         return function(*inputs)
+    if context.is_transformed():  # PyTorch's function transforms refuse its checkpoints
+        return function(*inputs)
     make_contexts = _ATTENTION_KEPT if what == ALL_BUT_ATTENTION else None
-    if context.is_eager() and state.policy == LEAST:
+    if not context.is_eager():  # there are no recipes, and a compiler cannot follow what a thread keeps
+        return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=random, **_options(make_contexts))
+    weights = _Weights([*modules, *_modules_in((function, inputs))])
+    if state.policy == LEAST:
         function, inputs = _from_sources(function, inputs)
 
     runs = 0
@@ -288,14 +376,16 @@ def recomputed(function: Callable[..., T], *inputs: Any, what: str = ALL, random
         state.recipes, state.inside_larger, state.again = None, make_contexts is not None, runs > 1 or before[2]
         state.policy = ALL_RESULTS
         try:
-            return function(*inputs)
+            with nullcontext() if runs == 1 else weights.again():
+                return function(*inputs)
         finally:
             state.recipes, state.inside_larger, state.again, state.policy = before
 
-    options: dict[str, Any] = {} if make_contexts is None else {"context_fn": make_contexts}
-    if not context.is_eager():  # there are no recipes, and a compiler cannot follow what a thread keeps
-        return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=random, **options)
-    return checkpoint(run, *inputs, use_reentrant=False, preserve_rng_state=random, **options)
+    return checkpoint(run, *inputs, use_reentrant=False, preserve_rng_state=random, **_options(make_contexts))
+
+
+def _options(make_contexts: Callable[[], Any] | None) -> dict[str, Any]:
+    return {} if make_contexts is None else {"context_fn": make_contexts}
 
 
 def _from_sources(function: Callable[..., T], inputs: tuple[Any, ...]) -> tuple[Callable[..., T], tuple[Any, ...]]:

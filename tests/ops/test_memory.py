@@ -166,6 +166,71 @@ def test_a_checkpoint_inside():
         torch.testing.assert_close(a, b, rtol=0.02, atol=0.02)
 
 
+def recomputed(chain, x):
+    return memory.recomputed(chain.plain, x)
+
+
+def as_it_is(chain, x):
+    return chain(x)
+
+
+both_ways = pytest.mark.parametrize("way", [as_it_is, recomputed])
+
+
+@both_ways
+def test_a_functional_call_is_computed_again_with_the_weights_that_it_was_given(way):
+    chain, x = make_chain()
+    given = {name: (p * 2 + 1).detach().requires_grad_() for name, p in chain.named_parameters()}
+
+    class Call(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.chain = chain
+
+        def forward(self, x):
+            return way(self.chain, x)
+
+    names = {f"chain.{name}": p for name, p in given.items()}
+    out = torch.func.functional_call(Call(), names, (x,)).square().sum()
+    actual = torch.autograd.grad(out, [x, *given.values()])
+    before = [*chain.parameters()]
+    with torch.no_grad():
+        for p, value in zip(chain.parameters(), given.values(), strict=True):
+            p.copy_(value)
+    check_same(actual, gradients(chain.plain, chain, x), rtol=0, atol=0)
+    assert all(p is q for p, q in zip(chain.parameters(), before, strict=True))
+
+
+@both_ways
+@pytest.mark.parametrize("name", ["norm.bias", "wide.bias"])
+def test_a_parameter_that_was_written_into_since_is_an_error_and_not_a_wrong_gradient(way, name):
+    # Autograd itself does not keep these two.
+    chain, x = make_chain()
+    out = way(chain, x).sum()
+    with torch.no_grad():
+        chain.get_parameter(name).add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.backward()
+
+
+def test_an_input_that_was_written_into_since_is_an_error_and_not_a_wrong_gradient():
+    chain, x = make_chain()
+    x = x.detach()
+    with memory.saving():
+        out = chain.last(memory.cheap(lambda y: y.flip(-1), x)).sum()
+    x.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.backward()
+
+
+@pytest.mark.parametrize("what", [memory.ALL, memory.ALL_BUT_ATTENTION])
+def test_function_transforms_get_gradients_of_what_would_be_recomputed(what):
+    chain, x = make_chain()
+    expected = torch.autograd.grad(chain.plain(x).square().sum(), [x])
+    found = torch.func.grad(lambda x: memory.recomputed(chain.plain, x, what=what).square().sum())(x)
+    check_same([found], expected)
+
+
 def test_inside_hooks_that_move_what_is_kept():
     chain, x = make_chain()
     with save_on_cpu():
