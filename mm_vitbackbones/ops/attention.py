@@ -297,7 +297,8 @@ def _places_by_distance(side: int, key_side: int, device: torch.device) -> Tenso
     return (places[:, None] * step - keys * key_step + (key_side - 1) * key_step).long()
 
 
-_ones, _shares = Kept(_ones_at_places, count=16), Kept(_shares_of_entries)
+# Of the largest grids of detection a matrix takes 12 MiB, so few are kept.
+_ones, _shares = Kept(_ones_at_places, count=16), Kept(_shares_of_entries, count=16)
 
 
 def _distances(table: Tensor, side: int, key_side: int) -> Tensor:
