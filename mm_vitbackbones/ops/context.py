@@ -101,13 +101,14 @@ def is_transformed() -> bool:
 _are_functions_transformed: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 
 
+dispatch_modes: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
+"""How many modes watch or replace operators; one where PyTorch cannot tell."""
+
+
 def is_fake() -> bool:
     """Whether operators give fake tensors, which have shapes and no values: in ``FakeTensorMode``, which counts memory
     before a training, and in which compilers trace."""
-    return bool(_len_torch_dispatch_stack()) and _fake_mode() is not None
-
-
-_len_torch_dispatch_stack: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
+    return dispatch_modes() > 0 and _fake_mode() is not None
 
 
 def _fake_mode() -> object:

@@ -35,7 +35,7 @@ class Kept(Generic[T]):
         self._lock = threading.Lock()
 
     def __call__(self, *arguments: Any) -> T:
-        if context.is_fake():
+        if context.dispatch_modes() and context.is_fake():
             return self._made(arguments)
         found, captured = self.latest.get(arguments), arguments[-1].type == "cuda" and is_capturing()
         if found is not None and not captured:

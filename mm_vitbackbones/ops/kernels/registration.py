@@ -23,7 +23,6 @@ OLDEST_TRITON = (3, 3)
 
 CAN_REGISTER_GRADIENTS = hasattr(torch.library, "register_fake") and hasattr(torch.library, "register_autograd")
 _TENSORS = {Tensor, nn.Parameter}
-_len_torch_dispatch_stack: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
 _library = torch.library.Library(NAMESPACE, "DEF")
 _enabled = True
 
@@ -68,7 +67,7 @@ def is_direct(tensor: Tensor) -> bool:
     compilers, and modes that watch operators, need it."""
     # Whether it is eager comes first: `torch.compile` would split a graph at a question that it cannot answer.
     plain = type(tensor) in _TENSORS and tensor.is_cuda and context.is_eager()
-    return plain and not _len_torch_dispatch_stack() and usable(tensor)
+    return plain and not context.dispatch_modes() and usable(tensor)
 
 
 def in_graphs(

@@ -59,7 +59,7 @@ def kernels_on_cpu(*replaced: tuple[Any, str, Any]) -> Iterator[None]:
     """
     always = (
         (registration, "usable", lambda tensor: True),
-        (registration, "is_direct", lambda tensor: not torch._C._len_torch_dispatch_stack() and context.is_eager()),
+        (registration, "is_direct", lambda tensor: not context.dispatch_modes() and context.is_eager()),
     )
     with ExitStack() as stack:
         for place, name, value in (*always, *replaced):
