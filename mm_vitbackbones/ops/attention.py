@@ -246,10 +246,13 @@ def _ones_at_places(height: int, width: int, dtype: torch.dtype, device: torch.d
 
 def of_lines(grid: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
     """The products of each query of a grid (K, h, H, W, d) with the vectors of its row and of its column:
-    (K, h, H, W, H') and (K, h, H, W, W')."""
+    (K, h, H, W, H') and (K, h, H, W, W'). `torch.einsum` would take twice the operators."""
+    by_row, by_column = grid.permute(2, 0, 1, 3, 4), grid.permute(3, 0, 1, 2, 4)
     if not context.is_exporting():
-        return torch.einsum("khyxd,yzd->khyxz", grid, rows), torch.einsum("khyxd,xzd->khyxz", grid, columns)
-    by_row, by_column = (anysize.in_order(grid.permute(order)) for order in ((2, 0, 1, 3, 4), (3, 0, 1, 2, 4)))
+        of_rows = torch.bmm(by_row.flatten(1, 3), rows.mT).view(*by_row.shape[:4], -1)
+        of_columns = torch.bmm(by_column.flatten(1, 3), columns.mT).view(*by_column.shape[:4], -1)
+        return of_rows.permute(1, 2, 0, 3, 4), of_columns.permute(1, 2, 3, 0, 4)
+    by_row, by_column = anysize.in_order(by_row), anysize.in_order(by_column)
     of_rows = torch.bmm(by_row.flatten(1, 3), anysize.in_order(rows.mT)).unflatten(1, by_row.shape[1:4])
     of_columns = torch.bmm(by_column.flatten(1, 3), anysize.in_order(columns.mT)).unflatten(1, by_column.shape[1:4])
     return anysize.in_order(of_rows.permute(1, 2, 0, 3, 4)), anysize.in_order(of_columns.permute(1, 2, 3, 0, 4))

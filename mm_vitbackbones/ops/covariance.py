@@ -102,8 +102,8 @@ def _attend(qkv: Tensor, temperature: Tensor, num_heads: int) -> tuple[Tensor, .
         wide = torch.promote_types(qkv.dtype, torch.float32)
         query, key, value = _split(qkv, 3, num_heads)
         lengths = torch.linalg.vector_norm(qkv[..., : 2 * qkv.shape[-1] // 3], dim=1, dtype=wide).clamp_min_(SHORTEST)
-        of_query, of_key = lengths.unflatten(-1, (2, num_heads, -1)).unbind(1)
-        of_query, of_key = of_query.unsqueeze(-1), of_key.unsqueeze(-2)
+        of_query, of_key = lengths.unflatten(-1, (2, num_heads, -1, 1)).unbind(1)
+        of_key = of_key.mT
         cosines = _product(query, key, wide) / (of_query * of_key)
         shares = (cosines * temperature.to(wide)).softmax(-1)
         out = torch.empty_like(qkv[..., : qkv.shape[-1] // 3], memory_format=torch.contiguous_format)
@@ -153,8 +153,8 @@ def _of_scores(
     return (
         typed(of_temperature, temperature.dtype),
         of_cosines / (length_of_query * length_of_key),
-        (pulled.sum(-1) / length_of_query.squeeze(-1).square()).unsqueeze(2),
-        (pulled.sum(-2) / length_of_key.squeeze(-2).square()).unsqueeze(2),
+        (pulled.sum(-1, keepdim=True) / length_of_query.square()).mT,
+        pulled.sum(-2, keepdim=True) / length_of_key.square(),
     )
 
 
@@ -176,8 +176,8 @@ def _attend_on_cuda(qkv: Tensor, temperature: Tensor, num_heads: int) -> tuple[T
         dim = heads.shape[-1] // 3
         query, key, value = heads.split_with_sizes([dim] * 3, -1)
         lengths = torch.linalg.vector_norm(heads[..., : 2 * dim], dim=1, dtype=wide).clamp_min_(SHORTEST)
-        of_query, of_key = lengths.view(-1, num_heads, 2, dim).unbind(2)
-        of_query, of_key = of_query.unsqueeze(-1), of_key.unsqueeze(-2)
+        of_query, of_key = lengths.view(-1, num_heads, 2, dim, 1).unbind(2)
+        of_key = of_key.mT
         cosines = torch.bmm(query.mT, key).view(-1, num_heads, dim, dim) / (of_query * of_key)
         shares = (cosines * temperature).softmax(-1)
         result = torch.bmm(value, typed(shares, qkv.dtype).flatten(0, 1).mT)
