@@ -37,7 +37,7 @@ from mm_vitbackbones.layers import (
     ResidualBlock,
 )
 from mm_vitbackbones.ops import context, covariance, depthwise, memory, norm, onednn, residual
-from mm_vitbackbones.ops.chained import Forked
+from mm_vitbackbones.ops.chained import Forked, Pending, finished
 from mm_vitbackbones.registry import BACKBONES
 
 PATCH_SIZES = (8, 16)
@@ -157,6 +157,7 @@ class CrossCovarianceAttention(nn.Module):
         )
 
 
+@context.plain
 class LocalPatchInteraction(nn.Module):
     """conv(batchnorm(GELU(conv(x)))) of depthwise 3x3 convolutions over grids (B, H, W, C) (section 3.3)."""
 
@@ -166,9 +167,13 @@ class LocalPatchInteraction(nn.Module):
         self.norm = nn.BatchNorm2d(dim)
 
     def forward(self, grid: Tensor) -> Tensor:
+        return finished(self.begun(grid))
+
+    def begun(self, grid: Tensor | Forked) -> Tensor | Pending:
+        """``forward``, whose last convolution may be left to the caller."""
         inner: dict[str, Any] = self._modules
         hidden = norm.batch_norm(onednn.conv_gelu(grid, inner["conv1"]), inner["norm"])
-        return depthwise.one(hidden, inner["conv2"])
+        return depthwise.begun(hidden, inner["conv2"])
 
 
 class XCiTBlock(ResidualBlock):

@@ -12,7 +12,7 @@ from mm_vitbackbones.layers.drop_path import Drawn, DropPath
 from mm_vitbackbones.layers.feed_forward import FeedForward, MixFeedForward
 from mm_vitbackbones.layers.norm import LayerNorm
 from mm_vitbackbones.ops import compiling, context, linear, memory, norm, residual
-from mm_vitbackbones.ops.chained import Pending
+from mm_vitbackbones.ops.chained import Pending, finished
 from mm_vitbackbones.ops.sublayer import Sublayer
 
 T = TypeVar("T")
@@ -60,6 +60,18 @@ class Branch(NamedTuple):
             return forked.x, result
         x, normed = norm.fork(x, self.norm)
         return x, self.call(normed) if begin is None else begin(self.function, normed, *shared)
+
+    def begun_after(
+        self, x: Tensor, result: Tensor, factor: Tensor | None, scale: Tensor | None
+    ) -> tuple[Tensor, Tensor | Pending]:
+        """``begun`` of the sum x + factor * scale * result; see ``ops.norm.add``. The function has one argument."""
+        begin = getattr(type(self.function), "begun", None) if context.is_plain(self.function) else None
+        of_sum = x, result, factor, scale, self.norm
+        if begin is not None and torch.is_grad_enabled() and (forked := norm.added(*of_sum)) is not None:
+            after = begin(self.function, forked)
+            return forked.x, after
+        x, normed = norm.add(*of_sum)
+        return x, self.function(normed) if begin is None else finished(begin(self.function, normed))
 
     @property
     def scale(self) -> Tensor | None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mm_vitbackbones.ops import context
+from mm_vitbackbones.ops.chained import Forked, Pending, then
 from mm_vitbackbones.ops.kernels import depthwise as kernels
 from mm_vitbackbones.ops.kernels import registration
 from mm_vitbackbones.ops.once import direct, typed
@@ -29,14 +30,16 @@ def is_for(tensor: Tensor) -> bool:
     return context.is_eager() and (registration.usable(tensor) or not tensor.is_cuda)  # not on CUDA: a test pretends
 
 
-def serves(grid: Tensor, convs: Sequence[nn.Module], expand: nn.Module | None = None, known: bool = False) -> bool:
+def serves(
+    grid: Tensor | Forked, convs: Sequence[nn.Module], expand: nn.Module | None = None, known: bool = False
+) -> bool:
     """Whether ``run`` may take the place of convolutions over grids (B, H, W, C), each of the next channels.
 
     Args:
         expand: a linear map before it; ``grid`` is then what this map takes.
         known: that the operators are the form for the grid.
     """
-    if not known and not (is_for(grid) and type(grid) is Tensor):
+    if not known and not (type(grid) is Tensor and is_for(grid)):
         return False
     if not all(map(_is_depthwise, convs)):
         return False
@@ -69,9 +72,22 @@ def run(grid: Tensor, convs: Sequence[nn.Module], gelu: bool = False, add: bool 
     return kernels.depthwise(grid, weights, biases, gelu, add)
 
 
-def one(grid: Tensor, conv: nn.Module) -> Tensor:
-    """``conv(grid)``: (B, H, W, C) -> (B, H, W, C)."""
-    return run(grid, [conv]) if serves(grid, [conv]) else conv(grid)
+def begun(grid: Tensor, conv: nn.Module) -> Tensor | Pending:
+    """``conv(grid)``: (B, H, W, C) -> (B, H, W, C); in training on CUDA, the call that gives it."""
+    if not serves(grid, [conv]):
+        return conv(grid)
+    if not (torch.is_grad_enabled() and context.is_eager()):
+        return run(grid, [conv])
+    weights, biases = parameters_of([conv])
+    narrow = _narrow(grid, [*weights, *biases])
+    grid = grid if narrow is None else typed(grid, narrow)
+    return Pending(_Depthwise, (grid, 1, False, False, *weights, *biases))
+
+
+def then_gelu(grid: Forked, conv: nn.Module) -> Tensor:
+    """``gelu(conv(grid))`` in training, where ``serves``."""
+    weights, biases = parameters_of([conv])
+    return then(grid, _Depthwise, 1, True, False, *weights, *biases)[0]
 
 
 def split(grid: Tensor, convs: Sequence[nn.Module], widths: Sequence[int]) -> Tensor:
@@ -113,7 +129,7 @@ def parameters_of(convs: Sequence[nn.Module]) -> tuple[list[Tensor], list[Tensor
     return weights, [weight.new_zeros(len(weight)) if bias is None else bias for weight, bias in pairs]
 
 
-def _narrow(grid: Tensor, parameters: Sequence[Tensor]) -> torch.dtype | None:
+def _narrow(grid: Tensor | Forked, parameters: Sequence[Tensor]) -> torch.dtype | None:
     """The type that autocast computes these convolutions in; it leaves fp64 alone."""
     dtype = context.autocast_dtype(grid.device)
     return None if dtype is None or torch.float64 in {x.dtype for x in (grid, *parameters)} else dtype
@@ -142,4 +158,5 @@ class _Depthwise(torch.autograd.Function):
         return of_grid, None, None, None, *others
 
 
+cast(Any, _Depthwise.backward).unchecked = _Depthwise.backward
 _depthwise = direct(_Depthwise)

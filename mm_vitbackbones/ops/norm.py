@@ -115,6 +115,16 @@ def add(
     return total, normed
 
 
+def added(x: Tensor, branch: Tensor, factor: Tensor | None, scale: Tensor | None, norm: nn.Module) -> Forked | None:
+    """``add`` in training, left to what takes the norm's result. None where it is to be called: where the least is to
+    be kept, and in what is computed again."""
+    if memory.state.policy != memory.USUAL:
+        return None
+    weight, bias, eps = parameters_of(norm)
+    dtype = context.autocast_dtype(x.device) or weight.dtype
+    return Forked(NormOfSum, (x, branch, factor, scale, weight, bias, eps, dtype), dtype)
+
+
 def made(normed: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> None:
     """Marks the norm of x, see ``memory.made``."""
     dtype = normed.dtype

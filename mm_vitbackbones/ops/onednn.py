@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mm_vitbackbones.ops import context, depthwise, memory
+from mm_vitbackbones.ops.chained import Forked, finished
 
 
 def usable(x: Tensor) -> bool:
@@ -54,9 +55,13 @@ def linear_gelu(x: Tensor, layer: nn.Module) -> Tensor:
     return memory.cheap(F.gelu, layer(x))
 
 
-def conv_gelu(grid: Tensor, conv: nn.Module) -> Tensor:
+def conv_gelu(grid: Tensor | Forked, conv: nn.Module) -> Tensor:
     """``gelu(conv(grid))`` of a convolution over grids: (B, H, W, C) -> (B, H', W', C'). Training computes both again
     instead of keeping their results, which suits depthwise convolutions."""
+    if isinstance(grid, Forked):
+        if depthwise.serves(grid, [conv], known=True):
+            return depthwise.then_gelu(grid, conv)
+        grid = finished(grid)
     if usable(grid) and context.is_plain(conv):
         return _conv_gelu(grid, conv)
     if depthwise.serves(grid, [conv]):

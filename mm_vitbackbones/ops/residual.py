@@ -69,6 +69,10 @@ class BranchOf(Protocol):
 
     def begun(self, x: Tensor) -> tuple[Tensor, Tensor | Pending]: ...
 
+    def begun_after(
+        self, x: Tensor, result: Tensor, factor: Tensor | None, scale: Tensor | None
+    ) -> tuple[Tensor, Tensor | Pending]: ...
+
     def add_to(self, x: Tensor) -> Tensor: ...
 
 
@@ -93,22 +97,9 @@ def add_branches(x: Tensor, branches: Sequence[Any], lightly: Callable[..., Any]
         following = branch.drop_path.factor(x), branch.scale
         if branch is others[-1] and (network := sublayer.of(x, branch, *following)) is not None:
             return lightly(network, x, result, factor, scale)
-        x, result = lightly(_add_and_branch, x, finished(result), factor, scale, branch.norm, branch.function)
+        x, result = lightly(branch.begun_after, x, finished(result), factor, scale)
         factor, scale = following
     return add_scaled(x, finished(result), factor, scale)
-
-
-def _add_and_branch(
-    x: Tensor,
-    result: Tensor,
-    factor: Tensor | None,
-    scale: Tensor | None,
-    norm_module: nn.Module,
-    function: nn.Module,
-) -> tuple[Tensor, Tensor]:
-    """x + factor * scale * result, and the function of its norm."""
-    x, normed = norm.add(x, result, factor, scale, norm_module)
-    return x, function(normed)
 
 
 def _fuses(branch: BranchOf) -> bool:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from helpers.official import load_fixture, relative_error
 from helpers.toys import COLUMN, TOYS
 from mm_vitbackbones.backbones import XCiT
+from mm_vitbackbones.backbones.xcit import Arch, XCiTBlock
 from mm_vitbackbones.checkpoints import load_pretrained
 from mm_vitbackbones.checkpoints.recognise import FAMILIES, find_layout, looks_like
 from mm_vitbackbones.errors import ArgumentError, CheckpointMismatch
-from mm_vitbackbones.ops import covariance
+from mm_vitbackbones.ops import context, covariance, memory
 
 FAMILY = FAMILIES["XCiT"]
 NAMES = ("xcit_p16", "xcit_p8")
@@ -263,3 +265,30 @@ def test_records_of_dense_files_are_those_of_their_recipes():
         assert found[arch][-3:] == [*names]
         urls = [files_of("XCiT", arch)[name].url.rpartition("/xcit/")[2] for name in names]
         assert urls == [f"{kind}_xcit_{arch}.pth" for kind in ("coco/maskrcnn", "ade/sem_fpn", "ade/upernet")]
+
+
+def nodes(y: Tensor) -> Counter[str]:
+    """The functions of a backward pass, without those that add up the gradients of parameters."""
+    seen, found = {y.grad_fn}, [y.grad_fn]
+    for node in found:  # which grows
+        inner = {each for each, _ in node.next_functions if each is not None} - seen
+        seen |= inner
+        found += inner
+    return Counter(node.name() for node in found if "AccumulateGrad" not in node.name())
+
+
+@pytest.mark.parametrize("recompute", [memory.NOTHING, memory.ALL_BUT_ATTENTION, memory.ALL])
+def test_norms_and_convolutions_of_a_block_are_parts_of_other_functions_on_cuda(recompute: str) -> None:
+    torch.manual_seed(0)
+    block, x = XCiTBlock(Arch(16, 2, 1), 1e-6, 0.0), torch.randn(2, 4, 6, 16, requires_grad=True)
+    inputs = (x, *block.parameters())
+    expected = torch.autograd.grad(block(x).square().sum(), inputs)
+    block.recompute = recompute
+    with context.pretend_device("cuda"):
+        y = block(x)
+        found = nodes(y)
+        gradients = torch.autograd.grad(y.square().sum(), inputs)
+    torch.testing.assert_close(gradients, expected, rtol=1e-4, atol=1e-5)
+    if recompute == memory.NOTHING:
+        ours = {"_ChainedBackward": 2, "_SublayerBackward": 1}
+        assert found == ours | {"NativeBatchNormBackward0": 1, "PermuteBackward0": 2}

@@ -106,7 +106,7 @@ BLOCKS: dict[str, tuple[Callable[[], tuple[ResidualBlock, Tensor]], int, int]] =
     "rotary attention": (rotary, 158, 79),
     "talking heads": (talking_heads, 186, 94),
     "pooled attention": (pooled, 242, 154),
-    "attention of channels": (channels, 259, 139),
+    "attention of channels": (channels, 248, 139),
 }
 """Each with the most calls of a training step and of inference."""
 
