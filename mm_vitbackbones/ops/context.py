@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.fx.experimental import _config as _symbols
 from torch.nn.modules.module import (
     _global_backward_hooks,
@@ -89,13 +90,17 @@ def is_compiling_to_run() -> bool:
 
 
 def is_eager() -> bool:
-    """Whether this call is plain computation: not compiled, exported or traced, and under no function transform."""
-    return not (_is_compiling() or torch._C._is_tracing() or _are_functions_transformed())
+    """Whether this call is plain computation: not compiled, exported or traced, under no function transform, and not
+    followed by forward-mode differentiation."""
+    return not (
+        _is_compiling() or torch._C._is_tracing() or _are_functions_transformed() or forward_ad._current_level >= 0
+    )
 
 
 def is_transformed() -> bool:
-    """Whether this call is under a function transform, such as those of ``torch.func``, and not compiled."""
-    return not _is_compiling() and _are_functions_transformed()
+    """Whether this call is under a function transform, such as those of ``torch.func``, or is followed by forward-mode
+    differentiation, and is not compiled."""
+    return not _is_compiling() and (_are_functions_transformed() or forward_ad._current_level >= 0)
 
 
 _are_functions_transformed: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
@@ -202,8 +207,8 @@ def is_plain(module: nn.Module) -> bool:
     """Whether a fast form may use the weights of a module instead of calling it.
 
     Its class is exactly one that is known, which excludes parametrisations, adapters, quantised layers and a user's
-    subclasses; its weight is a tensor of PyTorch's own and lies with its parameters, where FSDP takes those of sharded
-    modules away; and nothing is attached to its calls: no hook of any kind, no other ``forward``.
+    subclasses; its weight is a tensor of PyTorch's own and lies with its parameters, as does its bias, where FSDP takes
+    those of sharded modules away; and nothing is attached to its calls: no hook of any kind, no other ``forward``.
     """
     state = module.__dict__
     return not (
@@ -215,6 +220,7 @@ def is_plain(module: nn.Module) -> bool:
         or "forward" in state
         or type(state["_parameters"].get("weight")) not in _WEIGHTS
         or "weight" in state
+        or "bias" in state
         or _global_forward_hooks  # dictionaries, which PyTorch writes into and never replaces
         or _global_forward_pre_hooks
         or _global_backward_hooks

@@ -122,8 +122,9 @@ def grid_of(maps: Tensor) -> Tensor:
 
 def channels_last(weight: Tensor) -> Tensor:
     """The weight in channels-last memory. A convolution over a permuted grid then gives a permuted grid, also where
-    both formats describe the same memory. In an export it stays as it is."""
-    if context.is_exporting():
+    both formats describe the same memory. In an export it stays as it is, and under function transforms: ``vmap`` over
+    weights knows no such format."""
+    if context.is_exporting() or context.is_transformed():
         return weight
     if weight.shape[1] == 1:
         # Both formats describe the same memory. These views give it channels-last strides, and its gradient contiguous
@@ -139,12 +140,12 @@ def copied(weight: Tensor) -> Tensor:
 
 def framed(convs: Sequence[nn.Module]) -> tuple[Tensor, Tensor] | None:
     """The weight (C, 1, k, k) and the bias (C,) of one depthwise convolution that replaces several, each on channels
-    of its own, with zeros around the smaller windows. None where something is attached to one of them, and where
-    ``ops.depthwise.split`` is faster."""
+    of its own, with zeros around the smaller windows. None where something is attached to one of them, where one has no
+    bias, and where ``ops.depthwise.split`` is faster."""
     if not (all(map(context.is_plain, convs)) or all(map(context.is_plain_in_export, convs))):
         return None
     weights = [cast(Tensor, conv.weight) for conv in convs]
-    if one_pass.is_for(weights[0]):
+    if one_pass.is_for(weights[0]) or any(conv.bias is None for conv in convs):
         return None
     largest = max(weight.shape[-1] for weight in weights)
     frames = [F.pad(weight, [(largest - weight.shape[-1]) // 2] * 4) for weight in weights]

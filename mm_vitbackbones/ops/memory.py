@@ -13,6 +13,7 @@ There are three ways:
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -67,47 +68,70 @@ state = _Local()
 # ---- what a second computation reads besides its inputs
 
 
-class _Weights:
-    """Parameters and buffers of modules, as they are in the first computation.
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
 
-    ``torch.func.functional_call`` gives others for the duration of a forward pass: a backward pass after it would
-    compute again with those of the modules. And autograd refuses what has been written into since it was kept, but does
-    not see what is not kept.
+
+class _Modules:
+    """Modules as they are in the first computation: their parameters and buffers, their modes and hooks.
+
+    ``torch.func.functional_call`` gives other weights for the duration of a forward pass, and hooks may be there as
+    long: a backward pass after it would compute something else again. And autograd refuses what has been written into
+    since it was kept, but does not see what is not kept.
     """
 
-    __slots__ = ("found",)
+    __slots__ = ("states", "tensors")
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
-        found: dict[int, tuple[dict[str, Any], list[tuple[str, Tensor, int | None]]]] = {}
-        for module in modules:
-            for part in module.modules() if module._modules else (module,):
-                for place, counts in ((part._parameters, True), (part._buffers, False)):
-                    if place:
-                        now = [(name, x, _version(x) if counts else None) for name, x in place.items() if x is not None]
-                        found[id(place)] = place, now
-        self.found = [*found.values()]
+        parts = {part: None for module in modules for part in (module.modules() if module._modules else (module,))}
+        self.tensors = [
+            (place, [(name, x, _version(x) if counts else None) for name, x in place.items() if x is not None])
+            for part in parts
+            for place, counts in ((part._parameters, True), (part._buffers, False))
+            if place
+        ]
+        self.states = [
+            (state, state["training"], {name: OrderedDict(state[name]) for name in _HOOKS if state.get(name)})
+            for state in (part.__dict__ for part in parts)
+        ]
 
     @contextmanager
     def again(self) -> Iterator[None]:
-        """Within it, the modules have them.
+        """Within it, the modules are as they were.
 
         Raises:
             RuntimeError: for a parameter that has been written into.
         """
-        for _, tensors in self.found:
+        for _, tensors in self.tensors:
             for _, x, version in tensors:
                 _check(x, version)
         moved: list[tuple[dict[str, Any], str, Any]] = []
+
+        def put(place: dict[str, Any], name: str, value: Any) -> None:
+            moved.append((place, name, place[name]))
+            place[name] = value
+
         try:
-            for place, tensors in self.found:
+            for place, tensors in self.tensors:
                 for name, x, _ in tensors:
-                    if (other := place.get(name, x)) is not x:  # what is gone is an attribute now, as in FSDP
-                        moved.append((place, name, other))
-                        place[name] = x
+                    if place.get(name, x) is not x:  # what is gone is an attribute now, as in FSDP
+                        put(place, name, x)
+            for state, training, hooks in self.states:
+                if state["training"] != training:
+                    put(state, "training", training)
+                for name in _HOOKS:
+                    if (state.get(name) or hooks.get(name)) and state[name] != hooks.get(name, {}):
+                        put(state, name, hooks.get(name, OrderedDict()))
             yield
         finally:
-            for place, name, other in moved:
-                place[name] = other
+            for place, name, value in moved:
+                place[name] = value
 
 
 def _version(x: Tensor) -> int | None:
@@ -185,7 +209,7 @@ class _Recipe:
     recipes that start from it.
     """
 
-    __slots__ = ("again", "function", "left", "memory", "narrow", "source", "unpack", "version", "wanted", "weights")
+    __slots__ = ("again", "function", "left", "memory", "module", "narrow", "source", "unpack", "version", "wanted")
 
     def __init__(
         self,
@@ -195,7 +219,7 @@ class _Recipe:
         narrow: torch.dtype | None,
     ) -> None:
         self.function, self.source, self.unpack, self.narrow = function, source, unpack, narrow
-        self.weights = _Weights([function]) if isinstance(function, nn.Module) else None
+        self.module = _Modules([function]) if isinstance(function, nn.Module) else None
         self.version = _version(source) if isinstance(source, Tensor) and unpack is None else None
         self.wanted = self.left = 0
         self.again: Tensor | None = None
@@ -215,8 +239,8 @@ class _Recipe:
         """The result, computed again unless it is held, for one of its users."""
         if self.again is None:
             x = self.source.take() if isinstance(self.source, _Recipe) else self.base()
-            weights = nullcontext() if self.weights is None else self.weights.again()
-            with torch.no_grad(), context.autocast_to(x.device, self.narrow), weights:
+            as_it_was = nullcontext() if self.module is None else self.module.again()
+            with torch.no_grad(), context.autocast_to(x.device, self.narrow), as_it_was:
                 self.again = self.compute(x)
             self.left = self.wanted
         y = self.again
@@ -289,13 +313,18 @@ class _Recipes:
             return _Part(recipe, tensor)
         # An operator may keep its own result. A result that refers to the operator as its grad_fn would be a cycle,
         # which is never freed (PyTorch sets grad_fn again when it unpacks).
-        kept = tensor if tensor.grad_fn is None else tensor.data
-        return kept if self.outer_pack is None else self.outer_pack(kept)
+        kept = tensor if tensor.grad_fn is None else tensor.detach()
+        # PyTorch itself does not look whether somebody writes into what hooks have taken.
+        return (kept, _version(kept)) if self.outer_pack is None else self.outer_pack(kept)
 
     def unpack(self, kept: Any) -> Tensor:
         if isinstance(kept, _Part):
             return kept.tensor()
-        return kept if self.outer_unpack is None else self.outer_unpack(kept)
+        if self.outer_unpack is not None:
+            return self.outer_unpack(kept)
+        tensor, version = kept
+        _check(tensor, version)
+        return cast(Tensor, tensor)
 
 
 # ---- results that functions for CUDA compute again
@@ -348,7 +377,7 @@ def recomputed(
             In eager mode on CUDA, where following each operator costs more than the function itself, nothing is: there
             ``residual.add_branches`` computes again the branches that are not attention.
         random: whether the function draws random numbers.
-        modules: those whose parameters it reads, besides the ones among its inputs.
+        modules: those that it calls or whose parameters it reads, besides the ones among its inputs.
 
     The second computation stops at the last tensor that the backward pass needs. So where the function ends in a linear
     map, that map is not computed twice.
@@ -362,7 +391,7 @@ def recomputed(
     make_contexts = _ATTENTION_KEPT if what == ALL_BUT_ATTENTION else None
     if not context.is_eager():  # there are no recipes, and a compiler cannot follow what a thread keeps
         return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=random, **_options(make_contexts))
-    weights = _Weights([*modules, *_modules_in((function, inputs))])
+    then = _Modules([*modules, *_modules_in((function, inputs))])
     if state.policy == LEAST:
         function, inputs = _from_sources(function, inputs)
 
@@ -373,13 +402,17 @@ def recomputed(
         runs += 1
         # The same both times, whatever contexts are around the first call.
         before = state.recipes, state.inside_larger, state.again, state.policy
+        keeps_casts = torch.is_autocast_cache_enabled()
         state.recipes, state.inside_larger, state.again = None, make_contexts is not None, runs > 1 or before[2]
         state.policy = ALL_RESULTS
+        if make_contexts is not None:  # which counts the casts, of which autocast leaves out those that it has made
+            torch.set_autocast_cache_enabled(False)
         try:
-            with nullcontext() if runs == 1 else weights.again():
+            with nullcontext() if runs == 1 else then.again():
                 return function(*inputs)
         finally:
             state.recipes, state.inside_larger, state.again, state.policy = before
+            torch.set_autocast_cache_enabled(keeps_casts)
 
     return checkpoint(run, *inputs, use_reentrant=False, preserve_rng_state=random, **_options(make_contexts))
 

@@ -32,13 +32,18 @@ def infer(network: nn.Module, x: Tensor, dtype: torch.dtype | None = None) -> li
 
 
 def gradients(network: nn.Module, x: Tensor, dtype: torch.dtype | None = None) -> list[Tensor]:
-    """Of a loss that treats no two numbers alike: of the image, then of the parameters."""
+    """Of ``loss_of`` the maps: of the image, then of the parameters."""
     x = x.clone().requires_grad_()
     network.train().zero_grad(set_to_none=True)
     with autocast(x, dtype):
         maps = network(x)
-    sum((m.float().flatten() * torch.linspace(-1, 1, m.numel(), device=x.device)).sum() for m in maps).backward()
+    loss_of(maps).backward()
     return [x.grad, *(p.grad for p in network.parameters())]
+
+
+def loss_of(maps: Sequence[Tensor]) -> Tensor:
+    """It treats no two numbers alike."""
+    return sum((m.float().flatten() * torch.linspace(-1, 1, m.numel(), device=m.device)).sum() for m in maps)
 
 
 def error(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> float:

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd import forward_ad
 from torch.nn.utils import parametrizations, prune
 
 from mm_vitbackbones.layers import ChannelsLastConv2d, FeedForward, LayerNorm
@@ -35,6 +36,7 @@ ATTACHMENTS = {
     "another forward": lambda module: setattr(module, "forward", lambda x: x),
     "a weight of another class": lambda module: setattr(module, "weight", OtherParameter(module.weight.detach())),
     "a weight that is no parameter": lambda module: module.__dict__.update(weight=module._parameters.pop("weight")),
+    "a bias that is no parameter": lambda module: module.__dict__.update(bias=module._parameters.pop("bias")),
 }
 
 
@@ -117,8 +119,10 @@ def test_tracing_and_transformed_functions_are_not_eager():
     function(torch.ones(2))
     torch.jit.trace(function, torch.ones(2), check_trace=False)
     torch.func.vmap(function)(torch.ones(2))
+    with forward_ad.dual_level():
+        function(torch.ones(2))
     function(torch.ones(2))
-    assert seen == [True, False, False, True]
+    assert seen == [True, False, False, False, True]
 
 
 class Torch21:

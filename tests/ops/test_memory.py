@@ -151,6 +151,19 @@ def test_inside_a_checkpoint_of_something_larger(outer):
     assert held_bytes(lambda: outer(twice, x)) < 1.2 * x.nbytes  # the result alone
 
 
+@pytest.mark.parametrize("what", [memory.ALL, memory.ALL_BUT_ATTENTION])
+def test_twice_inside_one_autocast(what):
+    # Autocast casts a weight once, and the second computation is in an autocast of its own.
+    chain, x = make_chain()
+    sums = []
+    for function in (chain.plain, lambda x: memory.recomputed(chain.plain, x, what=what)):
+        with torch.autocast("cpu", torch.bfloat16):
+            sums.append(function(x).float().square().sum() + function(2 * x).float().square().sum())
+            assert torch.is_autocast_cache_enabled()
+    expected, actual = (torch.autograd.grad(total, [x, *chain.parameters()]) for total in sums)
+    check_same(actual, expected)
+
+
 def test_a_checkpoint_inside():
     chain, x = make_chain()
 
@@ -201,6 +214,32 @@ def test_a_functional_call_is_computed_again_with_the_weights_that_it_was_given(
     assert all(p is q for p, q in zip(chain.parameters(), before, strict=True))
 
 
+class Normed(Chain):
+    """With another norm, which is another function in training."""
+
+    def __init__(self, dim: int = 6) -> None:
+        super().__init__(dim)
+        self.norm = nn.BatchNorm1d(dim, momentum=None)
+
+
+def test_modes_and_hooks_of_the_second_computation_are_those_of_the_first():
+    torch.manual_seed(3)
+    chain, x = Normed(), torch.randn(5, 6, requires_grad=True)
+    double = chain.wide.register_forward_hook(lambda _, __, out: 2 * out)
+    expected = torch.autograd.grad(chain.plain(x).square().sum(), [x])
+    out = memory.recomputed(chain.plain, x).square().sum()
+    double.remove()
+    seen = []
+    later = chain.last.register_forward_hook(lambda *_: seen.append(1))
+    chain.eval()
+    check_same(torch.autograd.grad(out, [x]), expected, rtol=0, atol=0)
+    assert not chain.wide._forward_hooks
+    assert not any(module.training for module in chain.modules())
+    assert not seen
+    later.remove()
+    assert not chain.last._forward_hooks
+
+
 @both_ways
 @pytest.mark.parametrize("name", ["norm.bias", "wide.bias"])
 def test_a_parameter_that_was_written_into_since_is_an_error_and_not_a_wrong_gradient(way, name):
@@ -209,6 +248,16 @@ def test_a_parameter_that_was_written_into_since_is_an_error_and_not_a_wrong_gra
     out = way(chain, x).sum()
     with torch.no_grad():
         chain.get_parameter(name).add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.backward()
+
+
+def test_what_autograd_keeps_and_was_written_into_since_is_an_error_and_not_a_wrong_gradient():
+    # PyTorch does not look at what hooks have taken.
+    chain, x = make_chain()
+    out = chain(x).sum()
+    with torch.no_grad():
+        chain.last.weight.add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         out.backward()
 

@@ -55,5 +55,36 @@ def test_a_gradient_of_the_gradient_is_an_error_and_not_a_wrong_number(function:
     x = torch.tensor(3.0, requires_grad=True)
     weight = torch.tensor(1.0, requires_grad=True)
     (grad,) = torch.autograd.grad(function(x), x, weight, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"once_differentiable.*torch\.func"):
+        grad.backward()
+
+
+def test_it_is_one_also_where_the_gradient_that_comes_in_is_constant(function: Any) -> None:
+    # PyTorch's own decorator takes the result for a constant then, and a sum with others gets a part of its gradient.
+    x = torch.tensor(3.0, requires_grad=True)
+    (grad,) = torch.autograd.grad(function(x) + x**3, x, create_graph=True)
+    assert grad == 6 + 27
     with pytest.raises(RuntimeError, match="once_differentiable"):
         grad.backward()
+
+
+class Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
+        ctx.save_for_backward(x, y)
+        return x @ y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad @ ctx.saved_tensors[1].mT, None
+
+
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_autocast_around_backward_changes_no_type(create_graph: bool) -> None:
+    x, y = torch.rand(3, 4, requires_grad=True), torch.rand(4, 5)
+    out = direct(Product)(x, y).sum()
+    with torch.autocast("cpu", torch.bfloat16):
+        (grad,) = torch.autograd.grad(out, x, create_graph=create_graph)
+        assert torch.is_autocast_enabled("cpu")
+    torch.testing.assert_close(grad.detach(), y.sum(1).expand(3, 4))
