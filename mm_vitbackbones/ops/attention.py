@@ -150,8 +150,8 @@ def _one_head(tokens: Tensor, to_query: nn.Module, key: Tensor, value: Tensor, p
     last term is one number per key, which the mask adds.
     """
     scale = tokens.shape[-1] ** -0.5
-    weight, bias = cast(Tensor, to_query.weight), cast(Tensor, to_query.bias)
-    mask = (key @ bias * scale)[:, None, None, :]
+    weight, bias = cast(Tensor, to_query.weight), cast("Tensor | None", to_query.bias)
+    mask = None if bias is None else (key @ bias * scale)[:, None, None, :]
     query, key, value = (t.unsqueeze(1) for t in (tokens, key @ weight, project(value)))
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale).squeeze(1)
 

@@ -21,19 +21,19 @@ from mm_vitbackbones.ops.kernels.scale import scale_backward
 from mm_vitbackbones.ops.once import direct, once_differentiable, typed
 
 
-def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
     """LayerNorm over channels, in fp32 under autocast: its computation and its result.
 
     That is autocast's rule on CUDA. On a CPU there is none, and everything after a norm, that is, the whole residual
     stream, would be bf16: gradients of norms would be wrong by a tenth, and a network would learn visibly less.
     """
     if (narrow := context.autocast_dtype(x.device)) is None:
-        if weight.dim() == 1 and is_for(x):
+        if bias is not None and weight.dim() == 1 and is_for(x):
             return _normalised(x, weight, bias, eps, x.dtype)[1]
         return F.layer_norm(x, weight.shape, weight, bias, eps)
-    if weight.dim() == 1 and is_for(x):
+    if bias is not None and weight.dim() == 1 and is_for(x):
         return _normalised(x, weight, bias, eps, torch.promote_types(narrow, torch.float32))[1]
-    return F.layer_norm(x.float(), weight.shape, weight.float(), bias.float(), eps)
+    return F.layer_norm(x.float(), weight.shape, weight.float(), None if bias is None else bias.float(), eps)
 
 
 def for_linear(x: Tensor, norm: nn.Module, again: bool = True) -> Tensor:

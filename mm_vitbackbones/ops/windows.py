@@ -126,11 +126,17 @@ def _gathered(grid: Tensor, qkv: nn.Module, attend: Attend, proj: nn.Module, bia
     tokens = grid.flatten(0, 2)
     if context.is_plain(qkv):
         # The linear map turns zero padding into its bias. Mapping the tokens alone is less work.
-        of_windows = Gather.apply(linear.by(tokens, qkv), qkv.bias, windows)
+        of_windows = Gather.apply(linear.by(tokens, qkv), _fill(qkv), windows)
     else:
         of_windows = qkv(Gather.apply(tokens, tokens.new_zeros(tokens.shape[1]), windows))
     out = attend(of_windows.unflatten(0, (-1, windows.places)), bias, windows.sizes)
     return linear.by(Scatter.apply(out.flatten(0, 1), windows), proj).view_as(grid)
+
+
+def _fill(qkv: nn.Module) -> Tensor:
+    """What a linear map makes of padding: its bias, or zeros (3C,)."""
+    weight, bias = cast(Tensor, qkv.weight), cast("Tensor | None", qkv.bias)
+    return weight.new_zeros(len(weight)) if bias is None else bias
 
 
 def _in_bands(grid: Tensor, qkv: nn.Module, attend: Attend, proj: nn.Module, bias: Tensor, windows: Windows) -> Tensor:
@@ -143,7 +149,7 @@ def _in_bands(grid: Tensor, qkv: nn.Module, attend: Attend, proj: nn.Module, bia
     if at_once:
         mapped = onednn.linear(tokens, qkv)
         context.release(grid)
-        of_windows = windows.gather(mapped, cast(Tensor, qkv.bias))
+        of_windows = windows.gather(mapped, _fill(qkv))
         del mapped
 
     first = 0
