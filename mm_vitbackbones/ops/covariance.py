@@ -65,7 +65,7 @@ def attend_between(
 def _is_served(x: Tensor, dtype: torch.dtype) -> bool:
     """Whether there is another form than the reference. Products of fp16 over all tokens could be too large before they
     are divided."""
-    return context.is_eager() and type(x) is Tensor and not x.is_meta and dtype != torch.float16
+    return context.is_eager() and type(x) is Tensor and not x.is_meta and x.numel() > 0 and dtype != torch.float16
 
 
 def reference(qkv: Tensor, temperature: Tensor, num_heads: int) -> Tensor:

@@ -156,7 +156,7 @@ def contract(key: Tensor, value: Tensor, cls_key: Tensor, cls_value: Tensor, num
     In fp32 at least: a narrower type would lose most of a sum over a hundred thousand tokens. Training computes the
     softmax again in the backward pass instead of keeping it.
     """
-    if onednn.usable(key):
+    if onednn.usable(key) and key.shape[0] > 0:
         return _contract_image_by_image(key, value, cls_key, cls_value, num_heads)
     if context.is_exporting():
         return _contract_together(key, value, cls_key, cls_value, num_heads)

@@ -38,7 +38,7 @@ def once_differentiable(backward: Callable[..., Any]) -> Any:
         with torch.no_grad():
             found = _without_autocast(backward, ctx, *grads)
         results = found if isinstance(found, tuple) else (found,)
-        refuse = torch._C._functions.DelayedError(TWICE.encode(), len(results))
+        refuse: Any = torch._C._functions.DelayedError(TWICE.encode(), len(results))
         refused = refuse(*[None if x is None else x.detach().requires_grad_() for x in results])
         return refused if isinstance(found, tuple) else refused[0] if isinstance(refused, tuple) else refused
 

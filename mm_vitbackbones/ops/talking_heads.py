@@ -94,10 +94,10 @@ def reference(qkv: Tensor, before: nn.Module, after: nn.Module, num_heads: int) 
 
 
 def _mixes_in_bands(qkv: Tensor, before: nn.Module, after: nn.Module) -> bool:
-    """Whether bands take the place of the reference: not on tensors without data, and not in a graph that leaves this
-    process. ``torch.compile`` would keep several matrices of N x N, so its graphs hold the operator."""
+    """Whether bands take the place of the reference: not on tensors without data or elements, and not in a graph that
+    leaves this process. ``torch.compile`` would keep several matrices of N x N, so its graphs hold the operator."""
     if context.is_eager():
-        if type(qkv) is not Tensor or qkv.is_meta:
+        if type(qkv) is not Tensor or qkv.is_meta or qkv.numel() == 0:
             return False
     elif not context.is_compiling_to_run() or not registration.CAN_REGISTER_GRADIENTS:
         return False

@@ -46,8 +46,8 @@ def attention(
         proj: another linear map of tokens, C -> C.
         bias: see ``bias_of``.
     """
-    # For tensors without data no indices can be made and kept.
-    if not context.is_eager() or grid.is_meta or type(grid) is not Tensor:
+    # For tensors without data no indices can be made and kept; without images there are no windows.
+    if not context.is_eager() or grid.is_meta or type(grid) is not Tensor or grid.numel() == 0:
         return _reference(grid, qkv, attend, proj, bias, side, shift)
     windows = windows_of(*grid.shape[:3], side, shift, grid.device)
     if onednn.usable(grid) and context.is_plain(qkv) and context.is_plain(proj):
@@ -95,7 +95,7 @@ def _joined(
     windows: Tensor, side: int, shift: int, batch: int, rows: int, columns: int, height: int, width: int
 ) -> Tensor:
     """``_cut``, backwards: (K, n, C) -> (B, H, W, C)."""
-    blocks = windows.view(batch, rows, columns, side, side, -1).transpose(2, 3)
+    blocks = windows.view(batch, rows, columns, side, side, windows.shape[-1]).transpose(2, 3)
     plane = _rolled(anysize.in_order(blocks).flatten(1, 2).flatten(2, 3), -shift)
     if context.is_exporting():
         return anysize.first_cells(plane, height, width)

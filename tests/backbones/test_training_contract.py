@@ -63,6 +63,18 @@ def test_several_sets_of_weights_are_one_call_under_vmap(toy: str) -> None:
 
 @each_toy
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_batch_without_images_has_maps_without_images(toy: str, device: str) -> None:
+    network, x = build(toy), torch.empty(0, 3, 33, 40, requires_grad=True)
+    with context.pretend_device(device):
+        with torch.no_grad():
+            maps = network.eval()(image(33, 40))
+            assert [m.shape[1:] for m in network(x)] == [m.shape[1:] for m in maps]
+        loss_of(network.train()(x)).backward()
+    assert not any(p.grad.any() for p in network.parameters() if p.grad is not None)
+
+
+@each_toy
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_a_backward_pass_inside_autocast_has_the_types_of_its_forward_pass(toy: str, device: str) -> None:
     network = build(toy).train()
     expected = gradients(network, image(33, 40))
