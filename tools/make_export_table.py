@@ -149,7 +149,7 @@ def measure(name: str, way: str) -> dict[str, Any]:
 
 
 def times(backbone: torch.nn.Module, path: Path, size: tuple[int, int]) -> dict[str, float]:
-    """Milliseconds of eager PyTorch and of onnxruntime, in turns, with one thread: the median."""
+    """Milliseconds of the processor: of eager PyTorch and of onnxruntime, in turns, with one thread: the median."""
     from mm_vitbackbones.exporting.onnx_files import Session
 
     image, session = torch.randn(1, 3, *size), Session(path)
@@ -158,9 +158,9 @@ def times(backbone: torch.nn.Module, path: Path, size: tuple[int, int]) -> dict[
     with torch.no_grad():
         for _ in range(TURNS + 1):
             for key, run in runs.items():
-                start = time.perf_counter()
+                start = time.process_time()
                 run()
-                taken[key].append((time.perf_counter() - start) * 1e3)
+                taken[key].append((time.process_time() - start) * 1e3)
     return {key: round(statistics.median(each[1:]), 1) for key, each in taken.items()}
 
 
