@@ -182,8 +182,9 @@ def pretend_device(kind: str) -> Iterator[None]:
 
 def is_eager_on_cuda(x: Tensor) -> bool:
     """Whether ``x`` is worked on in eager mode on CUDA, in training or inference."""
-    # `device_type(x)`, without its call: each block asks several times.
-    return (_local.device_type or x.device.type) == "cuda" and type(x) is Tensor and is_eager()
+    # Without `x.device.type`, which makes a string: it takes several times as long, and each block asks several times.
+    kind = _local.device_type
+    return (x.is_cuda if kind is None else kind == "cuda") and type(x) is Tensor and is_eager()
 
 
 # ---- what is attached to modules
