@@ -263,7 +263,8 @@ class ColumnarBackbone(Backbone):
             if self.class_attention is None or block != self.arch.depth - 1:
                 return Level(norm(x))
             return Level(norm(x), norm(self.class_attention(x)))
-        tokens, grid = joint.split(norm(x), self.num_tokens)
+        normed = norm(x)  # without a norm the next block takes x, too
+        tokens, grid = joint.split(normed, self.num_tokens, in_use=normed is x)
         return Level(grid.unflatten(1, tuple(sides)), tokens)
 
     def levels(self, image: Tensor) -> Iterator[Level]:

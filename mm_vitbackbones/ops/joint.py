@@ -178,12 +178,15 @@ def add_fresh(tokens: Pair, cls: Tensor, grid: Tensor, drop_path: Any) -> Pair:
     return residual.add_fresh(tokens[0], drop(cls)), residual.add_fresh(tokens[1], drop(grid))
 
 
-def split(tokens: Tensor, count: int) -> Pair:
+def split(tokens: Tensor, count: int, in_use: bool = False) -> Pair:
     """The first ``count`` tokens of (B, N, C) and the others, as views: their gradients are put together in one pass.
 
     Unlike the results of PyTorch's own ``split``, those of eager mode may be overwritten: levels may be, by their user.
+
+    Args:
+        in_use: whether something else takes the tokens, too. Autograd then follows what is written into its results.
     """
-    if not context.is_eager():
+    if in_use or not context.is_eager():
         return tokens[:, :count], tokens[:, count:]
     first, others = torch.unsafe_split_with_sizes(tokens, (count, tokens.shape[1] - count), 1)
     return first, others

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -59,6 +60,26 @@ def test_several_sets_of_weights_are_one_call_under_vmap(toy: str) -> None:
         for i in range(2):
             weights = {name: both[i] for name, both in sets.items()}
             assert error([m[i] for m in found], torch.func.functional_call(network, weights, (x,))) < 1e-5
+
+
+@each_toy
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_features_that_are_written_into_give_right_gradients_or_an_error(toy: str, device: str) -> None:
+    network, x = build(toy).train(), image(33, 40)
+    with context.pretend_device(device):
+        for index in range(4):
+            found = []
+            for write in (Tensor.mul, Tensor.mul_):
+                network.zero_grad(set_to_none=True)
+                grids = [level.grid for level in network.features(x)]
+                try:
+                    grids[index] = write(grids[index], 2)
+                    loss_of(grids).backward()
+                except RuntimeError as refusal:
+                    assert "inplace" in str(refusal)  # noqa: PT017
+                else:
+                    found.append([x, *(p.grad for p in network.parameters())])
+            assert gradient_error(found[-1], found[0]) < 1e-5
 
 
 @each_toy
