@@ -89,7 +89,9 @@ class _Modules:
     __slots__ = ("states", "tensors")
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
-        parts = {part: None for module in modules for part in (module.modules() if module._modules else (module,))}
+        # Those of TorchScript have no such state in Python.
+        every = (part for module in modules for part in (module.modules() if module._modules else (module,)))
+        parts = {part: None for part in every if "training" in part.__dict__}
         self.tensors = [
             (place, [(name, x, _version(x) if counts else None) for name, x in place.items() if x is not None])
             for part in parts

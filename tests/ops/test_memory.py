@@ -240,6 +240,15 @@ def test_modes_and_hooks_of_the_second_computation_are_those_of_the_first():
     assert not chain.last._forward_hooks
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_what_is_recomputed_may_hold_modules_of_torchscript():
+    chain, x = make_chain()
+    expected = torch.autograd.grad(chain.plain(x).square().sum(), [x])
+    chain.wide = torch.jit.trace(chain.wide, x.detach())
+    found = torch.autograd.grad(memory.recomputed(chain.plain, x).square().sum(), [x])
+    check_same(found, expected)
+
+
 @both_ways
 @pytest.mark.parametrize("name", ["norm.bias", "wide.bias"])
 def test_a_parameter_that_was_written_into_since_is_an_error_and_not_a_wrong_gradient(way, name):
