@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mm_vitbackbones.layers.drop_path import Drawn, DropPath
 from mm_vitbackbones.layers.feed_forward import FeedForward, MixFeedForward
 from mm_vitbackbones.layers.norm import LayerNorm
-from mm_vitbackbones.ops import compiling, context, linear, memory, norm, residual
+from mm_vitbackbones.ops import compiling, context, feed_forward, memory, norm, residual
 from mm_vitbackbones.ops.chained import Pending, finished
 from mm_vitbackbones.ops.sublayer import Sublayer
 
@@ -79,11 +79,11 @@ class Branch(NamedTuple):
         return None if self.layer_scale is None else self.layer_scale.gamma
 
     @property
-    def feed_forward(self) -> linear.Parts | None:
+    def feed_forward(self) -> feed_forward.Parts | None:
         """The parts of its function, if this is one of our feed-forward networks, to which nothing is attached."""
         function = self.function
         if type(function) in (FeedForward, MixFeedForward) and context.is_plain(function):
-            return cast("linear.Parts | None", function.parts)
+            return cast("feed_forward.Parts | None", function.parts)
         return None
 
     def add_to(self, x: Tensor) -> Tensor:

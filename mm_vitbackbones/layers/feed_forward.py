@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mm_vitbackbones.layers.conv import ChannelsLastConv2d
-from mm_vitbackbones.ops import context, linear
+from mm_vitbackbones.ops import context, feed_forward
 from mm_vitbackbones.ops.residual import Reach
 
 
@@ -22,13 +22,13 @@ class FeedForward(nn.Module):
         self.reach = Reach(rows=0, width=hidden_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear.feed_forward(x, self.fc1, self.fc2)
+        return feed_forward.feed_forward(x, self.fc1, self.fc2)
 
     @property
-    def parts(self) -> linear.Parts:
+    def parts(self) -> feed_forward.Parts:
         """What it consists of."""
         inner: dict[str, Any] = self._modules  # `self.fc1` takes PyTorch as long as a launch
-        return linear.Parts(inner["fc1"], inner["fc2"])
+        return feed_forward.Parts(inner["fc1"], inner["fc2"])
 
 
 @context.plain
@@ -43,7 +43,7 @@ class GatedFeedForward(nn.Module):
         self.reach = Reach(rows=0, width=2 * hidden_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear.gated_feed_forward(x, self.w1, self.w2, self.w3)
+        return feed_forward.gated_feed_forward(x, self.w1, self.w2, self.w3)
 
 
 @context.plain
@@ -63,10 +63,10 @@ class MixFeedForward(nn.Module):
         self.reach = Reach(rows=1, width=hidden_dim)
 
     def forward(self, grid: Tensor) -> Tensor:
-        return linear.mix_feed_forward(grid, self.fc1, self.dwconv, self.fc2, self.relu)
+        return feed_forward.mix_feed_forward(grid, self.fc1, self.dwconv, self.fc2, self.relu)
 
     @property
-    def parts(self) -> linear.Parts | None:
+    def parts(self) -> feed_forward.Parts | None:
         """What it consists of; None with a ReLU."""
         inner: dict[str, Any] = self._modules
-        return None if self.relu else linear.Parts(inner["fc1"], inner["fc2"], inner["dwconv"])
+        return None if self.relu else feed_forward.Parts(inner["fc1"], inner["fc2"], inner["dwconv"])

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mm_vitbackbones.ops import anysize, bias_sums, context, linear, onednn, reduced_heads, resize, rotary
+from mm_vitbackbones.ops import anysize, bias_sums, context, head_maps, linear, onednn, reduced_heads, resize, rotary
 from mm_vitbackbones.ops.chained import Forked, Pending, finished
 from mm_vitbackbones.ops.kept import Kept
 from mm_vitbackbones.ops.kernels import registration
@@ -45,11 +45,11 @@ def attend_to_each_other(
     shape = tokens.shape
     if (found := linear.on_cuda(tokens, to_qkv, project, biased=True)) is not None:
         weight, bias, weight2, bias2, dtype = found
-        query, key, value = linear.to_heads_by(tokens, weight, bias, dtype, 3, num_heads)
+        query, key, value = head_maps.to_heads_by(tokens, weight, bias, dtype, 3, num_heads)
         attended = F.scaled_dot_product_attention(query, key, value)
-        return linear.of_heads_by(attended, weight2, bias2, dtype, shape[:-1])
+        return head_maps.of_heads_by(attended, weight2, bias2, dtype, shape[:-1])
     tokens = finished(tokens)
-    if (heads := linear.to_heads(tokens, to_qkv, 3, num_heads)) is not None:
+    if (heads := head_maps.to_heads(tokens, to_qkv, 3, num_heads)) is not None:
         query, key, value = heads
         return _projected(F.scaled_dot_product_attention(query, key, value), project, shape[:-1])
     if bias_sums.is_for(tokens, to_qkv, project):
@@ -79,7 +79,7 @@ def attend_turned(
         if (found := linear.on_cuda(attended, project, biased=True, known=True)) is None:
             return _projected(attended, project, shape)
         weight, bias, dtype = found
-        return linear.of_heads_by(attended, weight, bias, dtype, shape)
+        return head_maps.of_heads_by(attended, weight, bias, dtype, shape)
     tokens = finished(tokens)
     query, key, value = (linear.linear(tokens, layer) for layer in layers)
     context.release(tokens)
@@ -89,7 +89,7 @@ def attend_turned(
 
 def _projected(heads: Tensor, project: nn.Module, shape: Sequence[int]) -> Tensor:
     """A linear map of all heads together, in training on CUDA: (B, h, N, d) -> (*shape, C)."""
-    out = linear.of_heads(heads, project, shape)
+    out = head_maps.of_heads(heads, project, shape)
     return linear.by(joined(heads), project).view(*shape, -1) if out is None else out
 
 
@@ -114,11 +114,11 @@ def attend_to_reduced(
     """
     if (found := reduced_heads.heads(grid, to_query, reduction, parts, to_key_value, project, num_heads)) is not None:
         (query, key, value), by = found
-        return linear.of_heads_by(F.scaled_dot_product_attention(query, key, value), *by, grid.shape[:-1])
+        return head_maps.of_heads_by(F.scaled_dot_product_attention(query, key, value), *by, grid.shape[:-1])
     grid = finished(grid)
     reduced = reduction(grid)
-    of_reduced = linear.to_heads(reduced, to_key_value, 2, num_heads)
-    of_grid = None if of_reduced is None else linear.to_heads(grid, to_query, 1, num_heads)
+    of_reduced = head_maps.to_heads(reduced, to_key_value, 2, num_heads)
+    of_grid = None if of_reduced is None else head_maps.to_heads(grid, to_query, 1, num_heads)
     heads = None if of_reduced is None or of_grid is None else (*of_grid, *of_reduced)
     if heads is not None:
         query, key, value = heads
@@ -168,7 +168,7 @@ def attend_with_bias(qkv: Tensor, bias: Tensor, num_heads: int, sizes: Sequence[
         sizes: of the groups that the windows are ordered in.
     """
     if sizes is None:
-        heads = _heads_in_graphs if context.is_compiling_to_run() else linear.heads_of
+        heads = _heads_in_graphs if context.is_compiling_to_run() else head_maps.heads_of
         query, key, value = heads(qkv, num_heads)
         return joined(F.scaled_dot_product_attention(query, key, value, attn_mask=bias))
     cuda = context.device_type(qkv) == "cuda"
@@ -183,7 +183,7 @@ def attend_with_bias(qkv: Tensor, bias: Tensor, num_heads: int, sizes: Sequence[
 
 
 def _heads_in_graphs(qkv: Tensor, num_heads: int) -> tuple[Tensor, ...]:
-    """``linear.heads_of``, split where they are rows of a matrix. PyTorch's compiler puts gaps between windows of 49
+    """``head_maps.heads_of``, split where they are rows of a matrix. PyTorch's compiler puts gaps between windows of 49
     rows, so that they begin at round addresses; the gradient of the other form is then copied to be a matrix."""
     parts = qkv.flatten(0, 1).chunk(3, dim=-1)
     return tuple(part.view(*qkv.shape[:2], num_heads, -1).transpose(1, 2) for part in parts)
@@ -201,7 +201,7 @@ def attend_by_distance(qkv: Tensor, rows: Tensor, columns: Tensor, num_heads: in
         rows: (H, H, d), of the pairs of rows; see ``by_distance``.
         columns: (W, W, d), of the pairs of columns.
     """
-    query, key, value = linear.heads_of(qkv, num_heads)
+    query, key, value = head_maps.heads_of(qkv, num_heads)
     return joined(attend_heads_by_distance(query, key, value, rows, columns))
 
 

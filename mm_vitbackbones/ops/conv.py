@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mm_vitbackbones.ops import anysize, context, linear, memory, onednn
+from mm_vitbackbones.ops import anysize, context, linear, memory, onednn, tile_maps
 from mm_vitbackbones.ops import depthwise as one_pass
 
 MANY_PLACES = 16
@@ -29,7 +29,7 @@ def over_grid(grid: Tensor, conv: nn.Conv2d) -> Tensor | None:
     of its patches. None where the convolution itself is to be called."""
     if context.is_eager_on_cuda(grid):
         if has_tiles(conv) and linear.trains_on_cuda(grid, conv):
-            return linear.over_tiles(grid, conv)
+            return tile_maps.over_tiles(grid, conv)
         return _over_maps(grid, conv)
     if context.device_type(grid) == "cuda" and context.is_compiling_to_run():
         return _over_tiles(grid, conv)

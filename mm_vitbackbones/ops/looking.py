@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mm_vitbackbones.ops import attention, linear, pooling
+from mm_vitbackbones.ops import attention, head_maps, pooling
 from mm_vitbackbones.ops.windows import windows_of
 
 Size = tuple[int, int]
@@ -167,7 +167,7 @@ def in_windows(grid: Tensor, qkv: nn.Module, num_heads: int, side: int, shift: i
     n = windows.places
     tokens = grid.flatten(0, 2)
     of_windows = qkv(windows.gather(tokens, tokens.new_zeros(tokens.shape[1]))).unflatten(0, (-1, n))
-    query, key, _ = linear.heads_of(of_windows, num_heads)
+    query, key, _ = head_maps.heads_of(of_windows, num_heads)
     cells = (windows.tokens % count).clone()
     cells[windows.padding] = -1
     cells = cells.view(-1, n)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mm_vitbackbones.ops import context, linear, memory, narrow, norm
+from mm_vitbackbones.ops import context, head_maps, linear, memory, narrow, norm, tile_maps
 from mm_vitbackbones.ops import conv as conv_ops
 from mm_vitbackbones.ops.chained import Context, Forked, finished, save_for_backward, saved_parts, then
 from mm_vitbackbones.ops.kernels import norm as kernels
@@ -53,8 +53,8 @@ def heads(
         query_weight, query_bias, weight, bias, *last, dtype = found
         if isinstance(grid, Forked):
             return then(grid, _HeadsOfOne, query_weight, query_bias, weight, bias, dtype, num_heads), (*last, dtype)
-        query = linear.to_heads_by(grid, query_weight, query_bias, dtype, 1, num_heads)
-        return query + linear.to_heads_by(grid, weight, bias, dtype, 2, num_heads), (*last, dtype)
+        query = head_maps.to_heads_by(grid, query_weight, query_bias, dtype, 1, num_heads)
+        return query + head_maps.to_heads_by(grid, weight, bias, dtype, 2, num_heads), (*last, dtype)
     conv = parts.conv
     if isinstance(grid, Tensor) and not norm.is_for(grid):
         return None
@@ -73,8 +73,8 @@ def heads(
     grid = finished(grid)
     reduced = F.conv2d(grid.permute(0, 3, 1, 2), conv_ops.copied(tile_weight), tile_bias, conv.stride)
     normed, _ = kernels.layer_norm(reduced.permute(0, 2, 3, 1), norm_weight, norm_bias, eps, dtype)
-    query = linear.to_heads_by(grid, query_weight, query_bias, dtype, 1, num_heads)
-    return query + linear.to_heads_by(normed, weight, bias, dtype, 2, num_heads), (*last, dtype)
+    query = head_maps.to_heads_by(grid, query_weight, query_bias, dtype, 1, num_heads)
+    return query + head_maps.to_heads_by(normed, weight, bias, dtype, 2, num_heads), (*last, dtype)
 
 
 class _Heads(torch.autograd.Function):
@@ -103,8 +103,8 @@ class _Heads(torch.autograd.Function):
         grid = typed(grid, dtype)
         rows, query_weight = grid.reshape(-1, channels), narrow.of(query_weight, dtype)
         query = F.linear(rows, query_weight, narrow.of(query_bias, dtype))
-        tiles = linear.tiles_of(linear.in_tiles(grid, tile_weight.shape), dtype)
-        tile_weight = linear.weight_of_tiles(tile_weight, dtype)
+        tiles = tile_maps.tiles_of(tile_maps.in_tiles(grid, tile_weight.shape), dtype)
+        tile_weight = tile_maps.weight_of_tiles(tile_weight, dtype)
         reduced = F.linear(tiles, tile_weight, narrow.of(tile_bias, dtype))
         normed, statistics = kernels.layer_norm(reduced, norm_weight, norm_bias, eps, dtype)
         weight = narrow.of(weight, dtype)
@@ -112,7 +112,7 @@ class _Heads(torch.autograd.Function):
         ctx.makes_tiles = bool(sources) or memory.state.policy == memory.LEAST  # again: they are a copy of the rows
         kept = sources or ((rows,) if ctx.makes_tiles else (rows, tiles))
         ctx.save_for_backward(query_weight, tile_weight, reduced, statistics, norm_weight, normed, weight, *kept)
-        return linear.split_heads(query, batch, 1, num_heads) + linear.split_heads(key_value, batch, 2, num_heads)
+        return head_maps.split_heads(query, batch, 1, num_heads) + head_maps.split_heads(key_value, batch, 2, num_heads)
 
     @staticmethod
     @once_differentiable
@@ -122,24 +122,24 @@ class _Heads(torch.autograd.Function):
         shape, shape_of_tiles = ctx.shapes
         rows = kept[0] if ctx.again is None else ctx.again(*kept).view(-1, shape[-1])
         if ctx.makes_tiles:
-            tiles = linear.tiles_of(linear.in_tiles(rows.view(shape), shape_of_tiles), rows.dtype)
+            tiles = tile_maps.tiles_of(tile_maps.in_tiles(rows.view(shape), shape_of_tiles), rows.dtype)
         else:
             tiles = kept[1]
-        of_query = linear.join_heads((of_query,), query_weight.shape[0])
-        grad = linear.join_heads(of_key_value, weight.shape[0] // 2)
+        of_query = head_maps.join_heads((of_query,), query_weight.shape[0])
+        grad = head_maps.join_heads(of_key_value, weight.shape[0] // 2)
         of_reduced, of_norm, of_norm_bias = kernels.layer_norm_backward(
             torch.mm(grad, weight), None, reduced, statistics, norm_weight
         )
         of_grid = None
         if needed[0]:
             of_grid = typed(torch.mm(of_query, query_weight), dtypes[0]).view(shape)
-            of_tiles = linear.in_tiles(of_grid, shape_of_tiles)
+            of_tiles = tile_maps.in_tiles(of_grid, shape_of_tiles)
             of_tiles += torch.mm(of_reduced, tile_weight).view(of_tiles.shape)
         return (
             of_grid,
             linear.product(of_query.t(), rows, dtypes[1]) if needed[1] else None,
             linear.column_sums(of_query, dtypes[2]) if needed[2] else None,
-            linear.of_weight_of_tiles(of_reduced, tiles, shape_of_tiles, dtypes[3]) if needed[3] else None,
+            tile_maps.of_weight_of_tiles(of_reduced, tiles, shape_of_tiles, dtypes[3]) if needed[3] else None,
             linear.column_sums(of_reduced, dtypes[4]) if needed[4] else None,
             typed(of_norm, dtypes[5]) if needed[5] else None,
             typed(of_norm_bias, dtypes[6]) if needed[6] else None,
@@ -167,8 +167,8 @@ class _HeadsOfOne(torch.autograd.Function):
         num_heads: int,
     ) -> tuple[Tensor, ...]:
         ctx.parts = first, second = Context(), Context()
-        query = linear.ToHeads.forward(first, grid, query_weight, query_bias, dtype, 1, num_heads)
-        key_value = linear.ToHeads.forward(second, grid, weight, bias, dtype, 2, num_heads)
+        query = head_maps.ToHeads.forward(first, grid, query_weight, query_bias, dtype, 1, num_heads)
+        key_value = head_maps.ToHeads.forward(second, grid, weight, bias, dtype, 2, num_heads)
         save_for_backward(ctx)
         return query + key_value
 
@@ -177,6 +177,6 @@ class _HeadsOfOne(torch.autograd.Function):
     def backward(ctx: Any, of_query: Tensor, *of_key_value: Tensor) -> Any:
         (first, second, _), needed = saved_parts(ctx), ctx.needs_input_grad
         first.needs_input_grad, second.needs_input_grad = needed[:3], (needed[0], *needed[3:])
-        of_grid, *of_first, _, _, _ = linear.ToHeads.backward.unchecked(first, of_query)
-        more, *of_second, _, _, _ = linear.ToHeads.backward.unchecked(second, *of_key_value)
+        of_grid, *of_first, _, _, _ = head_maps.ToHeads.backward.unchecked(first, of_query)
+        more, *of_second, _, _, _ = head_maps.ToHeads.backward.unchecked(second, *of_key_value)
         return None if more is None else of_grid.add_(more), *of_first, *of_second, None, None

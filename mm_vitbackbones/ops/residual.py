@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from mm_vitbackbones.ops import context, depthwise, linear, norm, onednn, sublayer
+from mm_vitbackbones.ops import context, depthwise, feed_forward, norm, onednn, sublayer
 from mm_vitbackbones.ops.chained import Pending, finished
 from mm_vitbackbones.ops.sublayer import add_scaled
 
@@ -63,7 +63,7 @@ class BranchOf(Protocol):
     def scale(self) -> Tensor | None: ...
 
     @property
-    def feed_forward(self) -> linear.Parts | None: ...
+    def feed_forward(self) -> feed_forward.Parts | None: ...
 
     def call(self, normed: Tensor) -> Tensor: ...
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mm_vitbackbones.ops import context, linear, memory, narrow
+from mm_vitbackbones.ops import context, head_maps, linear, memory, narrow
 from mm_vitbackbones.ops.chained import Forked, then
 from mm_vitbackbones.ops.once import once_differentiable, typed
 
@@ -112,7 +112,7 @@ class _Turned(torch.autograd.Function):
 def to_heads(
     tokens: Tensor | Forked, layers: Sequence[nn.Module], rotation: Rotation, num_heads: int
 ) -> tuple[Tensor, ...] | None:
-    """Queries and keys, turned, and values: (B, N, C) -> each (B, h, N, d). None as for ``linear.to_heads``, except
+    """Queries and keys, turned, and values: (B, N, C) -> each (B, h, N, d). None as for ``head_maps.to_heads``, except
     that the linear maps need no bias.
 
     Args:
@@ -170,13 +170,13 @@ class _ToTurnedHeads(torch.autograd.Function):
             bias = torch.cat([x.new_zeros(ctx.width) if each is None else narrow.of(each, dtype) for each in biases])
         rows = F.linear(x, weight, bias)
         _turn_in_place(rows.view(*tokens.shape[:2], -1), ctx.rotation, 2 * num_heads, 1)
-        return linear.split_heads(rows, tokens.shape[0], 3, num_heads)
+        return head_maps.split_heads(rows, tokens.shape[0], 3, num_heads)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
         needed = ctx.needs_input_grad
-        grad = linear.join_heads(grads, ctx.width)
+        grad = head_maps.join_heads(grads, ctx.width)
         _turn_in_place(grad.view(*ctx.shape[:2], -1), ctx.rotation, 2 * ctx.num_heads, -1)
         of_x, *of_both = linear.gradients(ctx, grad, wanted=(needed[0], any(needed[5:8]), any(needed[8:])))
         sizes = [ctx.width] * 3

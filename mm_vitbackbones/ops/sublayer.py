@@ -2,8 +2,8 @@
 after the kernel of attention in a block, as one function in training on CUDA.
 
 PyTorch's work around a function, forward and backward, takes as long as several launches. The functions that it is made
-of are those of ``ops.norm`` and ``ops.linear``, with contexts of ours. And it can compute itself again from its inputs,
-without PyTorch's checkpoints, which would build a second graph.
+of are those of ``ops.norm``, ``ops.feed_forward`` and ``ops.head_maps``, with contexts of ours. And it can compute
+itself again from its inputs, without PyTorch's checkpoints, which would build a second graph.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from mm_vitbackbones.ops import linear, memory, norm
+from mm_vitbackbones.ops import feed_forward, memory, norm
 from mm_vitbackbones.ops.chained import Context, Pending, finished, save_for_backward, saved_parts
 from mm_vitbackbones.ops.kernels import norm as kernels
 from mm_vitbackbones.ops.kernels.scale import scale_backward
@@ -83,7 +83,7 @@ class Sublayer(NamedTuple):
     """What comes after attention in a plain block, as one function on CUDA; see ``of``."""
 
     norm: nn.Module
-    network: linear.Network
+    network: feed_forward.Network
     factor: Tensor | None
     scale: Tensor | None
 
@@ -117,7 +117,7 @@ def of(x: Tensor, branch: Any, factor: Tensor | None, scale: Tensor | None) -> S
         branch: a ``layers.Branch``.
     """
     parts = branch.feed_forward
-    network = None if parts is None else linear.network_on_cuda(x, parts)
+    network = None if parts is None else feed_forward.network_on_cuda(x, parts)
     return None if network is None else Sublayer(branch.norm, network, factor, scale)
 
 

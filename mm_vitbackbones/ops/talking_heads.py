@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from mm_vitbackbones.ops import between, context, linear, narrow
+from mm_vitbackbones.ops import between, context, head_maps, linear, narrow
 from mm_vitbackbones.ops.attention import joined
 from mm_vitbackbones.ops.chained import Forked, finished
 from mm_vitbackbones.ops.kernels import registration
@@ -86,7 +86,7 @@ def _as_grid(tokens: Tensor, like: Tensor) -> Tensor:
 
 
 def reference(qkv: Tensor, before: nn.Module, after: nn.Module, num_heads: int) -> Tensor:
-    query, key, value = linear.heads_of(qkv, num_heads)
+    query, key, value = head_maps.heads_of(qkv, num_heads)
     scores = (query * query.shape[-1] ** -0.5) @ key.mT
     shares = before(scores.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).softmax(-1)
     mixed = after(shares.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mm_vitbackbones.ops import linear, memory, narrow, windows
+from mm_vitbackbones.ops import head_maps, linear, memory, narrow, windows
 from mm_vitbackbones.ops.chained import Forked, Pending, finished, then
 from mm_vitbackbones.ops.once import direct, once_differentiable
 
@@ -71,20 +71,20 @@ def _split(rows: Tensor, places: windows.Windows, num_heads: int) -> tuple[Tenso
     """Windows (K * n, 3C) -> queries, keys and values of the first group, then of the others, each (K', h, n, d)."""
     sizes = places.two_sizes
     parts = (rows,) if len(sizes) == 1 else rows.split_with_sizes([size * places.places for size in sizes])
-    split = [linear.split_heads(part, size, 3, num_heads) for part, size in zip(parts, sizes, strict=True)]
+    split = [head_maps.split_heads(part, size, 3, num_heads) for part, size in zip(parts, sizes, strict=True)]
     return split[0] if len(split) == 1 else (*split[0], *split[1])
 
 
 def _join(heads: tuple[Tensor, ...]) -> Tensor:
     """The inverse."""
     width = heads[0].shape[1] * heads[0].shape[3]
-    groups = [linear.join_heads(heads[i : i + 3], width) for i in range(0, len(heads), 3)]
+    groups = [head_maps.join_heads(heads[i : i + 3], width) for i in range(0, len(heads), 3)]
     return groups[0] if len(groups) == 1 else torch.cat(groups)
 
 
 def _gathered(places: windows.Windows, *heads: Tensor) -> Tensor:
     """The heads of each group of windows, (K', h, n, d) -> all heads of each token, (B * H * W, C)."""
-    rows = linear.join_heads(heads, heads[0].shape[1] * heads[0].shape[3], 0)
+    rows = head_maps.join_heads(heads, heads[0].shape[1] * heads[0].shape[3], 0)
     return rows.index_select(0, places.origin)
 
 
@@ -162,7 +162,7 @@ class _OfWindows(torch.autograd.Function):
                 of_windows.index_fill_(0, padding, 0.0)
             parts = of_windows.split_with_sizes([size * n for size in sizes])
             pairs = zip(parts, sizes, strict=True)
-            of_heads = tuple([linear.split_heads(part, size, 1, ctx.num_heads)[0] for part, size in pairs])
+            of_heads = tuple([head_maps.split_heads(part, size, 1, ctx.num_heads)[0] for part, size in pairs])
         return *of_parameters, None, None, None, *of_heads
 
 

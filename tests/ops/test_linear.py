@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mm_vitbackbones.layers import ChannelsLastConv2d, MixFeedForward
-from mm_vitbackbones.ops import context, linear, narrow
+from mm_vitbackbones.ops import context, feed_forward, head_maps, linear, narrow
 
 SHAPE = (2, 3, 5, 16)
 
@@ -28,7 +28,7 @@ class Network(nn.Module):
         self.fc1, self.fc2 = nn.Linear(16, 40), nn.Linear(40, 16)
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear.feed_forward(x, self.fc1, self.fc2)
+        return feed_forward.feed_forward(x, self.fc1, self.fc2)
 
     def reference(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(x)))
@@ -69,9 +69,9 @@ class Heads(nn.Module):
         self.split, self.join = nn.Linear(16, 24), nn.Linear(12, 20)
 
     def forward(self, x: Tensor) -> Tensor:
-        heads = linear.to_heads(x, self.split, 2, 3)
+        heads = head_maps.to_heads(x, self.split, 2, 3)
         assert heads is not None
-        out = linear.of_heads(heads[0] * heads[1].square(), self.join, x.shape[:-1])
+        out = head_maps.of_heads(heads[0] * heads[1].square(), self.join, x.shape[:-1])
         assert out is not None
         return out
 
@@ -97,8 +97,8 @@ def test_in_inference_heads_have_the_values_of_the_modules(kind: torch.dtype) ->
 def test_heads_are_left_to_a_module_with_a_hook() -> None:
     layer, x = nn.Linear(16, 24), torch.randn(SHAPE)
     layer.register_forward_hook(lambda *_: None)
-    assert linear.to_heads(x, layer, 2, 3) is None
-    assert linear.of_heads(torch.randn(2, 4, 5, 4), layer, (2, 5)) is None
+    assert head_maps.to_heads(x, layer, 2, 3) is None
+    assert head_maps.of_heads(torch.randn(2, 4, 5, 4), layer, (2, 5)) is None
 
 
 def test_under_autocast_results_are_narrow_and_gradients_are_of_the_types_of_their_tensors() -> None:

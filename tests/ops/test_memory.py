@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from helpers.toys import TOYS
 from mm_vitbackbones.measuring import OperatorCount, held_bytes
-from mm_vitbackbones.ops import context, linear, memory
+from mm_vitbackbones.ops import context, feed_forward, linear, memory
 
 
 class Chain(nn.Module):
@@ -384,7 +384,11 @@ def test_on_cuda_maps_keep_what_a_marked_input_is_made_of(kind, what, on_cuda):
     fc1, fc2 = nn.Linear(8, 24).double(), nn.Linear(24, 8).double()
     source = torch.randn(2, 3, 8, dtype=torch.float64, requires_grad=True)
     parts = [fc1, fc2] if kind == "feed-forward" else [fc1]
-    function = (lambda x: linear.feed_forward(x, fc1, fc2)) if len(parts) == 2 else (lambda x: linear.linear(x, fc1))
+    mapped = feed_forward.feed_forward if len(parts) == 2 else linear.linear
+
+    def function(x):
+        return mapped(x, *parts)
+
     parameters = [p for part in parts for p in part.parameters()]
     with memory.saving(source, what):
         kept, found = of_marked(function, source, parameters)

@@ -96,7 +96,7 @@ def test_gradients_in_fp64_are_those_of_finite_differences(kind: str, layer_scal
     factor, scale = torch.tensor([2.0, 0.0]).double(), torch.randn(DIM, dtype=torch.float64, requires_grad=True)
     ffn: Any = block.ffn
     last = None if layer_scale is None else block.ls2.gamma
-    network = sublayer.linear.network_on_cuda(x, ffn.parts)
+    network = sublayer.feed_forward.network_on_cuda(x, ffn.parts)
     assert network is not None
     parameters = [p for p in (block.norm2.weight, last, *network.parameters) if p is not None]
 
