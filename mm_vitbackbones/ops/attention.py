@@ -249,8 +249,8 @@ def of_lines(grid: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tenso
     (K, h, H, W, H') and (K, h, H, W, W'). `torch.einsum` would take twice the operators."""
     by_row, by_column = grid.permute(2, 0, 1, 3, 4), grid.permute(3, 0, 1, 2, 4)
     if not context.is_exporting():
-        of_rows = torch.bmm(by_row.flatten(1, 3), rows.mT).view(*by_row.shape[:4], -1)
-        of_columns = torch.bmm(by_column.flatten(1, 3), columns.mT).view(*by_column.shape[:4], -1)
+        of_rows = torch.bmm(by_row.flatten(1, 3), rows.mT).view(*by_row.shape[:4], rows.shape[1])
+        of_columns = torch.bmm(by_column.flatten(1, 3), columns.mT).view(*by_column.shape[:4], columns.shape[1])
         return of_rows.permute(1, 2, 0, 3, 4), of_columns.permute(1, 2, 3, 0, 4)
     by_row, by_column = anysize.in_order(by_row), anysize.in_order(by_column)
     of_rows = torch.bmm(by_row.flatten(1, 3), anysize.in_order(rows.mT)).unflatten(1, by_row.shape[1:4])
