@@ -13,9 +13,8 @@ There are three ways:
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, TypeVar, cast
 
@@ -25,7 +24,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils import checkpoint as checkpointing
 from torch.utils.checkpoint import checkpoint
 
-from mm_vitbackbones.ops import context
+from mm_vitbackbones.ops import context, snapshot
 from mm_vitbackbones.ops.kernels import registration
 
 T = TypeVar("T")
@@ -63,105 +62,6 @@ class _Local(threading.local):
 
 state = _Local()
 """Read as it is, as a call would take longer: in a step on a GPU it is read hundreds of times."""
-
-
-# ---- what a second computation reads besides its inputs
-
-
-_HOOKS = (
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-)
-
-
-class _Modules:
-    """Modules as they are in the first computation: their parameters and buffers, their modes and hooks.
-
-    ``torch.func.functional_call`` gives other weights for the duration of a forward pass, and hooks may be there as
-    long: a backward pass after it would compute something else again. And autograd refuses what has been written into
-    since it was kept, but does not see what is not kept.
-    """
-
-    __slots__ = ("states", "tensors")
-
-    def __init__(self, modules: Iterable[nn.Module]) -> None:
-        # Those of TorchScript have no such state in Python.
-        every = (part for module in modules for part in (module.modules() if module._modules else (module,)))
-        parts = {part: None for part in every if "training" in part.__dict__}
-        self.tensors = [
-            (place, [(name, x, _version(x) if counts else None) for name, x in place.items() if x is not None])
-            for part in parts
-            for place, counts in ((part._parameters, True), (part._buffers, False))
-            if place
-        ]
-        self.states = [
-            (state, state["training"], {name: OrderedDict(state[name]) for name in _HOOKS if state.get(name)})
-            for state in (part.__dict__ for part in parts)
-        ]
-
-    @contextmanager
-    def again(self) -> Iterator[None]:
-        """Within it, the modules are as they were.
-
-        Raises:
-            RuntimeError: for a parameter that has been written into.
-        """
-        for _, tensors in self.tensors:
-            for _, x, version in tensors:
-                _check(x, version)
-        moved: list[tuple[dict[str, Any], str, Any]] = []
-
-        def put(place: dict[str, Any], name: str, value: Any) -> None:
-            moved.append((place, name, place[name]))
-            place[name] = value
-
-        try:
-            for place, tensors in self.tensors:
-                for name, x, _ in tensors:
-                    if place.get(name, x) is not x:  # what is gone is an attribute now, as in FSDP
-                        put(place, name, x)
-            for state, training, hooks in self.states:
-                if state["training"] != training:
-                    put(state, "training", training)
-                for name in _HOOKS:
-                    if (state.get(name) or hooks.get(name)) and state[name] != hooks.get(name, {}):
-                        put(state, name, hooks.get(name, OrderedDict()))
-            yield
-        finally:
-            for place, name, value in moved:
-                place[name] = value
-
-
-def _version(x: Tensor) -> int | None:
-    """How often a tensor has been written into; None for one of inference, which PyTorch does not count."""
-    return None if x.is_inference() else x._version
-
-
-def _check(x: Tensor, version: int | None) -> None:
-    if version is not None and x._version != version:
-        raise RuntimeError(
-            f"a tensor of shape {tuple(x.shape)} that is needed for gradient computation has been modified by an "
-            "inplace operation since the forward pass: the backward pass computes a part of that again to save memory. "
-            "Call backward() before whatever writes into it, such as optimizer.step()"
-        )
-
-
-def _modules_in(x: Any) -> Iterator[nn.Module]:
-    """The modules among what a function takes: by themselves, in tuples, lists and mappings, and whose method it is."""
-    if isinstance(x, nn.Module):
-        yield x
-    elif isinstance(x, Mapping):
-        for each in x.values():
-            yield from _modules_in(each)
-    elif isinstance(x, (tuple, list)):
-        for each in x:
-            yield from _modules_in(each)
-    elif (owner := getattr(x, "__self__", None)) is not None:
-        yield from _modules_in(owner)
 
 
 # ---- cheap results
@@ -221,8 +121,8 @@ class _Recipe:
         narrow: torch.dtype | None,
     ) -> None:
         self.function, self.source, self.unpack, self.narrow = function, source, unpack, narrow
-        self.module = _Modules([function]) if isinstance(function, nn.Module) else None
-        self.version = _version(source) if isinstance(source, Tensor) and unpack is None else None
+        self.module = snapshot.Modules([function]) if isinstance(function, nn.Module) else None
+        self.version = snapshot.version_of(source) if isinstance(source, Tensor) and unpack is None else None
         self.wanted = self.left = 0
         self.again: Tensor | None = None
         self.memory: StorageWeakRef
@@ -255,7 +155,7 @@ class _Recipe:
         """What autograd keeps in place of the results."""
         if self.unpack is not None:
             return self.unpack(self.source)
-        _check(self.source, self.version)
+        snapshot.check(self.source, self.version)
         return cast(Tensor, self.source)
 
 
@@ -317,7 +217,7 @@ class _Recipes:
         # which is never freed (PyTorch sets grad_fn again when it unpacks).
         kept = tensor if tensor.grad_fn is None else tensor.detach()
         # PyTorch itself does not look whether somebody writes into what hooks have taken.
-        return (kept, _version(kept)) if self.outer_pack is None else self.outer_pack(kept)
+        return (kept, snapshot.version_of(kept)) if self.outer_pack is None else self.outer_pack(kept)
 
     def unpack(self, kept: Any) -> Tensor:
         if isinstance(kept, _Part):
@@ -325,7 +225,7 @@ class _Recipes:
         if self.outer_unpack is not None:
             return self.outer_unpack(kept)
         tensor, version = kept
-        _check(tensor, version)
+        snapshot.check(tensor, version)
         return cast(Tensor, tensor)
 
 
@@ -393,7 +293,7 @@ def recomputed(
     make_contexts = _ATTENTION_KEPT if what == ALL_BUT_ATTENTION else None
     if not context.is_eager():  # there are no recipes, and a compiler cannot follow what a thread keeps
         return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=random, **_options(make_contexts))
-    then = _Modules([*modules, *_modules_in((function, inputs))])
+    then = snapshot.Modules([*modules, *snapshot.modules_in((function, inputs))])
     if state.policy == LEAST:
         function, inputs = _from_sources(function, inputs)
 
