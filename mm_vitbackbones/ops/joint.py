@@ -184,9 +184,10 @@ def split(tokens: Tensor, count: int, in_use: bool = False) -> Pair:
     Unlike the results of PyTorch's own ``split``, those of eager mode may be overwritten: levels may be, by their user.
 
     Args:
-        in_use: whether something else takes the tokens, too. Autograd then follows what is written into its results.
+        in_use: whether something else takes the tokens, too. In training autograd then follows what is written into
+            its results.
     """
-    if in_use or not context.is_eager():
+    if (in_use and torch.is_grad_enabled()) or not context.is_eager():
         return tokens[:, :count], tokens[:, count:]
     first, others = torch.unsafe_split_with_sizes(tokens, (count, tokens.shape[1] - count), 1)
     return first, others
