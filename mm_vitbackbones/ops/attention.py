@@ -282,8 +282,7 @@ def _by_shares(table: Tensor, side: int, key_side: int) -> Tensor:
 
 def _shares_of_entries(side: int, key_side: int, count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """What ``by_distance`` makes of a table of ``count`` entries: (side * key_side, count)."""
-    entries = torch.eye(count, dtype=dtype, device=device)
-    return _resized(entries, side, key_side)[_places_by_distance(side, key_side, device)].flatten(0, 1)
+    return _distances(torch.eye(count, dtype=dtype, device=device), side, key_side).flatten(0, 1)
 
 
 def _resized(table: Tensor, side: int, key_side: int) -> Tensor:
