@@ -189,7 +189,7 @@ def _groups(run: Mapping[str, Any]) -> str:
     """What the figure is of the groups of runs that were timed. Runs of earlier versions do not say it."""
     turns = run.get("turns")
     return (
-        f"the least of {turns} groups of runs, in turns with the others"
+        f"the least of {turns} groups of runs, in turns with the others where nothing is compiled"
         if turns
         else "the median of three groups of runs"
     )
