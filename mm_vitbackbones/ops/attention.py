@@ -18,6 +18,11 @@ from mm_vitbackbones.ops.kept import Kept
 from mm_vitbackbones.ops.kernels import registration
 from mm_vitbackbones.ops.once import once_differentiable
 
+CHANNELS_AT_ONCE, MOST_CHANNELS = 8, 256
+"""Of a head, for CUDA's fused kernels: a multiple of the first and, for the faster ones, at most the second."""
+LARGEST_MASK = 2**31 - 1
+"""Elements, which kernels count in 32 bits."""
+
 
 def attend(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> Tensor:
     """softmax(q k' / sqrt(d)) v of each head: tokens (B, N, C) over tokens (B, M, C) -> (B, N, C). No N x M matrix is
@@ -194,7 +199,8 @@ def attend_by_distance(qkv: Tensor, rows: Tensor, columns: Tensor, num_heads: in
     q . columns[x_q, x_k].
 
     r is a sum of one number for each row of the keys and one for each column, so it is a product, too: the queries get
-    these H + W numbers as further channels, and each key has two ones there. So no N x N matrix is stored.
+    these H + W numbers as further channels, and each key has two ones there. So no N x N matrix is stored, except on
+    CUDA where the channels are too many.
 
     Args:
         qkv: queries, keys and values of K grids.
@@ -213,23 +219,53 @@ def attend_heads_by_distance(query: Tensor, key: Tensor, value: Tensor, rows: Te
         rows: (H, H', d).
         columns: (W, W', d).
     """
-    height, width = rows.shape[1], columns.shape[1]
-    dim, dtype = query.shape[-1], query.dtype
     grid = query.unflatten(2, (rows.shape[0], columns.shape[0]))
+    if _needs_mask(query, key, rows.shape[1] + columns.shape[1]):
+        mask = _sums_of_lines(*of_lines(grid, rows.to(query.dtype), columns.to(query.dtype)))
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    return _attend_with_channels(grid, key, value, rows, columns)
+
+
+def _attend_with_channels(grid: Tensor, key: Tensor, value: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """See ``attend_by_distance``: queries (K, h, H, W, d)."""
+    height, width = rows.shape[1], columns.shape[1]
+    dim, dtype = grid.shape[-1], grid.dtype
     factor = dim**0.5  # the scale of attention is for q k' alone
     of_rows, of_columns = of_lines(grid, (rows * factor).to(dtype), (columns * factor).to(dtype))
     # It is kept where kernels are started directly: each operator that it is made of would take as long as a launch.
-    make = _ones if registration.is_direct(query) else _ones_at_places
-    ones = make(height, width, dtype, query.device)
-    query = torch.cat((grid, of_rows, of_columns), dim=-1).flatten(2, 3)
+    direct = registration.is_direct(grid)
+    # CUDA's kernels take channels in eights: PyTorch would copy queries, keys and values to fill them up.
+    spare = -(dim + height + width) % CHANNELS_AT_ONCE if direct else 0
+    ones = (_ones if direct else _ones_at_places)(height, width, spare, dtype, grid.device)
+    channels = [grid, of_rows, of_columns]
+    if spare:
+        channels.append(grid.detach()[..., :1].expand(*grid.shape[:4], spare))  # any values: those of the keys are zero
+    query = torch.cat(channels, dim=-1).flatten(2, 3)
     key = torch.cat((key, ones.expand(*key.shape[:3], -1)), dim=-1)
     # The fused kernels take values of the width of the keys.
-    out = F.scaled_dot_product_attention(query, key, F.pad(value, (0, height + width)), scale=dim**-0.5)
+    out = F.scaled_dot_product_attention(query, key, F.pad(value, (0, ones.shape[-1])), scale=dim**-0.5)
     return out[..., :dim]
 
 
-def _ones_at_places(height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A one at the row, and a one at the column, of each place of a grid: (H * W, H + W)."""
+def _needs_mask(query: Tensor, key: Tensor, lines: int) -> bool:
+    """Whether the keys have more lines than CUDA's fast kernels have channels for, which compute in bf16 and fp16. The
+    others take longer than with a mask in the type of the queries: one N x N matrix, and its gradient."""
+    if context.device_type(query) != "cuda" or context.is_exporting() or query.shape[-1] + lines <= MOST_CHANNELS:
+        return False
+    dtype = context.autocast_dtype(query.device) or query.dtype
+    return dtype in (torch.bfloat16, torch.float16) and query.shape[:-1].numel() * key.shape[2] <= LARGEST_MASK
+
+
+def _sums_of_lines(of_rows: Tensor, of_columns: Tensor) -> Tensor:
+    """A mask (K, h, H * W, H' * W') of one number for each row of the keys (K, h, H, W, H'), and one for each column
+    (K, h, H, W, W')."""
+    # In order, as the order of the larger result follows from theirs.
+    by_row, by_column = anysize.in_order(of_rows), anysize.in_order(of_columns)
+    return (by_row.unsqueeze(-1) + by_column.unsqueeze(-2)).flatten(4).flatten(2, 3)
+
+
+def _ones_at_places(height: int, width: int, spare: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A one at the row, and a one at the column, of each place of a grid, and zeros: (H * W, H + W + spare)."""
     if context.is_exporting():  # what repeats rows of a matrix is no operator of other runtimes
         rows, columns = (torch.arange(count, device=device) for count in (height, width))
         at_row = (rows[:, None, None] == rows).expand(height, width, height)
@@ -239,6 +275,7 @@ def _ones_at_places(height: int, width: int, dtype: torch.dtype, device: torch.d
         (
             torch.eye(height, dtype=dtype, device=device).repeat_interleave(width, 0),
             torch.eye(width, dtype=dtype, device=device).repeat(height, 1),
+            *([torch.zeros(height * width, spare, dtype=dtype, device=device)] if spare else []),
         ),
         dim=-1,
     )

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest import mock
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,6 +15,7 @@ from helpers.official import relative_error
 from mm_vitbackbones.layers import ChannelsLastConv2d
 from mm_vitbackbones.measuring import copies
 from mm_vitbackbones.ops import attention, pooling
+from tools.benchmarks.host.as_on_gpu import kernels_on_cpu
 
 
 @pytest.mark.parametrize("stride", [1, 2, 4])
@@ -119,6 +124,73 @@ def test_all_queries_attend_to_all_keys_of_another_grid(sides, key_sides):
     for image in range(2):
         expected = [written_out(*(x[image, :, :, head] for x in (query, key, value)), *entries) for head in range(2)]
         torch.testing.assert_close(found[image], torch.cat(expected, dim=-1))
+
+
+@contextmanager
+def arguments_of_attention() -> Iterator[list[tuple[torch.Tensor, ...]]]:
+    """Queries, keys, values and mask of each call of PyTorch's attention."""
+    calls, attend = [], F.scaled_dot_product_attention
+
+    def noted(query, key, value, attn_mask=None, **others):
+        calls.append((query, key, value, attn_mask))
+        return attend(query, key, value, attn_mask, **others)
+
+    with mock.patch.object(F, "scaled_dot_product_attention", noted):
+        yield calls
+
+
+def lines(rows, columns, dtype, heads=2, dim=8):
+    """Heads of a grid of 3 x 2, over those of a grid of keys, and their entries."""
+    torch.manual_seed(0)
+    query = torch.randn(2, heads, 6, dim, dtype=dtype)
+    key, value = (torch.randn(2, heads, rows * columns, dim, dtype=dtype) for _ in range(2))
+    entries = [torch.randn(*sides, dim, dtype=dtype) / 4 for sides in ((3, rows), (2, columns))]
+    return [x.requires_grad_() for x in (query, key, value, *entries)]
+
+
+def gradients_of(result, inputs):
+    torch.manual_seed(1)
+    return torch.autograd.grad((result * torch.randn_like(result)).sum(), inputs)
+
+
+def test_a_mask_of_lines_gives_what_channels_give():
+    inputs = query, key, value, *entries = lines(5, 4, torch.float64)
+    grid = query.unflatten(2, (3, 2))
+    mask = attention._sums_of_lines(*attention.of_lines(grid, *entries))
+    assert mask.is_contiguous()
+    found = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    expected = attention.attend_heads_by_distance(*inputs)
+    torch.testing.assert_close(found, expected)
+    for a, b in zip(gradients_of(found, inputs), gradients_of(expected, inputs), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize(("rows", "columns", "width"), [(5, 4, 24), (4, 4, 16), (200, 48, 256), (200, 49, None)])
+def test_heads_have_as_many_channels_as_kernels_take_and_lines_beyond_make_a_mask(rows, columns, width):
+    inputs = lines(rows, columns, torch.bfloat16)
+    expected = attention.attend_heads_by_distance(*(x.detach().double() for x in inputs))
+    with kernels_on_cpu(), arguments_of_attention() as calls:
+        found = attention.attend_heads_by_distance(*inputs)
+    ((query, key, value, mask),) = calls
+    assert {x.shape[-1] for x in (query, key, value)} == {width or 8}
+    assert (mask is None) == (width is not None)
+    assert relative_error(found, expected) <= 1e-2
+    for a, b in zip(
+        gradients_of(found, inputs), gradients_of(attention.attend_heads_by_distance(*inputs), inputs), strict=True
+    ):
+        assert relative_error(a, b) <= 2e-2
+
+
+def test_lines_beyond_the_channels_stay_channels_where_no_kernel_gains():
+    with kernels_on_cpu(), arguments_of_attention() as calls:
+        attention.attend_heads_by_distance(*lines(200, 49, torch.float32))
+        with mock.patch.object(attention, "LARGEST_MASK", 1000):
+            attention.attend_heads_by_distance(*lines(200, 49, torch.bfloat16))
+        with torch.autocast("cpu", torch.bfloat16):
+            attention.attend_heads_by_distance(*lines(200, 49, torch.float32))
+    with arguments_of_attention() as on_cpu:
+        attention.attend_heads_by_distance(*lines(200, 49, torch.bfloat16))
+    assert [mask is None for *_, mask in (*calls, *on_cpu)] == [True, True, False, True]
 
 
 def test_windows_of_queries_and_keys_are_padded_apart_and_zero_keys_take_part():
