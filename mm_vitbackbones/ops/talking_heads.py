@@ -110,7 +110,7 @@ class _Bands:
     bands write into the same memory: pages of new tensors would take as long as the products.
 
     Args:
-        count: buffers (b * h, n, N), for n queries of each of b images.
+        count: buffers (h * b, n, N), for n queries of each of b images.
     """
 
     def __init__(self, qkv: Tensor, num_heads: int, count: int) -> None:
@@ -123,7 +123,7 @@ class _Bands:
         return (slice(first, first + self.images) for first in range(0, len(self.qkv), self.images))
 
     def of(self, heads: Tensor) -> Iterator[tuple[slice, list[Tensor]]]:
-        """The queries of each band, and its buffers, of some images' queries (b * h, N, d)."""
+        """The queries of each band, and its buffers, of some images' queries (h * b, N, d)."""
         for first in range(0, self.tokens, self.queries):
             last = min(first + self.queries, self.tokens)
             shape = len(heads), last - first, self.tokens
@@ -145,39 +145,38 @@ def _is_one_band(qkv: Tensor, num_heads: int) -> bool:
 
 
 def _heads_of(qkv: Tensor, num_heads: int) -> tuple[Tensor, ...]:
-    """Scaled queries, keys and values of b images: (b, N, 3C) -> three of (b * h, N, d)."""
+    """Scaled queries, keys and values of b images: (b, N, 3C) -> three of (h * b, N, d). The heads come first, so that
+    one product mixes those of all images."""
     images, tokens, width = qkv.shape
     dim = width // (3 * num_heads)
-    parts = qkv.reshape(images, tokens, 3, num_heads, dim).permute(2, 0, 3, 1, 4)
+    parts = qkv.reshape(images, tokens, 3, num_heads, dim).permute(2, 3, 0, 1, 4)
     parts = parts.clone(memory_format=torch.contiguous_format).view(3, -1, tokens, dim)  # also where it has this order
     query, key, value = parts.unbind()
     return query.mul_(dim**-0.5), key, value
 
 
+def _of_each_image(bias: Tensor, heads: Tensor) -> Tensor:
+    """A number for each head (h), for heads (h * b, N, d): (h * b, 1, 1)."""
+    return bias[:, None].expand(-1, len(heads) // len(bias)).reshape(-1, 1, 1)
+
+
 def _mix(weight: Tensor, heads: Tensor, out: Tensor | None = None) -> Tensor:
-    """(b * h, n, N) -> (b * h, n, N), by a weight (h, h)."""
-    flat = _flat(heads, weight)
-    weights = weight.expand(flat.shape[0], -1, -1)
+    """(h * b, n, N) -> (h * b, n, N), by a weight (h, h)."""
+    flat = heads.view(len(weight), -1)
     if out is None:
-        return torch.bmm(weights, flat).view(heads.shape)
-    torch.bmm(weights, flat, out=_flat(out, weight))
+        return torch.mm(weight, flat).view(heads.shape)
+    torch.mm(weight, flat, out=out.view(flat.shape))
     return out
 
 
-def _flat(heads: Tensor, weight: Tensor) -> Tensor:
-    """(b * h, n, N) -> (b, h, n * N), a view."""
-    _, queries, keys = heads.shape
-    return heads.view(-1, weight.shape[0], queries * keys)
-
-
 def _of_weight(grad: Tensor, heads: Tensor, weight: Tensor) -> Tensor:
-    """The gradient of the weight of ``_mix``."""
-    return _of_weights(_flat(grad, weight), _flat(heads, weight))
-
-
-def _of_weights(grad: Tensor, heads: Tensor) -> Tensor:
-    """The same, (h, h), of flat heads (b, h, n * N)."""
-    return torch.bmm(grad, heads.mT).sum(0, dtype=torch.promote_types(grad.dtype, torch.float32))
+    """The gradient of the weight of ``_mix``, in fp32 at least."""
+    wide = torch.promote_types(grad.dtype, torch.float32)
+    if context.device_type(grad) != "cuda":
+        return torch.mm(grad.view(len(weight), -1), heads.view(len(weight), -1).t()).to(wide)
+    # One sum of so many terms would keep few blocks of the card busy: each query has a sum of its own.
+    grad, heads = [x.view(len(weight), -1, x.shape[-1]).transpose(0, 1) for x in (grad, heads)]
+    return torch.bmm(grad, heads.mT).sum(0, dtype=wide)
 
 
 def _mixed_heads(qkv: Tensor, before: Tensor, after: Tensor, bias: Tensor, num_heads: int) -> Tensor:
@@ -191,12 +190,12 @@ def _mixed_heads(qkv: Tensor, before: Tensor, after: Tensor, bias: Tensor, num_h
 def _mixed_in_one_band(qkv: Tensor, before: Tensor, after: Tensor, bias: Tensor, num_heads: int) -> Tensor:
     images, tokens, width = qkv.shape
     query, key, value = _heads_of(qkv, num_heads)
-    by_image = images, num_heads, tokens, -1
-    constant = value.view(by_image).sum(2, keepdim=True) * bias.view(-1, 1, 1)
+    by_head = num_heads, images, tokens, -1
+    constant = value.view(by_head).sum(2, keepdim=True) * bias.view(-1, 1, 1, 1)
     shares = torch.softmax(_mix(before, torch.bmm(query, key.mT)), -1)
     result = torch.bmm(_mix(after, shares), value)
     out = qkv.new_empty(images, tokens, width // 3)
-    torch.add(result.view(by_image), constant, out=out.view(images, tokens, num_heads, -1).transpose(1, 2))
+    torch.add(result.view(by_head), constant, out=out.view(images, tokens, num_heads, -1).permute(2, 0, 1, 3))
     return out
 
 
@@ -205,13 +204,13 @@ def _mixed_in_bands(qkv: Tensor, before: Tensor, after: Tensor, bias: Tensor, nu
     bands = _Bands(qkv, num_heads, 2)
     for group in bands.groups():
         query, key, value = _heads_of(qkv[group], num_heads)
-        constant = bias.repeat(len(value) // num_heads)[:, None, None] * value.sum(1, keepdim=True)
-        of_heads = out[group].unflatten(-1, (num_heads, -1)).transpose(1, 2)
+        constant = _of_each_image(bias, value) * value.sum(1, keepdim=True)
+        of_heads = out[group].unflatten(-1, (num_heads, -1)).permute(2, 0, 1, 3)
         for band, (a, b) in bands.of(query):
             torch.bmm(query[:, band], key.mT, out=a)
             shares = torch.softmax(_mix(before, a, out=b), -1, out=a)
             result = torch.baddbmm(constant, _mix(after, shares, out=b), value)
-            of_heads[:, :, band] = result.unflatten(0, (-1, num_heads))
+            of_heads[:, :, band] = result.unflatten(0, (num_heads, -1))
     return out
 
 
@@ -240,30 +239,27 @@ def _gradients_in_one_band(
     wide = torch.promote_types(qkv.dtype, torch.float32)
     images, tokens, _ = qkv.shape
     query, key, value = _heads_of(qkv, num_heads)
-    of_out = grad.reshape(images, tokens, num_heads, -1).transpose(1, 2).reshape(query.shape)
-    by_image = images, num_heads, tokens, -1
-    column, of_values = [x.view(by_image).sum(2, keepdim=True, dtype=wide) for x in (of_out, value)]
-    of_bias = (column * of_values).sum((0, 2, 3))
-    by_head = -1, tokens, tokens
-    weight1, weight2 = before.expand(images, -1, -1), after.expand(images, -1, -1)
-    scores = _flat(torch.bmm(query, key.mT), before)
-    shares = torch.softmax(torch.bmm(weight1, scores).view(by_head), -1)
-    flat = _flat(shares, after)
-    of_value = torch.bmm(torch.bmm(weight2, flat).view(by_head).mT, of_out)
-    of_mixed = _flat(torch.bmm(of_out, value.mT), after)
-    of_after = _of_weights(of_mixed, flat)
-    of_mixed = torch.bmm(weight2.mT, of_mixed).view(by_head)
-    of_logits = _flat(torch._softmax_backward_data(of_mixed, shares, -1, shares.dtype), before)
-    del shares, flat, of_mixed
-    of_before = _of_weights(of_logits, scores)
+    of_out = grad.reshape(images, tokens, num_heads, -1).permute(2, 0, 1, 3).reshape(query.shape)
+    by_head = num_heads, images, tokens, -1
+    column, of_values = [x.view(by_head).sum(2, keepdim=True, dtype=wide) for x in (of_out, value)]
+    of_bias = (column * of_values).sum((1, 2, 3))
+    scores = torch.bmm(query, key.mT)
+    shares = torch.softmax(_mix(before, scores), -1)
+    of_value = torch.bmm(_mix(after, shares).mT, of_out)
+    of_mixed = torch.bmm(of_out, value.mT)
+    of_after = _of_weight(of_mixed, shares, after)
+    of_mixed = _mix(after.t(), of_mixed)
+    of_logits = torch._softmax_backward_data(of_mixed, shares, -1, shares.dtype)
+    del shares, of_mixed
+    of_before = _of_weight(of_logits, scores, before)
     del scores
-    of_scores = torch.bmm(weight1.mT, of_logits).view(by_head)
+    of_scores = _mix(before.t(), of_logits)
     of_query, of_key = torch.bmm(of_scores, key), torch.bmm(of_scores.mT, query)
     of_qkv = qkv.new_empty(qkv.shape)
-    parts = of_qkv.view(images, tokens, 3, num_heads, -1).permute(2, 0, 3, 1, 4).unbind()
-    torch.mul(of_query.view(by_image), query.shape[-1] ** -0.5, out=parts[0])
-    parts[1].copy_(of_key.view(by_image))
-    torch.add(of_value.view(by_image), column * bias.view(-1, 1, 1), out=parts[2])
+    parts = of_qkv.view(images, tokens, 3, num_heads, -1).permute(2, 3, 0, 1, 4).unbind()
+    torch.mul(of_query.view(by_head), query.shape[-1] ** -0.5, out=parts[0])
+    parts[1].copy_(of_key.view(by_head))
+    torch.add(of_value.view(by_head), column * bias.view(-1, 1, 1, 1), out=parts[2])
     return of_qkv, of_before, of_after, of_bias
 
 
@@ -276,11 +272,11 @@ def _gradients_in_bands(
     bands = _Bands(qkv, num_heads, 4)
     for group in bands.groups():
         query, key, value = _heads_of(qkv[group], num_heads)
-        of_out = grad[group].unflatten(-1, (num_heads, -1)).transpose(1, 2).contiguous().flatten(0, 1)
+        of_out = grad[group].unflatten(-1, (num_heads, -1)).permute(2, 0, 1, 3).contiguous().flatten(0, 1)
         column = of_out.sum(1, keepdim=True, dtype=wide)
-        of_bias += (column * value.sum(1, keepdim=True, dtype=wide)).sum((1, 2)).view(-1, num_heads).sum(0)
+        of_bias += (column * value.sum(1, keepdim=True, dtype=wide)).sum((1, 2)).view(num_heads, -1).sum(1)
         of_query, of_key, of_value = query.new_zeros((3, *query.shape), dtype=wide)
-        of_value += bias.repeat(len(value) // num_heads)[:, None, None] * column
+        of_value += _of_each_image(bias, value) * column
         for band, (a, b, c, d) in bands.of(query):
             scores = torch.bmm(query[:, band], key.mT, out=a)
             shares = torch.softmax(_mix(before, scores, out=b), -1, out=c)
@@ -294,7 +290,7 @@ def _gradients_in_bands(
             of_query[:, band] = of_scores @ key
             of_key += of_scores.mT @ query[:, band]
         of_query *= query.shape[-1] ** -0.5
-        parts = of_qkv[group].unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)
+        parts = of_qkv[group].unflatten(-1, (3, num_heads, -1)).permute(2, 3, 0, 1, 4)
         for part, gradient in zip(parts, (of_query, of_key, of_value), strict=True):
             part.copy_(gradient.view_as(part))
     return of_qkv, of_before, of_after, of_bias
