@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mm_vitbackbones.layers.drop_path import Drawn, DropPath
 from mm_vitbackbones.layers.feed_forward import FeedForward, MixFeedForward
 from mm_vitbackbones.layers.norm import LayerNorm
-from mm_vitbackbones.ops import compiling, context, feed_forward, memory, norm, residual
+from mm_vitbackbones.ops import compiling, context, feed_forward, memory, narrow, norm, residual
 from mm_vitbackbones.ops.chained import Pending, finished
 from mm_vitbackbones.ops.sublayer import Sublayer
 
@@ -168,8 +168,10 @@ class ResidualBlock(Recomputable):
         """
         drop_path = self._modules["drop_path"]  # `self.drop_path` takes PyTorch as long as a launch
         drawn = drop_path.draws(x, self.branch_count) if isinstance(drop_path, DropPath) else ()
-        if self.compiled is None or not context.is_eager():
+        if self.compiled is None and not narrow.graph.in_blocks:
             return self.computed(drawn, *inputs)
+        if self.compiled is None or not context.is_eager():
+            return computed(self, drawn, *inputs)
         if self.shares and self.training and not drawn:
             drawn = x.new_ones((self.branch_count, len(x))).unbind()
         return self.compiled(self, drawn, *inputs)
@@ -188,7 +190,8 @@ class ResidualBlock(Recomputable):
 
 def computed(block: ResidualBlock, drawn: Sequence[Tensor], *inputs: Any) -> Any:
     """What is compiled of a block: not its own call, so that hooks on the block run as always."""
-    return block.computed(drawn, *inputs)
+    with narrow.copies_of_block(block):
+        return block.computed(drawn, *inputs)
 
 
 def compile_blocks(blocks: Mapping[nn.Module, int], **options: Any) -> None:

@@ -219,24 +219,20 @@ def attend_heads_by_distance(query: Tensor, key: Tensor, value: Tensor, rows: Te
         rows: (H, H', d).
         columns: (W, W', d).
     """
-    grid = query.unflatten(2, (rows.shape[0], columns.shape[0]))
-    if _needs_mask(query, key, rows.shape[1] + columns.shape[1]):
-        mask = _sums_of_lines(*of_lines(grid, rows.to(query.dtype), columns.to(query.dtype)))
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    return _attend_with_channels(grid, key, value, rows, columns)
-
-
-def _attend_with_channels(grid: Tensor, key: Tensor, value: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """See ``attend_by_distance``: queries (K, h, H, W, d)."""
     height, width = rows.shape[1], columns.shape[1]
-    dim, dtype = grid.shape[-1], grid.dtype
+    dim, dtype, direct = query.shape[-1], query.dtype, registration.is_direct(query)
+    grid = query.unflatten(2, (rows.shape[0], columns.shape[0]))
+    # A graph that serves all sizes must not ask for them.
+    fused = direct or (context.device_type(query) == "cuda" and not context.is_exporting())
+    if fused and dim + height + width > MOST_CHANNELS and _gains_by_mask(query, key):
+        mask = _sums_of_lines(*of_lines(grid, rows.to(dtype), columns.to(dtype)))
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     factor = dim**0.5  # the scale of attention is for q k' alone
     of_rows, of_columns = of_lines(grid, (rows * factor).to(dtype), (columns * factor).to(dtype))
-    # It is kept where kernels are started directly: each operator that it is made of would take as long as a launch.
-    direct = registration.is_direct(grid)
     # CUDA's kernels take channels in eights: PyTorch would copy queries, keys and values to fill them up.
     spare = -(dim + height + width) % CHANNELS_AT_ONCE if direct else 0
-    ones = (_ones if direct else _ones_at_places)(height, width, spare, dtype, grid.device)
+    # It is kept where kernels are started directly: each operator that it is made of would take as long as a launch.
+    ones = (_ones if direct else _ones_at_places)(height, width, spare, dtype, query.device)
     channels = [grid, of_rows, of_columns]
     if spare:
         channels.append(grid.detach()[..., :1].expand(*grid.shape[:4], spare))  # any values: those of the keys are zero
@@ -247,11 +243,9 @@ def _attend_with_channels(grid: Tensor, key: Tensor, value: Tensor, rows: Tensor
     return out[..., :dim]
 
 
-def _needs_mask(query: Tensor, key: Tensor, lines: int) -> bool:
-    """Whether the keys have more lines than CUDA's fast kernels have channels for, which compute in bf16 and fp16. The
-    others take longer than with a mask in the type of the queries: one N x N matrix, and its gradient."""
-    if context.device_type(query) != "cuda" or context.is_exporting() or query.shape[-1] + lines <= MOST_CHANNELS:
-        return False
+def _gains_by_mask(query: Tensor, key: Tensor) -> bool:
+    """Whether attention with a mask, an N x N matrix in the type of the queries that gets a gradient, takes less time
+    than with more channels than the fast kernels take, which compute in bf16 and fp16."""
     dtype = context.autocast_dtype(query.device) or query.dtype
     return dtype in (torch.bfloat16, torch.float16) and query.shape[:-1].numel() * key.shape[2] <= LARGEST_MASK
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mm_vitbackbones.ops import context
+from mm_vitbackbones.ops import context, narrow
 from mm_vitbackbones.ops.kernels import registration
 from mm_vitbackbones.ops.kernels.gelu import gelu_backward
 
@@ -34,10 +34,23 @@ def serves_gelu(x: Tensor, layer: nn.Module) -> bool:
     return registration.is_usable_in_graphs(x) or not x.is_cuda  # not on CUDA: a test pretends
 
 
+def linear(x: Tensor, layer: nn.Module) -> Tensor:
+    """``layer(x)``: (..., C) -> (..., C')."""
+    if (found := narrow.of_layer(layer)) is None:
+        return cast(Tensor, layer(x))
+    out, bias = F.linear(x, *found), cast("Tensor | None", layer.bias)
+    return out if bias is None or not bias.requires_grad else cast(Tensor, _Summed.apply(out, bias))
+
+
+def _parameters_of(layer: nn.Module) -> tuple[Tensor, Tensor]:
+    """Weight and bias, which gets no gradient from here."""
+    weight, bias = narrow.of_layer(layer) or (cast(Tensor, layer.weight), cast(Tensor, layer.bias).detach())
+    return weight, cast(Tensor, bias)
+
+
 def linear_gelu(x: Tensor, layer: nn.Module) -> Tensor:
     """``gelu(layer(x))``: (..., C) -> (..., C'). The pass of GELU's gradient makes that of the bias."""
-    weight, bias = cast(Tensor, layer.weight), cast(Tensor, layer.bias)
-    return cast(Tensor, _Gelu.apply(F.linear(x, weight, bias.detach()), bias))
+    return cast(Tensor, _Gelu.apply(F.linear(x, *_parameters_of(layer)), layer.bias))
 
 
 class _Gelu(torch.autograd.Function):
@@ -63,27 +76,42 @@ def to_queries_keys_values(x: Tensor, layer: nn.Module) -> Tensor:
     The bias gets the gradient of the queries' part here. Softmax does not change with the keys' part, which adds the
     same number to all scores of a query: its gradient is zero. That of the values' part comes from ``project``.
     """
-    weight, bias = cast(Tensor, layer.weight), cast(Tensor, layer.bias)
-    return cast(Tensor, _Summed.apply(F.linear(x, weight, bias.detach()), bias.chunk(3)[0]))
+    bias = cast(Tensor, layer.bias)
+    return cast(Tensor, _Summed.apply(F.linear(x, *_parameters_of(layer)), bias.chunk(3)[0]))
 
 
 def queries_keys_values(x: Tensor, layer: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
     """``to_queries_keys_values`` of rows, in three: (R, C) -> each (R, C)."""
-    weight, bias = cast(Tensor, layer.weight), cast(Tensor, layer.bias)
-    query, key, value = F.linear(x, weight, bias.detach()).chunk(3, dim=-1)
-    return cast(Tensor, _Summed.apply(query, bias.chunk(3)[0])), key, value
+    query, key, value = F.linear(x, *_parameters_of(layer)).chunk(3, dim=-1)
+    return cast(Tensor, _Summed.apply(query, cast(Tensor, layer.bias).chunk(3)[0])), key, value
 
 
 def project(x: Tensor, layer: nn.Module, to_queries_keys_values: nn.Module) -> Tensor:
     """``layer(x)`` of the results of softmax attention: (..., C) -> (..., C').
 
     The shares of a query add up to one, so that the values' bias reaches each result as it is, and the bias of this map
-    through its weight. What is added here is zero, and has the gradient.
+    through its weight.
     """
     weight, bias = cast(Tensor, layer.weight), cast(Tensor, layer.bias)
     of_values = cast(Tensor, to_queries_keys_values.bias).chunk(3)[2]
-    zero = of_values - of_values.detach()
-    return F.linear(x, weight, bias + (weight.detach() * zero).sum(1))
+    return cast(Tensor, _Projected.apply(F.linear(x, *_parameters_of(layer)), bias, weight.detach(), of_values))
+
+
+class _Projected(torch.autograd.Function):
+    """Rows to which a bias has been added, and another bias by a weight."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, bias: Tensor, weight: Tensor, of_values: Tensor) -> Tensor:
+        ctx.save_for_backward(weight)
+        ctx.dtypes = bias.dtype, of_values.dtype
+        return rows.view_as(rows)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        (weight,) = ctx.saved_tensors
+        sums = grad.flatten(0, -2).sum(0, dtype=weight.dtype)
+        of_values = (weight * sums[:, None]).sum(0)
+        return grad, sums.to(ctx.dtypes[0]), None, of_values.to(ctx.dtypes[1])
 
 
 class _Summed(torch.autograd.Function):

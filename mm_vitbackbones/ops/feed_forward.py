@@ -29,7 +29,7 @@ def feed_forward(x: Tensor, fc1: nn.Module, fc2: nn.Module) -> Tensor:
             return _feed_forward(x, *found)
     hidden = bias_sums.linear_gelu(x, fc1) if bias_sums.serves_gelu(x, fc1) else onednn.linear_gelu(x, fc1)
     context.release(x)
-    return onednn.linear(hidden, fc2)
+    return linear.linear(hidden, fc2)
 
 
 def mix_feed_forward(grid: Tensor, fc1: nn.Module, conv: nn.Module, fc2: nn.Module, relu: bool = False) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mm_vitbackbones.ops import context, memory, narrow, onednn
+from mm_vitbackbones.ops import bias_sums, context, memory, narrow, onednn
 from mm_vitbackbones.ops.chained import Forked, Pending, finished, then
 from mm_vitbackbones.ops.once import direct, once_differentiable, typed
 
@@ -34,7 +34,7 @@ def by(x: Tensor | Forked, layer: nn.Module) -> Tensor:
     """``layer(x)`` of an ``nn.Linear``, without oneDNN's operator."""
     found = on_cuda(x, layer)
     if found is None or (found[1] is None and torch.is_grad_enabled()):
-        return layer(finished(x))
+        return bias_sums.linear(finished(x), layer)
     if isinstance(x, Forked):
         return then(x, _Linear, *found)[0]
     return _linear(x, *found) if torch.is_grad_enabled() else mapped(x, *found)

@@ -2,14 +2,15 @@
 
 Autocast casts each parameter by an operator of its own, and each gradient back by another one. Here all linear maps of
 a network are cast in one pass at the start of a forward pass, and the functions that use the copies give gradients in
-the parameters' own type.
+the parameters' own type. In graphs that are compiled each block casts its own, and their gradients back, in one kernel.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -43,7 +44,8 @@ def copies(network: nn.Module, x: Tensor) -> Iterator[None]:
     autocast is on for eager computation on CUDA."""
     dtype = context.autocast_dtype(x.device)
     if dtype is None or not context.is_eager_on_cuda(x):
-        yield
+        with _in_blocks(dtype is not None and context.is_compiling_to_run() and context.device_type(x) == "cuda"):
+            yield
         return
     device = x.device
     wide = torch.float32
@@ -100,3 +102,94 @@ def forget(network: nn.Module) -> None:
 
 
 _known: WeakKeyDictionary[nn.Module, list[Tensor]] = WeakKeyDictionary()
+
+
+# ---- in compiled graphs
+
+
+class _Graph:
+    """Of the graph that a compiler traces. Outside of it nothing changes."""
+
+    in_blocks = False
+    """Whether each block casts the parameters of its linear maps."""
+    copies: dict[nn.Module, tuple[Tensor, Tensor | None]] | None = None
+    """Weight and bias of the linear maps of a block."""
+
+
+graph = _Graph()
+
+
+@contextmanager
+def _in_blocks(asked: bool) -> Iterator[None]:
+    before, graph.in_blocks = graph.in_blocks, asked
+    try:
+        yield
+    finally:
+        graph.in_blocks = before
+
+
+@contextmanager
+def copies_of_block(block: nn.Module) -> Iterator[None]:
+    """Within it, ``of_layer`` gives the parameters of a block's linear maps from one pass over them, where autocast is
+    on in a graph that is compiled for CUDA."""
+    found = None if graph.copies is not None else _in_graph(block)
+    if found is None:
+        yield
+        return
+    graph.copies = found
+    try:
+        yield
+    finally:
+        graph.copies = None
+
+
+def of_layer(layer: nn.Module) -> tuple[Tensor, Tensor | None] | None:
+    """The weight of a linear map in autocast's type, and its bias, which gets no gradient from here; None where no copy
+    was made."""
+    copies = graph.copies
+    return copies[layer] if copies is not None and layer in copies else None
+
+
+def _in_graph(block: nn.Module) -> dict[nn.Module, tuple[Tensor, Tensor | None]] | None:
+    if not context.is_compiling_to_run():
+        return None
+    layers = [part for part in block.modules() if _is_linear(part) and context.is_plain(part)]
+    layers = [layer for layer in layers if _is_wide(layer)]
+    if not layers or context.device_type(layers[0].weight) != "cuda":
+        return None
+    dtype = context.autocast_dtype(layers[0].weight.device)
+    if dtype is None:
+        return None
+    biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
+    # A weight that is frozen has no gradient, which nobody shall compute.
+    trained = [layer.weight for layer in layers if layer.weight.requires_grad]
+    frozen = [layer.weight for layer in layers if not layer.weight.requires_grad]
+    cast = iter(_Narrow.apply(dtype, len(trained), *trained, *biases, *frozen))
+    weights = {layer: next(cast) for layer in layers if layer.weight.requires_grad}
+    of_layers = {layer: None if layer.bias is None else next(cast) for layer in layers}
+    weights.update({layer: next(cast) for layer in layers if not layer.weight.requires_grad})
+    return {layer: (weights[layer], bias) for layer, bias in of_layers.items()}
+
+
+def _is_wide(layer: nn.Module) -> bool:
+    return layer.weight.dtype == torch.float32 and (layer.bias is None or layer.bias.dtype == torch.float32)
+
+
+class _Narrow(torch.autograd.Function):
+    """Tensors in a narrower type, of which the first ones get gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, dtype: torch.dtype, trained: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.trained = trained
+        return tuple(_cast(tensors, dtype))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        of_trained = _cast(grads[: ctx.trained], torch.float32) if ctx.trained else []
+        return None, None, *of_trained, *(None,) * (len(grads) - ctx.trained)
+
+
+def _cast(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    out = [torch.empty_like(x, dtype=dtype) for x in tensors]
+    torch._foreach_copy_(out, [*tensors])
+    return out

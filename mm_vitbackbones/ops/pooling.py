@@ -84,14 +84,19 @@ def attend(
     batch, height, width = query.shape[:3]
     if windows is None:
         query_sides, key_sides = (height, width), (key.shape[1], key.shape[2])
-        tokens = [heads.flatten(1, 2).transpose(1, 2) for heads in (query, key, value)]
+        queries, keys = query.flatten(1, 2).transpose(1, 2), key.flatten(1, 2).transpose(1, 2)
+        values = value.flatten(1, 2).transpose(1, 2)
     else:
         query_sides, key_sides = ((side, side) for side in windows)
         counts = anysize.ceil_div(height, windows[0]), anysize.ceil_div(width, windows[0])
-        tokens = [cut(query, windows[0], counts), cut(key, windows[1], counts), cut(value, windows[1], counts)]
-    pairs = zip((rows, columns), query_sides, key_sides, strict=True)
-    distances = [attention.by_distance(table, *sides) for table, *sides in pairs]
-    out = attention.attend_heads_by_distance(*tokens, *distances)
+        queries, keys, values = (
+            cut(query, windows[0], counts),
+            cut(key, windows[1], counts),
+            cut(value, windows[1], counts),
+        )
+    of_rows = attention.by_distance(rows, query_sides[0], key_sides[0])
+    of_columns = attention.by_distance(columns, query_sides[1], key_sides[1])
+    out = attention.attend_heads_by_distance(queries, keys, values, of_rows, of_columns)
     if windows is None:
         out = out.transpose(1, 2).unflatten(1, (height, width))
     else:

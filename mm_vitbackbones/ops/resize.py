@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -165,7 +165,8 @@ def shares_of_places(before: int, after: int, like: Tensor, step: float | None =
     Args:
         step: between two places, in cells; None: before / after.
     """
-    place, cell = (torch.arange(end, device=like.device, dtype=torch.float32) for end in (after, before))
+    wide = torch.promote_types(like.dtype, torch.float32)
+    place, cell = (torch.arange(end, device=like.device, dtype=wide) for end in (after, before))
     place = (place + 0.5) * before / after if step is None else (place + 0.5) * step
     place = torch.minimum((place - 0.5).clamp(min=0.0), cell[-1:])
     return (1 - (place[:, None] - cell).abs()).clamp(min=0.0).to(like.dtype)
@@ -251,12 +252,9 @@ def resized_table(table: Tensor, height: int, width: int, resize: TableResize) -
     with context.autocast_to(table.device, None):
         wide = table.to(torch.promote_types(table.dtype, torch.float32))
         # A resize by scales gives other sizes in a graph, where PyTorch rounds them by itself.
-        by_products = resize.mode == "bicubic" and context.device_type(table) == "cuda" and not table.is_meta
-        if by_products and context.is_eager():
-            rows, columns = (
-                _line(before, after, resize, wide.dtype, wide.device)
-                for before, after in zip(wide.shape[1:3], (height, width), strict=True)
-            )
+        if (matrix := _matrix_of_line(table, resize)) is not None:
+            sides = zip(wide.shape[1:3], (height, width), strict=True)
+            rows, columns = (matrix(before, after, resize, wide.dtype, wide.device) for before, after in sides)
             resized = columns @ (rows @ wide[0].flatten(1)).unflatten(1, wide.shape[2:])
             return resized.unsqueeze(0).to(table.dtype)
         # No other runtime has an offset, and few smooth as PyTorch does.
@@ -298,10 +296,42 @@ def _cubic_shares(
     return torch.cat((first, share[:, margin + 1 : -margin - 1], last), dim=1)
 
 
+def _matrix_of_line(table: Tensor, resize: TableResize) -> Callable[..., Tensor] | None:
+    """What gives the matrix of a line where a table is resized by products; None elsewhere."""
+    if context.device_type(table) != "cuda" or table.is_meta:
+        return None
+    if context.is_eager():
+        return _line if resize.mode == "bicubic" else None
+    # The gradient of PyTorch's resize would be up to 16 kernels, which add to random places.
+    trains = torch.is_grad_enabled() and table.requires_grad
+    return _line_in_graphs if trains and context.is_compiling_to_run() and not resize.antialias else None
+
+
 def _exact_shares(before: int, after: int, resize: TableResize, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """``_cubic_shares``, computed in fp64."""
+    """The matrix (after, before) of a resize of a line, computed in fp64."""
     cpu = torch.device("cpu")
+    if resize.mode == "bilinear":
+        like, step = torch.empty(0, dtype=torch.float64), before / (after + resize.offset)
+        return shares_of_places(before, after, like, step).to(device, dtype)
     return _cubic_shares(before, after, resize.offset, resize.antialias, torch.float64, cpu).to(device, dtype)
 
 
 _line = Kept(_exact_shares)
+
+
+def _line_in_graphs(before: int, after: int, resize: TableResize, dtype: torch.dtype, device: torch.device) -> Tensor:
+    like = torch.empty(0, dtype=dtype, device=device)
+    return line_shares(like, before, after, resize.mode, resize.offset)
+
+
+def _line_shares(like: Tensor, before: int, after: int, mode: str, offset: float) -> Tensor:
+    # A graph may write into what an operator gives it.
+    return _line(before, after, TableResize(mode, offset=offset), like.dtype, like.device).clone()
+
+
+line_shares = registration.operator(
+    "line_shares(Tensor like, SymInt before, SymInt after, str mode, float offset) -> Tensor",
+    _line_shares,
+    _line_shares,
+)
+registration.in_graphs("line_shares", lambda like, before, after, *_: like.new_empty(after, before))
