@@ -324,9 +324,19 @@ def _line_in_graphs(before: int, after: int, resize: TableResize, dtype: torch.d
     return line_shares(like, before, after, resize.mode, resize.offset)
 
 
+def _host_shares(before: int, after: int, resize: TableResize, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """``_exact_shares`` in the memory of the host, from which a device copies without waiting."""
+    shares = _exact_shares(before, after, resize, dtype, torch.device("cpu"))
+    return shares.pin_memory() if device.type == "cuda" else shares
+
+
+_host_line = Kept(_host_shares)
+
+
 def _line_shares(like: Tensor, before: int, after: int, mode: str, offset: float) -> Tensor:
-    # A graph may write into what an operator gives it.
-    return _line(before, after, TableResize(mode, offset=offset), like.dtype, like.device).clone()
+    # What a graph makes on a device is not kept: its memory is the graph's, which may write into it.
+    shares = _host_line(before, after, TableResize(mode, offset=offset), like.dtype, like.device)
+    return shares.to(like.device, non_blocking=True, copy=True)
 
 
 line_shares = registration.operator(

@@ -110,6 +110,7 @@ def test_an_operator_keeps_nothing_in_the_memory_of_a_cuda_graph() -> None:
         ("window_biases", (torch.randn(4, 2, 9, 9), torch.float32, 1, 1, 2)),
         ("window_bias", (torch.randn(25, 2), 3, 1)),
         ("area_shares", (torch.randn(1), 9, 7)),
+        ("line_shares", (torch.randn(0), 5, 7, "bicubic", 0.1)),
         ("resized", (torch.randn(2, 5, 7, 3), 17, 25, 3.5)),
         ("resized", (torch.randn(2, 5, 7, 3), 5, 6, 0.875)),
         ("resized", (torch.randn(2, 5, 7, 3), 6, 7, None)),
@@ -121,7 +122,7 @@ def test_an_operator_keeps_nothing_in_the_memory_of_a_cuda_graph() -> None:
     ids=lambda x: x if isinstance(x, str) else "",
 )
 def test_pytorch_finds_no_fault_in_an_operator(name: str, arguments: tuple[Any, ...]) -> None:
-    if name not in ("area_shares", "gelu_backward", "resized_backward"):
+    if name not in ("area_shares", "line_shares", "gelu_backward", "resized_backward"):
         arguments[0].requires_grad_()
     torch.library.opcheck(getattr(OURS, name).default, arguments)
 
@@ -152,11 +153,11 @@ def test_one_graph_attends_in_shifted_windows_of_grids_of_all_sizes() -> None:
         ("pvt_v2", {OURS.depthwise.default}),
         ("coat_lite", {OURS.depthwise.default}),
         ("swin", {OURS.window_bias.default, OURS.window_biases.default}),
-        ("pvt", set()),
+        ("pvt", {OURS.line_shares.default}),
     ],
 )
 def test_the_graph_of_a_network_on_cuda_for_one_size(toy: str, operators: set[Any]) -> None:
-    """Depthwise convolutions are operators, tiles are products, and windows of a known size are views."""
+    """Depthwise convolutions are operators, tiles and resized tables are products, windows of a known size are views."""
     torch.manual_seed(0)
     network, image = TOYS[toy](drop_path_rate=0.0).train(), torch.randn(2, 3, 72, 80)
     found: set[Any] = set()

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
+from functorch.compile import make_boxed_func
+from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
 
 from mm_vitbackbones.ops import context, resize
@@ -36,6 +40,26 @@ def test_on_cuda_a_table_is_resized_by_products_as_pytorch_does(resize: TableRes
     expected = resize(table.permute(0, 3, 1, 2).contiguous(), *size).permute(0, 2, 3, 1)
     with context.pretend_device("cuda"):
         torch.testing.assert_close(resized_table(table, *size, resize), expected)
+
+
+@pytest.mark.parametrize("resize", [TableResize(), TableResize("bicubic"), TableResize("bicubic", offset=0.1)], ids=str)
+@pytest.mark.parametrize("size", [(5, 9), (3, 2), (1, 6)], ids=str)
+def test_a_training_graph_for_cuda_holds_products_in_place_of_a_resize(resize: TableResize, size: tuple) -> None:
+    table, targets = torch.randn(1, 4, 6, 3, dtype=torch.float64, requires_grad=True), set()
+
+    def compiler(graph: Any, _: Any) -> Any:
+        targets.update(str(node.target) for node in graph.graph.nodes)
+        return make_boxed_func(graph.forward)
+
+    backend = aot_autograd(fw_compiler=compiler, bw_compiler=compiler)
+    compiled = torch.compile(lambda table: resized_table(table, *size, resize), backend=backend, fullgraph=True)
+    with context.pretend_device("cuda"):
+        found = compiled(table)
+    expected = resize(table.permute(0, 3, 1, 2).contiguous(), *size).permute(0, 2, 3, 1)
+    torch.testing.assert_close(found, expected)
+    weight = torch.randn_like(expected)
+    torch.testing.assert_close(*(torch.autograd.grad(result, table, weight) for result in (found, expected)))
+    assert not [name for name in targets if "upsample" in name or "index" in name]
 
 
 @pytest.mark.parametrize("cell", [14, 3.5, 20, 8, 28])

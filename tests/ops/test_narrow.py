@@ -1,0 +1,181 @@
+"""Parameters in autocast's type in compiled graphs: cast at once, and their gradients, too."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from functorch.compile import make_boxed_func
+from torch import Tensor, nn
+from torch._dynamo.backends.common import aot_autograd
+
+from helpers.agreement import image
+from helpers.toys import TOYS
+from mm_vitbackbones.layers import FeedForward
+from mm_vitbackbones.layers.attention import SelfAttention
+from mm_vitbackbones.layers.block import Block, ResidualBlock, compile_blocks
+from mm_vitbackbones.ops import context, narrow
+
+aten = torch.ops.aten
+CASTS = (aten._foreach_copy.default, aten._foreach_copy_.default)
+pytestmark = pytest.mark.skipif(
+    not hasattr(torch.compiler, "is_exporting"), reason="this PyTorch cannot tell a graph from an export"
+)
+
+
+@pytest.fixture(autouse=True)
+def no_graphs() -> None:
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+
+
+class Network(nn.Module):
+    """Blocks that are called as a backbone calls its own."""
+
+    def __init__(self, count: int = 2) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(8, SelfAttention(8, 2), FeedForward(8, 20), 1e-6, 0.0) for _ in range(count))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with narrow.copies(self, x):
+            for block in self.blocks:
+                x = block(x)
+        return x
+
+
+def gradients(network: nn.Module, call: Any, x: Tensor) -> list[Tensor | None]:
+    with torch.autocast("cpu", torch.bfloat16):
+        out = call(x)
+    out.backward(torch.linspace(-1, 1, out.numel()).view_as(out))
+    found = [out, *(p.grad for p in network.parameters())]
+    network.zero_grad()
+    return found
+
+
+def graphs_of(network: nn.Module, x: Tensor) -> tuple[list[Tensor | None], list[list[Any]]]:
+    """The result and the gradients of graphs for CUDA, and the targets of each."""
+    graphs: list[list[Any]] = []
+
+    def compiler(graph: Any, _: Any) -> Any:
+        graphs.append([node for node in graph.graph.nodes if node.op == "call_function"])
+        return make_boxed_func(graph.forward)
+
+    backend = aot_autograd(fw_compiler=compiler, bw_compiler=compiler)
+    with context.pretend_device("cuda"):
+        return gradients(network, torch.compile(network, backend=backend, fullgraph=True, dynamic=False), x), graphs
+
+
+def casts(nodes: list[Any]) -> list[int]:
+    """The tensors that are cast by each operator for several."""
+    return [len(node.args[0]) for node in nodes if node.target in CASTS]
+
+
+def casts_alone(nodes: list[Any], *shapes: tuple[int, ...]) -> int:
+    """Operators that cast one tensor of these shapes."""
+    return sum(node.target is aten._to_copy.default and tuple(node.meta["val"].shape) in shapes for node in nodes)
+
+
+def agree(found: list[Tensor | None], expected: list[Tensor | None]) -> None:
+    for one, other in zip(found, expected, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None and other is not None:
+            assert one.dtype == other.dtype
+            torch.testing.assert_close(one, other, rtol=2e-2, atol=2e-2 * float(other.detach().abs().max()))
+
+
+WEIGHTS = (24, 8), (8, 8), (20, 8), (8, 20)
+
+
+def test_each_block_casts_its_parameters_once_and_their_gradients() -> None:
+    network, x = Network(), torch.randn(2, 5, 8)
+    expected = gradients(network, network, x)
+    found, (forward, backward) = graphs_of(network, x)
+    agree(found, expected)
+    assert casts(forward) == [8, 8]
+    assert casts(backward) == [4, 4]
+    assert casts_alone(forward, *WEIGHTS, (24,), (20,)) == casts_alone(backward, *WEIGHTS) == 0
+
+
+@pytest.mark.parametrize("name", ["qkv.weight", "fc2.bias"])
+def test_what_is_frozen_gets_no_gradient_and_costs_none(name: str) -> None:
+    network, x = Network(1), torch.randn(2, 5, 8)
+    _, (_, whole) = graphs_of(network, x)
+    next(p for n, p in network.named_parameters() if n.endswith(name)).requires_grad_(False)
+    expected = gradients(network, network, x)
+    found, (_, backward) = graphs_of(network, x)
+    agree(found, expected)
+    sums = aten.mm.default if name.endswith("weight") else aten.sum.dim_IntList
+    assert sum(n.target is sums for n in backward) < sum(n.target is sums for n in whole)
+
+
+def test_what_is_attached_to_a_map_is_called_and_acts() -> None:
+    network, x, seen = Network(1), torch.randn(2, 5, 8), []
+    network.blocks[0].ffn.fc2.register_forward_hook(lambda _, __, out: seen.append(out.shape) or out * 2)
+    expected = gradients(network, network, x)
+    seen.clear()
+    found, (forward, _) = graphs_of(network, x)
+    assert seen == [(2, 5, 8)]
+    agree(found, expected)
+    assert casts(forward) == [6]
+
+
+def test_without_autocast_nothing_is_cast() -> None:
+    network, x = Network(1), torch.randn(2, 5, 8)
+    graphs: list[Any] = []
+
+    def compiler(graph: Any, _: Any) -> Any:
+        graphs.extend(graph.graph.nodes)
+        return make_boxed_func(graph.forward)
+
+    with context.pretend_device("cuda"):
+        torch.compile(network, backend=aot_autograd(fw_compiler=compiler, bw_compiler=compiler))(x).sum().backward()
+    assert graphs
+    assert not [node for node in graphs if node.target in CASTS]
+
+
+def test_a_compiled_block_casts_by_itself() -> None:
+    network, x = Network(1), torch.randn(2, 5, 8)
+    expected = gradients(network, network, x)
+    graphs: list[list[Any]] = []
+
+    def compiler(graph: Any, _: Any) -> Any:
+        graphs.append([*graph.graph.nodes])
+        return make_boxed_func(graph.forward)
+
+    with context.pretend_device("cuda"):
+        compile_blocks({network.blocks[0]: 0}, backend=aot_autograd(fw_compiler=compiler, bw_compiler=compiler))
+        agree(gradients(network, network, x), expected)
+    assert [casts(nodes) for nodes in graphs] == [[8], [4]]
+    assert narrow.graph.copies is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("with_cp", [False, True], ids=["kept", "computed again"])
+@pytest.mark.parametrize("toy", TOYS)
+def test_a_graph_of_every_family_casts_block_by_block(toy: str, with_cp: bool) -> None:
+    """Its gradients are as near to those of fp32 as those of the network that is not compiled."""
+    network, x = TOYS[toy](drop_path_rate=0.0, with_cp=with_cp).train(), image()
+    graphs: list[list[Any]] = []
+
+    def compiler(graph: Any, _: Any) -> Any:
+        graphs.append([*graph.graph.nodes])
+        return make_boxed_func(graph.forward)
+
+    def step(call: Any, autocast: bool = True) -> list[Tensor]:
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            levels = [level for level in call(x) if level.requires_grad]
+        weights = [torch.linspace(-1, 1, level.numel(), dtype=level.dtype).view_as(level) for level in levels]
+        return [*levels, *torch.autograd.grad(levels, [*network.parameters()], weights)]
+
+    exact, plain = step(network, autocast=False), step(network)
+    backend = aot_autograd(fw_compiler=compiler, bw_compiler=compiler)
+    with context.pretend_device("cuda"):
+        compiled = step(torch.compile(network, backend=backend, fullgraph=True, dynamic=False))
+    for found, other, wanted in zip(compiled, plain, exact, strict=True):
+        bound = max(2e-2 * wanted.norm() + 1e-4, 1.5 * (other - wanted).norm())
+        assert (found - wanted).norm() <= bound
+    blocks = sum(isinstance(part, ResidualBlock) for part in network.modules())
+    forward, *backward = graphs
+    assert 0 < len(casts(forward)) <= blocks
+    assert all(len(casts(nodes)) >= len(casts(forward)) for nodes in backward)
