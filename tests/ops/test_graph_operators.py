@@ -157,7 +157,7 @@ def test_one_graph_attends_in_shifted_windows_of_grids_of_all_sizes() -> None:
     ],
 )
 def test_the_graph_of_a_network_on_cuda_for_one_size(toy: str, operators: set[Any]) -> None:
-    """Depthwise convolutions are operators, tiles and resized tables are products, windows of a known size are views."""
+    """Depthwise convolutions are operators, tiles and tables are products, windows of a known size are views."""
     torch.manual_seed(0)
     network, image = TOYS[toy](drop_path_rate=0.0).train(), torch.randn(2, 3, 72, 80)
     found: set[Any] = set()
