@@ -269,9 +269,37 @@ def test_a_worker_measures_what_is_compiled(toys: None) -> None:
     worker.compiled(tasks(["toy"], ["compiled"], before=False), TRIAL, listener)  # type: ignore[arg-type]
     ours = [found for found in listener.records if found["task"].contender == OURS]
     assert [found["task"].case for found in ours] == [TRAIN_512, INFER_800]
-    assert all(found["ms"] > 0 and found["compile_s"] > 0 for found in ours), ours
+    assert all(found["ms"] > 0 and found["compile_s"] > 0 and found["kernels"] > 0 for found in ours), ours
     assert ours[1]["difference"] < 1e-2
     assert all("size mismatch" in found["failure"] for found in listener.records if found not in ours)
+
+
+@pytest.mark.parametrize("profiler", ["works", "fails"])
+def test_the_kernels_of_what_is_compiled_come_last_and_cost_no_time_that_was_measured(
+    profiler: str, toys: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+
+    def kernels(run: measuring.Run, device: str) -> tuple[float, int]:
+        steps.append("kernels")
+        if profiler == "fails":
+            raise RuntimeError("no profiler")
+        return 5.0, 7
+
+    monkeypatch.setattr(torch, "compile", lambda network, **options: network)
+    monkeypatch.setattr(measuring, "milliseconds", lambda run, device: steps.append("wall") or 1.0)
+    monkeypatch.setattr(measuring, "kernels", kernels)
+    worker._start_profiler.cache_clear()
+    listener = Listener()
+    found = worker._compiled(Task("toy", OURS, "compiled", TRAIN_512, "time"), TRIAL, listener)  # type: ignore[arg-type]
+    assert steps[0] == "wall"
+    assert "kernels" in steps
+    assert found["ms"] == 1.0
+    if profiler == "works":
+        assert (found["cuda_ms"], found["kernels"]) == (5.0, 7)
+        assert listener.turns == 2
+    else:
+        assert found["kernels_failure"] == "fails: RuntimeError: no profiler"
 
 
 # ---- several processes
@@ -699,7 +727,22 @@ def test_the_fastest_form_of_each_is_compared() -> None:
     what = "compiled or CUDA graph, inference, 800x1344 batch 1"
     assert f"| PVT-Small | {what} | x2 | - | x2.50 (compiled, CUDA graph) | - | mmdet, compiled, 5.00 ms |" in text
     assert "fails: RuntimeError: it waits" in text
-    assert "| inference, 800x1344 batch 1 | ours | 4.00 | 1.00 | 2.00 | 1.00 | - | - | 50 |" in text
+    assert "| inference, 800x1344 batch 1 | ours | 4.00 | 1.00 | - | - | 2.00 | 1.00 | - | - | 50 |" in text
+
+
+def test_compiled_training_is_compared_by_its_kernels_where_a_run_has_them() -> None:
+    ours = record(OURS, "compiled", TRAIN_512, ms=10.0, peak_mib=300.0, cuda_ms=4.0, kernels=90, compile_cpu_s=60.0)
+    mmdet = record("mmdet", "compiled", TRAIN_512, ms=12.0, peak_mib=600.0, cuda_ms=10.0, kernels=99)
+    what = "compiled training, 512x512 batch 16 | x1.15 | - | x1.20"
+    text = made(ours, mmdet)
+    assert f"| PVT-Small | {what} | x2.50 | mmdet, 12.00 ms |" in text
+    assert "| image | implementation | wall | x | CUDA | kernels | graph | x | peak | x | compiling, s |" in text
+    assert "| train, 512x512 batch 16 | ours | 10.00 | 1.00 | 4.00 | 90 | - | - | 300 | 1.00 | 60 |" in text
+    assert "| train, 512x512 batch 16 | mmdet | 12.00 | 1.20 | 10.00 | 99 | - | - | 600 | 2.00 | - |" in text
+    del mmdet["cuda_ms"], mmdet["kernels"]
+    text = made(ours, mmdet)
+    assert f"| PVT-Small | {what} | - | mmdet, 12.00 ms |" in text
+    assert "| train, 512x512 batch 16 | mmdet | 12.00 | 1.20 | - | - | - | - | 600 | 2.00 | - |" in text
 
 
 def test_page_in_docs_shows_the_figures_in_docs() -> None:

@@ -44,7 +44,8 @@ class Task:
     part: str
     case: Case
     what: str
-    """``time`` (wall clock, CUDA graph, peak of memory) or ``kernels`` (CUDA time, number of kernels)."""
+    """``time`` (wall clock, CUDA graph, peak of memory) or ``kernels`` (CUDA time, number of kernels). ``time`` of what
+    is compiled is both."""
 
     def __str__(self) -> str:
         how = "compiled " if self.part == "compiled" else ""

@@ -362,9 +362,11 @@ _COLUMNS = {
     ),
     "compiled": (
         "Compiled",
-        ("wall", "x", "graph", "x", "peak", "x", "compiling, s"),
+        ("wall", "x", "CUDA", "kernels", "graph", "x", "peak", "x", "compiling, s"),
         lambda row, ours: (
             *_time(row, ours),
+            _number(row.get("cuda_ms"), 2),
+            _number(row.get("kernels"), 0),
             *_graph(row, ours),
             *_peak(row, ours),
             _number(row.get("compile_cpu_s"), 0),

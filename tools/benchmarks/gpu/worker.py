@@ -7,6 +7,7 @@ hold ``begin`` (a task), ``record`` (a result), ``ask`` and ``done`` (it wants t
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import resource
@@ -157,8 +158,6 @@ def _time(tasks: list[Task], models: Models, order: Mapping[str, Any], parent: P
 
 def _profile(tasks: list[Task], models: Models, order: Mapping[str, Any], parent: Parent) -> None:
     device = order["device"]
-    if tasks:
-        measuring.kernels(lambda: torch.zeros(1, device=device) + 1, device)  # the first time takes longer
 
     def step(task: Task) -> None:
         model = models.of(task)
@@ -166,14 +165,25 @@ def _profile(tasks: list[Task], models: Models, order: Mapping[str, Any], parent
             run = run_of(task, model, image_of(task, order))
             if not order["smoke"]:
                 run()
-            with parent.alone():
-                cuda_ms, count = measuring.kernels(run, device)
-            parent.record(task, cuda_ms=cuda_ms, kernels=count)
+            parent.record(task, **_kernels(run, device, parent))
         finally:
             model.zero_grad(set_to_none=True)
             measuring.release(device)
 
     Attempts(tasks, parent).each(step)
+
+
+def _kernels(run: measuring.Run, device: str, parent: Parent) -> dict[str, Any]:
+    _start_profiler(device)
+    with parent.alone():
+        cuda_ms, count = measuring.kernels(run, device)
+    return {"cuda_ms": cuda_ms, "kernels": count}
+
+
+@functools.cache
+def _start_profiler(device: str) -> None:
+    """Its first use in a process takes longer."""
+    measuring.kernels(lambda: torch.zeros(1, device=device) + 1, device)
 
 
 def _has_graph(task: Task, device: str) -> bool:
@@ -190,7 +200,10 @@ def _graph(run: measuring.Run, device: str, parent: Parent) -> dict[str, Any]:
 
 
 def compiled(tasks: list[Task], order: Mapping[str, Any], parent: Parent) -> None:
-    """One task a process, except in a trial: what was compiled before would change the next one's seconds."""
+    """One task a process, except in a trial: what was compiled before would change the next one's seconds.
+
+    Its kernels are in the record of its times: they are not worth compiling it again.
+    """
     # Some have graphs of their own for each block, and would be compiled up to the eighth only.
     torch._dynamo.config.recompile_limit = RECOMPILATIONS
     for task in tasks:
@@ -231,7 +244,12 @@ def _compiled(task: Task, order: Mapping[str, Any], parent: Parent) -> dict[str,
     with parent.alone():
         spent["ms"] = measuring.milliseconds(run, device)
         spent["peak_mib"] = measuring.peak_mib(run, owner, device)
-    return {**spent, **_graph(run, device, parent)} if _has_graph(task, device) else spent
+    if _has_graph(task, device):
+        spent |= _graph(run, device, parent)
+    try:
+        return {**spent, **_kernels(run, device, parent)}
+    except Exception as error:  # the times took minutes of compiling
+        return {**spent, "kernels_failure": measuring.reason(error)}
 
 
 def _cpu_seconds() -> float:
