@@ -141,7 +141,8 @@ def main(argv: list[str]) -> None:
         "--compile-seconds",
         type=float,
         default=command.COMPILE_SECONDS,
-        help=f"report on a GPU: leave out what compiles longer ({command.COMPILE_SECONDS:.0f})",
+        help="report on a GPU: leave out what takes more seconds of the processor to compile "
+        f"({command.COMPILE_SECONDS:.0f})",
     )
     parser.add_argument("--smoke", action="store_true", help=argparse.SUPPRESS)  # the report on a GPU, without one
     args = parser.parse_args(argv)

@@ -21,7 +21,7 @@ from .cases import PARTS, Task, tasks
 from .contenders import CONTENDERS
 from .figures import NAME
 from .page import page
-from .planning import Known
+from .planning import Known, is_settled
 from .running import COMPILE_SECONDS, Plan, Runner, jobs, room
 
 PEERS = ("timm", "transformers", "mmcv", "mmcv-lite", "mmdet", "mmsegmentation")
@@ -66,7 +66,8 @@ def report(
     """Measures what ``benchmarks_gpu.jsonl`` in a folder does not hold yet, and adds it to ``benchmarks_gpu.json`` and
     the page next to it.
 
-    Each record is appended as soon as it is there, so that a run which was stopped goes on where it was.
+    Each record is appended as soon as it is there, so that a run which was stopped goes on where it was. What it had
+    to leave out is tried again.
 
     Args:
         networks: out of CONTENDERS; all of them if None.
@@ -75,7 +76,7 @@ def report(
         baseline: another checkout of this package, which is measured as well.
         smoke: tiny images and a trial compiler, on any device: whether everything runs.
         known: a folder with the figures there are: what they lack comes first, then what they have of an earlier run.
-        compile_seconds: what compiles longer is left out.
+        compile_seconds: of the processor: what takes more to compile is left out.
 
     Raises:
         UserError: for records of another machine, or a baseline that is no checkout of this package.
@@ -88,13 +89,14 @@ def report(
     here = machine(device)
     records = resume(path, here, smoke)
     print(f"{here['card']}, driver {here['driver']}, torch {here['torch']}, peers: {here['peers']}", flush=True)
-    done = {Task.from_json(record) for record in records}
+    done = {Task.from_json(record) for record in records if is_settled(record)}
     wanted = tasks(networks or CONTENDERS, parts or PARTS, baseline is not None)
     there = Known(figures.read(known or folder)["records"])
     stages = {task: stage for task, stage in there.stages(wanted).items() if task not in done}
 
     def keep(record: dict[str, Any]) -> None:
-        records.append(record)
+        if is_settled(record):
+            done.add(Task.from_json(record))
         figures.append(path, record)
         print(f"[{time.monotonic() - started:4.0f} s] {line(record)}", flush=True)
 
@@ -112,7 +114,7 @@ def report(
     finished = Runner(plan, keep, folder / f"{NAME}.log").run(jobs(stages, there, together=smoke))
     merge(folder, folder)
     if not finished:
-        missing = len(wanted) - len({Task.from_json(record) for record in records} & set(wanted))
+        missing = len({*wanted} - done)
         print(f"stopped before {seconds:.0f} s: {missing} of {len(wanted)} measurements are missing", flush=True)
 
 

@@ -22,13 +22,14 @@ NAME = "benchmarks_gpu"
 
 def read_run(folder: Path) -> dict[str, Any] | None:
     """The run in a folder, with its ``records``; None if there is none. A record that was cut off while it was written
-    is none."""
+    is none. Of a task that was measured again, the last record counts."""
     path = folder / f"{NAME}.jsonl"
     if not path.is_file():
         return None
     try:
         first, *records = [json.loads(each) for each in path.read_text("utf-8").split("\n")[:-1] if each.strip()]
-        return {name: first[name] for name in ("machine", "date", "turns", "trial")} | {"records": records}
+        last = {Task.from_json(record): record for record in records}
+        return {name: first[name] for name in ("machine", "date", "turns", "trial")} | {"records": [*last.values()]}
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path} is no file of a run: remove it to start again") from None
 

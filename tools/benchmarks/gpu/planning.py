@@ -1,7 +1,7 @@
 """What is measured first: what the page lacks, then what it has of earlier runs; what no aim needs comes later.
 
 The times of one table are compared with each other. So all contenders of a table are measured in one run: if one of
-them is missing, all are measured again.
+them is missing, all are measured again. What is compiled and did not fit the time or the card is missing, too.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from .cases import Case, Task
+from .measuring import OUT_OF_MEMORY
 
 MISSING, EARLIER, LAST, MISSING_LATER, KNOWN_LATER = range(5)
 """Stages of a run: what no run has measured, what the last one has not, and what it has. Large images and compiled
@@ -23,7 +24,17 @@ SHARE_OF_COMPILING = 0.25
 """Of its peak that a process is counted with which compiles: it is there for a second of its minutes. Should several be
 there at once, one of them is measured again."""
 
+LEFT_OUT = "left out: "
+"""Begins the failure of what took too long to compile."""
+
 Place = tuple[str, str, Case]
+
+
+def is_settled(record: Mapping[str, Any]) -> bool:
+    """Whether another run may go without its task: it has figures, or fails by itself. A compilation that a limit has
+    ended, of time or of the card's memory, says nothing of the code."""
+    failure = record.get("failure", "")
+    return not (record["part"] == "compiled" and (failure.startswith(LEFT_OUT) or failure == OUT_OF_MEMORY))
 
 
 class Known:
@@ -38,7 +49,8 @@ class Known:
         self._peaks: dict[tuple[str, str, str, Case], float] = {}
         for record in records:
             task = Task.from_json(record)
-            self._runs[task] = record.get("run", 0)
+            if is_settled(record):
+                self._runs[task] = record.get("run", 0)
             if "peak_mib" in record:
                 self._peaks[(task.network, task.contender, task.part, task.case)] = record["peak_mib"] / 1024
 

@@ -5,10 +5,15 @@ each a process group, are stopped (SIGSTOP) until it has its figures, so that no
 disturbs it. A network's process measures all its contenders; an older version of this package has processes of its
 own; each compilation has one. What runs out of memory among others is measured again when no other process is left.
 
-Where the time goes on one H200 with 16 cores: importing and building 10 s a process, hidden behind others; alone,
-0.8 s for each contender's training, 0.7 s for inference with its graph, 0.2 s for kernels, 2 s for large images: about
-four minutes in all, reckoned from the times of steps. Compiling takes 40 to 70 s of one core for inference and 60 to
-120 s for training, thirteen at a time: about six minutes, next to the rest.
+What is eager comes first: a few processes of it prepare ahead, compilations have the other cores, and all of them once
+nothing eager waits. So a run that is stopped has whole tables first. Of the cores half count, as two virtual ones are
+a real one: more processes at once only make each of them slower.
+
+Where the time goes, seen on one H200 with 16 virtual cores: a network's eager figures take about 20 s alone, so those
+of 16 networks about five minutes. Importing and building takes 10 s a process; with 16 processes at once, the first
+figure came after 75 s. Compiling a training step took 50 to 120 s of the processor, and with thirteen compilations at
+once up to 180 s by the clock. Eight at once take about five minutes for the 32 training steps: reckoned from these
+figures, not seen.
 """
 
 from __future__ import annotations
@@ -30,10 +35,12 @@ from typing import Any, NoReturn
 from .cases import Task
 from .contenders import BEFORE
 from .measuring import OUT_OF_MEMORY
-from .planning import EARLIER, MISSING_LATER, Known
+from .planning import LAST, LEFT_OUT, MISSING_LATER, Known
 
 ROOT = Path(__file__).parents[3]
-COMPILE_SECONDS = 180.0
+COMPILE_SECONDS = 300.0
+EAGER = 4
+"""Processes that compile nothing, next to those that compile: one measures, and three prepare ahead."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +55,15 @@ class Room:
 
 
 def room(cores: int, memory_gib: float, compiles: bool = True) -> Room:
-    """One process for each core, and no more than fit in the card's memory.
+    """One process for each two cores, and no more than fit in the card's memory.
 
     Args:
+        cores: virtual ones, of which two are a real one.
         compiles: whether most cores are for compiling.
     """
     if cores < 8:
         return Room(1, 1, memory_gib)
-    return Room(cores, 3 if compiles else cores // 2, memory_gib * 0.9)
+    return Room(cores // 2, EAGER if compiles else cores // 2, memory_gib * 0.9)
 
 
 @dataclass(frozen=True)
@@ -69,7 +77,7 @@ class Plan:
     """By ``time.monotonic``."""
     room: Room
     compile_seconds: float = COMPILE_SECONDS
-    """What compiles longer is left out; the time in which others measure does not count."""
+    """A process that compiles may use so many seconds of the processor. What needs more is left out."""
     program: str = "from benchmarks.gpu.worker import serve; serve()"
     """What a process runs, in Python."""
 
@@ -107,8 +115,8 @@ def jobs(stages: Mapping[Task, int], known: Known, together: bool = False) -> li
         own.sort(key=lambda task, names=names: names.index(task.contender))  # type: ignore[misc]
         found.append(Job(kind, own, stage, known.gib(own)))
     found += [Job("compiled", own, stage, known.gib(own)) for stage, own in alone]
-    # What compiles nothing takes seconds: it gets its core first, whether it is missing or only earlier.
-    return sorted(found, key=lambda job: (max(job.stage, EARLIER), job.kind == "compiled", job.stage))
+    # What compiles nothing takes seconds: it comes first, whether it is missing or not.
+    return sorted(found, key=lambda job: (max(job.stage, LAST), job.kind == "compiled", job.stage))
 
 
 @dataclass
@@ -117,10 +125,8 @@ class Worker:
     process: subprocess.Popen[bytes]
     left: list[Task]
     current: Task | None = None
-    seconds: float = 0.0
-    """Since it began its current task, or since it started, except while another one measured."""
-    has_compiled: bool = False
-    """Whether it has asked to be alone for its current task."""
+    is_late: bool = False
+    """Whether it was ended, as it has used too many seconds."""
     buffer: bytes = b""
 
     def end(self) -> int:
@@ -148,7 +154,6 @@ class Runner:
         """Whether all was done before the deadline."""
         self.waiting = [*waiting]
         selector = selectors.DefaultSelector()
-        last = time.monotonic()
         before = signal.signal(signal.SIGTERM, _leave)
         try:
             while self.waiting or self.workers:
@@ -156,11 +161,10 @@ class Runner:
                     self.waiting.remove(job)
                     worker = self._start(job)
                     selector.register(worker.process.stdout, selectors.EVENT_READ, worker)  # type: ignore[arg-type]
-                passed, last = time.monotonic() - last, time.monotonic()
-                left = self.plan.deadline - last
+                left = self.plan.deadline - time.monotonic()
                 if left <= 0:
                     return False
-                self._end_long_compilations(passed)
+                self._end_long_compilations()
                 for key, _ in selector.select(min(left, 1.0)):
                     worker = key.data
                     data = os.read(key.fd, 65536)
@@ -199,20 +203,12 @@ class Runner:
     def _most(self, kind: str) -> int:
         return self.plan.room.eager if kind == "eager" else 1
 
-    def _end_long_compilations(self, passed: float) -> None:
-        """Their tasks are recorded where the end of the process is noticed.
-
-        Args:
-            passed: seconds since this was called before.
-        """
+    def _end_long_compilations(self) -> None:
+        """Their tasks are recorded where the end of the process is noticed."""
         for pid, worker in self.workers.items():
-            if self.alone is None:
-                worker.seconds += passed
-            if worker.job.kind == "compiled" and not worker.has_compiled and self._is_late(worker):
+            if worker.job.kind == "compiled" and _cpu_seconds(pid) > self.plan.compile_seconds:
+                worker.is_late = True
                 _signal(pid, signal.SIGKILL)
-
-    def _is_late(self, worker: Worker) -> bool:
-        return worker.seconds > self.plan.compile_seconds
 
     def _start(self, job: Job) -> Worker:
         root = self.plan.baseline if job.kind == "before" and self.plan.baseline else ROOT
@@ -243,7 +239,6 @@ class Runner:
         pid = worker.process.pid
         if "begin" in message:
             worker.current = Task.from_json(message["begin"])
-            worker.seconds, worker.has_compiled = 0.0, False
         elif "record" in message:
             worker.left.remove(Task.from_json(message["record"]))
             worker.current = None
@@ -252,7 +247,6 @@ class Runner:
             else:
                 self.keep(message["record"])
         elif "ask" in message:
-            worker.has_compiled = True
             self.asking.append(pid)
         elif "done" in message:
             self._resume()
@@ -285,8 +279,8 @@ class Runner:
         broken = worker.current or worker.left[0]
         worker.left.remove(broken)
         why = f"fails: its process ended with {code}"
-        if worker.job.kind == "compiled" and not worker.has_compiled and self._is_late(worker):
-            why = f"left out: compiling takes more than {self.plan.compile_seconds:g} s"
+        if worker.is_late:
+            why = f"{LEFT_OUT}compiling takes more than {self.plan.compile_seconds:g} s of the processor"
         self.keep({**broken.to_json(), "failure": why})
         return [replace(worker.job, tasks=worker.left)] if worker.left else []
 
@@ -294,6 +288,16 @@ class Runner:
 def _leave(number: int, frame: object) -> NoReturn:
     """On SIGTERM, as from ``timeout``: the processes, most of which stand still, must not stay."""
     raise SystemExit(128 + number)
+
+
+def _cpu_seconds(pid: int) -> float:
+    """What a process and its children that have ended have used of the processor; 0 where Linux does not say it."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
+    except OSError:
+        return 0.0
+    after_name = stat.rpartition(")")[2].split()  # from the third field on; the name may hold anything
+    return sum(int(ticks) for ticks in after_name[11:15]) / os.sysconf("SC_CLK_TCK")
 
 
 def _signal(pid: int, number: int) -> None:
