@@ -213,9 +213,11 @@ def test_figures_say_where_they_come_from(page: str) -> None:
 
 
 def row_of(page: str, section: str, *cells: str) -> list[str]:
-    """The first row of a section of a page that begins with these cells."""
+    """The first row of a section of a page that begins with these cells, which may be marked."""
     text = path_of(page).read_text("utf-8").partition(f"\n## {section}\n")[2].partition("\n## ")[0]
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    rows = [
+        [cell.strip(" \\*") for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"
+    ]
     return next(row for row in rows if row[: len(cells)] == [*cells])
 
 

@@ -172,8 +172,9 @@ def test_a_graph_of_every_family_casts_block_by_block(toy: str, with_cp: bool) -
     backend = aot_autograd(fw_compiler=compiler, bw_compiler=compiler)
     with context.pretend_device("cuda"):
         compiled = step(torch.compile(network, backend=backend, fullgraph=True, dynamic=False))
+    whole = torch.stack([x.norm() for x in exact]).norm()  # some gradients are zero but for rounding
     for found, other, wanted in zip(compiled, plain, exact, strict=True):
-        bound = max(2e-2 * wanted.norm() + 1e-4, 1.5 * (other - wanted).norm())
+        bound = max(2e-2 * wanted.norm() + 1e-3 * whole, 1.5 * (other - wanted).norm())
         assert (found - wanted).norm() <= bound
     blocks = sum(isinstance(part, ResidualBlock) for part in network.modules())
     forward, *backward = graphs

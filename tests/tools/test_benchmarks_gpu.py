@@ -662,6 +662,15 @@ def test_merging_keeps_what_a_run_has_no_figure_of_and_names_its_run() -> None:
     assert figures.merged({**NEW, "records": [new, *rest]}, data) == {"runs": [NEW], "records": [new, *rest]}
 
 
+def test_what_a_run_had_to_leave_out_takes_the_place_of_no_figure() -> None:
+    known = record(OURS, "compiled", TRAIN_512, ms=1.0)
+    late = record(OURS, "compiled", TRAIN_512, failure=f"{planning.LEFT_OUT}compiling takes more than 1 s")
+    data = figures.merged({**NEW, "records": [late]}, {"runs": [OLD], "records": [known]})
+    assert data["records"] == [{**known, "run": 1}]
+    failing = record(OURS, "compiled", TRAIN_512, failure="fails: RuntimeError: no")
+    assert figures.merged({**NEW, "records": [failing]}, data)["records"] == [failing]
+
+
 def test_a_table_of_another_machine_stays_until_a_run_has_all_its_contenders() -> None:
     old = [record(name, "train", TRAIN_512, ms=1.0) for name in (OURS, "mmdet", BEFORE)]
     others = {"runs": [{**OLD, "machine": OTHER}], "records": old}
@@ -751,6 +760,22 @@ def test_the_page_compares_the_durations_of_kernels_and_marks_figures_of_an_earl
     assert before not in made(*now, timm, runs=(NEW, {**OLD, "turns": 5}))
     assert "Only figures of the same machine" not in text
     assert "of the version of then" not in made(*now, runs=(NEW,))
+
+
+def test_a_time_of_the_older_version_is_compared_with_peers_of_its_own_run_alone() -> None:
+    now, theirs = record(OURS, "train", TRAIN_512, ms=20.0), record("mmdet", "train", TRAIN_512, ms=30.0)
+    older = record(BEFORE, "train", TRAIN_512, ms=60.0, run=1)
+    row = "| PVT-Small | training, 512x512 batch 16 | x1.3 |"
+    assert f"{row} - | x1.50 |" in made(now, theirs, older)
+    assert f"{row} x0.50 | x1.50 |" in made(now, theirs, {**older, "run": 0})
+
+
+def test_the_page_says_what_was_changed_after_a_run() -> None:
+    now, older = record(OURS, "train", TRAIN_512, ms=20.0), record("mmdet", "train", TRAIN_512, ms=30.0, run=1)
+    assert "hanged after" not in made(now, older)
+    last = made(now, older, runs=({**NEW, "since": "PVT."}, OLD))
+    assert "\n\n**Changed after these measurements**, and not measured: PVT.\n\n" in last
+    assert ". Changed after it: PVT.\n" in made(now, older, runs=(NEW, {**OLD, "since": "PVT."}))
 
 
 def test_figures_of_two_machines_are_shown_and_not_compared() -> None:

@@ -16,6 +16,7 @@ from mm_vitbackbones.errors import UserError
 
 from .cases import PARTS, Case, Task, tasks
 from .contenders import BEFORE, CONTENDERS
+from .planning import is_settled
 
 NAME = "benchmarks_gpu"
 
@@ -53,17 +54,18 @@ def merged(run: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
     """A run and, in the places that it has no figure of, those of earlier runs, which keep the name of their run.
 
     A place is a contender in a case: its times and its kernels are of one run. As figures of two machines are not
-    compared, a table of another machine stays as it is until a run has all of its contenders. Merging a run twice
-    changes nothing.
+    compared, a table of another machine stays as it is until a run has all of its contenders. What a run had to leave
+    out takes the place of nothing. Merging a run twice changes nothing.
     """
+    settled = [record for record in run["records"] if is_settled(record)]
     known = {*tasks(CONTENDERS, PARTS, before=True)}
-    measured = {_place(record) for record in run["records"]}
+    measured = {_place(record) for record in settled}
     tables = {_table(place) for place in measured}
     elsewhere = {
         _place(each) for each in others["records"] if others["runs"][each.get("run", 0)]["machine"] != run["machine"]
     }
     cut = {_table(place) for place in elsewhere - measured if place.contender != BEFORE} & tables
-    new = [record for record in run["records"] if _table(_place(record)) not in cut]
+    new = [record for record in settled if _table(_place(record)) not in cut]
     measured = {_place(record) for record in new}
     kept = [each for each in others["records"] if _place(each) not in measured and Task.from_json(each) in known]
     used = sorted({each.get("run", 0) for each in kept})

@@ -169,7 +169,7 @@ Made by `tools/benchmark.py --device cuda --report` from `docs/benchmarks_gpu.js
 CPU stands in [benchmarks.md](benchmarks.md).
 
 **Measured here**, {run["date"]}: {_described(run["machine"])}.
-
+{_since(run)}
 Our networks and other implementations of the same ones, at random weights. A training step is forward and backward
 under bf16 autocast, with fp32 weights, stochastic depth as by default of our network, and gradients that are set to
 None before it. Inference has weights and image in bf16. Each figure was measured while no other process ran.
@@ -183,6 +183,11 @@ None before it. Inference has weights and image in bf16. Each figure was measure
   `attn_implementation="sdpa"` where the network offers it.
 - Compiled: `torch.compile(dynamic=False)` of the whole network. Seconds are those of one core.
 """
+
+
+def _since(run: Mapping[str, Any]) -> str:
+    """What was changed after a run, in words that somebody wrote into its ``since``."""
+    return f"\n**Changed after these measurements**, and not measured: {run['since']}\n" if "since" in run else ""
 
 
 def _groups(run: Mapping[str, Any]) -> str:
@@ -203,6 +208,8 @@ def _earlier(runs: Sequence[Mapping[str, Any]]) -> str:
         where = "on the same machine" if run["machine"] == last else f"on another machine: {_described(run['machine'])}"
         if run.get("turns") != runs[0].get("turns"):
             where += f". *wall*: {_groups(run)}"
+        if "since" in run:
+            where += f". Changed after it: {run['since'].rstrip('.')}"
         lines.append(f"- {_stars(index)}: from an earlier run, {run['date']}, of the version of then, {where}.\n")
     if any(run["machine"] != last for run in runs):
         lines.append("- Only figures of the same machine are compared with each other.\n")
@@ -282,6 +289,10 @@ def _ratio(figures: Figures, network: str, what: str, part: str, case: Case, aim
     best = min(times, key=lambda name: times[name], default=None)
     theirs = None if best is None else times[best]
     now, before = (_over(theirs, figures.value(network, name, part, case, "ms")) for name in (OURS, BEFORE))
+    if before is not None and figures.run(network, [BEFORE], [part], case) != figures.run(
+        network, [*times], [part], case
+    ):
+        before = None  # the processor's part of the time differs from run to run
     shown = "-" if best is None else f"{best}, {theirs:.2f} ms"
     least = min(figures.peers(network, part, case, "cuda_ms").values(), default=None)
     of_kernels = _over(least, figures.value(network, OURS, part, case, "cuda_ms"))
