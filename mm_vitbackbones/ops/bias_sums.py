@@ -39,7 +39,9 @@ def linear(x: Tensor, layer: nn.Module) -> Tensor:
     if (found := narrow.of_layer(layer)) is None:
         return cast(Tensor, layer(x))
     out, bias = F.linear(x, *found), cast("Tensor | None", layer.bias)
-    return out if bias is None or not bias.requires_grad else cast(Tensor, _Summed.apply(out, bias))
+    if bias is None or not bias.requires_grad or not torch.is_grad_enabled():
+        return out
+    return cast(Tensor, _Summed.apply(out, bias))
 
 
 def _parameters_of(layer: nn.Module) -> tuple[Tensor, Tensor]:

@@ -172,7 +172,9 @@ def _in_graph(block: nn.Module) -> dict[nn.Module, tuple[Tensor, Tensor | None]]
 
 
 def _is_wide(layer: nn.Module) -> bool:
-    return layer.weight.dtype == torch.float32 and (layer.bias is None or layer.bias.dtype == torch.float32)
+    """Whether its parameters are ordinary tensors in fp32: those of other classes have casts of their own."""
+    own = [parameter for parameter in (layer.weight, layer.bias) if parameter is not None]
+    return all(type(parameter) in _TENSORS and parameter.dtype == torch.float32 for parameter in own)
 
 
 class _Narrow(torch.autograd.Function):

@@ -120,6 +120,30 @@ def test_what_is_attached_to_a_map_is_called_and_acts() -> None:
     assert casts(forward) == [6]
 
 
+class Other(torch.Tensor):
+    """As libraries make them that share or quantise weights."""
+
+
+@pytest.mark.parametrize(("is_other", "count"), [(False, 8), (True, 6)])
+def test_without_gradients_a_block_casts_its_ordinary_parameters_once(is_other: bool, count: int) -> None:
+    network, x, graphs = Network(1), torch.randn(2, 5, 8), []
+    if is_other:
+        fc1 = network.blocks[0].ffn.fc1
+        fc1.weight = nn.Parameter(fc1.weight.detach().as_subclass(Other))
+
+    def compiler(graph: Any, _: Any) -> Any:
+        graphs.append([*graph.graph.nodes])
+        return make_boxed_func(graph.forward)
+
+    backend = aot_autograd(fw_compiler=compiler, inference_compiler=compiler)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected = network(x)
+        with context.pretend_device("cuda"):
+            found = torch.compile(network, backend=backend, fullgraph=True)(x)
+    torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
+    assert [casts(nodes) for nodes in graphs] == [[count]]
+
+
 def test_without_autocast_nothing_is_cast() -> None:
     network, x = Network(1), torch.randn(2, 5, 8)
     graphs: list[Any] = []
