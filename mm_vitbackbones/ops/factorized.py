@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mm_vitbackbones.ops import anysize, context, depthwise, joint, linear, memory, narrow, onednn
+from mm_vitbackbones.ops import anysize, bias_sums, context, depthwise, joint, linear, memory, narrow, onednn
 from mm_vitbackbones.ops.joint import Pair, Rows, Shape, Tokens
 from mm_vitbackbones.ops.kernels import depthwise as windows
 from mm_vitbackbones.ops.kernels import factorized as kernels
@@ -58,7 +58,7 @@ def attend_all(
     joint.release(tokens)
     (cls_query, cls_key), (query, key) = (x.flatten(1, 2).chunk(2, dim=-1) for x in query_key)
     matrices = contract(key, value[1].flatten(1, 2), cls_key, value[0].flatten(1, 2), num_heads)
-    cls = project(attend(cls_query, matrices)).view_as(value[0])
+    cls = bias_sums.linear(attend(cls_query, matrices), project).view_as(value[0])
 
     def of_grid(query: Tensor, matrices: Tensor, grid: Tensor, _: Sequence[nn.Module]) -> Tensor:
         position = relative_position(grid).flatten(1, 2)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from mm_vitbackbones.ops import context, depthwise, onednn, residual
+from mm_vitbackbones.ops import bias_sums, context, depthwise, onednn, residual
 from mm_vitbackbones.ops.kernels import depthwise as kernels
 from mm_vitbackbones.ops.linear import linear as linear_map
 from mm_vitbackbones.ops.norm import for_linear
@@ -119,7 +119,7 @@ def linear(tokens: Tokens, layer: nn.Module) -> Tokens:
     """The same linear map of each token: C -> C'."""
     if isinstance(tokens, Rows):
         return Rows(linear_map(tokens.rows, layer), tokens.shape)
-    return layer(tokens[0]), onednn.linear(tokens[1], layer)
+    return bias_sums.linear(tokens[0], layer), onednn.linear(tokens[1], layer)
 
 
 def release(tokens: Tokens) -> None:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mm_vitbackbones.ops import context, depthwise, memory
+from mm_vitbackbones.ops import bias_sums, context, depthwise, memory
 from mm_vitbackbones.ops.chained import Forked, finished
 
 
@@ -38,21 +38,21 @@ def linear(x: Tensor, layer: nn.Module, again: bool = False) -> Tensor:
     """
     if usable(x) and context.is_plain(layer) and not _few_for(x, layer):
         return _linear(x, layer, "none")
-    return memory.cheap(layer, x) if again else layer(x)
+    return memory.cheap(layer, x) if again else bias_sums.linear(x, layer)
 
 
 def linear_relu(x: Tensor, layer: nn.Module) -> Tensor:
     """``relu(layer(x))``: (..., C) -> (..., C')."""
     if usable(x) and context.is_plain(layer) and not _few_for(x, layer):
         return _linear(x, layer, "relu")
-    return F.relu(layer(x))
+    return F.relu(bias_sums.linear(x, layer))
 
 
 def linear_gelu(x: Tensor, layer: nn.Module) -> Tensor:
     """``gelu(layer(x))``: (..., C) -> (..., C'). Training computes the GELU again instead of keeping its result."""
     if usable(x) and context.is_plain(layer) and not _few_for(x, layer):
         return _linear(x, layer, "gelu")
-    return memory.cheap(F.gelu, layer(x))
+    return memory.cheap(F.gelu, bias_sums.linear(x, layer))
 
 
 def conv_gelu(grid: Tensor | Forked, conv: nn.Module) -> Tensor:

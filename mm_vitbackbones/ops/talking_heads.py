@@ -51,6 +51,8 @@ def attend(qkv: Tensor, before: nn.Module, after: nn.Module, num_heads: int) -> 
         "list[Tensor]", [of_before["bias"], of_before["weight"], of_after["weight"], of_after["bias"]]
     )
     if not context.is_eager():
+        copies = narrow.of_layer(before), narrow.of_layer(after)
+        weights[:2] = [weight if copy is None else copy[0] for weight, copy in zip(weights, copies, strict=False)]
         weights[0] = weights[0] + 0 * unseen  # which gives the unseen bias a gradient, zeros
     elif torch.is_grad_enabled() and any(x.requires_grad for x in (qkv, unseen, *weights)):
         return _mixed(qkv, unseen, *weights, num_heads)

@@ -200,7 +200,17 @@ def test_a_graph_of_every_family_casts_block_by_block(toy: str, with_cp: bool) -
     for found, other, wanted in zip(compiled, plain, exact, strict=True):
         bound = max(2e-2 * wanted.norm() + 1e-3 * whole, 1.5 * (other - wanted).norm())
         assert (found - wanted).norm() <= bound
-    blocks = sum(isinstance(part, ResidualBlock) for part in network.modules())
+    blocks = [part for part in network.modules() if isinstance(part, ResidualBlock)]
     forward, *backward = graphs
-    assert 0 < len(casts(forward)) <= blocks
+    assert 0 < len(casts(forward)) <= len(blocks)
     assert all(len(casts(nodes)) >= len(casts(forward)) for nodes in backward)
+    # Each copy is used: its gradient is no tensor of zeros, and no weight of a block is cast alone.
+    of_gradients = [
+        gradient for nodes in backward for node in nodes if node.target in CASTS for gradient in node.args[1]
+    ]
+    assert not [gradient for gradient in of_gradients if gradient.target in (aten.zeros.default, aten.full.default)]
+    inside = {part for block in blocks for part in block.modules() if isinstance(part, nn.Linear)}
+    outside = {part for part in network.modules() if isinstance(part, nn.Linear)} - inside
+    of_blocks = {part.weight.shape for part in inside} - {part.weight.shape for part in outside}
+    alone = [node.args[0] for node in forward if node.target is aten._to_copy.default]
+    assert not of_blocks & {source.meta["val"].shape for source in alone if source.op == "placeholder"}
