@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -153,8 +153,8 @@ def of_layer(layer: nn.Module) -> tuple[Tensor, Tensor | None] | None:
 def _in_graph(block: nn.Module) -> dict[nn.Module, tuple[Tensor, Tensor | None]] | None:
     if not context.is_compiling_to_run():
         return None
-    layers = [part for part in block.modules() if _is_linear(part) and context.is_plain(part)]
-    layers = [layer for layer in layers if _is_wide(layer)]
+    linear = [cast(nn.Linear, part) for part in block.modules() if _is_linear(part) and context.is_plain(part)]
+    layers = [layer for layer in linear if _is_wide(layer)]
     if not layers or context.device_type(layers[0].weight) != "cuda":
         return None
     dtype = context.autocast_dtype(layers[0].weight.device)
@@ -164,14 +164,14 @@ def _in_graph(block: nn.Module) -> dict[nn.Module, tuple[Tensor, Tensor | None]]
     # A weight that is frozen has no gradient, which nobody shall compute.
     trained = [layer.weight for layer in layers if layer.weight.requires_grad]
     frozen = [layer.weight for layer in layers if not layer.weight.requires_grad]
-    cast = iter(_Narrow.apply(dtype, len(trained), *trained, *biases, *frozen))
-    weights = {layer: next(cast) for layer in layers if layer.weight.requires_grad}
-    of_layers = {layer: None if layer.bias is None else next(cast) for layer in layers}
-    weights.update({layer: next(cast) for layer in layers if not layer.weight.requires_grad})
+    copies = iter(_Narrow.apply(dtype, len(trained), *trained, *biases, *frozen))
+    weights = {layer: next(copies) for layer in layers if layer.weight.requires_grad}
+    of_layers = {layer: None if layer.bias is None else next(copies) for layer in layers}
+    weights.update({layer: next(copies) for layer in layers if not layer.weight.requires_grad})
     return {layer: (weights[layer], bias) for layer, bias in of_layers.items()}
 
 
-def _is_wide(layer: nn.Module) -> bool:
+def _is_wide(layer: nn.Linear) -> bool:
     """Whether its parameters are ordinary tensors in fp32: those of other classes have casts of their own."""
     own = [parameter for parameter in (layer.weight, layer.bias) if parameter is not None]
     return all(type(parameter) in _TENSORS and parameter.dtype == torch.float32 for parameter in own)
