@@ -111,8 +111,9 @@ class _Projected(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         (weight,) = ctx.saved_tensors
-        sums = grad.flatten(0, -2).sum(0, dtype=weight.dtype)
-        of_values = (weight * sums[:, None]).sum(0)
+        sums = _column_sums(grad.flatten(0, -2), weight.dtype)
+        with context.autocast_to(grad.device, None):
+            of_values = torch.mm(sums.unsqueeze(0), weight)[0]
         return grad, sums.to(ctx.dtypes[0]), None, of_values.to(ctx.dtypes[1])
 
 
@@ -126,4 +127,15 @@ class _Summed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        return grad, grad[..., : ctx.width].flatten(0, -2).sum(0, dtype=ctx.dtype)
+        return grad, _column_sums(grad[..., : ctx.width].flatten(0, -2), ctx.dtype)
+
+
+def _column_sums(rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """(R, C) -> (C,). Where a product can give a wider type it is one kernel, a sum over many rows is two."""
+    if rows.is_cuda and rows.dtype != dtype and dtype == torch.float32 and _HAS_WIDE_PRODUCTS:
+        return torch.mm(rows.new_ones(1, rows.shape[0]), rows, out_dtype=dtype).view(-1)
+    return rows.sum(0, dtype=dtype)
+
+
+_HAS_WIDE_PRODUCTS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 10)
+"""Before, PyTorch's compiler knows no products in another type than that of their factors."""
