@@ -44,6 +44,10 @@ from mm_vitbackbones.ops import context
 from mm_vitbackbones.registry import BACKBONES
 
 toys = pytest.mark.parametrize("toy", TOYS)
+few_toys = pytest.mark.parametrize(
+    "toy",
+    [pytest.param(toy, marks=[] if toy in ("coat", "pvt_v2", "swin", "vit") else pytest.mark.slow) for toy in TOYS],
+)
 modes = pytest.mark.parametrize("mode", MODES.values(), ids=MODES.keys())
 one_process = pytest.mark.xdist_group("attachments_in_new_processes")
 inferences = pytest.mark.parametrize("inference", [torch.no_grad, torch.inference_mode])
@@ -385,7 +389,7 @@ def answers(request: pytest.FixtureRequest) -> dict[tuple[str, str], object]:
 
 
 @one_process
-@toys
+@few_toys
 @pytest.mark.parametrize("what", ["trace", "trace_after_an_inference"])
 def test_a_trace_works_in_a_new_process_and_leaves_the_fast_forms_on(toy, what, answers):
     result = answers[what, toy]
@@ -405,7 +409,7 @@ def test_the_fast_forms_are_back_when_what_was_attached_is_gone(toy):
 
 
 @one_process
-@toys
+@few_toys
 def test_mmengine_counts_the_operations_in_a_new_process(toy, answers):
     assert answers["complexity", toy] is None
 

@@ -30,6 +30,12 @@ from mm_vitbackbones.registry import BACKBONES, MODELS
 
 VARIANTS = [(family, arch) for family in families().values() for arch in family.archs]
 toys = pytest.mark.parametrize("toy", TOYS.values(), ids=TOYS.keys())
+NEAR_OTHERS = "coat_lite", "mit", "pit_distilled", "pvt_v2_linear", "vit_windows"
+"""Toys whose blocks are nearly those of others."""
+
+
+def marks_of(toy: str) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.slow] if toy in NEAR_OTHERS else []
 
 
 SUBSETS = [subset for n in (1, 2, 3, 4) for subset in itertools.combinations(range(4), n)]
@@ -412,7 +418,7 @@ def test_images_of_other_channel_counts(toy, in_channels):
         backbone(torch.randn(1, 3, 32, 32))
 
 
-@toys
+@pytest.mark.parametrize("toy", [pytest.param(TOYS[toy], id=toy, marks=marks_of(toy)) for toy in TOYS])
 def test_block_and_backbone_compile_to_one_graph(toy):
     torch._dynamo.reset()  # the limit of recompilations counts those of other tests too
     torch.manual_seed(7)
