@@ -160,15 +160,16 @@ def _in_graph(block: nn.Module) -> dict[nn.Module, tuple[Tensor, Tensor | None]]
     dtype = context.autocast_dtype(layers[0].weight.device)
     if dtype is None:
         return None
-    biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
     # A weight that is frozen has no gradient, which nobody shall compute.
-    trained = [layer.weight for layer in layers if layer.weight.requires_grad]
-    frozen = [layer.weight for layer in layers if not layer.weight.requires_grad]
-    copies = iter(_Narrow.apply(dtype, len(trained), *trained, *biases, *frozen))
-    weights = {layer: next(copies) for layer in layers if layer.weight.requires_grad}
-    of_layers = {layer: None if layer.bias is None else next(copies) for layer in layers}
-    weights.update({layer: next(copies) for layer in layers if not layer.weight.requires_grad})
-    return {layer: (weights[layer], bias) for layer, bias in of_layers.items()}
+    trained = [layer for layer in layers if layer.weight.requires_grad]
+    layers = [*trained, *(layer for layer in layers if not layer.weight.requires_grad)]
+    biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
+    copies = _Narrow.apply(dtype, len(trained), *(layer.weight for layer in layers), *biases)
+    weights, of_biases = copies[: len(layers)], iter(copies[len(layers) :])
+    return {
+        layer: (weight, None if layer.bias is None else next(of_biases))
+        for layer, weight in zip(layers, weights, strict=True)
+    }
 
 
 def _is_wide(layer: nn.Linear) -> bool:
@@ -187,11 +188,11 @@ class _Narrow(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        of_trained = _cast(grads[: ctx.trained], torch.float32) if ctx.trained else []
-        return None, None, *of_trained, *(None,) * (len(grads) - ctx.trained)
+        return None, None, *_cast(grads[: ctx.trained], torch.float32), *(None,) * (len(grads) - ctx.trained)
 
 
 def _cast(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
     out = [torch.empty_like(x, dtype=dtype) for x in tensors]
-    torch._foreach_copy_(out, [*tensors])
+    if out:
+        torch._foreach_copy_(out, [*tensors])
     return out
