@@ -7,10 +7,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from functorch.compile import make_boxed_func
 from torch import Tensor, nn
-from torch._dynamo.backends.common import aot_autograd
 
+from helpers.graphs import needs_graphs_that_run, noting
 from mm_vitbackbones.backbones.swin import WindowAttention
 from mm_vitbackbones.layers import FeedForward
 from mm_vitbackbones.layers.attention import SelfAttention
@@ -18,9 +17,7 @@ from mm_vitbackbones.ops import attention, bias_sums, context
 
 aten = torch.ops.aten
 OURS = torch.ops.mm_vitbackbones
-pytestmark = pytest.mark.skipif(
-    not hasattr(torch.compiler, "is_exporting"), reason="this PyTorch cannot tell a graph from an export"
-)
+pytestmark = needs_graphs_that_run
 
 
 @pytest.fixture(autouse=True)
@@ -57,15 +54,11 @@ def test_maps_around_attention_have_the_gradients_of_the_modules(biased: bool) -
 
 def graphs_of(module: nn.Module, x: Tensor) -> tuple[list[Tensor], list[Any]]:
     """The result and the gradients of a graph for CUDA of one size, and the nodes of its forward and backward pass."""
-    nodes: list[Any] = []
-
-    def compiler(graph: Any, _: Any) -> Any:
-        nodes.extend(graph.graph.nodes)
-        return make_boxed_func(graph.forward)
-
-    backend = aot_autograd(fw_compiler=compiler, bw_compiler=compiler)
+    graphs: list[list[Any]] = []
     with context.pretend_device("cuda"):
-        return gradients(torch.compile(module, backend=backend, fullgraph=True, dynamic=False)(x), x, module), nodes
+        out = torch.compile(module, backend=noting(graphs), fullgraph=True, dynamic=False)(x)
+        found = gradients(out, x, module)
+    return found, [node for nodes in graphs for node in nodes]
 
 
 def widths_of_sums(nodes: list[Any]) -> list[int]:
@@ -125,12 +118,6 @@ def test_a_frozen_bias_gets_no_gradient(part: str) -> None:
 def test_elsewhere_the_modules_are_called() -> None:
     module, x = FeedForward(6, 20), torch.randn(2, 6, requires_grad=True)
     assert not bias_sums.is_for(x, module.fc1)  # eager
-    nodes: list[Any] = []
-
-    def compiler(graph: Any, _: Any) -> Any:
-        nodes.extend(graph.graph.nodes)
-        return make_boxed_func(graph.forward)
-
-    backend = aot_autograd(fw_compiler=compiler, bw_compiler=compiler)
-    torch.compile(module, backend=backend, fullgraph=True)(x).sum().backward()
-    assert OURS.gelu_backward.default not in {node.target for node in nodes}
+    graphs: list[list[Any]] = []
+    torch.compile(module, backend=noting(graphs), fullgraph=True)(x).sum().backward()
+    assert OURS.gelu_backward.default not in {node.target for nodes in graphs for node in nodes}

@@ -6,11 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from functorch.compile import make_boxed_func
 from torch import Tensor, nn
-from torch._dynamo.backends.common import aot_autograd
 
 from helpers.agreement import image
+from helpers.graphs import needs_graphs_that_run, noting
 from helpers.toys import TOYS
 from mm_vitbackbones.layers import FeedForward
 from mm_vitbackbones.layers.attention import SelfAttention
@@ -19,9 +18,7 @@ from mm_vitbackbones.ops import context, narrow
 
 aten = torch.ops.aten
 CASTS = (aten._foreach_copy.default, aten._foreach_copy_.default)
-pytestmark = pytest.mark.skipif(
-    not hasattr(torch.compiler, "is_exporting"), reason="this PyTorch cannot tell a graph from an export"
-)
+pytestmark = needs_graphs_that_run
 
 
 @pytest.fixture(autouse=True)
@@ -54,14 +51,9 @@ def gradients(network: nn.Module, call: Any, x: Tensor) -> list[Tensor | None]:
 
 
 def graphs_of(network: nn.Module, x: Tensor) -> tuple[list[Tensor | None], list[list[Any]]]:
-    """The result and the gradients of graphs for CUDA, and the targets of each."""
+    """The result and the gradients of graphs for CUDA, and the nodes of each."""
     graphs: list[list[Any]] = []
-
-    def compiler(graph: Any, _: Any) -> Any:
-        graphs.append([node for node in graph.graph.nodes if node.op == "call_function"])
-        return make_boxed_func(graph.forward)
-
-    backend = aot_autograd(fw_compiler=compiler, bw_compiler=compiler)
+    backend = noting(graphs)
     with context.pretend_device("cuda"):
         return gradients(network, torch.compile(network, backend=backend, fullgraph=True, dynamic=False), x), graphs
 
@@ -130,12 +122,7 @@ def test_without_gradients_a_block_casts_its_ordinary_parameters_once(is_other: 
     if is_other:
         fc1 = network.blocks[0].ffn.fc1
         fc1.weight = nn.Parameter(fc1.weight.detach().as_subclass(Other))
-
-    def compiler(graph: Any, _: Any) -> Any:
-        graphs.append([*graph.graph.nodes])
-        return make_boxed_func(graph.forward)
-
-    backend = aot_autograd(fw_compiler=compiler, inference_compiler=compiler)
+    backend = noting(graphs)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         expected = network(x)
         with context.pretend_device("cuda"):
@@ -146,29 +133,19 @@ def test_without_gradients_a_block_casts_its_ordinary_parameters_once(is_other: 
 
 def test_without_autocast_nothing_is_cast() -> None:
     network, x = Network(1), torch.randn(2, 5, 8)
-    graphs: list[Any] = []
-
-    def compiler(graph: Any, _: Any) -> Any:
-        graphs.extend(graph.graph.nodes)
-        return make_boxed_func(graph.forward)
-
+    graphs: list[list[Any]] = []
     with context.pretend_device("cuda"):
-        torch.compile(network, backend=aot_autograd(fw_compiler=compiler, bw_compiler=compiler))(x).sum().backward()
+        torch.compile(network, backend=noting(graphs))(x).sum().backward()
     assert graphs
-    assert not [node for node in graphs if node.target in CASTS]
+    assert not [count for nodes in graphs for count in casts(nodes)]
 
 
 def test_a_compiled_block_casts_by_itself() -> None:
     network, x = Network(1), torch.randn(2, 5, 8)
     expected = gradients(network, network, x)
     graphs: list[list[Any]] = []
-
-    def compiler(graph: Any, _: Any) -> Any:
-        graphs.append([*graph.graph.nodes])
-        return make_boxed_func(graph.forward)
-
     with context.pretend_device("cuda"):
-        compile_blocks({network.blocks[0]: 0}, backend=aot_autograd(fw_compiler=compiler, bw_compiler=compiler))
+        compile_blocks({network.blocks[0]: 0}, backend=noting(graphs))
         agree(gradients(network, network, x), expected)
     assert [casts(nodes) for nodes in graphs] == [[8], [4]]
     assert narrow.graph.copies is None
@@ -182,10 +159,6 @@ def test_a_graph_of_every_family_casts_block_by_block(toy: str, with_cp: bool) -
     network, x = TOYS[toy](drop_path_rate=0.0, with_cp=with_cp).train(), image()
     graphs: list[list[Any]] = []
 
-    def compiler(graph: Any, _: Any) -> Any:
-        graphs.append([*graph.graph.nodes])
-        return make_boxed_func(graph.forward)
-
     def step(call: Any, autocast: bool = True) -> list[Tensor]:
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             levels = [level for level in call(x) if level.requires_grad]
@@ -193,7 +166,7 @@ def test_a_graph_of_every_family_casts_block_by_block(toy: str, with_cp: bool) -
         return [*levels, *torch.autograd.grad(levels, [*network.parameters()], weights)]
 
     exact, plain = step(network, autocast=False), step(network)
-    backend = aot_autograd(fw_compiler=compiler, bw_compiler=compiler)
+    backend = noting(graphs)
     with context.pretend_device("cuda"):
         compiled = step(torch.compile(network, backend=backend, fullgraph=True, dynamic=False))
     whole = torch.stack([x.norm() for x in exact]).norm()  # some gradients are zero but for rounding
