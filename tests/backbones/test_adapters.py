@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from helpers.attachments import MODES, difference, random_image, random_network, run
 from helpers.memory import kept_bytes
 from helpers.peft import needs_peft, peft  # noqa: F401
-from helpers.toys import TOYS
+from helpers.toys import TOYS, only
 from mm_vitbackbones import adapters
 from mm_vitbackbones.backbones import Backbone, CoaT, DINOv3, PiT, Swin, ViT
 from mm_vitbackbones.backbones.columnar import ColumnarBackbone
@@ -26,9 +26,7 @@ from mm_vitbackbones.ops import context
 
 slow = pytest.mark.slow
 toys = pytest.mark.parametrize("toy", TOYS)
-some_toys = pytest.mark.parametrize(
-    "toy", [pytest.param(toy, marks=[] if toy in ("dinov3", "coat", "pvt_v2") else slow) for toy in TOYS]
-)
+some_toys = only("dinov3", "coat", "pvt_v2")
 pytestmark = [needs_peft, pytest.mark.usefixtures("peft")]
 ASKED = dict(rank=4, alpha=6, targets="all")
 SCALE = 6 / 4

@@ -37,17 +37,14 @@ from helpers.attachments import (
     run_plain,
 )
 from helpers.paths import ROOT
-from helpers.toys import TOYS
+from helpers.toys import TOYS, only
 from mm_vitbackbones.backbones import Backbone
 from mm_vitbackbones.measuring import OperatorCount
 from mm_vitbackbones.ops import context
 from mm_vitbackbones.registry import BACKBONES
 
 toys = pytest.mark.parametrize("toy", TOYS)
-few_toys = pytest.mark.parametrize(
-    "toy",
-    [pytest.param(toy, marks=[] if toy in ("coat", "pvt_v2", "swin", "vit") else pytest.mark.slow) for toy in TOYS],
-)
+few_toys = only("coat", "pvt_v2", "swin", "vit")
 modes = pytest.mark.parametrize("mode", MODES.values(), ids=MODES.keys())
 one_process = pytest.mark.xdist_group("attachments_in_new_processes")
 inferences = pytest.mark.parametrize("inference", [torch.no_grad, torch.inference_mode])

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from helpers.agreement import error
 from helpers.families import blocks_of
-from helpers.toys import BY_FAMILY, TOYS
+from helpers.toys import BY_FAMILY, TOYS, only
 from helpers.toys.pit import PIT
 from mm_vitbackbones.backbones import PVT, Backbone, CoaT, MViTv2, PiT, PVTv2
 from mm_vitbackbones.backbones.base import Level, Part
@@ -32,10 +32,6 @@ VARIANTS = [(family, arch) for family in families().values() for arch in family.
 toys = pytest.mark.parametrize("toy", TOYS.values(), ids=TOYS.keys())
 NEAR_OTHERS = "coat_lite", "mit", "pit_distilled", "pvt_v2_linear", "vit_windows"
 """Toys whose blocks are nearly those of others."""
-
-
-def marks_of(toy: str) -> list[pytest.MarkDecorator]:
-    return [pytest.mark.slow] if toy in NEAR_OTHERS else []
 
 
 SUBSETS = [subset for n in (1, 2, 3, 4) for subset in itertools.combinations(range(4), n)]
@@ -418,11 +414,11 @@ def test_images_of_other_channel_counts(toy, in_channels):
         backbone(torch.randn(1, 3, 32, 32))
 
 
-@pytest.mark.parametrize("toy", [pytest.param(TOYS[toy], id=toy, marks=marks_of(toy)) for toy in TOYS])
+@only(*(name for name in TOYS if name not in NEAR_OTHERS))
 def test_block_and_backbone_compile_to_one_graph(toy):
     torch._dynamo.reset()  # the limit of recompilations counts those of other tests too
     torch.manual_seed(7)
-    backbone, image = toy().eval(), torch.randn(1, 3, 64, 96)
+    backbone, image = TOYS[toy]().eval(), torch.randn(1, 3, 64, 96)
     block, inputs = blocks_of(backbone)[0].modules[0], []
     hook = block.register_forward_pre_hook(lambda block, given: inputs.extend(given))
     with torch.no_grad():

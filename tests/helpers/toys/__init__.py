@@ -9,9 +9,11 @@ from __future__ import annotations
 import pkgutil
 from importlib import import_module
 
+import pytest
+
 from helpers.families import COLUMN, SPEC, Family, Toy
 
-__all__ = ["BY_FAMILY", "COLUMN", "RECORDED", "SPEC", "TOYS", "Family", "Toy"]
+__all__ = ["BY_FAMILY", "COLUMN", "RECORDED", "SPEC", "TOYS", "Family", "Toy", "only"]
 
 BY_FAMILY: dict[str, Family] = {
     family.network.__name__: family
@@ -21,3 +23,10 @@ BY_FAMILY: dict[str, Family] = {
 TOYS = {name: toy for family in BY_FAMILY.values() for name, toy in family.toys.items()}
 RECORDED = {name: toy for name, toy in TOYS.items() if toy.recorded}
 """Those to compare with the official networks."""
+
+
+def only(*names: str) -> pytest.MarkDecorator:
+    """A parameter ``toy``: the names of all toys, of which a default run has these."""
+    return pytest.mark.parametrize(
+        "toy", [pytest.param(toy, marks=[] if toy in names else pytest.mark.slow) for toy in TOYS]
+    )
