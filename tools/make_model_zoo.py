@@ -301,19 +301,23 @@ def _table(entries: list[Entry], size: str) -> str:
         f"| config | backbone: M, G at {size} | whole: M | whole: G | result | source | status |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for entry in entries:
-        printed = entry.published
-        cells = [
-            f"[{entry.name}](../configs/{entry.name}.py)",
-            f"{entry.backbone_parameters / 1e6:.2f}, {entry.backbone_multiply_adds / 1e9:.1f}",
-            f"{entry.parameters / 1e6:.2f}" + _in_brackets(printed.get("parameters")),
-            f"{entry.multiply_adds / 1e9:.0f}" + _in_brackets(printed.get("multiply_adds")),
-            _result(printed.get("results", {})),
-            printed.get("source", ""),
-            entry.status,
-        ]
-        rows.append("| " + " | ".join(cell or "-" for cell in cells) + " |")
+    rows += map(row, entries)
     return "\n".join(rows) + "\n"
+
+
+def row(entry: Entry) -> str:
+    """The line of a config on the page."""
+    printed = entry.published
+    cells = [
+        f"[{entry.name}](../configs/{entry.name}.py)",
+        f"{entry.backbone_parameters / 1e6:.2f}, {entry.backbone_multiply_adds / 1e9:.1f}",
+        f"{entry.parameters / 1e6:.2f}" + _in_brackets(printed.get("parameters")),
+        f"{entry.multiply_adds / 1e9:.0f}" + _in_brackets(printed.get("multiply_adds")),
+        _result(printed.get("results", {})),
+        printed.get("source", ""),
+        entry.status,
+    ]
+    return "| " + " | ".join(cell or "-" for cell in cells) + " |"
 
 
 def _in_brackets(value: Any) -> str:
@@ -380,22 +384,25 @@ def metafile(family: str, entries: list[Entry]) -> str:
         "    License: Apache-2.0",
         "Models:",
     ]
-    for entry in entries:
-        lines += [
-            f"  - Name: {entry.name}",
-            f"    In Collection: {family}",
-            f"    Config: configs/{entry.name}.py",
-            "    Metadata:",
-            f"      Parameters: {entry.parameters}",
-            f"      FLOPs: {entry.multiply_adds}",
-            f"      Training Data: {'COCO' if entry.task == 'detection' else 'ADE20K'}",
-        ]
-        if entry.checkpoint:
-            lines += [f"      Pretrained Weights: {entry.checkpoint}"]
-        if results := entry.published.get("results"):
-            lines += ["    Results:"]
-            lines += _metafile_results(entry, results)
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *map(record, entries)]) + "\n"
+
+
+def record(entry: Entry) -> str:
+    """The lines of a config in the metafile of its family."""
+    lines = [
+        f"  - Name: {entry.name}",
+        f"    In Collection: {entry.family}",
+        f"    Config: configs/{entry.name}.py",
+        "    Metadata:",
+        f"      Parameters: {entry.parameters}",
+        f"      FLOPs: {entry.multiply_adds}",
+        f"      Training Data: {'COCO' if entry.task == 'detection' else 'ADE20K'}",
+    ]
+    if entry.checkpoint:
+        lines += [f"      Pretrained Weights: {entry.checkpoint}"]
+    if results := entry.published.get("results"):
+        lines += ["    Results:", *_metafile_results(entry, results)]
+    return "\n".join(lines)
 
 
 def _metafile_results(entry: Entry, results: Mapping[str, float]) -> list[str]:
