@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from helpers.agreement import build, error, gradient_error, gradients, image, infer
+from helpers.agreement import autocast, build, error, gradient_error, gradients, image, infer, loss_of
 from helpers.toys import BY_FAMILY, TOYS
 from mm_vitbackbones.backbones import Backbone, Swin
 from mm_vitbackbones.ops.kernels import registration
@@ -46,6 +46,19 @@ def shallow(name: str) -> Backbone:
     few = {"depths": in_stages} if in_stages else {"depth": 2}
     torch.manual_seed(0)
     return family(arch=dataclasses.replace(spec, **few), drop_path_rate=0.0)
+
+
+def capture(run: Callable[[], object]) -> torch.cuda.CUDAGraph:
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(2):
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph
 
 
 def bound_of(narrow: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
@@ -120,20 +133,40 @@ def test_training_with_a_gradient_scaler_learns(toy: str) -> None:
 def test_a_cuda_graph_of_inference_gives_the_same(toy: str, dtype: torch.dtype, bound: float) -> None:
     network = build(toy).to(DEVICE, dtype).eval()
     first, second = image().to(DEVICE, dtype), image().flip(0).to(DEVICE, dtype)
-    place = first.clone()
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(2):
-            infer(network, place)
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        maps = infer(network, place)
+    place, maps = first.clone(), [torch.empty(0)]
+
+    def run() -> None:
+        maps[:] = infer(network, place)
+
+    graph = capture(run)
     for x in (first, second):
         place.copy_(x)
         graph.replay()
         assert error(maps, infer(network, x)) < bound
+
+
+@each_toy
+@pytest.mark.parametrize(("dtype", "bound"), [(None, 1e-4), (torch.bfloat16, 2e-2)], ids=str)
+def test_a_cuda_graph_of_a_training_step_gives_the_same_gradients(
+    toy: str, dtype: torch.dtype | None, bound: float
+) -> None:
+    network = build(toy).to(DEVICE).train()
+    first, second = image().to(DEVICE), image().flip(0).to(DEVICE)
+    expected = [gradients(network, x, dtype)[1:] for x in (first, second)]
+    place = first.clone()
+
+    def step() -> None:
+        network.zero_grad(set_to_none=True)
+        with autocast(place, dtype):
+            maps = network(place)
+        loss_of(maps).backward()
+
+    graph = capture(step)
+    for x, of_x in zip((first, second), expected, strict=True):
+        place.copy_(x)
+        graph.replay()
+        captured = [p.grad for p in network.parameters()]
+        assert gradient_error([x, *captured], [x, *of_x]) < bound  # the image stands where its gradient would
 
 
 def toy_of(name: str) -> Callable[[], Backbone]:

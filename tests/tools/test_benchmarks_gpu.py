@@ -49,6 +49,17 @@ def test_each_contender_is_measured_in_each_of_its_cases_once() -> None:
     assert BEFORE not in {task.contender for task in tasks(CONTENDERS, PARTS, before=False)}
 
 
+def test_inference_and_the_training_whose_kernels_are_compared_with_the_clock_are_captured() -> None:
+    captured = {task for task in tasks([NETWORK], PARTS, before=False) if worker.has_graph(task, "cuda")}
+    assert {(task.part, task.case) for task in captured} == {
+        ("train", TRAIN_512),
+        ("inference", INFER_512),
+        ("inference", INFER_800),
+        ("compiled", INFER_800),
+    }
+    assert not any(worker.has_graph(task, "cpu") for task in captured)
+
+
 def test_every_network_has_aims_a_title_and_a_compiled_peer() -> None:
     assert {*CONTENDERS} == {*page.AIMS} == {*page.TITLES} == {*BEST_COMPILED}
     for network, peer in BEST_COMPILED.items():
@@ -719,7 +730,7 @@ def made(*records: Any, runs: tuple[Any, ...] = (NEW, OLD)) -> str:
 
 def test_the_page_says_what_was_reached_before_and_now() -> None:
     text = made(
-        record(OURS, "train", TRAIN_512, ms=10.0, peak_mib=300.0),
+        record(OURS, "train", TRAIN_512, ms=10.0, peak_mib=300.0, graph_ms=8.4),
         record(OURS, "train", TRAIN_512, "kernels", cuda_ms=8.0, kernels=900),
         record(BEFORE, "train", TRAIN_512, ms=20.0, peak_mib=100.0),
         record(LIGHT, "train", TRAIN_512, ms=11.0, peak_mib=170.0),
@@ -738,9 +749,9 @@ def test_the_page_says_what_was_reached_before_and_now() -> None:
     )
     assert "| PVT-Small | time with `with_cp` over without, 512x512 batch 16 | 115% | - | 110% | - | - |" in text
     assert "| MiT-B2 | training, 512x512 batch 16 | x1.3 | - | not measured | - | - |" in text
-    assert "| PVT-Small | - | 125%: not reached |" in text
-    assert "| 512x512 batch 16 | ours | 10.00 | 1.00 | 8.00 | 900 | 300 | 1.00 |" in text
-    assert "| 512x512 batch 16 | transformers | fails: RuntimeError: a/b |  |  |  |  |  |" in text
+    assert "| PVT-Small | - | 125%: not reached | 105% |" in text
+    assert "| 512x512 batch 16 | ours | 10.00 | 1.00 | 8.00 | 900 | 8.40 | 1.00 | 300 | 1.00 |" in text
+    assert "| 512x512 batch 16 | transformers | fails: RuntimeError: a/b |  |  |  |  |  |  |  |" in text
 
 
 def test_the_page_compares_the_durations_of_kernels_and_marks_figures_of_an_earlier_run() -> None:
@@ -750,7 +761,7 @@ def test_the_page_compares_the_durations_of_kernels_and_marks_figures_of_an_earl
     row = "training, 512x512 batch 16 | x1.3 | - | x1.50 | x2.50 | mmdet, 30.00 ms |"
     assert f"| PVT-Small \\* | {row}" in text
     assert "| PVT-Small | training, 800x1344 batch 2 |" in text
-    assert "| PVT-Small | - | 250%: not reached |" in text
+    assert "| PVT-Small | - | 250%: not reached | not measured |" in text
     assert "| 512x512 batch 16 | mmdet \\* | 30.00 | 1.50 |" in text
     assert "| 512x512 batch 16 | ours | 20.00 |" in text
     assert "| 512x512 batch 16 | ours \\* | 20.00 |" in made({**now[1], "run": 1}, now[0])
@@ -796,7 +807,7 @@ def test_figures_of_two_machines_are_shown_and_not_compared() -> None:
     assert "- Only figures of the same machine are compared with each other.\n" in text
     assert "| PVT-Small | training, 512x512 batch 16 | x1.3 | - | not measured | - | - |" in text
     assert "| PVT-Small \\*\\* | training, 800x1344 batch 2 | x1.3 | - | x1.50 | - | mmdet, 30.00 ms |" in text
-    assert "| 512x512 batch 16 | mmdet \\* | 30.00 | - | - | - | 1 | - |" in text
+    assert "| 512x512 batch 16 | mmdet \\* | 30.00 | - | - | - | - | - | 1 | - |" in text
     assert "| 800x1344 batch 2 | mmdet \\*\\* | 30.00 | 1.50 |" in text
     assert (
         "| PVT-Small \\* | inference, 800x1344 batch 1 | x1.3 | - | x1.00: not reached | - | mmdet, 3.00 ms |" in text

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from . import measuring
-from .cases import SMOKE_SIZE, Task
+from .cases import SMOKE_SIZE, TRAIN_512, Task
 from .contenders import find, prepare_imports
 
 
@@ -147,7 +147,7 @@ def _time(tasks: list[Task], models: Models, order: Mapping[str, Any], parent: P
         for _ in range(measuring.TURNS):
             attempts.each(lambda task: clocks[task].turn())
         attempts.each(finish)
-    if _has_graph(tasks[0], device):
+    if has_graph(tasks[0], device):
         attempts.each(lambda task: values[task].update(_graph(clocks[task].run, device, parent)))
     attempts.each(lambda task: parent.record(task, **values[task]))
     for task in clocks:
@@ -186,11 +186,15 @@ def _start_profiler(device: str) -> None:
     measuring.kernels(lambda: torch.zeros(1, device=device) + 1, device)
 
 
-def _has_graph(task: Task, device: str) -> bool:
-    return task.case.mode != "train" and task.part != "large" and device != "cpu"
+def has_graph(task: Task, device: str) -> bool:
+    """Inference, and of training the case whose time is also compared with that of its kernels."""
+    if device == "cpu" or task.part == "large":
+        return False
+    return task.case.mode != "train" or (task.part, task.case) == ("train", TRAIN_512)
 
 
 def _graph(run: measuring.Run, device: str, parent: Parent) -> dict[str, Any]:
+    measuring.release(device)  # a graph has memory of its own
     try:
         graph = measuring.capture(run)
         with parent.alone():
@@ -244,7 +248,7 @@ def _compiled(task: Task, order: Mapping[str, Any], parent: Parent) -> dict[str,
     with parent.alone():
         spent["ms"] = measuring.milliseconds(run, device)
         spent["peak_mib"] = measuring.peak_mib(run, owner, device)
-    if _has_graph(task, device):
+    if has_graph(task, device):
         spent |= _graph(run, device, parent)
     try:
         return {**spent, **_kernels(run, device, parent)}
