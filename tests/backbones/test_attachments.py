@@ -37,7 +37,7 @@ from helpers.attachments import (
     run_plain,
 )
 from helpers.paths import ROOT
-from helpers.toys import TOYS, only
+from helpers.toys import TOYS, different_toys, only
 from mm_vitbackbones.backbones import Backbone
 from mm_vitbackbones.measuring import OperatorCount
 from mm_vitbackbones.ops import context
@@ -117,7 +117,7 @@ ON_LINEARS = {
 }
 
 
-@toys
+@different_toys
 @modes
 @pytest.mark.parametrize("what", ON_LINEARS)
 def test_what_is_attached_to_linears_counts(toy, mode, what):
@@ -140,7 +140,7 @@ def test_adapters_count_in_what_the_backward_pass_computes_again(toy, with_cp):
     check_linears(attached, names, toy, MODES["training"])
 
 
-@toys
+@different_toys
 @modes
 @pytest.mark.parametrize("change", [pruned, weight_normed])
 def test_weights_that_are_made_of_others_count_and_follow_them(toy, mode, change):
@@ -281,7 +281,7 @@ def test_backward_hooks_fire_once_per_backward_pass(toy):
     assert difference(*results) < MODES["training"].tolerance
 
 
-@toys
+@different_toys
 @modes
 @pytest.mark.parametrize("place", ["ffn", "norm"])
 def test_an_identity_in_place_of_a_module_is_one(toy, mode, place):
@@ -449,7 +449,7 @@ def replace(p: Tensor, other: Tensor) -> None:
     p.data = other.detach().clone()
 
 
-@toys
+@different_toys
 @inferences
 @pytest.mark.parametrize("write", [multiply, average, write_by_numpy, replace])
 def test_inference_sees_weights_that_leave_no_trace_of_a_change(toy, inference, write):

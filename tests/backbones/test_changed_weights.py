@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from helpers.agreement import build, error, gradient_error, image, loss_of
-from helpers.toys import TOYS
+from helpers.toys import different_toys
 from mm_vitbackbones.ops import context
 
 KINDS = nn.Linear, nn.LayerNorm, nn.Conv2d
@@ -57,7 +57,7 @@ CHANGES = [
 ]
 
 
-@pytest.mark.parametrize("toy", TOYS)
+@different_toys
 @pytest.mark.parametrize("change", CHANGES)
 def test_the_next_pass_takes_the_weights_as_they_are(toy: str, change: Callable[[nn.Module], None]) -> None:
     network, x, maps, found = build(toy, with_cp="all_but_attention").train(), image(33, 40), {}, {}

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from helpers.agreement import error
 from helpers.families import blocks_of
-from helpers.toys import BY_FAMILY, TOYS, only
+from helpers.toys import BY_FAMILY, TOYS, different_toys, only
 from helpers.toys.pit import PIT
 from mm_vitbackbones.backbones import PVT, Backbone, CoaT, MViTv2, PiT, PVTv2
 from mm_vitbackbones.backbones.base import Level, Part
@@ -30,9 +30,6 @@ from mm_vitbackbones.registry import BACKBONES, MODELS
 
 VARIANTS = [(family, arch) for family in families().values() for arch in family.archs]
 toys = pytest.mark.parametrize("toy", TOYS.values(), ids=TOYS.keys())
-NEAR_OTHERS = "coat_lite", "mit", "pit_distilled", "pvt_v2_linear", "vit_windows"
-"""Toys whose blocks are nearly those of others."""
-
 
 SUBSETS = [subset for n in (1, 2, 3, 4) for subset in itertools.combinations(range(4), n)]
 
@@ -414,8 +411,8 @@ def test_images_of_other_channel_counts(toy, in_channels):
         backbone(torch.randn(1, 3, 32, 32))
 
 
-@only(*(name for name in TOYS if name not in NEAR_OTHERS))
-def test_block_and_backbone_compile_to_one_graph(toy):
+@different_toys
+def test_block_compiles_to_one_graph(toy):
     torch._dynamo.reset()  # the limit of recompilations counts those of other tests too
     torch.manual_seed(7)
     backbone, image = TOYS[toy]().eval(), torch.randn(1, 3, 64, 96)
@@ -424,17 +421,25 @@ def test_block_and_backbone_compile_to_one_graph(toy):
     with torch.no_grad():
         backbone(image)
     hook.remove()
-    # The graph is what can break; code generation is the compiler's business and takes minutes. The graph of a block is
-    # split into PyTorch's operators, too; that of a network in a slow test below, as it takes as long again.
+    # The graph is what can break; code generation is the compiler's business and takes minutes.
     with torch.no_grad():
         compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
         torch.testing.assert_close(compiled(*inputs), block(*inputs), rtol=1e-5, atol=1e-5)
-        whole = torch.compile(backbone, fullgraph=True, backend="eager")
-        for a, b in zip(whole(image), backbone(image), strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
     backbone.train()
     trained = torch.compile(block, fullgraph=True, backend="aot_eager")
     tree_leaves(trained(*inputs))[-1].sum().backward()
+
+
+@only("pit", "pvt_v2", "swin")
+def test_backbone_compiles_to_one_graph(toy):
+    torch._dynamo.reset()
+    torch.manual_seed(7)
+    backbone, image = TOYS[toy]().eval(), torch.randn(1, 3, 64, 96)
+    # Its graph alone is traced. The slow test below splits it into PyTorch's operators, too, which takes as long again.
+    whole = torch.compile(backbone, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        for a, b in zip(whole(image), backbone(image), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow

@@ -151,7 +151,7 @@ def test_one_graph_attends_in_shifted_windows_of_grids_of_all_sizes() -> None:
     [
         pytest.param("pvt_v2", {OURS.depthwise.default}, marks=pytest.mark.slow),
         ("coat_lite", {OURS.depthwise.default}),
-        ("swin", {OURS.window_bias.default, OURS.window_biases.default}),
+        pytest.param("swin", {OURS.window_bias.default, OURS.window_biases.default}, marks=pytest.mark.slow),
         ("pvt", {OURS.line_shares.default}),
     ],
 )

@@ -13,7 +13,7 @@ import pytest
 
 from helpers.families import COLUMN, SPEC, Family, Toy
 
-__all__ = ["BY_FAMILY", "COLUMN", "RECORDED", "SPEC", "TOYS", "Family", "Toy", "only"]
+__all__ = ["BY_FAMILY", "COLUMN", "RECORDED", "SPEC", "TOYS", "Family", "Toy", "different_toys", "only"]
 
 BY_FAMILY: dict[str, Family] = {
     family.network.__name__: family
@@ -23,6 +23,8 @@ BY_FAMILY: dict[str, Family] = {
 TOYS = {name: toy for family in BY_FAMILY.values() for name, toy in family.toys.items()}
 RECORDED = {name: toy for name, toy in TOYS.items() if toy.recorded}
 """Those to compare with the official networks."""
+NEAR_OTHERS = "coat_lite", "mit", "pit_distilled", "pvt_v2_linear", "vit_windows"
+"""Toys whose blocks are nearly those of others."""
 
 
 def only(*names: str) -> pytest.MarkDecorator:
@@ -30,3 +32,6 @@ def only(*names: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize(
         "toy", [pytest.param(toy, marks=[] if toy in names else pytest.mark.slow) for toy in TOYS]
     )
+
+
+different_toys = only(*(name for name in TOYS if name not in NEAR_OTHERS))
