@@ -78,7 +78,7 @@ CELLS = [((5, 7), (17, 25), 4), ((5, 7), (9, 12), 8), ((8, 7), (7, 6), 16), ((2,
 def test_gradients_of_cells_are_exact(before: tuple[int, int], after: tuple[int, int], stride: int) -> None:
     grid = torch.randn(2, *before, 3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda grid: resize_cells(grid, 14, stride, after), grid)
-    assert torch.autograd.gradgradcheck(lambda grid: resize_cells(grid, 14, stride, after), grid)
+    assert torch.autograd.gradgradcheck(lambda grid: resize_cells(grid, 14, stride, after), grid, fast_mode=True)
     assert torch.autograd.gradcheck(lambda grid: resize.resized(grid, *after, 14 / stride), grid)
     assert torch.autograd.gradcheck(lambda grid: resize.resized(grid, *after, None), grid)
 
