@@ -44,7 +44,7 @@ class LevelRows(NamedTuple):
         return {level: Rows(part, shape) for part, (level, shape) in zip(rows, self.shapes.items(), strict=True)}
 
 
-Levels = Mapping[int, Pair] | LevelRows
+Levels = Mapping[int, Tokens] | LevelRows
 
 
 def join(levels: Mapping[int, Pair], parts: Sequence[nn.Module], convs: Mapping[int, Any]) -> Levels:
@@ -56,6 +56,8 @@ def join(levels: Mapping[int, Pair], parts: Sequence[nn.Module], convs: Mapping[
     served = all(joint.makes_rows(*pair, convs[level]) for level, pair in levels.items())
     if not served or len({grid.dtype for _, grid in levels.values()}) > 1 or not joint.take_rows(parts):
         return levels
+    if not context.is_eager():  # the compiler puts passes over several levels together by itself
+        return {level: joint.rows_of(*pair) for level, pair in levels.items()}
     flat = [x.flatten(0, 2) for cls, grid in levels.values() for x in (grid, cls)]
     shapes = {level: cast(Shape, tuple(grid.shape[:3])) for level, (_, grid) in levels.items()}
     return LevelRows(torch.cat(flat), shapes)
@@ -63,9 +65,8 @@ def join(levels: Mapping[int, Pair], parts: Sequence[nn.Module], convs: Mapping[
 
 def pairs(levels: Levels) -> Mapping[int, Pair]:
     """Each level as a pair."""
-    if not isinstance(levels, LevelRows):
-        return levels
-    return {level: joint.pair(rows) for level, rows in levels.parts().items()}
+    by_level = levels.parts() if isinstance(levels, LevelRows) else levels
+    return {level: joint.pair(tokens) for level, tokens in by_level.items()}
 
 
 def samples(tokens: Levels | Tokens) -> Tensor:
@@ -86,7 +87,7 @@ def add_convs(levels: Levels, modules: Mapping[int, Any]) -> Levels:
     if isinstance(levels, LevelRows):
         convs = [modules[level].conv for level in levels.shapes]
         return LevelRows(joint.add_convs(levels.rows, levels.flat_shapes, convs), levels.shapes)
-    return {level: (cls, modules[level](grid)) for level, (cls, grid) in levels.items()}
+    return {level: joint.add_conv(tokens, modules[level], modules[level].conv) for level, tokens in levels.items()}
 
 
 def add_branches(
@@ -106,17 +107,17 @@ def add_branches(
     """
     if isinstance(levels, LevelRows) and _have_kernels(levels, attns, ffns):
         return _add_to_rows(levels, attns, ffns, lightly)
-    pairs_of = pairs(levels)
-    attended = []
-    for level, pair in pairs_of.items():
+    tokens_of = pairs(levels) if isinstance(levels, LevelRows) else levels
+    attended: dict[int, Pair] = {}
+    for level, tokens in tokens_of.items():
         attn = attns[level]
-        attended.append(joint.branch_of(pair, attn.norm, attn.function, [attn.norm, *parts[level]]))
-    cls, grids = zip(*attended, strict=True)
-    results: dict[int, Pair] = {}
+        attended[level] = joint.pair(joint.branch_of(tokens, attn.norm, attn.function, [attn.norm, *parts[level]]))
+    cls, grids = zip(*attended.values(), strict=True)
+    results: dict[int, Tokens] = {}
     for level, ffn in ffns.items():
-        height, width = pairs_of[level][1].shape[1:3]
+        height, width = attended[level][1].shape[1:3]
         branches = torch.stack(cls).sum(0), resized_sum(grids, height, width)
-        x = joint.add_fresh(pairs_of[level], *branches, attns[level].drop_path)
+        x = joint.add_fresh(tokens_of[level], *branches, attns[level].drop_path)
         results[level] = joint.add_branch(x, ffn, lightly)
     return results
 

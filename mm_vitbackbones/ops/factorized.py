@@ -42,18 +42,32 @@ def attend_all(
         lightly: calls a function with what follows, or computes it again in the backward pass.
         again: which of these two.
     """
+    of_pair = maps, relative_position, convs, num_heads, lightly
+    if not isinstance(tokens, Rows):
+        return _attend_pair(tokens, *of_pair)
+    if context.is_compiling_to_run():
+        return _attend_rows_in_graph(tokens, *of_pair)
+    found = linear.on_cuda(tokens.rows, *maps)
+    if found is None or any(bias is None for bias in found[1:6:2]):
+        return joint.rows_of(*_attend_pair(joint.pair(tokens), *of_pair))
+    *parameters, dtype = found
+    weights, biases = depthwise.parameters_of(convs)
+    parameters += *weights, *biases
+    if torch.is_grad_enabled():
+        return Rows(_attended(tokens.rows, tokens.shape, num_heads, again, dtype, *parameters), tokens.shape)
+    return Rows(_attend_rows(tokens.rows, tokens.shape, num_heads, dtype, parameters)[-1], tokens.shape)
+
+
+def _attend_pair(
+    tokens: Pair,
+    maps: Sequence[nn.Module],
+    relative_position: Callable[[Tensor], Tensor],
+    convs: Sequence[nn.Module],
+    num_heads: int,
+    lightly: Callable[..., Tensor],
+) -> Pair:
+    """``attend_all`` of a pair."""
     to_query_key, to_value, project = maps
-    if isinstance(tokens, Rows):
-        found = linear.on_cuda(tokens.rows, *maps)
-        if found is None or any(bias is None for bias in found[1:6:2]):
-            given = joint.pair(tokens), maps, relative_position, convs, num_heads, lightly, again
-            return joint.rows_of(*cast(Pair, attend_all(*given)))
-        *parameters, dtype = found
-        weights, biases = depthwise.parameters_of(convs)
-        parameters += *weights, *biases
-        if torch.is_grad_enabled():
-            return Rows(_attended(tokens.rows, tokens.shape, num_heads, again, dtype, *parameters), tokens.shape)
-        return Rows(_attend_rows(tokens.rows, tokens.shape, num_heads, dtype, parameters)[-1], tokens.shape)
     query_key, value = (cast(Pair, joint.linear(tokens, layer)) for layer in (to_query_key, to_value))
     joint.release(tokens)
     (cls_query, cls_key), (query, key) = (x.flatten(1, 2).chunk(2, dim=-1) for x in query_key)
@@ -69,6 +83,28 @@ def attend_all(
 
 
 # ---- on CUDA
+
+
+def _attend_rows_in_graph(
+    tokens: Rows,
+    maps: Sequence[nn.Module],
+    relative_position: Callable[[Tensor], Tensor],
+    convs: Sequence[nn.Module],
+    num_heads: int,
+    lightly: Callable[..., Tensor],
+) -> Rows:
+    """``attend_all`` in a compiled graph: all that is between its maps are two operators."""
+    to_query_key, to_value, project = maps
+    query_key, value = (bias_sums.linear(tokens.rows, layer) for layer in (to_query_key, to_value))
+    if not kernels.served(value, num_heads):
+        return joint.rows_of(*_attend_pair(joint.pair(tokens), maps, relative_position, convs, num_heads, lightly))
+
+    def mixed(query_key: Tensor, value: Tensor, _: Sequence[nn.Module]) -> Tensor:
+        position = relative_position(joint.grid_of(value, tokens.shape)).flatten(0, 2)
+        out = kernels.attend(query_key, value, position, tokens.shape[0], num_heads)[0]
+        return bias_sums.linear(out, project)
+
+    return Rows(lightly(mixed, query_key, value, convs), tokens.shape)
 
 
 def _attend_rows(

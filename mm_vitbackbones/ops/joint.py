@@ -58,9 +58,9 @@ def join(cls: Tensor, grid: Tensor, parts: Sequence[nn.Module], convs: Sequence[
 
 
 def makes_rows(cls: Tensor, grid: Tensor, convs: Sequence[Sequence[nn.Module]]) -> bool:
-    """Whether rows are the form for these tokens; see ``join``."""
-    cuda = context.is_eager_on_cuda(grid) and cls.dtype == grid.dtype and grid.numel() > 0
-    return cuda and all(depthwise.serves(grid, group) for group in convs)
+    """Whether rows are the form for these tokens: on CUDA, where our convolutions run; see ``join``."""
+    may = depthwise.is_for(grid) and cls.dtype == grid.dtype and grid.numel() > 0
+    return may and all(depthwise.serves(grid, group, known=True) for group in convs)
 
 
 def take_rows(parts: Sequence[nn.Module]) -> bool:
@@ -73,6 +73,12 @@ def rows_of(cls: Tensor, grid: Tensor) -> Rows:
     """A pair as rows."""
     batch, height, width = grid.shape[:3]
     return Rows(torch.cat((grid.flatten(0, 2), cls.flatten(0, 2))), (batch, height, width))
+
+
+def grid_of(rows: Tensor, shape: Shape) -> Tensor:
+    """The grid of the tokens in rows (B * H * W + B, C), as a view (B, H, W, C)."""
+    batch, height, width = shape
+    return rows[: batch * height * width].view(batch, height, width, rows.shape[1])
 
 
 def pair(tokens: Tokens) -> Pair:
@@ -103,7 +109,8 @@ def add_convs(rows: Tensor, shapes: Sequence[int], convs: Sequence[nn.Module]) -
         shapes: B, H and W of each, in one list.
     """
     weights, biases = depthwise.parameters_of(convs)
-    if torch.is_grad_enabled():
+    # In graphs the operator itself has a gradient.
+    if torch.is_grad_enabled() and context.is_eager():
         return cast(Tensor, _add_convs(rows, shapes, len(weights), *weights, *biases))
     return kernels.depthwise_of_rows(rows, shapes, weights, biases)
 
@@ -128,12 +135,14 @@ def release(tokens: Tokens) -> None:
         context.release(tokens[1])
 
 
-def branch_of(tokens: Pair, norm: nn.Module, attn: Callable[[Tokens], Tokens], parts: Sequence[nn.Module]) -> Pair:
+def branch_of(tokens: Tokens, norm: nn.Module, attn: Callable[[Tokens], Tokens], parts: Sequence[nn.Module]) -> Tokens:
     """``attn(norm(x))``.
 
     Args:
         parts: the modules that this calls.
     """
+    if isinstance(tokens, Rows):
+        return _of_norm(tokens, norm, attn)
     return residual.branch_of_both(tokens, lambda x: cast(Pair, _of_norm(x, norm, attn)), parts)
 
 
@@ -166,14 +175,19 @@ def add_branches(
     return add_branch(residual.add_both(tokens, branch, [attn.norm, *parts]), ffn, lightly)
 
 
-def add_branch(tokens: Pair, ffn: Any, lightly: Callable[..., Any]) -> Pair:
+def add_branch(tokens: Tokens, ffn: Any, lightly: Callable[..., Any]) -> Tokens:
     """``ffn.add_to`` of both, with one draw of its drop path."""
+    if isinstance(tokens, Rows):
+        ffn = ffn._replace(drop_path=ffn.drop_path.of(tokens))
+        return every(partial(lightly, ffn.add_to), tokens)
     ffn = ffn._replace(drop_path=ffn.drop_path.draw(tokens[1]))
-    return cast(Pair, every(lambda x: residual.add(x, partial(lightly, ffn.of), ffn.parts, ffn.reach), tokens))
+    return every(lambda x: residual.add(x, partial(lightly, ffn.of), ffn.parts, ffn.reach), tokens)
 
 
-def add_fresh(tokens: Pair, cls: Tensor, grid: Tensor, drop_path: Any) -> Pair:
+def add_fresh(tokens: Tokens, cls: Tensor, grid: Tensor, drop_path: Any) -> Tokens:
     """``residual.add_fresh`` of both, of branches that ``drop_path`` drops."""
+    if isinstance(tokens, Rows):
+        return Rows(tokens.rows + drop_path.of(tokens)(rows_of(cls, grid).rows), tokens.shape)
     drop = drop_path.draw(grid)
     return residual.add_fresh(tokens[0], drop(cls)), residual.add_fresh(tokens[1], drop(grid))
 

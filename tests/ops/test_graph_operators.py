@@ -23,6 +23,12 @@ DEPTHWISE = (
     [torch.randn(2, requires_grad=True), torch.randn(3, requires_grad=True)],
 )
 """Weights and biases of two convolutions, of 2 and 3 channels."""
+OF_LEVELS = (
+    [torch.randn(3, 1, 3, 3, requires_grad=True) for _ in range(2)],
+    [torch.randn(3, requires_grad=True) for _ in range(2)],
+)
+"""The same of two levels, of 3 channels each."""
+OF_ROWS = {OURS.depthwise.default, OURS.depthwise_of_rows.default, OURS.factorized_attend.default}
 
 
 @pytest.fixture(autouse=True)
@@ -116,6 +122,8 @@ def test_an_operator_keeps_nothing_in_the_memory_of_a_cuda_graph() -> None:
         ("resized_backward", (torch.randn(2, 17, 25, 3), 5, 7, 3.5)),
         ("depthwise", (torch.randn(2, 4, 5, 5), *DEPTHWISE, False, True)),
         ("depthwise", (torch.randn(2, 4, 5, 5), *DEPTHWISE, True, False)),
+        ("depthwise_of_rows", (torch.randn(2 * 21 + 2 * 7, 3), [2, 4, 5, 2, 2, 3], *OF_LEVELS)),
+        ("factorized_attend", (torch.randn(2 * 6 + 2, 32), torch.randn(14, 16), torch.randn(12, 16), 2, 2)),
         ("gelu_backward", (torch.randn(3, 5), torch.randn(3, 5))),
     ],
     ids=lambda x: x if isinstance(x, str) else "",
@@ -150,13 +158,15 @@ def test_one_graph_attends_in_shifted_windows_of_grids_of_all_sizes() -> None:
     ("toy", "operators"),
     [
         pytest.param("pvt_v2", {OURS.depthwise.default}, marks=pytest.mark.slow),
-        ("coat_lite", {OURS.depthwise.default}),
+        ("coat_lite", OF_ROWS),
+        pytest.param("coat", OF_ROWS, marks=pytest.mark.slow),
         pytest.param("swin", {OURS.window_bias.default, OURS.window_biases.default}, marks=pytest.mark.slow),
         ("pvt", {OURS.line_shares.default}),
     ],
 )
 def test_the_graph_of_a_network_on_cuda_for_one_size(toy: str, operators: set[Any]) -> None:
-    """Depthwise convolutions are operators, tiles and tables are products, windows of a known size are views."""
+    """Depthwise convolutions and factorised attention are operators, tiles and tables are products, windows of a known
+    size are views."""
     torch.manual_seed(0)
     network, image = TOYS[toy](drop_path_rate=0.0).train(), torch.randn(2, 3, 72, 80)
     graphs: list[list[Any]] = []
@@ -175,5 +185,4 @@ def test_the_graph_of_a_network_on_cuda_for_one_size(toy: str, operators: set[An
     found = {node.target for nodes in graphs for node in nodes}
     ours = {node for node in found if getattr(node, "namespace", "") == "mm_vitbackbones"}
     assert {node for node in ours if "backward" not in node.name()} == operators
-    convolutions = {"pvt_v2": True, "coat_lite": False, "swin": False, "pvt": False}  # patches that overlap
-    assert (torch.ops.aten.convolution.default in found) is convolutions[toy]
+    assert (torch.ops.aten.convolution.default in found) is (toy == "pvt_v2")  # whose patches overlap

@@ -472,7 +472,7 @@ depthwise_transposed: Callable[..., Tensor] = registration.operator(
 """The second half: the gradient of the grid, from that of the convolution's result."""
 
 depthwise_of_rows: Callable[..., Tensor] = registration.operator(
-    "depthwise_of_rows(Tensor rows, int[] shapes, Tensor[] weights, Tensor[] biases) -> Tensor",
+    "depthwise_of_rows(Tensor rows, SymInt[] shapes, Tensor[] weights, Tensor[] biases) -> Tensor",
     rows_reference,
     launch_of_rows,
 )
@@ -485,9 +485,32 @@ Args:
 """
 
 depthwise_of_rows_backward: Callable[..., tuple[Tensor, list[Tensor], list[Tensor]]] = registration.operator(
-    "depthwise_of_rows_backward(Tensor grad, Tensor rows, int[] shapes, Tensor[] weights, Tensor[] biases)"
+    "depthwise_of_rows_backward(Tensor grad, Tensor rows, SymInt[] shapes, Tensor[] weights, Tensor[] biases)"
     " -> (Tensor, Tensor[], Tensor[])",
     rows_backward_reference,
     launch_of_rows_backward,
 )
 """The gradients of the rows, the weights and the biases."""
+
+
+def _shapes_of_gradients_of_rows(
+    grad: Tensor, rows: Tensor, shapes: Sequence[int], weights: Sequence[Tensor], biases: Sequence[Tensor]
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    return _shapes_of_gradients(grad, rows, weights, biases, False, True)
+
+
+def _keep_rows(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    rows, ctx.shapes, weights, biases = inputs
+    ctx.count = len(weights)
+    ctx.save_for_backward(rows, *weights, *biases)
+
+
+def _backward_of_rows(ctx: Any, grad: Tensor) -> Any:
+    rows, *parameters = ctx.saved_tensors
+    weights, biases = parameters[: ctx.count], parameters[ctx.count :]
+    of_rows, of_weights, of_biases = depthwise_of_rows_backward(grad, rows, ctx.shapes, weights, biases)
+    return of_rows, None, of_weights, of_biases
+
+
+registration.in_graphs("depthwise_of_rows", lambda rows, *_: _like(rows), _backward_of_rows, _keep_rows)
+registration.in_graphs("depthwise_of_rows_backward", _shapes_of_gradients_of_rows)

@@ -119,7 +119,7 @@ def served(value: Tensor, num_heads: int) -> bool:
 
 
 attend = registration.operator(
-    "factorized_attend(Tensor query_key, Tensor value, Tensor position, int batch, int num_heads)"
+    "factorized_attend(Tensor query_key, Tensor value, Tensor position, SymInt batch, int num_heads)"
     " -> (Tensor, Tensor, Tensor)",
     reference,
     _launch,
@@ -130,3 +130,23 @@ attend_backward = registration.operator(
     reference_backward,
     _launch_backward,
 )
+
+
+def _shapes(query_key: Tensor, value: Tensor, position: Tensor, batch: int, num_heads: int) -> Triple:
+    channels, wide = value.shape[1], torch.promote_types(value.dtype, torch.float32)
+    dim = channels // num_heads
+    matrices = value.new_empty((batch, num_heads, dim, dim), dtype=wide)
+    return value.new_empty(value.shape), matrices, value.new_empty((batch, channels), dtype=wide)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Triple) -> None:
+    ctx.save_for_backward(*inputs[:3], *output[1:])
+
+
+def _backward(ctx: Any, grad: Tensor, *_: Any) -> Any:
+    """The matrices and the log-sums are for this gradient alone."""
+    return *attend_backward(*ctx.saved_tensors, grad), None, None
+
+
+registration.in_graphs("factorized_attend", _shapes, _backward, _keep)
+registration.in_graphs("factorized_attend_backward", lambda *inputs: tuple(x.new_empty(x.shape) for x in inputs[:3]))
