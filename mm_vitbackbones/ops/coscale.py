@@ -56,7 +56,7 @@ def join(levels: Mapping[int, Pair], parts: Sequence[nn.Module], convs: Mapping[
     served = all(joint.makes_rows(*pair, convs[level]) for level, pair in levels.items())
     if not served or len({grid.dtype for _, grid in levels.values()}) > 1 or not joint.take_rows(parts):
         return levels
-    if not context.is_eager():  # the compiler puts passes over several levels together by itself
+    if not context.is_eager():  # functions of several levels are for eager mode
         return {level: joint.rows_of(*pair) for level, pair in levels.items()}
     flat = [x.flatten(0, 2) for cls, grid in levels.values() for x in (grid, cls)]
     shapes = {level: cast(Shape, tuple(grid.shape[:3])) for level, (_, grid) in levels.items()}
