@@ -44,7 +44,11 @@ def mix_feed_forward(grid: Tensor, fc1: nn.Module, conv: nn.Module, fc2: nn.Modu
             return linear.mapped(hidden, weight2, bias2, dtype)
         if biases and bias1 is not None and bias2 is not None:
             return _mix_feed_forward(grid, weight1, bias1, *weights, *biases, weight2, bias2, dtype)
-    hidden = onednn.linear_relu(grid, fc1) if relu else linear.linear(grid, fc1)
+    if relu and not context.is_eager_on_cuda(grid):
+        hidden = onednn.linear_relu(grid, fc1)
+    else:
+        hidden = linear.linear(grid, fc1)
+        hidden = F.relu(hidden) if relu else hidden
     context.release(grid)
     hidden = onednn.conv_gelu(hidden, conv)  # the name frees the map before
     return linear.linear(hidden, fc2)

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint
 
-from helpers.toys import TOYS
 from mm_vitbackbones.measuring import OperatorCount, held_bytes
 from mm_vitbackbones.ops import context, feed_forward, linear, memory
 
@@ -345,14 +344,6 @@ def test_random_numbers_repeat_in_the_second_computation():
     out = memory.recomputed(lambda x: F.dropout(x, 0.5).exp(), x, random=True)
     out.sum().backward()
     torch.testing.assert_close(x.grad, torch.where(out > 1.5, 2 * out, 0.0).detach())
-
-
-@pytest.mark.parametrize("name", TOYS)
-def test_on_cuda_no_part_of_a_network_hooks_what_autograd_keeps(name, monkeypatch):
-    monkeypatch.setattr(memory, "_Recipes", lambda: pytest.fail("these hooks cost more than they save there"))
-    network, image = TOYS[name]().train(), torch.randn(1, 3, 64, 64)
-    with context.pretend_device("cuda"):
-        sum(level.sum() for level in network(image)).backward()
 
 
 # ---- what functions for CUDA compute again
