@@ -14,7 +14,7 @@ from mm_vitbackbones.backbones import Backbone
 
 def build(toy: str, **arguments: object) -> Backbone:
     torch.manual_seed(0)
-    return TOYS[toy](drop_path_rate=0.0, **arguments)
+    return TOYS[toy](**{"drop_path_rate": 0.0} | arguments)
 
 
 def image(height: int = 75, width: int = 101) -> Tensor:
@@ -32,7 +32,8 @@ def infer(network: nn.Module, x: Tensor, dtype: torch.dtype | None = None) -> li
 
 
 def gradients(network: nn.Module, x: Tensor, dtype: torch.dtype | None = None) -> list[Tensor]:
-    """Of ``loss_of`` the maps: of the image, then of the parameters."""
+    """Of ``loss_of`` the maps: of the image, then of the parameters. Each call drops the same paths."""
+    torch.manual_seed(2)
     x = x.clone().requires_grad_()
     network.train().zero_grad(set_to_none=True)
     with autocast(x, dtype):
