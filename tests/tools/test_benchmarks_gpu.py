@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -444,6 +445,44 @@ time.sleep(60)
     assert left.value.code == 128 + signal.SIGTERM
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+KILLED = """
+import os, signal, subprocess, sys
+worker = "import sys; from tools.benchmarks.gpu import lifetime; lifetime.end_with_parent(); print(); sys.stdin.read()"
+pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
+started = subprocess.Popen(
+    [sys.executable, "-c", worker], stdin=pipe, stdout=pipe, stderr=nowhere, start_new_session=True
+)
+started.stdout.readline()
+os.kill(started.pid, signal.SIGSTOP)
+print(started.pid, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="only Linux ends a process with the one that started it"
+)
+def test_a_process_that_stands_still_ends_with_a_run_that_is_killed() -> None:
+    killed = subprocess.run([sys.executable, "-c", KILLED], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    pid, deadline = int(killed.stdout), time.monotonic() + 10
+    while is_alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    left = is_alive(pid)
+    if left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left
+
+
+def is_alive(pid: int) -> bool:
+    """Whether it runs or stands still; one that has ended may wait for somebody to ask."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in "ZX"
 
 
 SPAN = """

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from . import measuring
 from .cases import SMOKE_SIZE, TRAIN_512, Task
 from .contenders import find, prepare_imports
+from .lifetime import end_with_parent
 
 
 class Parent:
@@ -54,6 +55,7 @@ class Parent:
 
 
 def serve() -> None:
+    end_with_parent()
     parent = Parent()
     order = parent.read()
     tasks = [Task.from_json(each) for each in order["tasks"]]
