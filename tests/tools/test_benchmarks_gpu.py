@@ -812,6 +812,22 @@ def test_the_page_compares_the_durations_of_kernels_and_marks_figures_of_an_earl
     assert "of the version of then" not in made(*now, runs=(NEW,))
 
 
+@pytest.mark.parametrize(("name", "time"), [("ms", 35.0), ("graph_ms", 5.0)])
+def test_kernels_that_take_longer_than_the_run_are_marked_and_not_compared(name: str, time: float) -> None:
+    part, case = ("train", TRAIN_512) if name == "ms" else ("inference", INFER_512)
+    own, theirs = {"ms": 30.0, "graph_ms": 20.0}, {"ms": 50.0, name: time}
+    rows = [record(OURS, part, case, **own), record(OURS, part, case, "kernels", cuda_ms=15.0, kernels=9)]
+    rows += [record("mmdet", part, case, **theirs), record("mmdet", part, case, "kernels", cuda_ms=87.0, kernels=9)]
+    text = made(*rows)
+    aim = f"| PVT-Small | {'training' if name == 'ms' else 'inference'}, 512x512 batch 16 | x1.3 | - |"
+    (row,) = (line for line in text.splitlines() if line.startswith(aim))
+    assert row.split(" | ")[5] == "-"
+    assert "| 87.00 † | 9 |" in text
+    assert "| 15.00 | 9 |" in text
+    rows[3] = record("mmdet", part, case, "kernels", cuda_ms=1.09 * time, kernels=9)
+    assert f"| x{1.09 * time / 15:.2f} |" in made(*rows)
+
+
 def test_a_time_of_the_older_version_is_compared_with_peers_of_its_own_run_alone() -> None:
     now, theirs = record(OURS, "train", TRAIN_512, ms=20.0), record("mmdet", "train", TRAIN_512, ms=30.0)
     older = record(BEFORE, "train", TRAIN_512, ms=60.0, run=1)

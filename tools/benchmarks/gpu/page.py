@@ -106,7 +106,7 @@ class Figures:
         row = self.of(network, contender, part, case)
         if row is None or self._machine(network, parts or (part,), case) not in (None, row["machine"]):
             return None
-        return row.get(name)
+        return None if name == "cuda_ms" and not _is_of_the_run(row) else row.get(name)
 
     def peers(self, network: str, part: str, case: Case, name: str) -> dict[str, float]:
         """The values of all peers that have one."""
@@ -135,6 +135,14 @@ class Figures:
         return min(times, default=None)
 
 
+def _is_of_the_run(row: Mapping[str, Any]) -> bool:
+    """Whether the durations of kernels can be those of the run that was timed: they are not longer than it."""
+    times = [row[name] for name in ("ms", "graph_ms") if row.get(name) is not None]
+    return row.get("cuda_ms") is None or not times or row["cuda_ms"] <= MOST_OF_A_RUN * min(times)
+
+
+MOST_OF_A_RUN = 1.1
+"""Of its time, as kernels may take a little longer while they are watched. It starts them one after the other."""
 FASTEST = ("inference", "compiled")
 """The parts whose inference is compared for the fastest form."""
 
@@ -144,6 +152,7 @@ def _peers(network: str) -> list[str]:
 
 
 NOT_MEASURED = "not measured"
+NOT_OF_THE_RUN = "†"
 
 
 def page(data: Mapping[str, Any]) -> str:
@@ -175,8 +184,9 @@ under bf16 autocast, with fp32 weights, stochastic depth as by default of our ne
 None before it. Inference has weights and image in bf16. Each figure was measured while no other process ran.
 
 - *wall*: milliseconds of a run in a sequence that waits for nothing, {_groups(run)}; where it takes
-  more than half a second, of one run. *CUDA*: the sum of the durations of all kernels. *graph*: the same run captured
-  as a CUDA graph and replayed.
+  more than half a second, of one run. *CUDA*: the sum of the durations of all kernels; with {NOT_OF_THE_RUN} they take
+  longer than the run itself, so there were others among them, and nothing is compared with them. *graph*: the same run
+  captured as a CUDA graph and replayed.
 - *peak*: memory beyond weights and image, in MiB; gradients of the parameters count.
 - *x*: the time over ours: above 1 we are faster. "{OURS}" is the default, "{LIGHT}" has {light}.
 - timm's fused attention is on by default except in Swin, which has a row of its own with it; transformers has
@@ -357,7 +367,7 @@ _COLUMNS = {
         ("wall", "x", "CUDA", "kernels", "graph", "x", "peak", "x"),
         lambda row, ours: (
             *_time(row, ours),
-            _number(row.get("cuda_ms"), 2),
+            _cuda(row),
             _number(row.get("kernels"), 0),
             *_graph(row, ours),
             *_peak(row, ours),
@@ -368,7 +378,7 @@ _COLUMNS = {
         ("wall", "x", "CUDA", "kernels", "graph", "x", "peak", "x"),
         lambda row, ours: (
             *_time(row, ours),
-            _number(row.get("cuda_ms"), 2),
+            _cuda(row),
             _number(row.get("kernels"), 0),
             *_graph(row, ours),
             *_peak(row, ours),
@@ -379,7 +389,7 @@ _COLUMNS = {
         ("wall", "x", "CUDA", "kernels", "graph", "x", "peak", "x", "compiling, s"),
         lambda row, ours: (
             *_time(row, ours),
-            _number(row.get("cuda_ms"), 2),
+            _cuda(row),
             _number(row.get("kernels"), 0),
             *_graph(row, ours),
             *_peak(row, ours),
@@ -397,6 +407,10 @@ _COLUMNS = {
 
 def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _cuda(row: Mapping[str, Any]) -> str:
+    return _number(row.get("cuda_ms"), 2) + ("" if _is_of_the_run(row) else f" {NOT_OF_THE_RUN}")
 
 
 def _share(row: Mapping[str, Any], ours: Mapping[str, Any], name: str) -> str:
