@@ -49,7 +49,7 @@ class Contender:
 
     name: str
     build: Callable[[], nn.Module]
-    parts: frozenset[str] = frozenset({"train", "inference"})
+    parts: frozenset[str] = frozenset({"train", "inference", "large"})
     """What is measured of it."""
 
 
@@ -174,9 +174,9 @@ def _transformers_swin(rate: float) -> nn.Module:
 def _ours(build: Callable[..., nn.Module]) -> tuple[Contender, ...]:
     """Our forms of a network that ``build`` makes with arguments of the backbone."""
     return (
-        Contender(OURS, build, frozenset({"train", "inference", "large"})),
+        Contender(OURS, build),
         Contender(LIGHT, lambda: build(with_cp=LIGHT_FORM), frozenset({"train"})),
-        Contender(BEFORE, build),
+        Contender(BEFORE, build, frozenset({"train", "inference"})),
     )
 
 

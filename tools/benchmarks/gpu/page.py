@@ -398,8 +398,8 @@ _COLUMNS = {
     ),
     "large": (
         "Large images, inference",
-        ("wall", "peak"),
-        lambda row, ours: (_number(row.get("ms"), 1), _number(row.get("peak_mib"), 0)),
+        ("wall", "x", "peak", "x"),
+        lambda row, ours: (*_time(row, ours), *_peak(row, ours)),
     ),
 }
 """By part: its title, its columns, and what they hold for a row and the row of ours."""
