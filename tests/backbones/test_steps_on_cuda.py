@@ -18,6 +18,9 @@ from mm_vitbackbones.backbones.swin import PatchMerging
 from mm_vitbackbones.layers import ResidualBlock
 from mm_vitbackbones.ops import context
 
+APART = {"mvit_v2": 3}
+"""Blocks whose sum and the norm after it are two passes: those that change the width."""
+
 
 class Watch(TorchDispatchMode):
     """Counts norms, casts of parameters, and copies that change neither type nor order."""
@@ -25,7 +28,7 @@ class Watch(TorchDispatchMode):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.names = {p.data_ptr(): name for name, p in network.named_parameters()}
-        self.norms = self.passes_of_casts = 0
+        self.norms = self.norms_of_sums = self.passes_of_casts = 0
         self.casts: Counter[str] = Counter()
         self.needless: list[tuple[str, tuple[int, ...]]] = []
 
@@ -33,6 +36,7 @@ class Watch(TorchDispatchMode):
         out = operator(*args, **(kwargs or {}))
         name = operator.overloadpacket.__name__
         self.norms += "layer_norm" in name and "backward" not in name
+        self.norms_of_sums += name in ("add_layer_norm", "add_layer_norm_by_level")
         self.passes_of_casts += name == "_foreach_copy_"
         if name in ("_to_copy", "clone"):
             source = args[0]
@@ -82,6 +86,8 @@ def test_a_step_takes_no_hook_no_needless_copy_and_few_norms_and_casts(
         with Watch(network) as backward:
             loss.backward()
     assert 0 < forward.norms <= modules.norms
+    blocks = sum(isinstance(module, ResidualBlock) for module in network.modules())
+    assert forward.norms_of_sums >= blocks - APART.get(toy, 0)
     # A plain feed-forward network and a map of merged patches keep what their norm was made of, see ``memory.made``.
     kinds = ResidualBlock, PatchMerging
     assert backward.norms <= sum(isinstance(module, kinds) for module in network.modules())
