@@ -16,11 +16,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from helpers.toys import TOYS
 from mm_vitbackbones.layers import ResidualBlock
+from mm_vitbackbones.ops import context
 
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 MOST = 1.25
 """Of the operators without compilation, forward and backward. Turns by a position are one operator there, and several
 in a graph."""
+MOST_ON_CUDA = 1.5
+"""The same in the forms for CUDA, under autocast, where eager blocks have operators of ours in place of several."""
 NO_WORK = ("_unsafe_view", "detach", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
 
 
@@ -70,7 +73,8 @@ def gradients(block: nn.Module, inputs: Any) -> tuple[Tensor, ...]:
     return torch.autograd.grad(levels, [*block.parameters()], [torch.ones_like(level) for level in levels])
 
 
-def check(toy: str) -> None:
+def count(toy: str) -> tuple[int, int]:
+    """Of a step of a block: in the graphs, and without compilation."""
     torch.manual_seed(0)
     network = TOYS[toy](drop_path_rate=0.0, out_indices=(0,)).train()
     block = [module for module in network.modules() if isinstance(module, ResidualBlock)][-1]
@@ -82,8 +86,15 @@ def check(toy: str) -> None:
         expected = gradients(block, copied(given[0]))
     assert network.compile_blocks(backend=aot_autograd(fw_compiler=graphs, bw_compiler=graphs), fullgraph=True)
     graphs.count = 0  # without the trial
-    torch.testing.assert_close(gradients(block, copied(given[0])), expected, rtol=1e-4, atol=1e-5)
-    assert 0 < graphs.count <= MOST * eager.count, (graphs.count, eager.count)
+    found = gradients(block, copied(given[0]))
+    if not torch.is_autocast_enabled("cpu"):  # by which both round, in other places
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    return graphs.count, eager.count
+
+
+def check(toy: str) -> None:
+    of_graphs, of_eager = count(toy)
+    assert 0 < of_graphs <= MOST * of_eager, (of_graphs, of_eager)
 
 
 @pytest.mark.parametrize("toy", ["swin", "pvt_v2_linear"])
@@ -95,3 +106,11 @@ def test_a_graph_has_few_operators(toy: str) -> None:
 @pytest.mark.parametrize("toy", TOYS)
 def test_a_graph_has_few_operators_in_every_family(toy: str) -> None:
     check(toy)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("toy", TOYS)
+def test_a_graph_for_cuda_has_few_operators_in_every_family(toy: str) -> None:
+    with context.pretend_device("cuda"), torch.autocast("cpu", torch.bfloat16):
+        of_graphs, of_eager = count(toy)
+    assert 0 < of_graphs <= MOST_ON_CUDA * of_eager, (of_graphs, of_eager)
