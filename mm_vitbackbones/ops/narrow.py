@@ -8,6 +8,7 @@ the parameters' own type. In graphs that are compiled each block casts its own, 
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
@@ -64,15 +65,23 @@ def copies(network: nn.Module, x: Tensor) -> Iterator[None]:
 
 
 def _parameters(network: nn.Module) -> list[Tensor]:
-    """The parameters of its linear maps and the biases of its convolutions of tiles, as they were at the first call.
-    What came later is cast by itself."""
-    if (known := _known.get(network)) is None:
+    """The parameters of its linear maps and the biases of its convolutions of tiles, as they are now. Of modules that
+    came after the first call they are cast one by one."""
+    if (layers := _known.get(network)) is None:
         parts = _eager_parts(network)
-        known = [p for part in parts if _is_linear(part) for p in part.parameters(recurse=False)]
         convs = [part for part in parts if isinstance(part, nn.Conv2d) and part.kernel_size == part.stride]
-        known += [conv.bias for conv in convs if conv.bias is not None]
-        _known[network] = known = [p for p in known if type(p) in _TENSORS]
-    return known
+        known: list[tuple[nn.Module, tuple[str, ...]]]
+        known = [(part, ("weight", "bias")) for part in parts if _is_linear(part)]
+        known += [(conv, ("bias",)) for conv in convs]
+        _known[network] = layers = [(weakref.ref(part), names) for part, names in known]
+    found: list[Tensor] = []
+    for layer, names in layers:
+        if (part := layer()) is not None:
+            own = part.__dict__["_parameters"]
+            for name in names:
+                if type(own.get(name)) in _TENSORS:
+                    found.append(own[name])
+    return found
 
 
 def _is_linear(part: nn.Module) -> bool:
@@ -101,19 +110,22 @@ def forget(network: nn.Module) -> None:
     _known.pop(network, None)
 
 
-_known: WeakKeyDictionary[nn.Module, list[Tensor]] = WeakKeyDictionary()
+_known: WeakKeyDictionary[nn.Module, list[tuple[weakref.ref[nn.Module], tuple[str, ...]]]] = WeakKeyDictionary()
+"""No parameter is held: others may take its place, for a call (``torch.func.functional_call``) or for good."""
 
 
 # ---- in compiled graphs
 
 
-class _Graph:
-    """Of the graph that a compiler traces. Outside of it nothing changes."""
+class _Graph(threading.local):
+    """Of the graph that a compiler traces in this thread. Outside of it nothing changes."""
 
-    in_blocks = False
-    """Whether each block casts the parameters of its linear maps."""
-    copies: dict[nn.Module, tuple[Tensor, Tensor | None]] | None = None
-    """Weight and bias of the linear maps of a block."""
+    def __init__(self) -> None:
+        # Not attributes of the class: when the first graph sets one, PyTorch would compile it again.
+        self.in_blocks = False
+        """Whether each block casts the parameters of its linear maps."""
+        self.copies: dict[nn.Module, tuple[Tensor, Tensor | None]] | None = None
+        """Weight and bias of the linear maps of a block."""
 
 
 graph = _Graph()
@@ -145,16 +157,18 @@ def copies_of_block(block: nn.Module) -> Iterator[None]:
 
 def of_layer(layer: nn.Module) -> tuple[Tensor, Tensor | None] | None:
     """The weight of a linear map in autocast's type, and its bias, which gets no gradient from here; None where no copy
-    was made."""
+    was made, or autocast is another one than where it was made: somebody may turn it off for a part of a block."""
     copies = graph.copies
-    return copies[layer] if copies is not None and layer in copies else None
+    if copies is None or layer not in copies:
+        return None
+    weight, bias = copies[layer]
+    return (weight, bias) if context.autocast_dtype(weight.device) == weight.dtype else None
 
 
 def _in_graph(block: nn.Module) -> dict[nn.Module, tuple[Tensor, Tensor | None]] | None:
     if not context.is_compiling_to_run():
         return None
-    linear = [cast(nn.Linear, part) for part in block.modules() if _is_linear(part) and context.is_plain(part)]
-    layers = [layer for layer in linear if _is_wide(layer)]
+    layers = [layer for layer in dict.fromkeys(_linear_maps(block)) if _is_wide(layer)]
     if not layers or context.device_type(layers[0].weight) != "cuda":
         return None
     dtype = context.autocast_dtype(layers[0].weight.device)
@@ -172,6 +186,16 @@ def _in_graph(block: nn.Module) -> dict[nn.Module, tuple[Tensor, Tensor | None]]
     }
 
 
+def _linear_maps(module: nn.Module) -> list[nn.Linear]:
+    """Those in it that our functions compute. Another class calls its own, such as the adapter of a map: these are cast
+    when they are called."""
+    found: list[nn.Linear] = []
+    for part in module.children():
+        if context.is_plain(part):
+            found += [cast(nn.Linear, part)] if _is_linear(part) else _linear_maps(part)
+    return found
+
+
 def _is_wide(layer: nn.Linear) -> bool:
     """Whether its parameters are ordinary tensors in fp32: those of other classes have casts of their own."""
     own = [parameter for parameter in (layer.weight, layer.bias) if parameter is not None]
@@ -179,11 +203,13 @@ def _is_wide(layer: nn.Linear) -> bool:
 
 
 class _Narrow(torch.autograd.Function):
-    """Tensors in a narrower type, of which the first ones get gradients."""
+    """Tensors in a narrower type, of which the first ones get gradients: (dtype, how many, *tensors)."""
 
     @staticmethod
-    def forward(ctx: Any, dtype: torch.dtype, trained: int, *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.trained = trained
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
+        # Had it names for the first ones, PyTorch's compiler would take a call with as many inputs as there are names
+        # for one without `ctx`.
+        dtype, ctx.trained, *tensors = inputs
         return tuple(_cast(tensors, dtype))
 
     @staticmethod

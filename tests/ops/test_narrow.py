@@ -1,7 +1,9 @@
-"""Parameters in autocast's type in compiled graphs: cast at once, and their gradients, too."""
+"""Parameters in autocast's type: cast at once, in compiled graphs their gradients, too."""
 
 from __future__ import annotations
 
+import threading
+import weakref
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ from helpers.toys import TOYS
 from mm_vitbackbones.layers import FeedForward
 from mm_vitbackbones.layers.attention import SelfAttention
 from mm_vitbackbones.layers.block import Block, ResidualBlock, compile_blocks
-from mm_vitbackbones.ops import context, narrow
+from mm_vitbackbones.ops import bias_sums, context, narrow
 
 aten = torch.ops.aten
 CASTS = (aten._foreach_copy.default, aten._foreach_copy_.default)
@@ -149,6 +151,81 @@ def test_a_compiled_block_casts_by_itself() -> None:
         agree(gradients(network, network, x), expected)
     assert [casts(nodes) for nodes in graphs] == [[8], [4]]
     assert narrow.graph.copies is None
+
+
+class Map(nn.Module):
+    """The smallest block: one linear map, whose two parameters are as few as `_Narrow` may get."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor, has_autocast: bool = True) -> Tensor:
+        with narrow.copies(self, x), narrow.copies_of_block(self), torch.autocast("cpu", enabled=has_autocast):
+            return bias_sums.linear(x, self.linear)
+
+
+def compiled(module: nn.Module, graphs: list[Any]) -> Any:
+    return torch.compile(module, backend=lambda graph, _: graphs.append(graph) or graph.forward, fullgraph=True)
+
+
+def test_a_second_call_takes_the_graph_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(narrow, "graph", narrow._Graph())  # as in a new process
+    graphs: list[Any] = []
+    call, x = compiled(Map(), graphs), torch.randn(4, 3)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), context.pretend_device("cuda"):
+        assert torch.equal(call(x), call(x))
+    assert len(graphs) == 1
+
+
+def test_a_part_of_a_block_without_autocast_takes_the_parameters_themselves() -> None:
+    block, x = Map(), torch.randn(4, 3)
+    with torch.autocast("cpu", torch.bfloat16), context.pretend_device("cuda"):
+        found = compiled(block, [])(x, has_autocast=False)
+    assert torch.equal(found, block.linear(x))
+
+
+def test_what_modules_of_other_classes_call_is_not_copied() -> None:
+    block = Network(1).blocks[0]
+    block.attn.qkv, block.attn.proj = nn.Sequential(block.attn.qkv), Attached(block.attn.proj)
+    assert narrow._linear_maps(block) == [block.ffn.fc1, block.ffn.fc2]
+
+
+class Attached(nn.Module):
+    """As adapters are to a map."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base, self.other = base, nn.Linear(base.in_features, base.out_features)
+
+
+def test_threads_know_nothing_of_the_graphs_of_others() -> None:
+    seen: list[Any] = []
+    with narrow._in_blocks(True):
+        thread = threading.Thread(target=lambda: seen.append((narrow.graph.in_blocks, narrow.graph.copies)))
+        thread.start()
+        thread.join()
+    assert seen == [(False, None)]
+
+
+# ---- in eager mode
+
+
+def test_the_parameters_of_a_call_are_cast_and_not_kept() -> None:
+    """Those of a function call are others than the network's own."""
+    network, x = Network(1), torch.randn(2, 5, 8)
+    others = {name: 2 * p.detach() for name, p in network.named_parameters()}
+    held = [weakref.ref(p) for p in others.values()]
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), context.pretend_device("cuda"):
+        torch.func.functional_call(network, others, (x,))
+        del others
+        assert not [p for p in held if p() is not None]
+        with narrow.copies(network, x):
+            fc1 = network.blocks[0].ffn.fc1
+            assert narrow.of(fc1.weight, torch.bfloat16) is narrow.of(fc1.weight, torch.bfloat16)
+            network.load_state_dict({k: v.clone() for k, v in network.state_dict().items()}, assign=True)
+        with narrow.copies(network, x):
+            assert narrow.of(fc1.weight, torch.bfloat16) is narrow.of(fc1.weight, torch.bfloat16)
 
 
 @pytest.mark.slow
