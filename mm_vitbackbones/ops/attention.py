@@ -61,7 +61,7 @@ def attend_to_each_other(
         # As a matrix: in memory of its own choice the compiler may put gaps between images, and copy them for the map.
         query, key, value = bias_sums.queries_keys_values(tokens.flatten(0, 1), to_qkv)
         attended = attend(query.view(shape), key.view(shape), value.view(shape), num_heads)
-        return bias_sums.project(attended.flatten(0, 1), project, to_qkv).view(*shape[:-1], -1)
+        return bias_sums.project(attended.flatten(0, 1), project, to_qkv).unflatten(0, shape[:-1])
     query, key, value = linear.linear(tokens, to_qkv, again).chunk(3, dim=-1)
     context.release(tokens)
     return linear.linear(attend(query, key, value, num_heads), project)

@@ -252,7 +252,7 @@ def resized_table(table: Tensor, height: int, width: int, resize: TableResize) -
     with context.autocast_to(table.device, None):
         wide = table.to(torch.promote_types(table.dtype, torch.float32))
         # A resize by scales gives other sizes in a graph, where PyTorch rounds them by itself.
-        if (matrix := _matrix_of_line(table, resize)) is not None:
+        if (matrix := _matrix_of_line(table, height, width, resize)) is not None:
             sides = zip(wide.shape[1:3], (height, width), strict=True)
             rows, columns = (matrix(before, after, resize, wide.dtype, wide.device) for before, after in sides)
             resized = columns @ (rows @ wide[0].flatten(1)).unflatten(1, wide.shape[2:])
@@ -296,22 +296,29 @@ def _cubic_shares(
     return torch.cat((first, share[:, margin + 1 : -margin - 1], last), dim=1)
 
 
-def _matrix_of_line(table: Tensor, resize: TableResize) -> Callable[..., Tensor] | None:
+def _matrix_of_line(table: Tensor, height: int, width: int, resize: TableResize) -> Callable[..., Tensor] | None:
     """What gives the matrix of a line where a table is resized by products; None elsewhere."""
-    if context.device_type(table) != "cuda" or table.is_meta:
-        return None
+    on_cuda = context.device_type(table) == "cuda" and not table.is_meta
     if context.is_eager():
-        return _line if resize.mode == "bicubic" else None
-    # The gradient of PyTorch's resize would be up to 16 kernels, which add to random places.
+        return _line if on_cuda and resize.mode == "bicubic" else None
+    if not context.is_compiling_to_run():
+        return None
     trains = torch.is_grad_enabled() and table.requires_grad
-    return _line_in_graphs if trains and context.is_compiling_to_run() and not resize.antialias else None
+    if on_cuda and trains and not resize.antialias:
+        # The gradient of PyTorch's resize would be up to 16 kernels, which add to random places.
+        return _line_in_graphs
+    # PyTorch's compiler makes a graph for each size of a resize by scales, and cannot make one for the gradient of a
+    # smoothed resize to a size that it does not know.
+    if (resize.offset or (resize.antialias and trains)) and not anysize.are_known(height, width):
+        return _line_in_graphs
+    return None
 
 
 def _exact_shares(before: int, after: int, resize: TableResize, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The matrix (after, before) of a resize of a line, computed in fp64."""
     cpu = torch.device("cpu")
     if resize.mode == "bilinear":
-        like, step = torch.empty(0, dtype=torch.float64), before / (after + resize.offset)
+        like, step = torch.empty(0, dtype=torch.float64, device=cpu), before / (after + resize.offset)
         return shares_of_places(before, after, like, step).to(device, dtype)
     return _cubic_shares(before, after, resize.offset, resize.antialias, torch.float64, cpu).to(device, dtype)
 
@@ -321,7 +328,7 @@ _line = Kept(_exact_shares)
 
 def _line_in_graphs(before: int, after: int, resize: TableResize, dtype: torch.dtype, device: torch.device) -> Tensor:
     like = torch.empty(0, dtype=dtype, device=device)
-    return line_shares(like, before, after, resize.mode, resize.offset)
+    return line_shares(like, before, after, resize.mode, resize.antialias, resize.offset)
 
 
 def _host_shares(before: int, after: int, resize: TableResize, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -333,14 +340,14 @@ def _host_shares(before: int, after: int, resize: TableResize, dtype: torch.dtyp
 _host_line = Kept(_host_shares)
 
 
-def _line_shares(like: Tensor, before: int, after: int, mode: str, offset: float) -> Tensor:
+def _line_shares(like: Tensor, before: int, after: int, mode: str, antialias: bool, offset: float) -> Tensor:
     # What a graph makes on a device is not kept: its memory is the graph's, which may write into it.
-    shares = _host_line(before, after, TableResize(mode, offset=offset), like.dtype, like.device)
+    shares = _host_line(before, after, TableResize(mode, antialias, offset), like.dtype, like.device)
     return shares.to(like.device, non_blocking=True, copy=True)
 
 
 line_shares = registration.operator(
-    "line_shares(Tensor like, SymInt before, SymInt after, str mode, float offset) -> Tensor",
+    "line_shares(Tensor like, SymInt before, SymInt after, str mode, bool antialias, float offset) -> Tensor",
     _line_shares,
     _line_shares,
 )

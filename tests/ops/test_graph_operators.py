@@ -115,7 +115,7 @@ def test_an_operator_keeps_nothing_in_the_memory_of_a_cuda_graph() -> None:
         ("window_biases", (torch.randn(4, 2, 9, 9), torch.float32, 1, 1, 2)),
         ("window_bias", (torch.randn(25, 2), 3, 1)),
         ("area_shares", (torch.randn(1), 9, 7)),
-        ("line_shares", (torch.randn(0), 5, 7, "bicubic", 0.1)),
+        ("line_shares", (torch.randn(0), 5, 7, "bicubic", False, 0.1)),
         ("resized", (torch.randn(2, 5, 7, 3), 17, 25, 3.5)),
         ("resized", (torch.randn(2, 5, 7, 3), 5, 6, 0.875)),
         ("resized", (torch.randn(2, 5, 7, 3), 6, 7, None)),

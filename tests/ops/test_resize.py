@@ -54,6 +54,35 @@ def test_a_training_graph_for_cuda_holds_products_in_place_of_a_resize(resize: T
     assert not [name for name in targets if "upsample" in name or "index" in name]
 
 
+SCALED, SMOOTHED = TableResize("bicubic", offset=0.1), TableResize("bicubic", antialias=True)
+
+
+def test_one_graph_resizes_a_table_by_scales_to_all_sizes() -> None:
+    table, counter = torch.randn(1, 4, 6, 2), CompileCounter()
+    compiled = torch.compile(lambda size: resized_table(table, *size.shape, SCALED), backend=counter, dynamic=True)
+    for size in ((5, 9), (3, 2), (8, 7)):
+        grid = torch.empty(size)
+        torch.testing.assert_close(compiled(grid), resized_table(table, *size, SCALED))
+    assert counter.frame_count == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("resize", [SCALED, SMOOTHED], ids=str)
+def test_one_training_graph_resizes_a_table_to_all_sizes(resize: TableResize) -> None:
+    table, graphs = torch.randn(1, 4, 6, 2, dtype=torch.float64, requires_grad=True), []
+
+    def add(grid: torch.Tensor) -> torch.Tensor:
+        return grid + resized_table(table, *grid.shape[1:3], resize)
+
+    compiled = torch.compile(add, backend=noting(graphs), fullgraph=True, dynamic=True)
+    for size in ((5, 9), (3, 2), (8, 7)):
+        grid = torch.randn(1, *size, 2, dtype=torch.float64)
+        found, expected = compiled(grid), add(grid)
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(*(torch.autograd.grad(result, table, grid) for result in (found, expected)))
+    assert len(graphs) == 2  # with that of the backward pass
+
+
 @pytest.mark.parametrize("cell", [14, 3.5, 20, 8, 28])
 @pytest.mark.parametrize("stride", [4, 16, 32])
 def test_cells_lie_where_their_pixels_are(cell: float, stride: int) -> None:
