@@ -192,12 +192,12 @@ def _mixed_heads(qkv: Tensor, before: Tensor, after: Tensor, bias: Tensor, num_h
 def _mixed_in_one_band(qkv: Tensor, before: Tensor, after: Tensor, bias: Tensor, num_heads: int) -> Tensor:
     images, tokens, width = qkv.shape
     query, key, value = _heads_of(qkv, num_heads)
-    by_head = num_heads, images, tokens, -1
+    by_head = num_heads, images, tokens, query.shape[-1]
     constant = value.view(by_head).sum(2, keepdim=True) * bias.view(-1, 1, 1, 1)
     shares = torch.softmax(_mix(before, torch.bmm(query, key.mT)), -1)
     result = torch.bmm(_mix(after, shares), value)
     out = qkv.new_empty(images, tokens, width // 3)
-    torch.add(result.view(by_head), constant, out=out.view(images, tokens, num_heads, -1).permute(2, 0, 1, 3))
+    torch.add(result.view(by_head), constant, out=out.unflatten(-1, (num_heads, -1)).permute(2, 0, 1, 3))
     return out
 
 
@@ -241,8 +241,8 @@ def _gradients_in_one_band(
     wide = torch.promote_types(qkv.dtype, torch.float32)
     images, tokens, _ = qkv.shape
     query, key, value = _heads_of(qkv, num_heads)
-    of_out = grad.reshape(images, tokens, num_heads, -1).permute(2, 0, 1, 3).reshape(query.shape)
-    by_head = num_heads, images, tokens, -1
+    of_out = grad.unflatten(-1, (num_heads, -1)).permute(2, 0, 1, 3).reshape(query.shape)
+    by_head = num_heads, images, tokens, query.shape[-1]
     column, of_values = [x.view(by_head).sum(2, keepdim=True, dtype=wide) for x in (of_out, value)]
     of_bias = (column * of_values).sum((1, 2, 3))
     scores = torch.bmm(query, key.mT)
@@ -258,7 +258,7 @@ def _gradients_in_one_band(
     of_scores = _mix(before.t(), of_logits)
     of_query, of_key = torch.bmm(of_scores, key), torch.bmm(of_scores.mT, query)
     of_qkv = qkv.new_empty(qkv.shape)
-    parts = of_qkv.view(images, tokens, 3, num_heads, -1).permute(2, 3, 0, 1, 4).unbind()
+    parts = of_qkv.unflatten(-1, (3, num_heads, -1)).permute(2, 3, 0, 1, 4).unbind()
     torch.mul(of_query.view(by_head), query.shape[-1] ** -0.5, out=parts[0])
     parts[1].copy_(of_key.view(by_head))
     torch.add(of_value.view(by_head), column * bias.view(-1, 1, 1, 1), out=parts[2])

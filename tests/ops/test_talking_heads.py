@@ -52,6 +52,18 @@ def test_mixed_heads_in_bands_are_the_reference_with_its_gradients(band, device,
             assert relative_error(a, b) <= 1e-12
 
 
+@torch.no_grad()
+def test_the_operators_take_a_batch_of_no_images():
+    """Which graphs may hold; in eager mode the reference takes it."""
+    (before, after), qkv = mixing(4, torch.float32), torch.randn(0, 5, 24)
+    weights = before.weight, after.weight, after.bias
+    out = talking_heads.mixed_heads(qkv, *weights, 4)
+    assert out.shape == (0, 5, 8)
+    of_qkv, *others = talking_heads.mixed_heads_backward(out, qkv, *weights, 4)
+    assert of_qkv.shape == qkv.shape
+    assert not any(gradient.any() for gradient in others)
+
+
 @pytest.mark.parametrize("shape", [(1, 1, 12), (1, 5, 12), (3, 5, 24)])
 def test_mixed_heads_change_no_input(shape):
     """Queries, keys and values of one image, or of one token, have the order of memory that the products want."""
