@@ -63,6 +63,15 @@ def join(levels: Mapping[int, Pair], parts: Sequence[nn.Module], convs: Mapping[
     return LevelRows(torch.cat(flat), shapes)
 
 
+def in_graph(
+    function: Callable[[Levels], Levels], levels: Levels, parts: Sequence[nn.Module], convs: Mapping[int, Any]
+) -> Levels:
+    """``joint.in_graph`` of some levels."""
+    if context.is_eager() or isinstance(levels, LevelRows) or any(isinstance(x, Rows) for x in levels.values()):
+        return function(levels)
+    return pairs(function(join(cast("Mapping[int, Pair]", levels), parts, convs)))
+
+
 def pairs(levels: Levels) -> Mapping[int, Pair]:
     """Each level as a pair."""
     by_level = levels.parts() if isinstance(levels, LevelRows) else levels

@@ -57,6 +57,19 @@ def join(cls: Tensor, grid: Tensor, parts: Sequence[nn.Module], convs: Sequence[
     return rows_of(cls, grid) if makes_rows(cls, grid, convs) and take_rows(parts) else (cls, grid)
 
 
+def in_graph(
+    function: Callable[[Tokens], Tokens],
+    tokens: Tokens,
+    parts: Sequence[nn.Module],
+    convs: Sequence[Sequence[nn.Module]],
+) -> Tokens:
+    """``function(tokens)`` of a block. The graph of a single block gets a pair and gives one. Within it, tokens are in
+    the form that ``join`` chooses."""
+    if context.is_eager() or isinstance(tokens, Rows):
+        return function(tokens)
+    return pair(function(join(*tokens, parts, convs)))
+
+
 def makes_rows(cls: Tensor, grid: Tensor, convs: Sequence[Sequence[nn.Module]]) -> bool:
     """Whether rows are the form for these tokens: on CUDA, where our convolutions run; see ``join``."""
     may = depthwise.is_for(grid) and cls.dtype == grid.dtype and grid.numel() > 0

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
+from helpers.agreement import build, gradient_error, gradients, image
 from helpers.graphs import noting
 from helpers.toys import TOYS
 from mm_vitbackbones.backbones.swin import WindowAttention
@@ -186,3 +187,22 @@ def test_the_graph_of_a_network_on_cuda_for_one_size(toy: str, operators: set[An
     ours = {node for node in found if getattr(node, "namespace", "") == "mm_vitbackbones"}
     assert {node for node in ours if "backward" not in node.name()} == operators
     assert (torch.ops.aten.convolution.default in found) is (toy == "pvt_v2")  # whose patches overlap
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"
+)  # the compiler's own
+@pytest.mark.parametrize("with_cp", [False, True], ids=["kept", "computed again"])
+@pytest.mark.parametrize("toy", ["coat_lite", "coat"])
+def test_graphs_of_single_blocks_put_class_tokens_and_grids_into_rows(toy: str, with_cp: bool) -> None:
+    network, plain = (build(toy, with_cp=with_cp) for _ in range(2))
+    graphs: list[list[Any]] = []
+    assert network.compile_blocks(backend=noting(graphs), fullgraph=True)
+    for size in ((75, 101), (96, 64), (64, 128)):
+        x, known = image(*size), len(graphs)
+        with context.pretend_device("cuda"):
+            found = gradients(network, x)
+        assert gradient_error(found, gradients(plain, x)) < 1e-5
+    assert len(graphs) == known  # one more graph serves all sizes
+    assert {node.target for nodes in graphs for node in nodes} >= OF_ROWS
