@@ -8,6 +8,7 @@ import re
 import pytest
 import torch
 
+from helpers.paths import ROOT
 from helpers.toys import TOYS
 from mm_vitbackbones.build import backbone_names, families
 from tools.benchmarks import compile_seconds
@@ -18,6 +19,14 @@ pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor 
 def test_every_family_is_measured() -> None:
     known = backbone_names()
     assert {known[name][0] for name in compile_seconds.NETWORKS} == {*families().values()}
+
+
+def test_the_page_has_seconds_of_every_family() -> None:
+    section = (ROOT / "docs" / "benchmarks_notes.md").read_text("utf-8").partition("## Compilation\n")[2]
+    table = [line for line in section.partition("\n## ")[0].splitlines() if line.startswith("| ")]
+    for family in families():
+        rows = [re.split(r" *\| *", line)[1:-1] for line in table if re.search(rf"\b{family}-", line)]
+        assert any(re.fullmatch(r"\d+", row[2]) for row in rows), family
 
 
 def test_a_network_has_a_line_of_graphs_and_seconds(
