@@ -1,4 +1,4 @@
-"""Operators of a training step in the form for CUDA, against other implementations in the same process.
+"""Operators of training and of inference in the form for CUDA, against other implementations in the same process.
 
 Each operator is at least one launch, and launches bound small steps on a GPU. Views are no launches.
 """
@@ -21,8 +21,13 @@ from tools.benchmarks.gpu.contenders import CONTENDERS, LIGHT, OURS
 pytestmark = [pytest.mark.parity, pytest.mark.slow]
 MOST_OPERATORS, MOST_BYTES = 0.9, 0.85
 """Of the other implementation that has the fewest."""
+OF_INFERENCE = {"mvit_v2_t": 1.01}
+"""The most operators of inference, where they are more than those of the other that has the fewest."""
 MEMORY_ALONE = (
     "_unsafe_view",
+    "promote_types",
+    "unsafe_split",
+    "unsafe_split_with_sizes",
     "empty",
     "empty_like",
     "empty_strided",
@@ -37,7 +42,7 @@ def operators_as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Traffic(TorchDispatchMode):
-    """Counts operators, except views and those that allocate alone, and the bytes that they read and write."""
+    """Counts operators, except views and those that start nothing, and the bytes that they read and write."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,8 +69,34 @@ def traffic(network: nn.Module, ours: bool) -> Traffic:
     return count
 
 
+def operators_of_inference(network: nn.Module, ours: bool) -> int:
+    """In bf16, without autocast."""
+    network.train(False)
+    network.bfloat16()
+    image = torch.randn(1, 3, 224, 224).bfloat16()
+    with context.pretend_device("cuda") if ours else nullcontext(), torch.no_grad():
+        network(image)
+        with Traffic() as count:
+            network(image)
+    return count.operators
+
+
 @pytest.mark.parametrize("name", CONTENDERS)
-def test_a_training_step_has_fewer_operators_and_moves_fewer_bytes_than_other_implementations(name: str) -> None:
+def test_inference_has_no_more_operators_than_other_implementations(name: str) -> None:
+    found = {}
+    for contender, network in contenders.in_training(name, without=(LIGHT,)):
+        try:
+            found[contender] = operators_of_inference(network, contender == OURS)
+        except RuntimeError:
+            assert contender in ("mmdet", "mmseg")  # whose Swin makes its mask in fp32
+    ours = found.pop(OURS)
+    if not found:
+        pytest.skip("no other implementation is installed")
+    assert ours <= OF_INFERENCE.get(name, 1.0) * min(found.values()), found
+
+
+@pytest.mark.parametrize("name", CONTENDERS)
+def test_a_a_training_step_has_fewer_operators_and_moves_fewer_bytes_than_other_implementations(name: str) -> None:
     networks = contenders.in_training(name, without=(LIGHT,))
     found = {contender: traffic(network, contender == OURS) for contender, network in networks}
     ours = found.pop(OURS)
