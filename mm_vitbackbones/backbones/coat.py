@@ -118,15 +118,6 @@ class Shared(NamedTuple):
     framed: tuple[Tensor, Tensor] | None
     """The weight and bias of ``crpe`` as one convolution, which splits no map; see ``ops.conv.framed``."""
 
-    @property
-    def parts(self) -> list[nn.Module]:
-        return [self.cpe, self.crpe]
-
-    @property
-    def groups(self) -> list[list[nn.Module]]:
-        """The convolutions of each part."""
-        return [[self.cpe.conv], self.convs]
-
     def relative_position(self, value: Tensor) -> Tensor:
         """``crpe`` of a grid of values (B, H, W, C)."""
         return self.crpe(value) if self.framed is None else conv.depthwise(value, *self.framed)
@@ -164,17 +155,12 @@ class CoatBlock(ResidualBlock):
     """What serial and parallel blocks share. Drop path treats the class token and the grid as one sample."""
 
     residuals: Callable[..., Any]
-    in_graph: Callable[..., Any]
-    """See ``joint.in_graph``: (function, tokens, shared)."""
 
     def forward(self, tokens: Any, shared: Any) -> Any:
         return self.drawn_and_computed(coscale.samples(tokens), tokens, shared)
 
     def computed(self, drawn: Sequence[Tensor], tokens: Any, shared: Any) -> Any:
-        def whole(tokens: Any) -> Any:
-            return self.wholly(self.residuals, tokens, shared, *drawn)
-
-        return self.in_graph(whole, tokens, shared)
+        return coscale.in_graph(lambda x: self.wholly(self.residuals, x, shared, *drawn), tokens, self, shared)
 
 
 @context.plain
@@ -188,9 +174,6 @@ class SerialBlock(CoatBlock):
         self.norm2 = LayerNorm(dim, eps=1e-6)
         self.ffn = FeedForward(dim, hidden_dim)
         self.drop_path = DropPath(drop_path)
-
-    def in_graph(self, function: Callable[[Tokens], Tokens], tokens: Tokens, shared: Shared) -> Tokens:
-        return joint.in_graph(function, tokens, [self, *shared.parts], shared.groups)
 
     def residuals(self, tokens: Tokens, shared: Shared, *drawn: Tensor) -> Tokens:
         first, second = self.drops(drawn)
@@ -215,9 +198,6 @@ class ParallelBlock(CoatBlock):
         self.drop_path = DropPath(drop_path)
         self.branch_count = 2 * len(self.norm2)
 
-    def in_graph(self, function: Callable[[Levels], Levels], tokens: Levels, shared: Mapping[int, Shared]) -> Levels:
-        return coscale.in_graph(function, tokens, *around([self], shared))
-
     def residuals(self, tokens: Levels, shared: Mapping[int, Shared], *drawn: Tensor) -> Levels:
         drops = iter(self.drops(drawn))
         with memory.saving(coscale.samples(tokens)):
@@ -231,12 +211,6 @@ class ParallelBlock(CoatBlock):
                     ffns[level] = Branch(self.norm2[name], self.ffn, next(drops))
             parts = {int(name): (attn, shared[int(name)].crpe) for name, attn in self.attn.items()}
             return coscale.add_branches(x, attns, ffns, parts, self.lightly)
-
-
-def around(blocks: list[nn.Module], shared: Mapping[int, Shared]) -> tuple[list[nn.Module], dict[int, Any]]:
-    """All that the tokens of parallel blocks pass through, and the convolutions of each level among them."""
-    parts = [part for each in shared.values() for part in each.parts]
-    return [*blocks, *parts], {level: each.groups for level, each in shared.items()}
 
 
 class Stage(nn.Module):
@@ -261,7 +235,7 @@ class Stage(nn.Module):
     def forward(self, grid: Tensor) -> Pair:
         grid, shared = self.patch_embed(grid), self.shared()
         cls = self.cls_token.unsqueeze(0).expand(grid.shape[0], -1, -1, -1)
-        tokens = joint.join(cls, grid, [self.blocks, *shared.parts], shared.groups)
+        tokens = joint.join(cls, grid, self.blocks, shared)
         for block in self.blocks:
             tokens = block(tokens, shared)
         return joint.pair(tokens)
@@ -311,7 +285,7 @@ class CoaT(Backbone):
             _, grid = tokens[level] = stage(grid)
         if self.parallel_blocks:
             shared = {level: cast(Stage, self.stages[level]).shared() for level in PARALLEL}
-            levels = coscale.join({level: tokens[level] for level in PARALLEL}, *around([self.parallel_blocks], shared))
+            levels = coscale.join({level: tokens[level] for level in PARALLEL}, self.parallel_blocks, shared)
             for block in self.parallel_blocks:
                 levels = block(levels, shared)
             tokens |= coscale.pairs(levels)

@@ -47,14 +47,11 @@ class LevelRows(NamedTuple):
 Levels = Mapping[int, Tokens] | LevelRows
 
 
-def join(levels: Mapping[int, Pair], parts: Sequence[nn.Module], convs: Mapping[int, Any]) -> Levels:
-    """Levels in the form that is the fastest for some blocks; see ``joint.join``.
-
-    Args:
-        convs: of each level, what ``joint.join`` takes.
-    """
-    served = all(joint.makes_rows(*pair, convs[level]) for level, pair in levels.items())
-    if not served or len({grid.dtype for _, grid in levels.values()}) > 1 or not joint.take_rows(parts):
+def join(levels: Mapping[int, Pair], blocks: nn.Module, shared: Mapping[int, joint.Shared]) -> Levels:
+    """Levels in the form that is the fastest for some blocks; see ``joint.join``."""
+    served = all(joint.makes_rows(*pair, shared[level]) for level, pair in levels.items())
+    one_type = len({grid.dtype for _, grid in levels.values()}) == 1
+    if not served or not one_type or not joint.take_rows(blocks, [*shared.values()]):
         return levels
     if not context.is_eager():  # functions of several levels are for eager mode
         return {level: joint.rows_of(*pair) for level, pair in levels.items()}
@@ -63,13 +60,13 @@ def join(levels: Mapping[int, Pair], parts: Sequence[nn.Module], convs: Mapping[
     return LevelRows(torch.cat(flat), shapes)
 
 
-def in_graph(
-    function: Callable[[Levels], Levels], levels: Levels, parts: Sequence[nn.Module], convs: Mapping[int, Any]
-) -> Levels:
-    """``joint.in_graph`` of some levels."""
-    if context.is_eager() or isinstance(levels, LevelRows) or any(isinstance(x, Rows) for x in levels.values()):
-        return function(levels)
-    return pairs(function(join(cast("Mapping[int, Pair]", levels), parts, convs)))
+def in_graph(function: Callable[[Any], Any], tokens: Any, block: nn.Module, shared: Any) -> Any:
+    """``joint.in_graph``, also of levels."""
+    if not isinstance(tokens, (Mapping, LevelRows)):
+        return joint.in_graph(function, tokens, block, shared)
+    if context.is_eager() or isinstance(tokens, LevelRows) or any(isinstance(x, Rows) for x in tokens.values()):
+        return function(tokens)
+    return pairs(function(join(tokens, block, shared)))
 
 
 def pairs(levels: Levels) -> Mapping[int, Pair]:

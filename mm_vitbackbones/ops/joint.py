@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -46,40 +46,52 @@ class Rows(NamedTuple):
 Tokens = Pair | Rows
 
 
-def join(cls: Tensor, grid: Tensor, parts: Sequence[nn.Module], convs: Sequence[Sequence[nn.Module]]) -> Tokens:
+class Shared(Protocol):
+    """What blocks share."""
+
+    @property
+    def cpe(self) -> nn.Module:
+        """Adds the result of ``conv``, which is a part of it, to a grid."""
+
+    @property
+    def crpe(self) -> nn.Module:
+        """What attention takes of a grid of values."""
+
+    @property
+    def convs(self) -> list[nn.Module]:
+        """Those of ``crpe``."""
+
+
+def join(cls: Tensor, grid: Tensor, blocks: nn.Module, shared: Shared) -> Tokens:
     """Class tokens and a grid in the form that is the fastest for some blocks. Blocks that somebody observes or has
     changed get a pair; those that get rows need not ask again.
 
     Args:
-        parts: all that the tokens pass through: a list of the blocks, and what they share.
-        convs: depthwise convolutions over such grids that are among these parts.
+        blocks: a list of them, or a single one.
     """
-    return rows_of(cls, grid) if makes_rows(cls, grid, convs) and take_rows(parts) else (cls, grid)
+    rows = makes_rows(cls, grid, shared) and take_rows(blocks, [shared])
+    return rows_of(cls, grid) if rows else (cls, grid)
 
 
-def in_graph(
-    function: Callable[[Tokens], Tokens],
-    tokens: Tokens,
-    parts: Sequence[nn.Module],
-    convs: Sequence[Sequence[nn.Module]],
-) -> Tokens:
+def in_graph(function: Callable[[Tokens], Tokens], tokens: Tokens, block: nn.Module, shared: Shared) -> Tokens:
     """``function(tokens)`` of a block. The graph of a single block gets a pair and gives one. Within it, tokens are in
     the form that ``join`` chooses."""
     if context.is_eager() or isinstance(tokens, Rows):
         return function(tokens)
-    return pair(function(join(*tokens, parts, convs)))
+    return pair(function(join(*tokens, block, shared)))
 
 
-def makes_rows(cls: Tensor, grid: Tensor, convs: Sequence[Sequence[nn.Module]]) -> bool:
+def makes_rows(cls: Tensor, grid: Tensor, shared: Shared) -> bool:
     """Whether rows are the form for these tokens: on CUDA, where our convolutions run; see ``join``."""
     may = depthwise.is_for(grid) and cls.dtype == grid.dtype and grid.numel() > 0
-    return may and all(depthwise.serves(grid, group, known=True) for group in convs)
+    return may and depthwise.serves(grid, [cast(nn.Module, shared.cpe.conv)]) and depthwise.serves(grid, shared.convs)
 
 
-def take_rows(parts: Sequence[nn.Module]) -> bool:
-    """Whether blocks and what they share may get rows; see ``join``."""
-    compiled = [getattr(block, "compiled", None) is not None for block in parts[0].children()]
-    return not any(compiled) and all(map(context.is_plain_tree, parts))
+def take_rows(blocks: nn.Module, shared: Sequence[Shared]) -> bool:
+    """Whether blocks, with what they share, may get rows; see ``join``."""
+    compiled = [getattr(block, "compiled", None) is not None for block in blocks.children()]
+    parts = [part for each in shared for part in (each.cpe, each.crpe)]
+    return not any(compiled) and all(map(context.is_plain_tree, (blocks, *parts)))
 
 
 def rows_of(cls: Tensor, grid: Tensor) -> Rows:
