@@ -133,7 +133,7 @@ def test_one_graph_of_a_kind_serves_all_sizes_if_it_is_asked_for(toy: str) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("toy", ["pvt", "pvt_v2", "mit", "swin", "coat_lite"])
+@pytest.mark.parametrize("toy", TOYS)
 def test_compiled_blocks_in_the_forms_for_cuda(toy: str) -> None:
     with context.pretend_device("cuda"):
         check(*pair(toy), [*SIZES, (75, 91), (101, 70)], tolerance=1e-4)
