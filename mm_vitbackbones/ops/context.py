@@ -103,6 +103,11 @@ def is_transformed() -> bool:
     return not _is_compiling() and (_are_functions_transformed() or forward_ad._current_level >= 0)
 
 
+def is_transformed_in_graph() -> bool:
+    """Whether ``torch.compile`` traces this call under a function transform, such as those of ``torch.func``."""
+    return _is_compiling() and _are_functions_transformed()
+
+
 _are_functions_transformed: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 
 

@@ -165,7 +165,7 @@ class Map(nn.Module):
             return bias_sums.linear(x, self.linear)
 
 
-def compiled(module: nn.Module, graphs: list[Any]) -> Any:
+def compiled(module: Any, graphs: list[Any]) -> Any:
     return torch.compile(module, backend=lambda graph, _: graphs.append(graph) or graph.forward, fullgraph=True)
 
 
@@ -183,6 +183,22 @@ def test_a_part_of_a_block_without_autocast_takes_the_parameters_themselves() ->
     with torch.autocast("cpu", torch.bfloat16), context.pretend_device("cuda"):
         found = compiled(block, [])(x, has_autocast=False)
     assert torch.equal(found, block.linear(x))
+
+
+@pytest.mark.slow
+def test_a_graph_of_a_function_transform_casts_the_parameters_one_by_one() -> None:
+    block, x = Map().requires_grad_(False), torch.randn(4, 3)
+    parameters = {name: p.detach() for name, p in block.named_parameters()}
+
+    def loss(parameters: dict[str, Tensor]) -> Tensor:
+        return torch.func.functional_call(block, parameters, (x,)).float().square().sum()
+
+    with torch.autocast("cpu", torch.bfloat16), context.pretend_device("cuda"):
+        found = compiled(torch.func.grad(loss), [])(parameters)
+        expected = torch.func.grad(loss)(parameters)
+    assert [*found] == [*expected]
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=2e-2, atol=2e-2)
 
 
 def test_what_modules_of_other_classes_call_is_not_copied() -> None:
