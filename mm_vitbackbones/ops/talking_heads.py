@@ -47,16 +47,21 @@ def attend(qkv: Tensor, before: nn.Module, after: nn.Module, num_heads: int) -> 
     if not _mixes_in_bands(qkv, before, after):
         return _as_grid(reference(qkv.flatten(1, -2), before, after, num_heads), qkv)
     of_before, of_after = before._parameters, after._parameters
-    unseen, *weights = cast(
+    unseen, weight1, weight2, bias = cast(
         "list[Tensor]", [of_before["bias"], of_before["weight"], of_after["weight"], of_after["bias"]]
     )
     if not context.is_eager():
-        copies = narrow.of_layer(before), narrow.of_layer(after)
-        weights[:2] = [weight if copy is None else copy[0] for weight, copy in zip(weights, copies, strict=False)]
-        weights[0] = weights[0] + 0 * unseen  # which gives the unseen bias a gradient, zeros
-    elif torch.is_grad_enabled() and any(x.requires_grad for x in (qkv, unseen, *weights)):
-        return _mixed(qkv, unseen, *weights, num_heads)
-    return _as_grid(mixed_heads(qkv.flatten(1, -2), *weights, num_heads), qkv)
+        weight1, weight2 = _weight_in_graph(before, weight1), _weight_in_graph(after, weight2)
+        weight1 = weight1 + 0 * unseen  # which gives the unseen bias a gradient, zeros
+    elif torch.is_grad_enabled() and any(x.requires_grad for x in (qkv, unseen, weight1, weight2, bias)):
+        return _mixed(qkv, unseen, weight1, weight2, bias, num_heads)
+    return _as_grid(mixed_heads(qkv.flatten(1, -2), weight1, weight2, bias, num_heads), qkv)
+
+
+def _weight_in_graph(layer: nn.Module, weight: Tensor) -> Tensor:
+    """The weight of a linear map: the copy that a compiled block has made of it, or itself."""
+    copies = narrow.of_layer(layer)
+    return weight if copies is None else copies[0]
 
 
 def attend_between(
