@@ -268,8 +268,7 @@ class ColumnarBackbone(Backbone):
         return Level(grid.unflatten(1, tuple(sides)), tokens)
 
     def levels(self, image: Tensor) -> Iterator[Level]:
-        trains = torch.is_grad_enabled() and (image.requires_grad or self._trunk_trains())
-        with context.gradients(trains):
+        with context.gradients(context.trains(self._given(image))):
             taps = self.trunk(image.permute(0, 2, 3, 1))
         last = max(self.out_indices) + 1
         for index in range(last):
@@ -279,9 +278,12 @@ class ColumnarBackbone(Backbone):
                 grid = self.pyramid.level(grid, index, (height, width))
             yield Level(grid, tokens)
 
-    def _trunk_trains(self) -> bool:
-        trunk = (self.stem, self.blocks, self.norm, self.class_attention)
-        return any(p.requires_grad for part in trunk if part is not None for p in part.parameters())
+    def _given(self, image: Tensor) -> Iterator[Tensor]:
+        """All that the trunk's results are made of."""
+        yield image
+        for part in (self.stem, self.blocks, self.norm, self.class_attention):
+            if part is not None:
+                yield from part.parameters()
 
     def parts(self) -> list[Part]:
         parts = [Part((self.stem,), 0, "open")]

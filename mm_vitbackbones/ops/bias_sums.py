@@ -29,9 +29,7 @@ def is_for(x: Tensor, *layers: nn.Module) -> bool:
 
 def serves_gelu(x: Tensor, layer: nn.Module) -> bool:
     """Whether ``linear_gelu`` is the form."""
-    if not is_for(x, layer) or not registration.CAN_REGISTER_GRADIENTS or x.dtype == torch.float64:
-        return False
-    return registration.is_usable_in_graphs(x) or not x.is_cuda  # not on CUDA: a test pretends
+    return is_for(x, layer) and x.dtype != torch.float64 and registration.serves_in_graphs(x)
 
 
 def linear(x: Tensor, layer: nn.Module) -> Tensor:

@@ -6,7 +6,7 @@ All fast forms ask here whether they may run. PyTorch is asked in the same way i
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
@@ -84,9 +84,10 @@ def for_every_size() -> Iterator[None]:
 
 def is_compiling_to_run() -> bool:
     """Whether ``torch.compile`` traces this call, for a graph that runs in this process: it may hold operators of ours.
-    Not ``torch.export``; with a PyTorch that cannot tell (before 2.7) always False."""
+    Not ``torch.export``, and not under a function transform, such as ``torch.func.grad``, which does not know their
+    gradients while it is traced; with a PyTorch that cannot tell (before 2.7) always False."""
     is_exporting = getattr(torch.compiler, "is_exporting", None)
-    return is_exporting is not None and is_compiling() and not is_exporting()
+    return is_exporting is not None and is_compiling() and not is_exporting() and not _is_transformed()
 
 
 def is_eager() -> bool:
@@ -103,12 +104,24 @@ def is_transformed() -> bool:
     return not _is_compiling() and (_are_functions_transformed() or forward_ad._current_level >= 0)
 
 
-def is_transformed_in_graph() -> bool:
-    """Whether ``torch.compile`` traces this call under a function transform, such as those of ``torch.func``."""
-    return _is_compiling() and _are_functions_transformed()
+def trains(tensors: Iterable[Tensor]) -> bool:
+    """Whether a result of these tensors gets gradients. A function transform that ``torch.compile`` traces does not say
+    of which ones."""
+    if not torch.is_grad_enabled():
+        return False
+    return any(x.requires_grad for x in tensors) or (_is_compiling() and _is_transformed())
 
 
 _are_functions_transformed: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
+
+
+def _is_transformed() -> bool:
+    """``_are_functions_transformed`` for a graph, which holds no question."""
+    return _are_functions_transformed()
+
+
+# As `torch.compiler.assume_constant_result` does, which imports the compiler.
+_is_transformed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 dispatch_modes: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)

@@ -36,7 +36,7 @@ def attend(qkv: Tensor, temperature: Tensor, num_heads: int) -> Tensor:
     """
     if not _is_served(qkv, qkv.dtype):
         return reference(qkv, temperature, num_heads)
-    trains = torch.is_grad_enabled() and (qkv.requires_grad or temperature.requires_grad)
+    trains = context.trains((qkv, temperature))
     if context.device_type(qkv) == "cuda":
         if trains:
             return _cross_covariance_on_cuda(qkv, temperature, num_heads)

@@ -26,7 +26,7 @@ def is_for(tensor: Tensor) -> bool:
     if context.device_type(tensor) != "cuda":
         return False
     if context.is_compiling_to_run():
-        return registration.CAN_REGISTER_GRADIENTS and (registration.is_usable_in_graphs(tensor) or not tensor.is_cuda)
+        return registration.serves_in_graphs(tensor)
     return context.is_eager() and (registration.usable(tensor) or not tensor.is_cuda)  # not on CUDA: a test pretends
 
 

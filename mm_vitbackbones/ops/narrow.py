@@ -172,7 +172,7 @@ def _in_graph(block: nn.Module) -> dict[nn.Module, tuple[Tensor, Tensor | None]]
     if not layers or context.device_type(layers[0].weight) != "cuda":
         return None
     dtype = context.autocast_dtype(layers[0].weight.device)
-    if dtype is None or context.is_transformed_in_graph():  # which knows no gradient of a cast of several tensors
+    if dtype is None:
         return None
     # A weight that is frozen has no gradient, which nobody shall compute.
     trained = [layer for layer in layers if layer.weight.requires_grad]

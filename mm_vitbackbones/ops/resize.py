@@ -303,7 +303,7 @@ def _matrix_of_line(table: Tensor, height: int, width: int, resize: TableResize)
         return _line if on_cuda and resize.mode == "bicubic" else None
     if not context.is_compiling_to_run():
         return None
-    trains = torch.is_grad_enabled() and table.requires_grad
+    trains = context.trains([table])
     if on_cuda and trains and not resize.antialias:
         # The gradient of PyTorch's resize would be up to 16 kernels, which add to random places.
         return _line_in_graphs

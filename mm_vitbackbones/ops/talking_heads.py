@@ -53,7 +53,7 @@ def attend(qkv: Tensor, before: nn.Module, after: nn.Module, num_heads: int) -> 
     if not context.is_eager():
         weight1, weight2 = _weight_in_graph(before, weight1), _weight_in_graph(after, weight2)
         weight1 = weight1 + 0 * unseen  # which gives the unseen bias a gradient, zeros
-    elif torch.is_grad_enabled() and any(x.requires_grad for x in (qkv, unseen, weight1, weight2, bias)):
+    elif context.trains((qkv, unseen, weight1, weight2, bias)):
         return _mixed(qkv, unseen, weight1, weight2, bias, num_heads)
     return _as_grid(mixed_heads(qkv.flatten(1, -2), weight1, weight2, bias, num_heads), qkv)
 

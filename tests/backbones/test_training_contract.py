@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from helpers.agreement import build, error, gradient_error, gradients, image, loss_of
-from helpers.toys import TOYS
+from helpers.toys import TOYS, only
 from mm_vitbackbones.ops import context
 
 each_toy = pytest.mark.parametrize("toy", TOYS)
@@ -131,3 +131,19 @@ def test_what_is_written_into_before_the_backward_pass_gives_no_wrong_gradient(
                 assert gradient_error([x, *(p.grad for p in network.parameters())], [x, *expected[1:]]) < 1e-5
             with torch.no_grad():
                 written.copy_(before)
+
+
+@only("vit")
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_compiled_gradient_of_a_function_call_is_that_without_the_compiler(toy: str, device: str) -> None:
+    torch._dynamo.reset()
+    network, x = build(toy).train(), image(33, 40)
+
+    def loss(parameters: dict[str, Tensor]) -> Tensor:
+        return loss_of(torch.func.functional_call(network, parameters, (x,)))
+
+    parameters = {name: p.detach() for name, p in network.named_parameters()}
+    expected = torch.func.grad(loss)(parameters)
+    with context.pretend_device(device), sdpa_kernel(SDPBackend.MATH):
+        found = torch.compile(torch.func.grad(loss), backend="eager")(parameters)
+    assert gradient_error([x, *found.values()], [x, *expected.values()]) < 1e-5
