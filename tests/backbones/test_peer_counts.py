@@ -96,7 +96,7 @@ def test_inference_has_no_more_operators_than_other_implementations(name: str) -
 
 
 @pytest.mark.parametrize("name", CONTENDERS)
-def test_a_a_training_step_has_fewer_operators_and_moves_fewer_bytes_than_other_implementations(name: str) -> None:
+def test_a_training_step_has_fewer_operators_and_moves_fewer_bytes_than_other_implementations(name: str) -> None:
     networks = contenders.in_training(name, without=(LIGHT,))
     found = {contender: traffic(network, contender == OURS) for contender, network in networks}
     ours = found.pop(OURS)

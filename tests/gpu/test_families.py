@@ -16,6 +16,7 @@ from helpers.agreement import autocast, build, error, gradient_error, gradients,
 from helpers.toys import BY_FAMILY, TOYS
 from mm_vitbackbones.backbones import Backbone, Swin
 from mm_vitbackbones.ops.kernels import registration
+from tools.benchmarks.gpu.measuring import capture
 
 DEVICE = "cuda"
 pytestmark = [
@@ -46,19 +47,6 @@ def shallow(name: str) -> Backbone:
     few = {"depths": in_stages} if in_stages else {"depth": 2}
     torch.manual_seed(0)
     return family(arch=dataclasses.replace(spec, **few), drop_path_rate=0.0)
-
-
-def capture(run: Callable[[], object]) -> torch.cuda.CUDAGraph:
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(2):
-            run()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-    return graph
 
 
 def bound_of(narrow: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
