@@ -87,7 +87,9 @@ def is_compiling_to_run() -> bool:
     Not ``torch.export``, and not under a function transform, such as ``torch.func.grad``, which does not know their
     gradients while it is traced; with a PyTorch that cannot tell (before 2.7) always False."""
     is_exporting = getattr(torch.compiler, "is_exporting", None)
-    return is_exporting is not None and is_compiling() and not is_exporting() and not _is_transformed()
+    return (
+        is_exporting is not None and is_compiling() and not is_exporting() and not _are_functions_transformed_in_graph()
+    )
 
 
 def is_eager() -> bool:
@@ -109,19 +111,19 @@ def trains(tensors: Iterable[Tensor]) -> bool:
     of which ones."""
     if not torch.is_grad_enabled():
         return False
-    return any(x.requires_grad for x in tensors) or (_is_compiling() and _is_transformed())
+    return any(x.requires_grad for x in tensors) or (_is_compiling() and _are_functions_transformed_in_graph())
 
 
 _are_functions_transformed: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 
 
-def _is_transformed() -> bool:
+def _are_functions_transformed_in_graph() -> bool:
     """``_are_functions_transformed`` for a graph, which holds no question."""
     return _are_functions_transformed()
 
 
 # As `torch.compiler.assume_constant_result` does, which imports the compiler.
-_is_transformed._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_are_functions_transformed_in_graph._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 dispatch_modes: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)

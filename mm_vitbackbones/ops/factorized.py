@@ -100,7 +100,8 @@ def _attend_rows_in_graph(
         return joint.rows_of(*_attend_pair(joint.pair(tokens), maps, relative_position, convs, num_heads, lightly))
 
     def mixed(query_key: Tensor, value: Tensor, _: Sequence[nn.Module]) -> Tensor:
-        position = relative_position(joint.grid_of(value, tokens.shape)).flatten(0, 2)
+        grid = joint.pair(Rows(value, tokens.shape))[1]
+        position = relative_position(grid).flatten(0, 2)
         out = kernels.attend(query_key, value, position, tokens.shape[0], num_heads)[0]
         return bias_sums.linear(out, project)
 

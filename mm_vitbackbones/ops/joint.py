@@ -73,18 +73,10 @@ def join(cls: Tensor, grid: Tensor, blocks: nn.Module, shared: Shared) -> Tokens
     return rows_of(cls, grid) if rows else (cls, grid)
 
 
-def in_graph(function: Callable[[Tokens], Tokens], tokens: Tokens, block: nn.Module, shared: Shared) -> Tokens:
-    """``function(tokens)`` of a block. The graph of a single block gets a pair and gives one. Within it, tokens are in
-    the form that ``join`` chooses."""
-    if context.is_eager() or isinstance(tokens, Rows):
-        return function(tokens)
-    return pair(function(join(*tokens, block, shared)))
-
-
 def makes_rows(cls: Tensor, grid: Tensor, shared: Shared) -> bool:
     """Whether rows are the form for these tokens: on CUDA, where our convolutions run; see ``join``."""
-    may = depthwise.is_for(grid) and cls.dtype == grid.dtype and grid.numel() > 0
-    return may and depthwise.serves(grid, [cast(nn.Module, shared.cpe.conv)]) and depthwise.serves(grid, shared.convs)
+    convs = [cast(nn.Module, shared.cpe.conv)], shared.convs
+    return all(depthwise.serves(grid, group) for group in convs) and cls.dtype == grid.dtype and grid.numel() > 0
 
 
 def take_rows(blocks: nn.Module, shared: Sequence[Shared]) -> bool:
@@ -98,12 +90,6 @@ def rows_of(cls: Tensor, grid: Tensor) -> Rows:
     """A pair as rows."""
     batch, height, width = grid.shape[:3]
     return Rows(torch.cat((grid.flatten(0, 2), cls.flatten(0, 2))), (batch, height, width))
-
-
-def grid_of(rows: Tensor, shape: Shape) -> Tensor:
-    """The grid of the tokens in rows (B * H * W + B, C), as a view (B, H, W, C)."""
-    batch, height, width = shape
-    return rows[: batch * height * width].view(batch, height, width, rows.shape[1])
 
 
 def pair(tokens: Tokens) -> Pair:

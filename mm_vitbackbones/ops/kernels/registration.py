@@ -116,14 +116,9 @@ def usable(tensor: Tensor) -> bool:
     return tensor.is_cuda and _is_usable_on(tensor.device.index)
 
 
-def is_usable_in_graphs(tensor: Tensor) -> bool:
-    """``usable`` while ``torch.compile`` traces: an answer that a graph is made for."""
-    return tensor.is_cuda and _is_usable_on(tensor.device.index)
-
-
 def serves_in_graphs(tensor: Tensor) -> bool:
     """Whether a graph for CUDA is to hold operators with gradients of their own, in place of PyTorch's."""
-    return CAN_REGISTER_GRADIENTS and (is_usable_in_graphs(tensor) or not tensor.is_cuda)  # else a test pretends
+    return CAN_REGISTER_GRADIENTS and (usable(tensor) or not tensor.is_cuda)  # else a test pretends
 
 
 def _is_usable_on(index: int | None) -> bool:
