@@ -315,6 +315,29 @@ def check_cuda_ops(installation: Installation) -> Iterator[Finding]:
         )
 
 
+def check_kernels(installation: Installation) -> Iterator[Finding]:
+    """By default the kernels of this package run on the cards alone where they were measured."""
+    torch = installation["torch"].module
+    if torch is None or not torch.cuda.is_available() or not installation["mm_vitbackbones"].works:
+        return
+    from mm_vitbackbones.errors import UserError
+    from mm_vitbackbones.ops.kernels import registration
+
+    try:
+        asked = registration.asked()
+    except UserError as error:
+        yield Finding("blocker", str(error))
+        return
+    capability = torch.cuda.get_device_capability()
+    if asked is None and capability >= registration.AMPERE and capability not in registration.MEASURED:
+        yield Finding(
+            "note",
+            f"{torch.cuda.get_device_name()} runs PyTorch's operators: the Triton kernels of this package were "
+            "measured on other GPUs (docs/benchmarks_gpu.md)",
+            f"export {registration.SWITCH}=1 runs the kernels: compare the time of a step with both",
+        )
+
+
 def check_resume(installation: Installation) -> Iterator[Finding]:
     """Since torch 2.6 ``torch.load`` refuses the histories that MMEngine keeps in a checkpoint."""
     torch, mmengine = installation["torch"], installation["mmengine"]
@@ -338,6 +361,7 @@ CHECKS: tuple[Callable[[Installation], Iterator[Finding]], ...] = (
     check_writers,
     check_operators,
     check_cuda_ops,
+    check_kernels,
     check_resume,
     check_extras,
 )

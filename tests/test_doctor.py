@@ -33,12 +33,21 @@ HEALTHY = {
 HISTORY = type("HistoryBuffer", (), {})
 
 
-def fake_torch(version: str = "2.6.0", cuda: bool = False, safe: tuple[type, ...] = (HISTORY,)) -> Any:
+def fake_torch(
+    version: str = "2.6.0",
+    cuda: bool = False,
+    safe: tuple[type, ...] = (HISTORY,),
+    capability: tuple[int, int] = (9, 0),
+) -> Any:
     array = SimpleNamespace(numpy=lambda: None)
     return SimpleNamespace(
         __version__=version,
         zeros=lambda size: array,
-        cuda=SimpleNamespace(is_available=lambda: cuda),
+        cuda=SimpleNamespace(
+            is_available=lambda: cuda,
+            get_device_capability=lambda: capability,
+            get_device_name=lambda: "Card of a test",
+        ),
         serialization=SimpleNamespace(get_safe_globals=lambda: list(safe)),
     )
 
@@ -271,6 +280,21 @@ def test_ops_without_cuda_are_noted_where_there_is_a_gpu(gpu, compiled, noted):
     notes = findings("note", torch=fake_torch(cuda=gpu), mmcv__ops=fake_ops(compiled))
     assert [note.fix.startswith("FORCE_CUDA=1 CFLAGS=") for note in notes] == ([True] if noted else [])
     assert all(doctor.FIX_LITE in note.fix for note in notes)
+
+
+@pytest.mark.parametrize(("capability", "noted"), [((9, 0), False), ((8, 0), True), ((7, 5), False)])
+def test_kernels_that_another_card_could_run_are_noted(monkeypatch, capability, noted):
+    monkeypatch.delenv("MM_VITBACKBONES_KERNELS", raising=False)
+    torch = fake_torch(cuda=True, capability=capability)
+    notes = findings("note", torch=torch, mmcv__ops=fake_ops("12.6"))
+    assert [note.what.startswith("Card of a test runs PyTorch's operators") for note in notes] == [True] * noted
+    assert all("MM_VITBACKBONES_KERNELS=1 " in note.fix for note in notes)
+    for choice in "01":
+        monkeypatch.setenv("MM_VITBACKBONES_KERNELS", choice)
+        assert not findings("note", torch=torch, mmcv__ops=fake_ops("12.6"))
+    monkeypatch.setenv("MM_VITBACKBONES_KERNELS", "all")
+    (blocker,) = findings("blocker", torch=torch, mmcv__ops=fake_ops("12.6"))
+    assert blocker.what.startswith("the environment variable MM_VITBACKBONES_KERNELS is 'all': give 1 ")
 
 
 @pytest.mark.parametrize("state", [State.MISSING, State.PLAIN])

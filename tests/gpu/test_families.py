@@ -74,11 +74,11 @@ def test_levels_lie_in_memory_as_on_the_cpu(toy: str) -> None:
 def test_narrow_types_are_near_fp32(toy: str, dtype: torch.dtype) -> None:
     network, x = build(toy).to(DEVICE), image().to(DEVICE)
     exact = infer(network, x)
-    with registration.disabled():
+    with registration.forced(False):
         bound = bound_of(infer(network, x, dtype), exact)
     assert error(infer(network, x, dtype), exact) < bound
     network, x = network.to(dtype), x.to(dtype)
-    with registration.disabled():
+    with registration.forced(False):
         bound = bound_of(infer(network, x), exact)
     assert error(infer(network, x), exact) < bound
 
@@ -177,7 +177,7 @@ def test_kernels_and_their_references_agree(name: str, dtype: torch.dtype | None
     network, x = NETWORKS[name]().to(DEVICE), image().to(DEVICE)
     maps, with_kernels = infer(network, x, dtype), gradients(network, x, dtype)
     exact, of_exact = infer(network, x), gradients(network, x)
-    with registration.disabled():
+    with registration.forced(False):
         by_references, of_references = infer(network, x, dtype), gradients(network, x, dtype)
     if dtype is None:
         assert error(maps, by_references) < 1e-5
@@ -191,5 +191,5 @@ def test_kernels_and_their_references_agree(name: str, dtype: torch.dtype | None
         assert lost < 1.3 * gradient_error(gradients(on_cpu, image(), dtype), gradients(on_cpu, image()))
     network, x = network.to(dtype), x.to(dtype)
     maps = infer(network, x)
-    with registration.disabled():
+    with registration.forced(False):
         assert error(maps, exact) < bound_of(infer(network, x), exact)

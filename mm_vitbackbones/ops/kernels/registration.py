@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,11 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mm_vitbackbones.errors import UserError
 from mm_vitbackbones.ops import context
 
 NAMESPACE = "mm_vitbackbones"
-AMPERE = 8
-"""The oldest generation of cards whose arithmetic the kernels need: bf16 and asynchronous copies."""
+AMPERE = (8, 0)
+"""The oldest compute capability whose arithmetic the kernels need: bf16 and asynchronous copies."""
+
+MEASURED = frozenset({(9, 0)})
+"""Compute capabilities of the cards where the kernels were measured against PyTorch's operators, and were faster:
+Hopper (an H200). Others run PyTorch's operators, until ``SWITCH`` asks for the kernels."""
+
+SWITCH = "MM_VITBACKBONES_KERNELS"
+"""The environment variable that asks for the kernels on every card that can run them (1), or on none (0)."""
 
 OLDEST_TRITON = (3, 3)
 """The oldest version that compiles the kernels: they keep tensors in tuples. It is that of PyTorch 2.7."""
@@ -24,7 +33,7 @@ OLDEST_TRITON = (3, 3)
 CAN_REGISTER_GRADIENTS = hasattr(torch.library, "register_fake") and hasattr(torch.library, "register_autograd")
 _TENSORS = {Tensor, nn.Parameter}
 _library = torch.library.Library(NAMESPACE, "DEF")
-_enabled = True
+_forced: bool | None = None
 
 
 def operator(schema: str, reference: Callable[..., Any], launch: Callable[..., Any]) -> Callable[..., Any]:
@@ -122,7 +131,7 @@ def serves_in_graphs(tensor: Tensor) -> bool:
 
 
 def _is_usable_on(index: int | None) -> bool:
-    return _enabled and _has_triton() and _generation(index) >= AMPERE
+    return (_is_wanted_on(index) if _forced is None else _forced) and can_run_on(index)
 
 
 # As `torch.compiler.assume_constant_result` does, which imports the compiler.
@@ -130,24 +139,46 @@ _is_usable_on._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @contextmanager
-def disabled() -> Iterator[None]:
-    """Within it, all threads run the references."""
-    global _enabled
-    before, _enabled = _enabled, False
+def forced(on: bool) -> Iterator[None]:
+    """Within it, all threads run the kernels on every card that can (``True``), or the references (``False``), whatever
+    the card and the environment."""
+    global _forced
+    before, _forced = _forced, on
     try:
         yield
     finally:
-        _enabled = before
+        _forced = before
+
+
+def asked() -> bool | None:
+    """What the environment asks for, or None.
+
+    Raises:
+        UserError: it asks for neither 0 nor 1.
+    """
+    text = os.environ.get(SWITCH, "")
+    if text not in ("", "0", "1"):
+        raise UserError(
+            f"the environment variable {SWITCH} is {text!r}: give 1 for the kernels of this package on every GPU that "
+            "can run them, 0 for PyTorch's operators alone, or leave it out"
+        )
+    return text == "1" if text else None
 
 
 @functools.cache
+def _is_wanted_on(index: int | None) -> bool:
+    wanted = asked()
+    return torch.cuda.get_device_capability(index) in MEASURED if wanted is None else wanted
+
+
+@functools.cache
+def can_run_on(index: int | None) -> bool:
+    """Whether a GPU and the installed Triton can run the kernels at all."""
+    return _has_triton() and torch.cuda.get_device_capability(index) >= AMPERE
+
+
 def _has_triton() -> bool:
     if importlib.util.find_spec("triton") is None:
         return False
     version = importlib.import_module("triton").__version__.split(".")
     return (int(version[0]), int(version[1])) >= OLDEST_TRITON
-
-
-@functools.cache
-def _generation(index: int | None) -> int:
-    return torch.cuda.get_device_capability(index)[0]
