@@ -65,6 +65,7 @@ def test_inference_and_the_training_whose_kernels_are_compared_with_the_clock_ar
 
 def test_every_network_has_aims_a_title_and_a_compiled_peer() -> None:
     assert {*CONTENDERS} == {*page.AIMS} == {*page.TITLES} == {*BEST_COMPILED}
+    assert planning.FIRST < {*CONTENDERS}
     for network, peer in BEST_COMPILED.items():
         assert contenders.find(network, peer).name not in (OURS, LIGHT, BEFORE)
 
@@ -157,8 +158,8 @@ def test_a_process_takes_what_its_tasks_were_measured_to_take() -> None:
 
 
 def test_each_compilation_has_a_process_and_the_rest_of_a_network_one_for_each_stage() -> None:
-    wanted = tasks([NETWORK, "vit_s", "pit_s"], PARTS, before=True)
-    runs = {"vit_s": 1, "pit_s": 0}
+    wanted = tasks([NETWORK, "mit_b2", "pit_s"], PARTS, before=True)
+    runs = {"mit_b2": 1, "pit_s": 0}
     records = [{**task.to_json(), "run": runs[task.network]} for task in wanted if task.network in runs]
     known = planning.Known(records)
     found = running.jobs(known.stages(wanted), known)
@@ -181,6 +182,18 @@ def test_each_compilation_has_a_process_and_the_rest_of_a_network_one_for_each_s
     assert [job.kind for job in together] == ["eager", "before"] * 3 + ["compiled"] * 3
     for each in (found, together):
         assert sorted(str(task) for job in each for task in job.tasks) == sorted(map(str, wanted))
+
+
+def test_networks_of_the_first_table_come_first_compiled_training_included() -> None:
+    wanted = tasks(["vit_s", NETWORK], PARTS, before=False)
+    known = planning.Known([task.to_json() for task in wanted if task.network == "vit_s"])
+    found = running.jobs(known.stages(wanted), known)
+    assert [(job.kind, job.tasks[0].network) for job in found if job.stage < planning.MISSING_LATER] == [
+        ("eager", NETWORK),
+        *[("compiled", NETWORK)] * 2,
+        ("eager", "vit_s"),
+        *[("compiled", "vit_s")] * 2,
+    ]
 
 
 # ---- one process
@@ -366,10 +379,11 @@ def run(
     room: running.Room = ROOM,
     compile_seconds: float = 60.0,
     records: tuple[Any, ...] = (),
+    alone_seconds: float = 60.0,
 ) -> tuple[bool, list[Any]]:
     kept: list[Any] = []
     known = planning.Known(records)
-    plan = running.Plan("cpu", True, ROOT, time.monotonic() + seconds, room, compile_seconds, program)
+    plan = running.Plan("cpu", True, ROOT, time.monotonic() + seconds, room, compile_seconds, alone_seconds, program)
     jobs = running.jobs(known.stages(wanted), known)
     finished = running.Runner(plan, kept.append, tmp_path / "log").run(jobs)
     return finished, kept
@@ -583,6 +597,32 @@ def test_what_takes_too_many_seconds_of_the_processor_to_compile_is_left_out(tmp
     assert not any(planning.is_settled(each) for each in kept if "failure" in each)
 
 
+HANGING = """
+import json, os, sys, time
+task = json.loads(sys.stdin.readline())["tasks"][0]
+def say(**message): print(json.dumps(message), flush=True)
+if task["contender"] == "timm":
+    while not os.path.exists(ALONE): time.sleep(0.01)
+say(ask=True)
+sys.stdin.readline()
+open(ALONE, "w").close()
+while task["contender"] == "ours": time.sleep(1)
+say(done=True)
+say(record={**task, "ms": 1.0})
+"""
+
+
+def test_one_that_hangs_while_the_others_stand_still_is_ended(tmp_path: Path) -> None:
+    wanted = [Task(NETWORK, name, "compiled", TRAIN_512, "time") for name in (OURS, "timm")]
+    program = f"ALONE = {str(tmp_path / 'alone')!r}\n{HANGING}"
+    finished, kept = run(tmp_path, wanted, program, alone_seconds=0.5)
+    assert finished
+    assert [(each["contender"], each.get("failure")) for each in kept] == [
+        (OURS, "fails: it measured for more than 0.5 s"),
+        ("timm", None),
+    ]
+
+
 PATIENT = """
 import json, os, sys, time
 for task in json.loads(sys.stdin.readline())["tasks"]:
@@ -596,9 +636,9 @@ for task in json.loads(sys.stdin.readline())["tasks"]:
 
 
 def test_what_is_eager_waits_for_no_compilation_though_an_earlier_run_has_it(tmp_path: Path) -> None:
-    wanted = tasks([NETWORK, "vit_s", "pit_s"], ["train", "inference", "compiled"], before=False)
+    wanted = tasks([NETWORK, "mit_b2", "pit_s"], ["train", "inference", "compiled"], before=False)
     eager = [task for task in wanted if task.part != "compiled"]
-    records = tuple({**task.to_json(), "ms": 1.0} for task in eager if task.network != "vit_s")
+    records = tuple({**task.to_json(), "ms": 1.0} for task in eager if task.network != "mit_b2")
     (tmp_path / "eager").mkdir()
     program = f"EAGER, COUNT = {str(tmp_path / 'eager')!r}, {len(eager)}\n{PATIENT}"
     finished, kept = run(tmp_path, wanted, program, seconds=30.0, room=running.Room(4, 2, 1000.0), records=records)
@@ -673,13 +713,13 @@ def test_a_report_tries_again_what_it_had_left_out(asked: list[Task], tmp_path: 
 
 
 def test_a_report_begins_with_what_the_figures_lack(asked: list[Task], tmp_path: Path) -> None:
-    wanted = tasks([NETWORK, "vit_s"], ["train"], before=False)
+    wanted = tasks([NETWORK, "mit_b2"], ["train"], before=False)
     known = [{**task.to_json(), "ms": 1.0} for task in wanted if task.network == NETWORK]
     (tmp_path / "docs").mkdir()
     data = {"runs": [{"machine": "another", "date": "2026-01-01"}], "records": known}
     (tmp_path / "docs" / "benchmarks_gpu.json").write_text(json.dumps(data))
-    command.report(tmp_path / "run", [NETWORK, "vit_s"], ["train"], device="cpu", known=tmp_path / "docs")
-    assert [task.network for task in asked] == sorted((task.network for task in wanted), reverse=True)
+    command.report(tmp_path / "run", [NETWORK, "mit_b2"], ["train"], device="cpu", known=tmp_path / "docs")
+    assert [task.network for task in asked] == sorted((task.network for task in wanted))
 
 
 def test_figures_of_two_cards_are_not_mixed(asked: list[Task], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,11 @@ MISSING, EARLIER, LAST, MISSING_LATER, KNOWN_LATER = range(5)
 """Stages of a run: what no run has measured, what the last one has not, and what it has. Large images and compiled
 inference come later, as no aim needs them, or none alone: they take the time of what is compiled for training."""
 
+FIRST = frozenset(
+    ("pvt_s", "pvt_v2_b2", "mit_b2", "swin_t", "coat_lite_s", "coat_mini", "pit_s", "segformer_b0", "segformer_b2")
+)
+"""Networks whose tables, compiled training included, are to fit a run of eight minutes. They come before the others."""
+
 GIB_OF_A_PROCESS = 2.0
 """Of the card: what a process takes besides its tensors."""
 GIB_OF_A_TRAINING = 12.0

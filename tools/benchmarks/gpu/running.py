@@ -5,15 +5,16 @@ each a process group, are stopped (SIGSTOP) until it has its figures, so that no
 disturbs it. A network's process measures all its contenders; an older version of this package has processes of its
 own; each compilation has one. What runs out of memory among others is measured again when no other process is left.
 
-What is eager comes first: a few processes of it prepare ahead, compilations have the other cores, and all of them once
-nothing eager waits. So a run that is stopped has whole tables first. Of the cores half count, as two virtual ones are
-a real one: more processes at once only make each of them slower.
+Networks of ``planning.FIRST`` come before the others. Of each group what is eager comes first: a few processes of it
+prepare ahead, compilations have the other cores, and all of them once nothing eager of the group waits. So a run that is
+stopped has whole tables first. Of the cores half count, as two virtual ones are a real one: more processes at once only
+make each of them slower.
 
 Where the time goes, seen on one H200 with 16 virtual cores: a network's eager figures take about 20 s alone, so those
 of 16 networks about five minutes. Importing and building takes 10 s a process; with 16 processes at once, the first
 figure came after 75 s. Compiling a training step took 50 to 120 s of the processor, and with thirteen compilations at
-once up to 180 s by the clock. Eight at once take about five minutes for the 32 training steps: reckoned from these
-figures, not seen.
+once up to 180 s by the clock. So the nine networks of ``FIRST`` take about three minutes, and eight compilations at once
+about five for their 18 training steps; the other seven as long again. Reckoned from these figures, not seen.
 """
 
 from __future__ import annotations
@@ -35,10 +36,11 @@ from typing import Any, NoReturn
 from .cases import Task
 from .contenders import BEFORE
 from .measuring import OUT_OF_MEMORY
-from .planning import LAST, LEFT_OUT, MISSING_LATER, Known
+from .planning import FIRST, LAST, LEFT_OUT, MISSING_LATER, Known
 
 ROOT = Path(__file__).parents[3]
 COMPILE_SECONDS = 300.0
+ALONE_SECONDS = 120.0
 EAGER = 4
 """Processes that compile nothing, next to those that compile: one measures, and three prepare ahead."""
 
@@ -78,6 +80,8 @@ class Plan:
     room: Room
     compile_seconds: float = COMPILE_SECONDS
     """A process that compiles may use so many seconds of the processor. What needs more is left out."""
+    alone_seconds: float = ALONE_SECONDS
+    """A process may have the clock to itself so long: another one waits for it, and one that hangs would take all."""
     program: str = "from benchmarks.gpu.worker import serve; serve()"
     """What a process runs, in Python."""
 
@@ -115,8 +119,13 @@ def jobs(stages: Mapping[Task, int], known: Known, together: bool = False) -> li
         own.sort(key=lambda task, names=names: names.index(task.contender))  # type: ignore[misc]
         found.append(Job(kind, own, stage, known.gib(own)))
     found += [Job("compiled", own, stage, known.gib(own)) for stage, own in alone]
-    # What compiles nothing takes seconds: it comes first, whether it is missing or not.
-    return sorted(found, key=lambda job: (max(job.stage, LAST), job.kind == "compiled", job.stage))
+
+    def place(job: Job) -> tuple[int, ...]:
+        # What compiles nothing takes seconds: it comes first, whether it is missing or not.
+        is_other = job.tasks[0].network not in FIRST
+        return max(job.stage, LAST), is_other, job.kind == "compiled", job.stage
+
+    return sorted(found, key=place)
 
 
 @dataclass
@@ -125,8 +134,8 @@ class Worker:
     process: subprocess.Popen[bytes]
     left: list[Task]
     current: Task | None = None
-    is_late: bool = False
-    """Whether it was ended, as it has used too many seconds."""
+    ended_for: str = ""
+    """Why the runner has ended it, in place of its exit code."""
     buffer: bytes = b""
 
     def end(self) -> int:
@@ -149,6 +158,7 @@ class Runner:
     workers: dict[int, Worker] = field(default_factory=dict)
     asking: deque[int] = field(default_factory=deque)
     alone: int | None = None
+    alone_since: float = 0.0
 
     def run(self, waiting: list[Job]) -> bool:
         """Whether all was done before the deadline."""
@@ -164,7 +174,7 @@ class Runner:
                 left = self.plan.deadline - time.monotonic()
                 if left <= 0:
                     return False
-                self._end_long_compilations()
+                self._end_late()
                 for key, _ in selector.select(min(left, 1.0)):
                     worker = key.data
                     data = os.read(key.fd, 65536)
@@ -203,12 +213,18 @@ class Runner:
     def _most(self, kind: str) -> int:
         return self.plan.room.eager if kind == "eager" else 1
 
-    def _end_long_compilations(self) -> None:
-        """Their tasks are recorded where the end of the process is noticed."""
+    def _end_late(self) -> None:
+        """Ends what takes too long. Its tasks are recorded where the end of the process is noticed."""
         for pid, worker in self.workers.items():
             if worker.job.kind == "compiled" and _cpu_seconds(pid) > self.plan.compile_seconds:
-                worker.is_late = True
-                _signal(pid, signal.SIGKILL)
+                limit = f"{self.plan.compile_seconds:g} s of the processor"
+                self._end(pid, f"{LEFT_OUT}compiling takes more than {limit}")
+            elif pid == self.alone and time.monotonic() - self.alone_since > self.plan.alone_seconds:
+                self._end(pid, f"fails: it measured for more than {self.plan.alone_seconds:g} s")
+
+    def _end(self, pid: int, why: str) -> None:
+        self.workers[pid].ended_for = why
+        _signal(pid, signal.SIGKILL)
 
     def _start(self, job: Job) -> Worker:
         root = self.plan.baseline if job.kind == "before" and self.plan.baseline else ROOT
@@ -254,7 +270,7 @@ class Runner:
     def _let_one(self) -> None:
         if self.alone is not None or not self.asking:
             return
-        self.alone = self.asking.popleft()
+        self.alone, self.alone_since = self.asking.popleft(), time.monotonic()
         for pid in self.workers:
             if pid != self.alone:
                 _signal(pid, signal.SIGSTOP)
@@ -278,9 +294,7 @@ class Runner:
             return []
         broken = worker.current or worker.left[0]
         worker.left.remove(broken)
-        why = f"fails: its process ended with {code}"
-        if worker.is_late:
-            why = f"{LEFT_OUT}compiling takes more than {self.plan.compile_seconds:g} s of the processor"
+        why = worker.ended_for or f"fails: its process ended with {code}"
         self.keep({**broken.to_json(), "failure": why})
         return [replace(worker.job, tasks=worker.left)] if worker.left else []
 
