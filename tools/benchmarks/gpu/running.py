@@ -6,15 +6,15 @@ disturbs it. A network's process measures all its contenders; an older version o
 own; each compilation has one. What runs out of memory among others is measured again when no other process is left.
 
 Networks of ``planning.FIRST`` come before the others. Of each group what is eager comes first: a few processes of it
-prepare ahead, compilations have the other cores, and all of them once nothing eager of the group waits. So a run that is
-stopped has whole tables first. Of the cores half count, as two virtual ones are a real one: more processes at once only
-make each of them slower.
+prepare ahead, compilations have the other cores, and all of them once nothing eager of the group waits. So a run that
+is stopped has whole tables first. Of the cores half count, as two virtual ones are a real one: more processes at once
+only make each of them slower.
 
 Where the time goes, seen on one H200 with 16 virtual cores: a network's eager figures take about 20 s alone, so those
 of 16 networks about five minutes. Importing and building takes 10 s a process; with 16 processes at once, the first
 figure came after 75 s. Compiling a training step took 50 to 120 s of the processor, and with thirteen compilations at
-once up to 180 s by the clock. So the nine networks of ``FIRST`` take about three minutes, and eight compilations at once
-about five for their 18 training steps; the other seven as long again. Reckoned from these figures, not seen.
+once up to 180 s by the clock. So the nine networks of ``FIRST`` take about three minutes, and eight compilations at
+once about five for their 18 training steps; the other seven as long again. Reckoned from these figures, not seen.
 """
 
 from __future__ import annotations
