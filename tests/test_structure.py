@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "registry": {"nodes"},
     "libraries": {"errors", "mmcv_ops", "nodes"},
     "mmcv_ops": {"errors", "files"},
-    "ops": set(),
+    "ops": {"errors"},
     "layers": {"ops"},
     "backbones": {"adapters", "errors", "layers", "nodes", "ops", "registry"},
     "checkpoints": {"adapters", "errors", "files", "limits", "ops", "progress", "registry"},
