@@ -29,7 +29,7 @@ def is_for(x: Tensor, *layers: nn.Module) -> bool:
 
 def serves_gelu(x: Tensor, layer: nn.Module) -> bool:
     """Whether ``linear_gelu`` is the form."""
-    return is_for(x, layer) and x.dtype != torch.float64 and registration.serves_in_graphs(x)
+    return is_for(x, layer) and x.dtype != torch.float64 and registration.serve_in_graphs(x)
 
 
 def linear(x: Tensor, layer: nn.Module) -> Tensor:

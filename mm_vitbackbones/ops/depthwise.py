@@ -26,8 +26,8 @@ def is_for(tensor: Tensor) -> bool:
     if context.device_type(tensor) != "cuda":
         return False
     if context.is_compiling_to_run():
-        return registration.serves_in_graphs(tensor)
-    return context.is_eager() and (registration.usable(tensor) or not tensor.is_cuda)  # not on CUDA: a test pretends
+        return registration.serve_in_graphs(tensor)
+    return context.is_eager() and registration.serve(tensor)
 
 
 def serves(

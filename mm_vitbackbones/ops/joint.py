@@ -74,9 +74,11 @@ def join(cls: Tensor, grid: Tensor, blocks: nn.Module, shared: Shared) -> Tokens
 
 
 def makes_rows(cls: Tensor, grid: Tensor, shared: Shared) -> bool:
-    """Whether rows are the form for these tokens: on CUDA, where our convolutions run; see ``join``."""
+    """Whether rows are the form for these tokens: on CUDA, in graphs where our operators serve; see ``join``."""
     convs = [cast(nn.Module, shared.cpe.conv)], shared.convs
-    return all(depthwise.serves(grid, group) for group in convs) and cls.dtype == grid.dtype and grid.numel() > 0
+    known = context.is_eager_on_cuda(grid)  # rows need fewer operators, also where no kernels run
+    served = all(depthwise.serves(grid, group, known=known) for group in convs)
+    return served and cls.dtype == grid.dtype and grid.numel() > 0
 
 
 def take_rows(blocks: nn.Module, shared: Sequence[Shared]) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -12,20 +13,29 @@ import torch
 from helpers.agreement import build, error, gradient_error, gradients, image, infer
 from helpers.toys import TOYS
 from mm_vitbackbones.ops import context
+from mm_vitbackbones.ops.kernels import registration
 from tools.benchmarks.host.as_on_gpu import kernels_on_cpu
 
 each_toy = pytest.mark.parametrize("toy", TOYS)
+with_and_without_kernels = pytest.mark.parametrize("kernels", [True, False], ids=["kernels", "operators_of_pytorch"])
 
 
-def on_cuda() -> AbstractContextManager[None]:
-    return context.pretend_device("cuda")
+@contextmanager
+def on_cuda(kernels: bool = True) -> Iterator[None]:
+    """
+    Args:
+        kernels: whether those of this package would run, as by default on the cards where they were measured.
+    """
+    with context.pretend_device("cuda"), registration.forced(kernels):
+        yield
 
 
 @each_toy
-def test_maps_and_gradients_are_those_of_a_cpu(toy: str) -> None:
+@with_and_without_kernels
+def test_maps_and_gradients_are_those_of_a_cpu(toy: str, kernels: bool) -> None:
     network = build(toy)
     maps, expected = infer(network, image()), gradients(network, image())
-    with on_cuda():
+    with on_cuda(kernels):
         found = infer(network, image())
         assert error(found, maps) < 1e-5
         assert gradient_error(gradients(network, image()), expected) < 1e-4
@@ -33,20 +43,22 @@ def test_maps_and_gradients_are_those_of_a_cpu(toy: str) -> None:
 
 
 @each_toy
+@with_and_without_kernels
 @pytest.mark.parametrize("form", ["all_but_attention", "all"])
-def test_computing_again_changes_no_gradient(toy: str, form: str) -> None:
-    with on_cuda():
+def test_computing_again_changes_no_gradient(toy: str, form: str, kernels: bool) -> None:
+    with on_cuda(kernels):
         expected = gradients(build(toy, drop_path_rate=0.5), image())
         again = gradients(build(toy, drop_path_rate=0.5, with_cp=form), image())
         assert gradient_error(again, expected) < 1e-5
 
 
 @each_toy
-def test_mixed_precision_loses_what_a_cpu_loses(toy: str) -> None:
+@with_and_without_kernels
+def test_mixed_precision_loses_what_a_cpu_loses(toy: str, kernels: bool) -> None:
     network, dtype = build(toy), torch.bfloat16
     exact, of_exact = infer(network, image()), gradients(network, image())
     maps, lost = infer(network, image(), dtype), gradient_error(gradients(network, image(), dtype), of_exact)
-    with on_cuda():
+    with on_cuda(kernels):
         found = infer(network, image(), dtype)
         assert gradient_error(gradients(network, image(), dtype), of_exact) < 1.3 * lost
     assert [m.dtype for m in found] == [m.dtype for m in maps]

@@ -17,6 +17,7 @@ from helpers.toys import TOYS
 from mm_vitbackbones.backbones.swin import PatchMerging
 from mm_vitbackbones.layers import ResidualBlock
 from mm_vitbackbones.ops import context
+from mm_vitbackbones.ops.kernels import registration
 
 APART = {"mvit_v2": 3}
 """Blocks whose sum and the norm after it are two passes: those that change the width."""
@@ -61,8 +62,25 @@ def linear_parameters_of_blocks(network: nn.Module) -> set[str]:
     return {name for name, _ in network.named_parameters() if name.rpartition(".")[0] in maps}
 
 
-def refuse(*_: Any, **__: Any) -> None:
-    pytest.fail("a hook in Python costs more than it saves on a GPU")
+def refuse_hooks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those on saved tensors, also of PyTorch's checkpoints, on gradients, and on modules."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        pytest.fail("a hook in Python costs more than it saves on a GPU")
+
+    monkeypatch.setattr(torch._C._autograd, "_push_saved_tensors_default_hooks", refuse)
+    monkeypatch.setattr(Tensor, "register_hook", refuse)
+    for name in ("forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook"):
+        monkeypatch.setattr(nn.Module, f"register_{name}", refuse)
+
+
+@pytest.mark.parametrize("toy", TOYS)
+def test_a_step_without_kernels_takes_no_hook_either(toy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, x = TOYS[toy]().train(), image()
+    refuse_hooks(monkeypatch)
+    with context.pretend_device("cuda"), registration.forced(False):
+        loss_of(network, x).backward()
+    assert all(p.grad is not None for p in network.parameters())
 
 
 @pytest.mark.parametrize("toy", TOYS)
@@ -73,11 +91,7 @@ def test_a_step_takes_no_hook_no_needless_copy_and_few_norms_and_casts(
     network, x = TOYS[toy]().train(), image()
     with Watch(network) as modules:
         loss_of(network, x)
-    # Those on saved tensors, also of PyTorch's checkpoints, on gradients, and on modules.
-    monkeypatch.setattr(torch._C._autograd, "_push_saved_tensors_default_hooks", refuse)
-    monkeypatch.setattr(Tensor, "register_hook", refuse)
-    for name in ("forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook"):
-        monkeypatch.setattr(nn.Module, f"register_{name}", refuse)
+    refuse_hooks(monkeypatch)
     with context.pretend_device("cuda"):
         with torch.no_grad():
             loss_of(network, x)  # what is made at the first call

@@ -44,7 +44,7 @@ def backward_reference(
         widths = [len(weight) for weight in weights]
         parts = zip(d.split(widths, -1), grid.split(widths, -1), weights, strict=True)
         grads = [_gradients(*part) for part in parts]
-        of_grid = torch.cat([g[0] for g in grads], dim=-1)
+        of_grid = _together([g[0] for g in grads], -1)
         of_grid = grad + of_grid if add else of_grid
     of_biases = [g[2].to(bias.dtype) for g, bias in zip(grads, biases, strict=False)]
     return of_grid.contiguous(), [g[1] for g in grads], of_biases
@@ -94,7 +94,12 @@ def _convolved(grid: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]
     for i, (part, weight) in enumerate(zip(parts, weights, strict=True)):
         bias = biases[i].to(grid.dtype) if biases else None
         maps.append(F.conv2d(part, _narrow(weight, grid), bias, padding=weight.shape[-1] // 2, groups=len(weight)))
-    return torch.cat(maps, dim=1).permute(0, 2, 3, 1)
+    return _together(maps, 1).permute(0, 2, 3, 1)
+
+
+def _together(parts: Sequence[Tensor], dim: int) -> Tensor:
+    # Of a single part, `cat` makes a copy.
+    return parts[0] if len(parts) == 1 else torch.cat([*parts], dim)
 
 
 def _gradients(grad: Tensor, grid: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -41,16 +41,15 @@ def reference(
     """Queries and keys (B * N + B, 2C), values (B * N + B, C) and positions (B * N, C) -> rows (B * N + B, C), the
     matrices M (B, h, d, d) and the log-sums of exp(k) over tokens (B, C); the last two in fp32 at least."""
     wide = torch.promote_types(value.dtype, torch.float32)
-    query, key = query_key.chunk(2, -1)
-    keys, values = _by_image(key, batch).to(wide), _by_image(value, batch).to(wide)
-    log_sum = keys.logsumexp(1)
-    share = (keys - log_sum.unsqueeze(1)).exp()
+    query, key = _by_image(query_key, batch).chunk(2, -1)
+    share, values = key.softmax(1, wide), _by_image(value, batch).to(wide)
+    # The largest share is that of the largest key, and no sum over all tokens is needed again.
+    log_sum = key.amax(1).to(wide) - share.amax(1).log_()
     dim = value.shape[1] // num_heads
     matrices = _heads(share, num_heads).mT @ _heads(values, num_heads) * dim**-0.5
-    queries = _heads(_by_image(query, batch), num_heads)
-    out = _rows((queries @ matrices.to(value.dtype)).transpose(1, 2).flatten(2))
-    grids = len(position)
-    out[:grids].addcmul_(query[:grids], position)
+    out = _rows((_heads(query, num_heads) @ matrices.to(value.dtype)).transpose(1, 2).flatten(2))
+    grids, channels = position.shape
+    out[:grids].addcmul_(query_key[:grids, :channels], position)
     return out, matrices, log_sum
 
 
@@ -59,20 +58,24 @@ def reference_backward(
     query_key: Tensor, value: Tensor, position: Tensor, matrices: Tensor, log_sum: Tensor, grad: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of the first three arguments."""
-    batch, num_heads, dim, _ = matrices.shape
-    wide, narrow = matrices.dtype, value.dtype
-    query, key = query_key.chunk(2, -1)
-    queries, keys, values, grads = (_heads(_by_image(x, batch).to(wide), num_heads) for x in (query, key, value, grad))
+    (batch, num_heads, dim, _), (grids, channels) = matrices.shape, position.shape
+    query, key = _by_image(query_key, batch).chunk(2, -1)
+    queries, values, grads = (
+        _heads(x.to(matrices.dtype), num_heads) for x in (query, _by_image(value, batch), _by_image(grad, batch))
+    )
+    share = _heads((key - log_sum.unsqueeze(1)).exp_(), num_heads)
     of_matrices = queries.mT @ grads
-    share = (keys - log_sum.unflatten(1, (num_heads, dim)).unsqueeze(2)).exp()
-    of_share = values @ of_matrices.mT * dim**-0.5
-    of_key = share * (of_share - (matrices * of_matrices).sum(-1).unsqueeze(2))
-    of_value = share @ of_matrices * dim**-0.5
+    of_exponent = (matrices * of_matrices).sum(-1).unsqueeze(2)
+    of_matrices *= dim**-0.5
+    of_key = (values @ of_matrices.mT).sub_(of_exponent).mul_(share)
     of_query = grads @ matrices.mT
-    of_query, of_key, of_value = (_rows(x.transpose(1, 2).flatten(2)) for x in (of_query, of_key, of_value))
-    grids = len(position)
-    of_query[:grids].addcmul_(grad[:grids].to(wide), position.to(wide))
-    return torch.cat((of_query, of_key), -1).to(narrow), of_value.to(narrow), grad[:grids] * query[:grids]
+    of_query[:, :, :-1].addcmul_(grads[:, :, :-1], _heads(position.unflatten(0, (batch, -1)), num_heads))
+    of_query_key, of_value = torch.empty_like(query_key), torch.empty_like(value)
+    results = *of_query_key.chunk(2, -1), of_value
+    for rows, tokens in zip(results, (of_query, of_key, share @ of_matrices), strict=True):
+        _heads(rows[:grids].unflatten(0, (batch, -1)), num_heads).copy_(tokens[:, :, :-1])
+        rows[grids:].copy_(tokens[:, :, -1].flatten(1))
+    return of_query_key, of_value, grad[:grids] * query_key[:grids, :channels]
 
 
 def _by_image(rows: Tensor, batch: int) -> Tensor:

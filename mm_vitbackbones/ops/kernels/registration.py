@@ -125,9 +125,15 @@ def usable(tensor: Tensor) -> bool:
     return tensor.is_cuda and _is_usable_on(tensor.device.index)
 
 
-def serves_in_graphs(tensor: Tensor) -> bool:
+def serve(tensor: Tensor) -> bool:
+    """Whether the forms with kernels are those of a call on CUDA. A tensor elsewhere has them where a test pretends
+    that it is on CUDA, by the references of the kernels."""
+    return usable(tensor) or (not tensor.is_cuda and _forced is not False)
+
+
+def serve_in_graphs(tensor: Tensor) -> bool:
     """Whether a graph for CUDA is to hold operators with gradients of their own, in place of PyTorch's."""
-    return CAN_REGISTER_GRADIENTS and (usable(tensor) or not tensor.is_cuda)  # else a test pretends
+    return CAN_REGISTER_GRADIENTS and serve(tensor)
 
 
 def _is_usable_on(index: int | None) -> bool:
