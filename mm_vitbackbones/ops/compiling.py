@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from mm_vitbackbones.ops.kernels import registration
+
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -66,13 +68,6 @@ def call_convolutions(graph: Any) -> None:
         graph.erase_node(node)
 
 
-_library = torch.library.Library("mm_vitbackbones", "FRAGMENT")
-_library.define(
-    "convolution_backward(Tensor grad, Tensor input, Tensor weight, int[] stride, int[] padding, int[] dilation, "
-    "int groups, bool[] mask) -> (Tensor, Tensor, Tensor)"
-)
-
-
 def _convolution_backward(
     grad: Tensor,
     x: Tensor,
@@ -106,8 +101,13 @@ def _shapes_of_gradients(grad: Tensor, x: Tensor, weight: Tensor, *others: Any) 
     return of_x, of_weight, weight.new_empty(weight.shape[0] if mask[2] else 0)
 
 
-_library.impl("convolution_backward", _convolution_backward, "CompositeExplicitAutograd")
-torch.library.register_fake("mm_vitbackbones::convolution_backward", _shapes_of_gradients, lib=_library)
+registration.operator(
+    "convolution_backward(Tensor grad, Tensor input, Tensor weight, int[] stride, int[] padding, int[] dilation,"
+    " int groups, bool[] mask) -> (Tensor, Tensor, Tensor)",
+    _convolution_backward,
+    _convolution_backward,
+)
+registration.in_graphs("convolution_backward", _shapes_of_gradients)
 
 
 def problem(device: torch.device, **options: Any) -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -48,6 +50,17 @@ def test_a_mode_stands_for_its_options() -> None:
 def test_an_unknown_mode_is_no_missing_compiler() -> None:
     with pytest.raises(RuntimeError, match="Unrecognized mode=fastest"):
         for_any_size({"mode": "fastest"})
+
+
+def test_networks_are_imported_by_a_pytorch_that_registers_no_operators_for_graphs() -> None:
+    """PyTorch before 2.4. Those parts of PyTorch of today that need these functions come first."""
+    program = (
+        "import torch, torch._dynamo, torch.distributed._functional_collectives\n"
+        "del torch.library.register_fake, torch.library.register_autograd\n"
+        "import mm_vitbackbones.backbones"
+    )
+    done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("groups", [1, 8])
