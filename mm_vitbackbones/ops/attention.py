@@ -56,7 +56,7 @@ def attend_to_each_other(
     tokens = finished(tokens)
     if (heads := head_maps.to_heads(tokens, to_qkv, 3, num_heads)) is not None:
         query, key, value = heads
-        return _projected(F.scaled_dot_product_attention(query, key, value), project, shape[:-1])
+        return linear.by(joined(F.scaled_dot_product_attention(query, key, value)), project)
     if bias_sums.is_for(tokens, to_qkv, project):
         # As a matrix: in memory of its own choice the compiler may put gaps between images, and copy them for the map.
         query, key, value = bias_sums.queries_keys_values(tokens.flatten(0, 1), to_qkv)
@@ -82,7 +82,7 @@ def attend_turned(
         query, key, value = heads
         attended = F.scaled_dot_product_attention(query, key, value)
         if (found := linear.on_cuda(attended, project, biased=True, known=True)) is None:
-            return _projected(attended, project, shape)
+            return linear.by(joined(attended), project)
         weight, bias, dtype = found
         return head_maps.of_heads_by(attended, weight, bias, dtype, shape)
     tokens = finished(tokens)

@@ -51,13 +51,10 @@ def attend_between(
 ) -> Tensor:
     """``project(attend(to_query_key_value(grid)))``: (B, ..., C) -> (B, ..., C)."""
     x = grid if isinstance(grid, Tensor) else grid.x
-    if context.device_type(x) == "cuda":
-        if _is_served(x, context.autocast_dtype(x.device) or grid.dtype):
-            out = between.attend(grid, to_query_key_value, ON_CUDA, (temperature,), project, num_heads)
-            if out is not None:
-                return out
-        grid = finished(grid)
-        return linear.by(attend(linear.by(grid, to_query_key_value), temperature, num_heads), project)
+    if context.device_type(x) == "cuda" and _is_served(x, context.autocast_dtype(x.device) or grid.dtype):
+        out = between.attend(grid, to_query_key_value, ON_CUDA, (temperature,), project, num_heads)
+        if out is not None:
+            return out
     grid = finished(grid)
     return linear.linear(attend(linear.linear(grid, to_query_key_value), temperature, num_heads), project)
 

@@ -74,17 +74,15 @@ def attend_between(
 ) -> Tensor:
     """``project(attend(to_query_key_value(grid)))``: (B, ..., C) -> (B, ..., C)."""
     x = grid if isinstance(grid, Tensor) else grid.x
-    if context.device_type(x) == "cuda":
-        if context.is_eager() and _mixes_in_bands(x, before, after):
-            of_before, of_after = before.__dict__["_parameters"], after.__dict__["_parameters"]
-            parameters = of_before["bias"], of_before["weight"], of_after["weight"], of_after["bias"]
-            out = between.attend(grid, to_query_key_value, BETWEEN, parameters, project, num_heads)
-            if out is not None:
-                return out
-        grid = finished(grid)
-        return linear.by(attend(linear.by(grid, to_query_key_value), before, after, num_heads), project)
-    qkv = linear.linear(finished(grid), to_query_key_value, again=True)
-    return linear.linear(attend(qkv, before, after, num_heads), project)
+    if context.device_type(x) == "cuda" and context.is_eager() and _mixes_in_bands(x, before, after):
+        of_before, of_after = before.__dict__["_parameters"], after.__dict__["_parameters"]
+        parameters = of_before["bias"], of_before["weight"], of_after["weight"], of_after["bias"]
+        out = between.attend(grid, to_query_key_value, BETWEEN, parameters, project, num_heads)
+        if out is not None:
+            return out
+    grid = finished(grid)
+    mixed = attend(linear.linear(grid, to_query_key_value, again=True), before, after, num_heads)
+    return linear.linear(mixed, project)
 
 
 def _as_grid(tokens: Tensor, like: Tensor) -> Tensor:
