@@ -2,7 +2,7 @@
 
 In fp32 inference on a CPU these are oneDNN's operators (``ops.onednn``). In training on CUDA they are functions
 whose gradients come in the parameters' own type, without casts, and whose biases' gradients take no slow pass of their
-own. Everywhere else the modules are called one after the other.
+own. Everywhere else the modules are called.
 """
 
 from __future__ import annotations
@@ -47,20 +47,15 @@ def begun(x: Tensor, layer: nn.Module) -> Tensor | Pending:
     return linear(x, layer)
 
 
-def trains_on_cuda(x: Tensor, layer: nn.Module, biased: bool = True) -> bool:
-    """Whether a linear map takes its gradients from here: a plain one, in eager mode on CUDA, of parameters that are in
-    the type of the computation, or in fp32 under autocast.
-
-    Args:
-        biased: whether it must have a bias.
-    """
-    found = on_cuda(x, layer) if torch.is_grad_enabled() else None
-    return found is not None and not (biased and found[1] is None)
+def trains_on_cuda(x: Tensor, layer: nn.Module) -> bool:
+    """Whether a linear map with a bias takes its gradients from here; see ``on_cuda``."""
+    return torch.is_grad_enabled() and on_cuda(x, layer, biased=True) is not None
 
 
 def on_cuda(x: Tensor | Forked, *layers: nn.Module, biased: bool = False, known: bool = False) -> list[Any] | None:
-    """Of each linear map its weight and bias (or None), then the type of the computation: where these may take the
-    place of calls, in eager mode on CUDA; see ``trains_on_cuda``.
+    """Of each linear map its weight and bias (or None), then the type of the computation. None where these may not take
+    the place of calls: elsewhere than in eager mode on CUDA, where a map is not plain, and where its parameters are
+    neither in the type of the computation nor, under autocast, in fp32.
 
     Args:
         biased: whether all must have biases.

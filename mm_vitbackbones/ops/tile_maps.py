@@ -18,8 +18,8 @@ from mm_vitbackbones.ops.once import direct, once_differentiable
 
 
 def over_tiles(grid: Tensor, conv: nn.Module) -> Tensor:
-    """A convolution whose patches are side by side, as a linear map of them, where ``trains_on_cuda``:
-    (B, H, W, C) -> (B, H // r, W // r, O) with patches of r x r. A remainder of rows or columns is left out."""
+    """A convolution whose patches are side by side, as a linear map of them, where ``linear.trains_on_cuda``:
+    (B, H, W, C) -> (B, h, w, O). A remainder of rows or columns is left out."""
     dtype = context.autocast_dtype(grid.device) or grid.dtype
     return _linear_of_tiles(grid, conv.weight, conv.bias, dtype)
 
