@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mm_vitbackbones.layers.conv import ChannelsLastConv2d
 from mm_vitbackbones.layers.norm import LayerNorm
-from mm_vitbackbones.ops import attention, context, linear, looking, norm, reduced_heads, rotary, windows
+from mm_vitbackbones.ops import attention, context, head_maps, linear, looking, norm, reduced_heads, rotary, windows
 from mm_vitbackbones.ops.chained import Forked, Pending, finished
 
 
@@ -183,7 +183,7 @@ class RelativeAttention(nn.Module):
         tables = self.distances(*extent)
         if tables is None:
             return looking.of_grids(query, key, self.num_heads, extent, looking.Lattice(extent))
-        query, key = (looking.heads_of(x, self.num_heads) for x in (query, key))
+        query, key = (head_maps.by_head(x, self.num_heads) for x in (query, key))
         cells = looking.Lattice(extent)
         return looking.by_distance(query, key, tables, cells, cells, extent)
 

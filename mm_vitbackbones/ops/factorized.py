@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mm_vitbackbones.ops import anysize, bias_sums, context, depthwise, joint, linear, memory, narrow, onednn
+from mm_vitbackbones.ops.head_maps import by_head
 from mm_vitbackbones.ops.joint import Pair, Rows, Shape, Tokens
 from mm_vitbackbones.ops.kernels import depthwise as windows
 from mm_vitbackbones.ops.kernels import factorized as kernels
@@ -182,11 +183,6 @@ class _Attended(torch.autograd.Function):
 _attended = direct(_Attended)
 
 
-def split_heads(tokens: Tensor, num_heads: int) -> Tensor:
-    """A view: (..., N, C) -> (..., h, N, d)."""
-    return tokens.unflatten(-1, (num_heads, -1)).transpose(-3, -2)
-
-
 def contract(key: Tensor, value: Tensor, cls_key: Tensor, cls_value: Tensor, num_heads: int) -> Tensor:
     """softmax(k)' v / sqrt(d) of all tokens, of which the first is the class token: -> (B, h, d, d).
 
@@ -253,12 +249,12 @@ def _contract_image_by_image(key: Tensor, value: Tensor, cls_key: Tensor, cls_va
 
 
 def _product(weight: Tensor, value: Tensor, num_heads: int) -> Tensor:
-    return anysize.in_order(split_heads(weight, num_heads).mT) @ anysize.in_order(split_heads(value, num_heads))
+    return anysize.in_order(by_head(weight, num_heads).mT) @ anysize.in_order(by_head(value, num_heads))
 
 
 def _scale(total: Tensor, num_heads: int) -> Tensor:
     """The factor of each row of the matrices: the softmax's denominator is the same in the whole row."""
-    return (total.shape[-1] // num_heads) ** -0.5 / split_heads(total, num_heads).mT
+    return (total.shape[-1] // num_heads) ** -0.5 / by_head(total, num_heads).mT
 
 
 def attend(query: Tensor, matrices: Tensor, position: Tensor | None = None) -> Tensor:
@@ -271,10 +267,10 @@ def attend(query: Tensor, matrices: Tensor, position: Tensor | None = None) -> T
     if position is not None and onednn.usable(query):
         out = position.mul_(query) if context.may_overwrite(position) else position * query
         for image, q, matrices_of_image in zip(out, query, matrices, strict=True):
-            heads = zip(split_heads(image, num_heads), split_heads(q, num_heads), matrices_of_image, strict=True)
+            heads = zip(by_head(image, num_heads), by_head(q, num_heads), matrices_of_image, strict=True)
             for result, head, matrix in heads:
                 result.addmm_(head, matrix)
         return out
-    out = (anysize.in_order(split_heads(query, num_heads)) @ matrices).transpose(1, 2)
+    out = (anysize.in_order(by_head(query, num_heads)) @ matrices).transpose(1, 2)
     out = anysize.in_order(out).flatten(2)
     return out if position is None else torch.addcmul(out, query, position)

@@ -1,5 +1,5 @@
 """Linear maps to the heads of attention and back, whose results are views of one map. In training on CUDA; see
-``ops.linear``."""
+``ops.linear``. ``by_head`` and ``heads_of`` are for all devices."""
 
 from __future__ import annotations
 
@@ -95,6 +95,11 @@ def split_heads(rows: Tensor, batch: int, count: int, num_heads: int) -> tuple[T
     if count == 1:
         return (rows.view(batch, -1, num_heads, rows.shape[1] // num_heads).transpose(1, 2),)
     return rows.view(batch, -1, count, num_heads, rows.shape[1] // (count * num_heads)).permute(2, 0, 3, 1, 4).unbind()
+
+
+def by_head(tokens: Tensor, num_heads: int) -> Tensor:
+    """A view: (..., N, C) -> (..., h, N, d)."""
+    return tokens.unflatten(-1, (num_heads, -1)).transpose(-3, -2)
 
 
 def heads_of(qkv: Tensor, num_heads: int) -> tuple[Tensor, ...]:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mm_vitbackbones.ops import attention, head_maps, pooling
+from mm_vitbackbones.ops.head_maps import by_head
 from mm_vitbackbones.ops.windows import windows_of
 
 Size = tuple[int, int]
@@ -76,11 +77,6 @@ class Shares:
         )
 
 
-def heads_of(tokens: Tensor, num_heads: int) -> Tensor:
-    """(B, N, C) -> (B, h, N, d)."""
-    return tokens.unflatten(-1, (num_heads, -1)).transpose(1, 2)
-
-
 def _all(count: int) -> Callable[[Tensor], Tensor]:
     """The places of keys that all queries share."""
     return lambda queries: torch.arange(count, device=queries.device).unsqueeze(0)
@@ -92,7 +88,7 @@ def of_tokens(query: Tensor, key: Tensor, num_heads: int, mix: nn.Module | None 
     Args:
         mix: a linear map of the heads, before the softmax (CaiT).
     """
-    q, k = heads_of(query, num_heads), heads_of(key, num_heads)
+    q, k = by_head(query, num_heads), by_head(key, num_heads)
 
     def rows(queries: Tensor) -> Tensor:
         scores = q[:, :, queries] * q.shape[-1] ** -0.5 @ k.mT
@@ -281,7 +277,7 @@ def factorized(query: Tensor, key: Tensor, num_heads: int, extent: Size) -> Shar
     in each channel. So the weights are these products. They may be negative, and do not sum to one. The relative
     positions are a convolution of the values, and not part of them.
     """
-    q, k = heads_of(query, num_heads), heads_of(key.softmax(1), num_heads)
+    q, k = by_head(query, num_heads), by_head(key.softmax(1), num_heads)
     lattice = Lattice(extent)
 
     def rows(queries: Tensor) -> Tensor:

@@ -149,7 +149,7 @@ def _is_one_band(qkv: Tensor, num_heads: int) -> bool:
     return _size_of_band(qkv, num_heads) == (tokens, images)
 
 
-def _heads_of(qkv: Tensor, num_heads: int) -> tuple[Tensor, ...]:
+def _scaled_heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, ...]:
     """Scaled queries, keys and values of b images: (b, N, 3C) -> three of (h * b, N, d). The heads come first, so that
     one product mixes those of all images."""
     images, tokens, width = qkv.shape
@@ -194,7 +194,7 @@ def _mixed_heads(qkv: Tensor, before: Tensor, after: Tensor, bias: Tensor, num_h
 
 def _mixed_in_one_band(qkv: Tensor, before: Tensor, after: Tensor, bias: Tensor, num_heads: int) -> Tensor:
     images, tokens, width = qkv.shape
-    query, key, value = _heads_of(qkv, num_heads)
+    query, key, value = _scaled_heads(qkv, num_heads)
     by_head = num_heads, images, tokens, query.shape[-1]
     constant = value.view(by_head).sum(2, keepdim=True) * bias.view(-1, 1, 1, 1)
     shares = torch.softmax(_mix(before, torch.bmm(query, key.mT)), -1)
@@ -208,7 +208,7 @@ def _mixed_in_bands(qkv: Tensor, before: Tensor, after: Tensor, bias: Tensor, nu
     out = qkv.new_empty(*qkv.shape[:2], qkv.shape[2] // 3)
     bands = _Bands(qkv, num_heads, 2)
     for group in bands.groups():
-        query, key, value = _heads_of(qkv[group], num_heads)
+        query, key, value = _scaled_heads(qkv[group], num_heads)
         constant = _of_each_image(bias, value) * value.sum(1, keepdim=True)
         of_heads = out[group].unflatten(-1, (num_heads, -1)).permute(2, 0, 1, 3)
         for band, (a, b) in bands.of(query):
@@ -243,7 +243,7 @@ def _gradients_in_one_band(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     wide = torch.promote_types(qkv.dtype, torch.float32)
     images, tokens, _ = qkv.shape
-    query, key, value = _heads_of(qkv, num_heads)
+    query, key, value = _scaled_heads(qkv, num_heads)
     of_out = grad.unflatten(-1, (num_heads, -1)).permute(2, 0, 1, 3).reshape(query.shape)
     by_head = num_heads, images, tokens, query.shape[-1]
     column, of_values = [x.view(by_head).sum(2, keepdim=True, dtype=wide) for x in (of_out, value)]
@@ -276,7 +276,7 @@ def _gradients_in_bands(
     of_before, of_after, of_bias = (torch.zeros_like(x, dtype=wide) for x in (before, after, bias))
     bands = _Bands(qkv, num_heads, 4)
     for group in bands.groups():
-        query, key, value = _heads_of(qkv[group], num_heads)
+        query, key, value = _scaled_heads(qkv[group], num_heads)
         of_out = grad[group].unflatten(-1, (num_heads, -1)).permute(2, 0, 1, 3).contiguous().flatten(0, 1)
         column = of_out.sum(1, keepdim=True, dtype=wide)
         of_bias += (column * value.sum(1, keepdim=True, dtype=wide)).sum((1, 2)).view(num_heads, -1).sum(1)

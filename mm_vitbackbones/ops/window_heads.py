@@ -32,16 +32,16 @@ def attention(
     ``proj`` may be left to the caller."""
     parameters = linear.on_cuda(grid, qkv, proj) if type(table) is nn.Parameter else None
     if parameters is not None and parameters[1] is not None and parameters[3] is not None:
-        return _of_heads(
-            grid, parameters, windows.windows_of(*grid.shape[:3], side, shift, grid.device), table, num_heads
-        )
+        places = windows.windows_of(*grid.shape[:3], side, shift, grid.device)
+        return _by_parameters(grid, parameters, places, table, num_heads)
     grid = finished(grid)
     return windows.attention(grid, qkv, attend, proj, windows.bias_of(table, side, shift), side, shift)
 
 
-def _of_heads(
+def _by_parameters(
     grid: Tensor | Forked, parameters: list[Any], places: windows.Windows, table: Tensor, num_heads: int
 ) -> Tensor | Pending:
+    """``attention`` by the parameters of its linear maps, see ``linear.on_cuda``."""
     of_qkv, bias_of_qkv, of_proj, bias_of_proj, dtype = parameters
     trains = torch.is_grad_enabled()
     if trains:
