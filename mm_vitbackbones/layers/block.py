@@ -71,6 +71,7 @@ class Branch(NamedTuple):
             after = begin(self.function, forked)
             return forked.x, after
         x, normed = norm.add(*of_sum)
+        # Without a call that is left: this may be computed again, by what takes tensors alone.
         return x, self.function(normed) if begin is None else finished(begin(self.function, normed))
 
     @property

@@ -61,16 +61,16 @@ def join(levels: Mapping[int, Pair], blocks: nn.Module, shared: Mapping[int, joi
 
 
 def in_graph(function: Callable[[Any], Any], tokens: Any, block: nn.Module, shared: Any) -> Any:
-    """``function(tokens)`` of a block, of levels or of one pair. The graph of a single block gets pairs and gives them.
-    Within it, tokens are in the form that ``join`` chooses."""
-    is_pair = not isinstance(tokens, Mapping)
-    parts = [tokens] if is_pair else tokens.values()
+    """``function(tokens)`` of a block, of levels or of one stage. The graph of a single block gets pairs and gives
+    them. Within it, tokens are in the form that ``join`` chooses."""
+    by_level = isinstance(tokens, Mapping)
+    parts = tokens.values() if by_level else [tokens]
     if context.is_eager() or any(isinstance(part, (Rows, LevelRows)) for part in parts):
         return function(tokens)
-    if is_pair:
-        cls, grid = tokens
-        return joint.pair(function(joint.join(cls, grid, block, shared)))
-    return pairs(function(join(tokens, block, shared)))
+    if by_level:
+        return pairs(function(join(tokens, block, shared)))
+    cls, grid = tokens
+    return joint.pair(function(joint.join(cls, grid, block, shared)))
 
 
 def pairs(levels: Levels) -> Mapping[int, Pair]:

@@ -54,18 +54,20 @@ def add(
 class BranchOf(Protocol):
     """What ``add_branches`` needs of ``layers.Branch``: x + drop_path(layer_scale(function(norm(x))))."""
 
-    norm: nn.Module
-    function: nn.Module
-    drop_path: Any
-    layer_scale: nn.Module | None
+    @property
+    def norm(self) -> nn.Module: ...
+
+    @property
+    def drop_path(self) -> Any: ...
+
+    @property
+    def layer_scale(self) -> nn.Module | None: ...
 
     @property
     def scale(self) -> Tensor | None: ...
 
     @property
     def feed_forward(self) -> feed_forward.Parts | None: ...
-
-    def call(self, normed: Tensor) -> Tensor: ...
 
     def begun(self, x: Tensor) -> tuple[Tensor, Tensor | Pending]: ...
 
@@ -76,7 +78,7 @@ class BranchOf(Protocol):
     def add_to(self, x: Tensor) -> Tensor: ...
 
 
-def add_branches(x: Tensor, branches: Sequence[Any], lightly: Callable[..., Any]) -> Tensor:
+def add_branches(x: Tensor, branches: Sequence[BranchOf], lightly: Callable[..., Any]) -> Tensor:
     """``x + branch(x)`` of each branch, one after the other.
 
     On CUDA a sum and the norm that follows it are one pass over memory, if nothing observes what lies between them.
