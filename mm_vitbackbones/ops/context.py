@@ -26,8 +26,11 @@ Class = TypeVar("Class", bound=type)
 
 class _Local(threading.local):
     device_type: str | None = None
+    """Inside ``pretend_device``: that kind."""
     kept: frozenset[int] | None = None
+    """Inside ``unobserved``: the addresses of its inputs, which nobody may write into."""
     fp32_on_cpu: bool | None = None
+    """Inside ``unobserved``: whether its inputs are worked on in eager fp32 inference on a CPU."""
 
 
 _local = _Local()
@@ -86,10 +89,9 @@ def is_compiling_to_run() -> bool:
     """Whether ``torch.compile`` traces this call, for a graph that runs in this process: it may hold operators of ours.
     Not ``torch.export``, and not under a function transform, such as ``torch.func.grad``, which does not know their
     gradients while it is traced; with a PyTorch that cannot tell (before 2.7) always False."""
-    is_exporting = getattr(torch.compiler, "is_exporting", None)
-    return (
-        is_exporting is not None and is_compiling() and not is_exporting() and not _are_functions_transformed_in_graph()
-    )
+    if not hasattr(torch.compiler, "is_exporting"):
+        return False
+    return is_compiling() and not torch.compiler.is_exporting() and not _are_functions_transformed_in_graph()
 
 
 def is_eager() -> bool:
@@ -232,6 +234,7 @@ def is_plain(module: nn.Module) -> bool:
     those of sharded modules away; and nothing is attached to its calls: no hook of any kind, no other ``forward``.
     """
     state = module.__dict__
+    # With ``has_hooks`` written out: each block asks this of all its modules, and a call takes as long as the answer.
     return not (
         type(module) not in _PLAIN
         or state["_forward_hooks"]

@@ -25,6 +25,9 @@ SIDES = (3, 5, 7)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """The types of grids that the kernels know; they compute in fp32."""
 
+Windows = tuple[tuple[int, int], ...]
+"""The channels and the side of each convolution of a grid."""
+
 
 # ---- references
 
@@ -152,13 +155,9 @@ def block_of(channels: int, side: int) -> int:
     return next((block for block, all in zip(BLOCKS, padded, strict=True) if all <= most), BLOCKS[-1])
 
 
-def bands_of(grid: Tensor, weights: Sequence[Tensor], shape: Shape) -> tuple[int, int]:
-    """How many bands an image has, and the rows of each. All convolutions of a grid have the same."""
-    return _bands(grid.shape[:3], tuple([(weight.shape[0], weight.shape[3]) for weight in weights]), shape)
-
-
 @functools.lru_cache(maxsize=1024)
-def _bands(grid: tuple[int, ...], windows: tuple[tuple[int, int], ...], shape: Shape) -> tuple[int, int]:
+def bands_of(grid: tuple[int, ...], windows: Windows, shape: Shape) -> tuple[int, int]:
+    """How many bands an image has, and the rows of each. All convolutions of a grid (B, H, W) have the same."""
     batch, height, width = grid
     blocks = sum(math.ceil(channels / block_of(channels, side)) for channels, side in windows)
     wanted = math.ceil(shape.programs / (batch * math.ceil(width / shape.columns) * blocks))
@@ -167,9 +166,9 @@ def _bands(grid: tuple[int, ...], windows: tuple[tuple[int, int], ...], shape: S
 
 
 @functools.lru_cache(maxsize=1024)
-def _sizes(shape: Shape, grid: tuple[int, ...], windows: tuple[tuple[int, int], ...]) -> tuple[int, tuple[int, ...]]:
+def partial_sums(shape: Shape, grid: tuple[int, ...], windows: Windows) -> tuple[int, tuple[int, ...]]:
     """How many rows of partial sums there are, and the lengths in a row: of a weight, then its bias, and so on."""
-    rows = grid[0] * _bands(grid, windows, shape)[0] * math.ceil(grid[2] / shape.columns)
+    rows = grid[0] * bands_of(grid, windows, shape)[0] * math.ceil(grid[2] / shape.columns)
     return rows, tuple([size for channels, side in windows for size in (channels * side * side, channels)])
 
 
@@ -188,7 +187,7 @@ def _steps(
     shape: Shape,
     grid: tuple[int, ...],
     strides: tuple[int, ...],
-    windows: tuple[tuple[int, int], ...],
+    windows: Windows,
     constants: tuple[bool, ...],
     partial: bool,
 ) -> list[_Step]:
@@ -197,12 +196,11 @@ def _steps(
     Args:
         grid: B, H and W.
         strides: those of B, H and W, of all grids that the kernel takes.
-        windows: channels and side of each convolution.
         constants: what the kernel takes between the side of the window and the split of the work.
         partial: whether it writes partial sums of the gradients of all convolutions, a weight and then its bias.
     """
     batch, height, width = grid
-    bands = _bands(grid, windows, shape)
+    bands = bands_of(grid, windows, shape)
     steps, start, length = [], 0, sum(channels * (side * side + 1) for channels, side in windows)
     for channels, side in windows:
         elements = shape.elements[side > 3]
@@ -221,23 +219,24 @@ def _steps(
     return steps
 
 
-def _windows(weights: Sequence[Tensor]) -> tuple[tuple[int, int], ...]:
+def windows_of(weights: Sequence[Tensor]) -> Windows:
+    """Those of convolutions by weights (C', 1, k, k)."""
     if len(weights) == 1:
         channels, _, _, side = weights[0].shape
         return ((channels, side),)
     return tuple([(shape[0], shape[3]) for shape in [weight.shape for weight in weights]])
 
 
-def _served(grid: Tensor, windows: tuple[tuple[int, int], ...]) -> bool:
+def _served(grid: Tensor, windows: Windows) -> bool:
     return grid.dtype in DTYPES and grid.numel() > 0 and _known(windows)
 
 
 @functools.lru_cache(maxsize=1024)
-def _known(windows: tuple[tuple[int, int], ...]) -> bool:
+def _known(windows: Windows) -> bool:
     return all(side in SIDES for _, side in windows)
 
 
-def _parts(grids: Sequence[Tensor], windows: tuple[tuple[int, int], ...]) -> list[tuple[Tensor, ...]]:
+def _parts(grids: Sequence[Tensor], windows: Windows) -> list[tuple[Tensor, ...]]:
     """For each convolution its channels of the grids."""
     if len(windows) == 1:
         return [tuple(grids)]
@@ -259,7 +258,7 @@ _START_CORRELATE_GELU = registration.kernel("depthwise", "start_correlate_gelu")
 
 
 def launch(grid: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], gelu: bool, add: bool) -> Tensor:
-    windows = _windows(weights)
+    windows = windows_of(weights)
     if not _served(grid, windows):
         return reference(grid, weights, biases, gelu, add)
     grid = _with_channels_together(grid)
@@ -269,7 +268,7 @@ def launch(grid: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], ge
 def launch_backward(
     grad: Tensor, grid: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], gelu: bool, add: bool
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    windows = _windows(weights)
+    windows = windows_of(weights)
     if not _served(grid, windows):
         return backward_reference(grad, grid, weights, biases, gelu, add)
     grad, grid = _with_channels_together(grad), _with_channels_together(grid)
@@ -279,7 +278,7 @@ def launch_backward(
 
 def launch_slopes(grad: Tensor, grid: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     weights = (weight,)
-    windows = _windows(weights)
+    windows = windows_of(weights)
     if not _served(grid, windows):
         return slopes_reference(grad, grid, weight, bias)
     activation = torch.empty_like(grid, memory_format=torch.contiguous_format)
@@ -289,14 +288,14 @@ def launch_slopes(grad: Tensor, grid: Tensor, weight: Tensor, bias: Tensor) -> t
 
 
 def launch_of_rows(rows: Tensor, shapes: Sequence[int], weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
-    if not _served(rows, _windows(weights)):
+    if not _served(rows, windows_of(weights)):
         return rows_reference(rows, shapes, weights, biases)
     rows = rows.contiguous()
     out = torch.empty_like(rows)
     for i, (shape, first, last) in enumerate(levels_of(shapes)):
         weight, bias = weights[i : i + 1], biases[i : i + 1]
         grid, result = grid_of(rows, shape, first), grid_of(out, shape, first)
-        _convolve(grid, grid, weight, _windows(weight), bias, False, flip=False, out=result)
+        _convolve(grid, grid, weight, windows_of(weight), bias, False, flip=False, out=result)
         out[last - shape[0] : last].copy_(rows[last - shape[0] : last])
     return out
 
@@ -304,13 +303,13 @@ def launch_of_rows(rows: Tensor, shapes: Sequence[int], weights: Sequence[Tensor
 def launch_of_rows_backward(
     grad: Tensor, rows: Tensor, shapes: Sequence[int], weights: Sequence[Tensor], biases: Sequence[Tensor]
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    if not _served(rows, _windows(weights)):
+    if not _served(rows, windows_of(weights)):
         return rows_backward_reference(grad, rows, shapes, weights, biases)
     grad, rows = grad.contiguous(), rows.contiguous()
     out, of_weights, of_biases = torch.empty_like(grad), [], []
     for i, (shape, first, last) in enumerate(levels_of(shapes)):
         weight, bias = weights[i : i + 1], biases[i : i + 1]
-        of_grid, grid, windows = grid_of(grad, shape, first), grid_of(rows, shape, first), _windows(weight)
+        of_grid, grid, windows = grid_of(grad, shape, first), grid_of(rows, shape, first), windows_of(weight)
         _, of_weight, of_bias = _correlate(of_grid, grid, weight, windows, bias, False)
         of_weights += of_weight
         of_biases += of_bias
@@ -345,7 +344,7 @@ def grid_of(rows: Tensor, shape: tuple[int, int, int], first: int = 0) -> Tensor
 
 def launch_transposed(grad: Tensor, weight: Tensor) -> Tensor:
     weights = (weight,)
-    windows = _windows(weights)
+    windows = windows_of(weights)
     if not _served(grad, windows):
         return transposed_reference(grad, weight)
     return _convolve(_with_channels_together(grad), None, weights, windows, (), False, flip=True)
@@ -355,7 +354,7 @@ def _convolve(
     grid: Tensor,
     added: Tensor | None,
     weights: Sequence[Tensor],
-    windows: tuple[tuple[int, int], ...],
+    windows: Windows,
     biases: Sequence[Tensor],
     gelu: bool,
     flip: bool,
@@ -378,7 +377,7 @@ def _correlate(
     grad: Tensor,
     grid: Tensor,
     weights: Sequence[Tensor],
-    windows: tuple[tuple[int, int], ...],
+    windows: Windows,
     biases: Sequence[Tensor],
     gelu: bool,
     activation: Tensor | None = None,
@@ -390,7 +389,7 @@ def _correlate(
     """
     shape = CORRELATE_GELU if gelu else CORRELATE
     d = torch.empty_like(grid, memory_format=torch.contiguous_format) if gelu else grad
-    rows, sizes = _sizes(shape, grid.shape[:3], windows)
+    rows, sizes = partial_sums(shape, grid.shape[:3], windows)
     partials = torch.empty(rows, sum(sizes), dtype=torch.float32, device=grid.device)
     strides = (*grad.stride()[:3], *grid.stride()[:3])
     if not gelu:

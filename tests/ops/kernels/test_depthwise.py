@@ -81,7 +81,7 @@ def test_bands_of_rows_and_gradients_of_any_strides(monkeypatch):
     torch.manual_seed(0)
     grid = torch.randn(1, 16, 5, 4, device=DEVICE).permute(0, 3, 2, 1)  # channels are not side by side
     weights, biases = [torch.randn(16, 1, 3, 3, device=DEVICE)], [torch.randn(16, device=DEVICE)]
-    assert depthwise.bands_of(grid, weights, depthwise.CONVOLVE) == (2, 2)
+    assert depthwise.bands_of(grid.shape[:3], depthwise.windows_of(weights), depthwise.CONVOLVE) == (2, 2)
     grad = torch.randn(16, device=DEVICE).expand(1, 4, 5, 16)
     for gelu in (True, False):
         exact = grid.double(), [weights[0].double()], [biases[0].double()], gelu, False

@@ -176,7 +176,7 @@ def _inside(node: Any) -> int:
     _, grid, weights, _, gelu, _ = node.args
     grid, weights = grid.meta["val"], [weight.meta["val"] for weight in weights]
     shape = depthwise.CORRELATE_GELU if gelu else depthwise.CORRELATE
-    rows, sizes = depthwise._sizes(shape, tuple(grid.shape[:3]), depthwise._windows(weights))
+    rows, sizes = depthwise.partial_sums(shape, tuple(grid.shape[:3]), depthwise.windows_of(weights))
     return 8 * rows * sum(sizes) + (1 + gelu) * grid.numel() * grid.element_size()
 
 
