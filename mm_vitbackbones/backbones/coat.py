@@ -12,7 +12,8 @@ CoaT-Lite has no parallel blocks. Each stage has a class token, which takes part
 is not part of the returned level. Two kinds of depthwise convolutions replace position embeddings; the blocks of a
 stage, serial and parallel, share them: the stage owns them and passes them to its blocks.
 
-*Tokens* are a pair here: the class token (B, 1, 1, C) and the grid (B, H, W, C). Functions of tokens act on both.
+*Tokens* are the class token (B, 1, 1, C) and the grid (B, H, W, C): a pair, or on a GPU rows of one tensor, see
+``ops.joint``. Functions of tokens act on both.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ from mm_vitbackbones.layers import (
     PatchEmbed,
     Recomputable,
     ResidualBlock,
+    init_linears_and_norms,
 )
-from mm_vitbackbones.layers.initialise import init_linears_and_norms
 from mm_vitbackbones.ops import context, conv, coscale, depthwise, factorized, joint, looking, memory, residual
 from mm_vitbackbones.ops.coscale import Levels
 from mm_vitbackbones.ops.joint import Pair, Tokens
@@ -140,9 +141,9 @@ class FactorizedAttention(Recomputable):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, tokens: Tokens, shared: Shared) -> Tokens:
-        maps, again = (self.qk, self.v, self.proj), self.recompute == memory.ALL_BUT_ATTENTION and self.training
-        position, convs = shared.relative_position, shared.convs
-        return factorized.attend_all(tokens, maps, position, convs, NUM_HEADS, self.lightly, again)
+        maps, position = (self.qk, self.v, self.proj), shared.relative_position
+        again = self.recompute == memory.ALL_BUT_ATTENTION and self.training
+        return factorized.attend_all(tokens, maps, position, shared.convs, NUM_HEADS, self.lightly, again)
 
     def looks_at(self, tokens: Tokens, shared: Shared) -> looking.Shares:
         """The effective attention weights of chosen queries."""

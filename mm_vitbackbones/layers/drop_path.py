@@ -33,7 +33,7 @@ class DropPath(nn.Module):
         return _keep if factor is None else factor.view(-1, *(1,) * (x.dim() - 1)).mul
 
     def draws(self, x: Tensor, count: int) -> tuple[Tensor, ...]:
-        """What draws for several branches of the samples of ``x`` multiply them by, each (B,), in one pass. None where
+        """What draws for several branches of the samples of ``x`` multiply them by, each (B,), in one pass. Empty where
         nothing is dropped, and where somebody observes the calls of this module: the branches then call it.
         """
         if not self.training or self.rate == 0.0 or not context.is_plain(self):

@@ -131,12 +131,12 @@ class _Summed(torch.autograd.Function):
 def _column_sums(rows: Tensor, dtype: torch.dtype) -> Tensor:
     """(R, C) -> (C,). A sum over many rows is two kernels; where a product can give a wider type it is one."""
     are_few = anysize.are_known(rows.shape[0]) and rows.shape[0] < FEW_ROWS
-    if rows.is_cuda and rows.dtype != dtype and dtype == torch.float32 and _HAS_WIDE_PRODUCTS and not are_few:
+    if rows.is_cuda and rows.dtype != dtype and dtype == torch.float32 and _COMPILES_WIDE_PRODUCTS and not are_few:
         return torch.mm(rows.new_ones(1, rows.shape[0]), rows, out_dtype=dtype).view(-1)
     return rows.sum(0, dtype=dtype)
 
 
 FEW_ROWS = 512
 """Whose sum is one kernel: those of class tokens."""
-_HAS_WIDE_PRODUCTS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 10)
+_COMPILES_WIDE_PRODUCTS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 10)
 """Before, PyTorch's compiler knows no products in another type than that of their factors."""

@@ -136,6 +136,7 @@ def add_branches(
 
 
 def _have_kernels(levels: LevelRows, attns: Mapping[int, Any], ffns: Mapping[int, Any]) -> bool:
+    """Whether ``_add_to_rows`` is the form: for plain norms of one epsilon, and where all levels go on."""
     norms = [branch.norm for branches in (attns, ffns) for branch in branches.values()]
     if not all(map(norm.is_over_channels, norms)) or len({each.eps for each in norms}) > 1:
         return False
@@ -170,6 +171,7 @@ def _add_to_rows(
 
 
 def _parameters_of(branches: Mapping[int, Any]) -> tuple[list[Tensor], list[Tensor], float]:
+    """The weights, the biases and the one epsilon of their norms."""
     weights, biases, eps = zip(*[norm.parameters_of(branch.norm) for branch in branches.values()], strict=True)
     return [*weights], [*biases], eps[0]
 
@@ -183,6 +185,7 @@ def _factor(levels: LevelRows, branches: Mapping[int, Any]) -> Tensor | None:
 
 
 def _resized(grid: Tensor, shape: Shape) -> Tensor:
+    """A grid, bilinear, in a grid of this shape: (B, *, *, C) -> (B, H, W, C)."""
     maps = torch._C._nn.upsample_bilinear2d(grid.permute(0, 3, 1, 2), shape[1:], False, None)
     return maps.permute(0, 2, 3, 1)
 

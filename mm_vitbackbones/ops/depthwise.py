@@ -136,6 +136,8 @@ def _narrow(grid: Tensor | Forked, parameters: Sequence[Tensor]) -> torch.dtype 
 
 
 class _Depthwise(torch.autograd.Function):
+    """See ``run``. It has gradients of its gradients, those of the reference."""
+
     @staticmethod
     def forward(ctx: Any, grid: Tensor, count: int, gelu: bool, add: bool, *parameters: Tensor) -> Tensor:
         ctx.save_for_backward(grid, *parameters)
@@ -158,5 +160,5 @@ class _Depthwise(torch.autograd.Function):
         return of_grid, None, None, None, *others
 
 
-cast(Any, _Depthwise.backward).unchecked = _Depthwise.backward
+cast(Any, _Depthwise.backward).unchecked = _Depthwise.backward  # for `ops.chained`
 _depthwise = direct(_Depthwise)

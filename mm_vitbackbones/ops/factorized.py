@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mm_vitbackbones.ops import anysize, bias_sums, context, depthwise, joint, linear, memory, narrow, onednn
 from mm_vitbackbones.ops.head_maps import by_head
 from mm_vitbackbones.ops.joint import Pair, Rows, Shape, Tokens
-from mm_vitbackbones.ops.kernels import depthwise as windows
+from mm_vitbackbones.ops.kernels import depthwise as conv_kernels
 from mm_vitbackbones.ops.kernels import factorized as kernels
 from mm_vitbackbones.ops.once import direct, once_differentiable, typed
 
@@ -40,8 +40,8 @@ def attend_all(
         maps: linear maps: to queries and keys side by side, C -> 2C, to values, C -> C, and ``project``.
         relative_position: keeps the shape of a grid of values.
         convs: those that it calls: depthwise ones, each of the next channels.
-        lightly: calls a function with what follows, or computes it again in the backward pass.
-        again: which of these two.
+        lightly: ``Recomputable.lightly``, which calls a function of the inputs that follow it.
+        again: whether it computes that function again in the backward pass; for the form that does so by itself.
     """
     of_pair = maps, relative_position, convs, num_heads, lightly
     if not isinstance(tokens, Rows):
@@ -131,7 +131,7 @@ def _mixed(
     """What ``project`` takes, and what the gradient needs besides the arguments: the relative positions, the matrices
     and the log-sums."""
     weights = [x for x in convs if x.dim() == 4]
-    position = windows.depthwise(windows.grid_of(value, shape), weights, convs[len(weights) :], False, False)
+    position = conv_kernels.depthwise(conv_kernels.grid_of(value, shape), weights, convs[len(weights) :], False, False)
     position = position.view(-1, value.shape[1])
     out, *sums = kernels.attend(query_key, value, position, shape[0], num_heads)
     return out, position, *sums
@@ -162,11 +162,11 @@ class _Attended(torch.autograd.Function):
         of_out = torch.mm(grad, project)
         of_query_key, of_value, of_position = kernels.attend_backward(query_key, value, position, *sums, of_out)
         weights = [x for x in convs if x.dim() == 4]
-        grid = windows.grid_of(value, shape)
-        of_grid, of_weights, of_biases = windows.depthwise_backward(
+        grid = conv_kernels.grid_of(value, shape)
+        of_grid, of_weights, of_biases = conv_kernels.depthwise_backward(
             of_position.view(grid.shape), grid, weights, convs[len(weights) :], False, False
         )
-        windows.grid_of(of_value, shape).add_(of_grid)
+        conv_kernels.grid_of(of_value, shape).add_(of_grid)
         needed, dtypes = ctx.needs_input_grad, ctx.dtypes
         of_maps: list[Tensor | None] = []
         for i, (x, of_x) in enumerate(((rows, of_query_key), (rows, of_value), (out, grad))):

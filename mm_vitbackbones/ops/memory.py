@@ -293,7 +293,7 @@ def recomputed(
     make_contexts = _ATTENTION_KEPT if what == ALL_BUT_ATTENTION else None
     if not context.is_eager():  # there are no recipes, and a compiler cannot follow what a thread keeps
         return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=random, **_options(make_contexts))
-    then = snapshot.Modules([*modules, *snapshot.modules_in((function, inputs))])
+    as_they_are = snapshot.Modules([*modules, *snapshot.modules_in((function, inputs))])
     if state.policy == LEAST:
         function, inputs = _from_sources(function, inputs)
 
@@ -310,7 +310,7 @@ def recomputed(
         if make_contexts is not None:  # which counts the casts, of which autocast leaves out those that it has made
             torch.set_autocast_cache_enabled(False)
         try:
-            with nullcontext() if runs == 1 else then.again():
+            with nullcontext() if runs == 1 else as_they_are.again():
                 return function(*inputs)
         finally:
             state.recipes, state.inside_larger, state.again, state.policy = before

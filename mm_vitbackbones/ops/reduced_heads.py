@@ -26,6 +26,7 @@ class Reduction(NamedTuple):
 
 
 Found = tuple[tuple[Tensor, ...], tuple[Tensor, Tensor, torch.dtype]]
+"""The heads of queries, keys and values; the weight and bias of the map after attention; and its type."""
 
 
 def heads(

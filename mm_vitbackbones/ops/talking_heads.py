@@ -91,6 +91,7 @@ def _as_grid(tokens: Tensor, like: Tensor) -> Tensor:
 
 
 def reference(qkv: Tensor, before: nn.Module, after: nn.Module, num_heads: int) -> Tensor:
+    """``attend``, as the paper writes it: (B, N, 3C) -> (B, N, C)."""
     query, key, value = head_maps.heads_of(qkv, num_heads)
     scores = (query * query.shape[-1] ** -0.5) @ key.mT
     shares = before(scores.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).softmax(-1)

@@ -2,8 +2,9 @@
 
 B images, H x W grid, C channels, h heads, w side of a window, n = w*w places in it, K windows in the batch.
 
-Three forms with equal results: ``_reference``, as in the paper, which compilers fuse by themselves; ``_gathered``,
-with one gather on the way in and one on the way out; and ``_in_bands``, for inference on a CPU.
+Three forms with equal results: ``_reference``, as in the paper, which graphs hold; ``_gathered``, for training, with
+one gather on the way in and one on the way out; and ``_in_bands``, for inference on a CPU. ``ops.window_heads`` has
+another one for CUDA.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def _reference(
     rows = bias_sums.to_queries_keys_values(rows, qkv) if trains else qkv(rows)
     of_windows = rows.unflatten(0, of_windows.shape[:2]) if one_size else rows
     if shift and compiles:
-        bias = biases_of_windows(bias, of_windows.dtype, batch, *counts)
+        bias = window_biases(bias, of_windows.dtype, batch, *counts)
     elif shift:
         bias = bias[_groups(*counts, grid.device)].repeat(batch, 1, 1, 1)
     out = attend(of_windows, bias, None)
@@ -214,10 +215,10 @@ join_grid = registration.operator(
     _own_joined,
     _own_joined,
 )
-biases_of_windows = registration.operator(
+window_biases = registration.operator(
     f"window_biases(Tensor bias, ScalarType dtype, {_COUNTS}) -> Tensor", _biases, _biases
 )
-biases_backward = registration.operator(
+window_biases_backward = registration.operator(
     f"window_biases_backward(Tensor grad, ScalarType dtype, {_COUNTS}) -> Tensor", _biases_backward, _biases_backward
 )
 
@@ -257,7 +258,7 @@ registration.in_graphs(
 registration.in_graphs(
     "window_biases",
     lambda bias, dtype, batch, rows, columns: _wide(bias, (batch * rows * columns, *bias.shape[1:]), dtype),
-    lambda ctx, grad: (biases_backward(grad, ctx.dtype, *ctx.counts), *(None,) * 4),
+    lambda ctx, grad: (window_biases_backward(grad, ctx.dtype, *ctx.counts), *(None,) * 4),
     _keep_counts,
 )
 registration.in_graphs(

@@ -78,10 +78,10 @@ def test_shifted_windows_of_a_grid_and_back(size: tuple[int, int], shift: int) -
 def test_biases_of_each_window(counts: tuple[int, int]) -> None:
     bias = torch.randn(4, 2, 9, 9, dtype=torch.float64, requires_grad=True)
     expected = bias[windows._groups(*counts, bias.device)].repeat(2, 1, 1, 1)
-    found = windows.biases_of_windows(bias, torch.float64, 2, *counts)
+    found = windows.window_biases(bias, torch.float64, 2, *counts)
     assert found.stride(-2) == 16  # CUDA's kernels want rows of a multiple of 8 elements
     agree(found, expected, bias)
-    narrow = windows.biases_of_windows(bias, torch.bfloat16, 2, *counts)
+    narrow = windows.window_biases(bias, torch.bfloat16, 2, *counts)
     assert torch.equal(narrow, expected.bfloat16())
     # As many sums as windows, each of them exact in the wider type alone.
     (gradient,) = torch.autograd.grad(narrow, bias, torch.full_like(narrow, 1 + 2**-7))

@@ -60,6 +60,7 @@ def operator(schema: str, reference: Callable[..., Any], launch: Callable[..., A
     def call(*args: Any) -> Any:
         if not is_direct(args[0]):
             return registered(*args)
+        # `_Kernel.__call__` written out: one call less for each launch.
         return launch(*args) if kernel is None else (kernel.found or kernel.function())(*args)
 
     return call
