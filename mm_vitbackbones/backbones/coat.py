@@ -179,7 +179,7 @@ class SerialBlock(CoatBlock):
     def residuals(self, tokens: Tokens, shared: Shared, *drawn: Tensor) -> Tokens:
         first, second = self.drops(drawn)
         with memory.saving(coscale.samples(tokens)):
-            x = joint.add_conv(tokens, shared.cpe, shared.cpe.conv)
+            x = joint.add_conv(tokens, shared.cpe)
             attn = Branch(self.norm1, cast(nn.Module, partial(self.attn, shared=shared)), first)
             ffn = Branch(self.norm2, self.ffn, second)
             return joint.add_branches(x, attn, ffn, [self.attn, shared.crpe], self.lightly)

@@ -17,6 +17,7 @@ from mm_vitbackbones.ops.chained import Forked, Pending, finished
 from mm_vitbackbones.ops.kept import Kept
 from mm_vitbackbones.ops.kernels import registration
 from mm_vitbackbones.ops.once import once_differentiable
+from mm_vitbackbones.ops.windows import ALIGNED
 
 CHANNELS_AT_ONCE, MOST_CHANNELS = 8, 256
 """Of a head, for CUDA's fused kernels: a multiple of the first and, for the faster ones, at most the second."""
@@ -392,9 +393,8 @@ def _by_distance_in_export(table: Tensor, side: int, key_side: int) -> Tensor:
 def _in_two_groups(sizes: Sequence[int], bias: Tensor) -> tuple[list[int], list[Tensor]]:
     """The first group, and all others, which are small, as one, with a bias for each window of it: on a GPU few calls
     cost more than the memory of these biases. A group without windows is left out."""
-    # Rows of a multiple of 8 elements, which CUDA's kernels want; see `windows`.
     places = bias.shape[-1]
-    wide = F.pad(bias[1:], (0, -places % 8))
+    wide = F.pad(bias[1:], (0, -places % ALIGNED))
     parts = zip(wide.split(1), sizes[1:], strict=True)
     others = torch.cat([mask.expand(size, -1, -1, -1) for mask, size in parts])[..., :places]
     groups = zip((sizes[0], len(others)), (bias[:1], others), strict=True)

@@ -88,16 +88,12 @@ def samples(tokens: Levels | Tokens) -> Tensor:
     return tokens.rows[: tokens.shape[0]] if isinstance(tokens, Rows) else tokens[0]
 
 
-def add_convs(levels: Levels, modules: Mapping[int, Any]) -> Levels:
-    """``joint.add_conv`` of each level.
-
-    Args:
-        modules: of each level; ``conv`` is its convolution.
-    """
+def add_convs(levels: Levels, positions: Mapping[int, Any]) -> Levels:
+    """``joint.add_conv`` of each level, by a module of its own."""
     if isinstance(levels, LevelRows):
-        convs = [modules[level].conv for level in levels.shapes]
+        convs = [positions[level].conv for level in levels.shapes]
         return LevelRows(joint.add_convs(levels.rows, levels.flat_shapes, convs), levels.shapes)
-    return {level: joint.add_conv(tokens, modules[level], modules[level].conv) for level, tokens in levels.items()}
+    return {level: joint.add_conv(tokens, positions[level]) for level, tokens in levels.items()}
 
 
 def add_branches(

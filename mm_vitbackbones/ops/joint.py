@@ -103,16 +103,15 @@ def pair(tokens: Tokens) -> Pair:
     return cls.view(batch, 1, 1, channels), grid.view(*tokens.shape, channels)
 
 
-def add_conv(tokens: Tokens, module: nn.Module, conv: nn.Module) -> Tokens:
+def add_conv(tokens: Tokens, position: Any) -> Tokens:
     """``grid + conv(grid)`` with the same class tokens.
 
     Args:
-        module: computes this sum of a grid.
-        conv: its convolution.
+        position: the module that computes this sum of a grid, with ``conv``; see ``Shared.cpe``.
     """
     if not isinstance(tokens, Rows):
-        return tokens[0], module(tokens[1])
-    return Rows(add_convs(tokens.rows, tokens.shape, [conv]), tokens.shape)
+        return tokens[0], position(tokens[1])
+    return Rows(add_convs(tokens.rows, tokens.shape, [position.conv]), tokens.shape)
 
 
 def add_convs(rows: Tensor, shapes: Sequence[int], convs: Sequence[nn.Module]) -> Tensor:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mm_vitbackbones.ops import attention, head_maps, pooling
+from mm_vitbackbones.ops import anysize, attention, head_maps, pooling
 from mm_vitbackbones.ops.head_maps import by_head
 from mm_vitbackbones.ops.windows import windows_of
 
@@ -205,7 +205,8 @@ def in_pooled_windows(
     """
     batch, height, width = query.shape[:3]
     side, key_side = sides
-    _, columns = counts = -(-height // side), -(-width // side)
+    columns = anysize.ceil_div(width, side)
+    counts = anysize.ceil_div(height, side), columns
     of_keys = pooling.cut(key, key_side, counts)  # (B * K, h, m, d)
     key_height, key_width = keys.size
     numbers = torch.arange(key_height * key_width, device=query.device).view(1, key_height, key_width, 1, 1) + 1

@@ -28,6 +28,8 @@ one for all (K or 1, h, n, n); or there is one for each group of windows (G, h, 
 
 BAND_BYTES = 4 * 2**20
 """The size of a band's queries, keys and values in inference on CPU, where a band is some of the windows."""
+ALIGNED = 8
+"""Elements: CUDA's kernels of attention want rows of a bias in multiples of it, and would fill them up at each call."""
 CROWDED = 0.15
 """The padding, as a share of the tokens, above which the tokens are mapped before they are split into windows."""
 
@@ -188,7 +190,7 @@ def _own_joined(windows: Tensor, *sizes: int) -> Tensor:
 def _biases(bias: Tensor, dtype: torch.dtype, batch: int, rows: int, columns: int) -> Tensor:
     """The bias of each window from that of its group: (4, h, n, n) -> (K, h, n, n), in the memory of ``bias_of``."""
     places = bias.shape[-1]
-    wide = F.pad(bias.to(dtype), (0, -places % 8))
+    wide = F.pad(bias.to(dtype), (0, -places % ALIGNED))
     found = wide.new_empty(batch, rows, columns, *wide.shape[1:])
     for of_group, group in zip(_by_group(found), wide, strict=True):
         of_group.copy_(group)
@@ -420,8 +422,7 @@ def _bias(table: Tensor, side: int, shift: int, keep: bool = True) -> Tensor:
         bias = bias + masks.to(bias.dtype)
     if context.is_exporting():
         return bias
-    # CUDA's kernels want rows of a multiple of 8 elements, and would pad them at each call.
-    return F.pad(bias.contiguous(), (0, -places % 8))[..., :places]
+    return F.pad(bias.contiguous(), (0, -places % ALIGNED))[..., :places]
 
 
 def _bias_in_graphs(table: Tensor, side: int, shift: int) -> Tensor:
@@ -431,7 +432,7 @@ def _bias_in_graphs(table: Tensor, side: int, shift: int) -> Tensor:
 def _wide(like: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """The memory of ``_bias``, for as many groups or windows."""
     *others, places = shape
-    return like.new_empty(*others, places + -places % 8, dtype=dtype)[..., :places]
+    return like.new_empty(*others, places + -places % ALIGNED, dtype=dtype)[..., :places]
 
 
 def table_gradient(grad: Tensor, side: int, keep: bool = True) -> Tensor:
@@ -487,11 +488,11 @@ def _constants(side: int, shift: int, wide: bool, device: torch.device) -> tuple
     """``constants`` of eager mode.
 
     Args:
-        wide: rows are filled up to a multiple of 8 elements, as CUDA's kernels want them.
+        wide: rows are filled up to a multiple of ``ALIGNED``.
     """
     positions, masks = relative_positions(side, device), shift_masks(side, shift, device) if shift else None
     if wide:
-        more = (0, -side * side % 8)
+        more = (0, -side * side % ALIGNED)
         positions = F.pad(positions.view(side * side, -1), more).flatten()
         masks = None if masks is None else F.pad(masks, more)
     return positions, masks
