@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.fx.experimental import _config as _symbols
 from torch.nn.modules.module import (
     _global_backward_hooks,
     _global_backward_pre_hooks,
@@ -70,14 +69,19 @@ def for_every_size() -> Iterator[None]:
     PyTorch itself asks whether a size is 1 (a level of an image of 32 pixels has one cell), where it could leave that
     open, and whether a batch is large enough for one of its libraries of convolutions.
     """
-    if not is_exporting() or torch.compiler.is_dynamo_compiling() or not hasattr(_symbols, "backed_size_oblivious"):
+    if not is_exporting() or torch.compiler.is_dynamo_compiling():
+        yield
+        return
+    from torch.fx.experimental import _config as symbols  # of a PyTorch that exports
+
+    if not hasattr(symbols, "backed_size_oblivious"):
         yield
         return
     onednn = torch._C._get_mkldnn_enabled()  # PyTorch's context for it also sets others, which warn of missing GPUs
     torch._C._set_mkldnn_enabled(False)
     try:
         with (
-            _symbols.patch(backed_size_oblivious=True),  # type: ignore[attr-defined]
+            symbols.patch(backed_size_oblivious=True),  # type: ignore[attr-defined]
             torch.backends.nnpack.flags(enabled=False),
         ):
             yield

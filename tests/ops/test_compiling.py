@@ -52,11 +52,12 @@ def test_an_unknown_mode_is_no_missing_compiler() -> None:
         for_any_size({"mode": "fastest"})
 
 
-def test_networks_are_imported_by_a_pytorch_that_registers_no_operators_for_graphs() -> None:
-    """PyTorch before 2.4. Those parts of PyTorch of today that need these functions come first."""
+def test_networks_are_imported_without_what_older_versions_of_pytorch_lack() -> None:
+    """Those parts of PyTorch of today that need it come first."""
     program = (
-        "import torch, torch._dynamo, torch.distributed._functional_collectives\n"
-        "del torch.library.register_fake, torch.library.register_autograd\n"
+        "import sys, torch, torch._dynamo, torch.distributed._functional_collectives, torch.fx.experimental\n"
+        "del torch.library.register_fake, torch.library.register_autograd, torch.fx.experimental._config\n"
+        "sys.modules['torch.fx.experimental._config'] = None\n"
         "import mm_vitbackbones.backbones"
     )
     done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True)
