@@ -63,9 +63,11 @@ def join(levels: Mapping[int, Pair], blocks: nn.Module, shared: Mapping[int, joi
 def in_graph(function: Callable[[Any], Any], tokens: Any, block: nn.Module, shared: Any) -> Any:
     """``function(tokens)`` of a block, of levels or of one stage. The graph of a single block gets pairs and gives
     them. Within it, tokens are in the form that ``join`` chooses."""
+    if context.is_eager():
+        return function(tokens)
     by_level = isinstance(tokens, Mapping)
     parts = tokens.values() if by_level else [tokens]
-    if context.is_eager() or any(isinstance(part, (Rows, LevelRows)) for part in parts):
+    if any(isinstance(part, (Rows, LevelRows)) for part in parts):
         return function(tokens)
     if by_level:
         return pairs(function(join(tokens, block, shared)))
@@ -81,11 +83,11 @@ def pairs(levels: Levels) -> Mapping[int, Pair]:
 
 def samples(tokens: Levels | Tokens) -> Tensor:
     """A tensor with one entry for each image."""
+    if isinstance(tokens, Rows):
+        return tokens.rows[: tokens.shape[0]]
     if isinstance(tokens, LevelRows):
         return tokens.rows[: next(iter(tokens.shapes.values()))[0]]
-    if isinstance(tokens, Mapping):
-        tokens = next(iter(tokens.values()))
-    return tokens.rows[: tokens.shape[0]] if isinstance(tokens, Rows) else tokens[0]
+    return tokens[0] if isinstance(tokens, tuple) else samples(next(iter(tokens.values())))
 
 
 def add_convs(levels: Levels, positions: Mapping[int, Any]) -> Levels:
