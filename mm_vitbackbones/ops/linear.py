@@ -55,7 +55,7 @@ def trains_on_cuda(x: Tensor, layer: nn.Module) -> bool:
 def on_cuda(x: Tensor | Forked, *layers: nn.Module, biased: bool = False, known: bool = False) -> list[Any] | None:
     """Of each linear map its weight and bias (or None), then the type of the computation. None where these may not take
     the place of calls: elsewhere than in eager mode on CUDA, where a map is not plain, and where its parameters are
-    neither in the type of the computation nor, under autocast, in fp32.
+    neither in the type of the computation nor, under autocast, in one that it casts.
 
     Args:
         biased: whether all must have biases.

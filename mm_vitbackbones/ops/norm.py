@@ -71,8 +71,7 @@ def is_over_channels(norm: nn.Module) -> bool:
 def fork(x: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor]:
     """``x`` and ``norm(x)`` as for ``for_linear``. The norm's own pass adds up the gradients of both, if what follows
     uses the returned x."""
-    weight, bias, eps = parameters_of(norm)
-    dtype = context.autocast_dtype(x.device) or weight.dtype
+    weight, bias, eps, dtype = _options_of(norm, x)
     x, normed = _normalised(x, weight, bias, eps, dtype)
     if memory.state.policy == memory.LEAST and torch.is_grad_enabled():
         made(normed, x, weight, bias, eps)
@@ -84,15 +83,21 @@ def forked(x: Tensor, norm: nn.Module) -> Forked | None:
     called."""
     if memory.state.policy == memory.LEAST:
         return None
-    weight, bias, eps = parameters_of(norm)
-    dtype = context.autocast_dtype(x.device) or weight.dtype
-    return Forked(_Norm, (x, weight, bias, eps, dtype), dtype)
+    options = _options_of(norm, x)
+    return Forked(_Norm, (x, *options), options[-1])
 
 
 def parameters_of(norm: nn.Module) -> tuple[Tensor, Tensor, float]:
     """Weight, bias and epsilon of a norm that ``is_over_channels``."""
     parameters = norm.__dict__["_parameters"]
     return parameters["weight"], parameters["bias"], norm.__dict__["eps"]
+
+
+def _options_of(norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, float, torch.dtype]:
+    """``parameters_of``, and the type of the norm's result, which linear maps read."""
+    parameters = norm.__dict__["_parameters"]
+    weight = parameters["weight"]
+    return weight, parameters["bias"], norm.__dict__["eps"], context.autocast_dtype(x.device) or weight.dtype
 
 
 def add(
@@ -104,8 +109,7 @@ def add(
         factor: one for each sample, (B,), or None.
         scale: one for each channel, (C,), or None.
     """
-    weight, bias, eps = parameters_of(norm)
-    dtype = context.autocast_dtype(x.device) or weight.dtype
+    weight, bias, eps, dtype = _options_of(norm, x)
     arguments = x, branch, factor, scale, weight, bias, eps, dtype
     if not torch.is_grad_enabled():
         return kernels.add_layer_norm(*arguments)[:2]
@@ -120,9 +124,8 @@ def added(x: Tensor, branch: Tensor, factor: Tensor | None, scale: Tensor | None
     be kept, and in what is computed again."""
     if memory.state.policy != memory.USUAL:
         return None
-    weight, bias, eps = parameters_of(norm)
-    dtype = context.autocast_dtype(x.device) or weight.dtype
-    return Forked(NormOfSum, (x, branch, factor, scale, weight, bias, eps, dtype), dtype)
+    options = _options_of(norm, x)
+    return Forked(NormOfSum, (x, branch, factor, scale, *options), options[-1])
 
 
 def made(normed: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> None:
