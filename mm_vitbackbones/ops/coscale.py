@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from mm_vitbackbones.ops import context, joint, norm, residual
 from mm_vitbackbones.ops.joint import Pair, Rows, Shape, Tokens
 from mm_vitbackbones.ops.kernels import norm as kernels
+from mm_vitbackbones.ops.kernels import registration
 from mm_vitbackbones.ops.kernels.depthwise import grid_of
 from mm_vitbackbones.ops.once import direct, once_differentiable, typed
 from mm_vitbackbones.ops.resize import resized_sum
@@ -115,7 +116,7 @@ def add_branches(
     """
     if isinstance(levels, LevelRows) and _have_kernels(levels, attns, ffns):
         return _add_to_rows(levels, attns, ffns, lightly)
-    tokens_of = pairs(levels) if isinstance(levels, LevelRows) else levels
+    tokens_of = levels.parts() if isinstance(levels, LevelRows) else levels
     attended: dict[int, Pair] = {}
     for level, tokens in tokens_of.items():
         attn = attns[level]
@@ -134,14 +135,16 @@ def add_branches(
 
 
 def _have_kernels(levels: LevelRows, attns: Mapping[int, Any], ffns: Mapping[int, Any]) -> bool:
-    """Whether ``_add_to_rows`` is the form: for plain norms of one epsilon, and where all levels go on."""
+    """Whether ``_add_to_rows`` is the form: with kernels of norms, plain norms of one epsilon, and where all levels go
+    on."""
     norms = [branch.norm for branches in (attns, ffns) for branch in branches.values()]
     if not all(map(norm.is_over_channels, norms)) or len({each.eps for each in norms}) > 1:
         return False
     # PyTorch's gradient of a resize is not deterministic, and it has another one for who asks for that.
     if [*ffns] != [*levels.shapes] or torch.are_deterministic_algorithms_enabled():
         return False
-    return norm.is_for(levels.rows) or not levels.rows.is_cuda  # not on CUDA: a test pretends
+    # A test pretends with fp64, too, which no kernel serves.
+    return norm.is_for(levels.rows) or (not levels.rows.is_cuda and registration.serve(levels.rows))
 
 
 def _add_to_rows(
