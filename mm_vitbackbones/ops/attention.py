@@ -396,7 +396,8 @@ def _in_two_groups(sizes: Sequence[int], bias: Tensor) -> tuple[list[int], list[
     places = bias.shape[-1]
     wide = F.pad(bias[1:], (0, -places % ALIGNED))
     parts = zip(wide.split(1), sizes[1:], strict=True)
-    others = torch.cat([mask.expand(size, -1, -1, -1) for mask, size in parts])[..., :places]
+    with context.autocast_to(bias.device, None):  # which joins no bf16 where it is to fp16
+        others = torch.cat([mask.expand(size, -1, -1, -1) for mask, size in parts])[..., :places]
     groups = zip((sizes[0], len(others)), (bias[:1], others), strict=True)
     kept = [(size, mask) for size, mask in groups if size]
     return [size for size, _ in kept], [mask for _, mask in kept]

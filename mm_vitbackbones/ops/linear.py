@@ -18,6 +18,9 @@ from mm_vitbackbones.ops import bias_sums, context, memory, narrow, onednn
 from mm_vitbackbones.ops.chained import Forked, Pending, finished, then
 from mm_vitbackbones.ops.once import direct, once_differentiable, typed
 
+AUTOCAST_FROM = {torch.float32, torch.float16, torch.bfloat16}
+"""The types of parameters that autocast casts to its own: not fp64."""
+
 
 def linear(x: Tensor | Forked, layer: nn.Module, again: bool = False) -> Tensor:
     """``layer(x)`` of an ``nn.Linear``: (..., C) -> (..., C').
@@ -71,7 +74,7 @@ def on_cuda(x: Tensor | Forked, *layers: nn.Module, biased: bool = False, known:
             return None
         parameters = layer.__dict__["_parameters"]
         weight, bias = parameters["weight"], parameters["bias"]
-        if weight.dtype != dtype and (narrow_type is None or weight.dtype != torch.float32):
+        if weight.dtype != dtype and (narrow_type is None or weight.dtype not in AUTOCAST_FROM):
             return None  # without autocast PyTorch would not take a pair of types
         if biased and bias is None:
             return None

@@ -56,7 +56,8 @@ def _kind(pool: nn.Module) -> tuple[Any, ...] | None:
 
 def _by_one(grid: Tensor, pools: Sequence[Any], num_heads: int) -> tuple[Tensor, ...]:
     """``pooled`` of as many parts of the channels as there are convolutions, which differ in their weights alone."""
-    weights = torch.stack([pool.weight for pool in pools]).unsqueeze(1)
+    with context.autocast_to(grid.device, None):  # which joins no bf16 where it is to fp16
+        weights = torch.stack([pool.weight for pool in pools]).unsqueeze(1)
     weight = weights.expand(-1, num_heads, -1, -1, -1, -1).flatten(0, 2)
     stride, padding = pools[0].stride, pools[0].padding
     maps = F.conv2d(grid.permute(0, 3, 1, 2), weight, None, stride, padding, groups=len(weight))

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from helpers.agreement import build, error, gradient_error, gradients, image, infer
 from helpers.toys import TOYS
@@ -63,6 +64,34 @@ def test_mixed_precision_loses_what_a_cpu_loses(toy: str, kernels: bool) -> None
         assert gradient_error(gradients(network, image(), dtype), of_exact) < 1.3 * lost
     assert [m.dtype for m in found] == [m.dtype for m in maps]
     assert error(found, exact) < 1.3 * error(maps, exact)
+
+
+@pytest.mark.parametrize("hooked", [False, True], ids=["plain", "hooked"])
+@pytest.mark.parametrize("toy", ["mvit_v2", "swin"])
+def test_weights_in_a_narrow_type_that_is_not_that_of_autocast_are_cast_to_it(toy: str, hooked: bool) -> None:
+    network, x = build(toy).bfloat16(), image(33, 40)
+    if hooked:
+        for module in network.modules():
+            if isinstance(module, nn.Linear):
+                module.register_forward_hook(lambda *_: None)
+    with on_cuda():
+        maps, found = infer(network, x, torch.float16), gradients(network, x, torch.float16)
+        assert {grad.dtype for grad in found[1:]} == {torch.bfloat16}
+        network.zero_grad()
+        network.float()
+        assert error(maps, infer(network, x, torch.float16)) < 1e-2
+        assert gradient_error(found, gradients(network, x, torch.float16)) < 2e-2
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("toy", ["swin", "vit"])
+def test_autocast_leaves_a_network_in_fp64_alone(toy: str, device: str) -> None:
+    network, x = build(toy).double(), image(33, 40).double()
+    with context.pretend_device(device):
+        found = [*infer(network, x, torch.bfloat16), *gradients(network, x, torch.bfloat16)]
+        expected = [*infer(network, x), *gradients(network, x)]
+    assert {tensor.dtype for tensor in found} == {torch.float64}
+    assert gradient_error(found, expected) < 1e-12
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="kernels run on a CPU in Triton's interpreter")

@@ -52,8 +52,9 @@ def _keep(ctx: Any, inputs: Any, output: Any) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor, _: Any) -> Any:
-    bias = ctx.saved_tensors[3]
-    *found, of_bias = attention_backward(grad, *ctx.saved_tensors, ctx.scale)
+    saved = ctx.saved_tensors  # asked for once: a checkpoint gives them once
+    bias = saved[3]
+    *found, of_bias = attention_backward(grad, *saved, ctx.scale)
     return *found, of_bias.sum_to_size(bias.shape).to(bias.dtype), None
 
 
