@@ -24,7 +24,13 @@ def is_for(x: Tensor, *layers: nn.Module) -> bool:
     if not all(map(context.is_plain, layers)):
         return False
     biases = [layer.__dict__["_parameters"]["bias"] for layer in layers]
-    return all(bias is not None and bias.requires_grad for bias in biases)
+    if not all(bias is not None and bias.requires_grad for bias in biases):
+        return False
+    # Gradients of parts of a bias are joined, which autocast to fp16 refuses in bf16, and the reverse.
+    dtype = context.autocast_dtype(x.device)
+    return dtype is None or all(
+        bias.dtype == dtype or bias.dtype not in (torch.bfloat16, torch.float16) for bias in biases
+    )
 
 
 def serves_gelu(x: Tensor, layer: nn.Module) -> bool:

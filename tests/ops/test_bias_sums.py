@@ -121,3 +121,11 @@ def test_elsewhere_the_modules_are_called() -> None:
     graphs: list[list[Any]] = []
     torch.compile(module, backend=noting(graphs), fullgraph=True)(x).sum().backward()
     assert OURS.gelu_backward.default not in {node.target for nodes in graphs for node in nodes}
+
+
+def test_a_graph_takes_biases_in_bf16_under_autocast_to_fp16() -> None:
+    module, x = SelfAttention(6, 2).bfloat16(), torch.randn(2, 3, 6, requires_grad=True)
+    with torch.autocast("cpu", torch.float16):
+        found, _ = graphs_of(module, x)
+        expected = gradients(module(x), x, module)
+    torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
