@@ -56,9 +56,13 @@ def _kind(pool: nn.Module) -> tuple[Any, ...] | None:
 
 def _by_one(grid: Tensor, pools: Sequence[Any], num_heads: int) -> tuple[Tensor, ...]:
     """``pooled`` of as many parts of the channels as there are convolutions, which differ in their weights alone."""
-    with context.autocast_to(grid.device, None):  # which joins no bf16 where it is to fp16
-        weights = torch.stack([pool.weight for pool in pools]).unsqueeze(1)
-    weight = weights.expand(-1, num_heads, -1, -1, -1, -1).flatten(0, 2)
+    weights = [pool.weight for pool in pools]
+    if weights[0].dtype == torch.float32 or context.autocast_dtype(grid.device) is None:
+        stacked = torch.stack(weights)
+    else:
+        with context.autocast_to(grid.device, None):  # which joins no bf16 where it is to fp16
+            stacked = torch.stack(weights)
+    weight = stacked.unsqueeze(1).expand(-1, num_heads, -1, -1, -1, -1).flatten(0, 2)
     stride, padding = pools[0].stride, pools[0].padding
     maps = F.conv2d(grid.permute(0, 3, 1, 2), weight, None, stride, padding, groups=len(weight))
     return maps.permute(0, 2, 3, 1).unflatten(-1, (len(pools), num_heads, -1)).unbind(3)
