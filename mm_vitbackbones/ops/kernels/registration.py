@@ -129,7 +129,7 @@ def usable(tensor: Tensor) -> bool:
 def serve(tensor: Tensor) -> bool:
     """Whether the forms with kernels are those of a call on CUDA. A tensor elsewhere has them where a test pretends
     that it is on CUDA, by the references of the kernels."""
-    return usable(tensor) or (not tensor.is_cuda and _forced is not False)
+    return _is_usable_on(tensor.device.index) if tensor.is_cuda else _forced is not False
 
 
 def serve_in_graphs(tensor: Tensor) -> bool:
