@@ -165,6 +165,11 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
     return torch.get_autocast_gpu_dtype() if kind == "cuda" and torch.is_autocast_enabled() else None
 
 
+def autocast_dtype_of(x: Tensor) -> torch.dtype | None:
+    """The type that autocast computes with ``x`` in; None where it leaves it alone: where it is off, and fp64."""
+    return None if x.dtype == torch.float64 else autocast_dtype(x.device)
+
+
 def autocast_to(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
     """A context in which autocast is as ``autocast_dtype`` has reported it: to that type, or off."""
     if autocast_dtype(device) == dtype:

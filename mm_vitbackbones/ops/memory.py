@@ -199,8 +199,7 @@ class _Recipes:
             source = x.detach()
             if self.outer_pack is not None:
                 source = self.outer_pack(source)
-        narrow = None if x.dtype == torch.float64 else context.autocast_dtype(x.device)  # it leaves fp64 alone
-        recipe = _Recipe(function, source, self.outer_unpack, narrow)
+        recipe = _Recipe(function, source, self.outer_unpack, context.autocast_dtype_of(x))
         y = recipe.compute(x)
         # As long as a reference to it exists, even a weak one, no other tensor can have this memory's address.
         recipe.memory = StorageWeakRef(y.untyped_storage())

@@ -26,10 +26,8 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Te
 
     That is autocast's rule on CUDA. On a CPU there is none, and everything after a norm, that is, the whole residual
     stream, would be bf16: gradients of norms would be wrong by a tenth, and a network would learn visibly less.
-    It leaves fp64 alone.
     """
-    narrow = None if x.dtype == torch.float64 else context.autocast_dtype(x.device)
-    if narrow is None:
+    if (narrow := context.autocast_dtype_of(x)) is None:
         if bias is not None and weight.dim() == 1 and is_for(x):
             return _normalised(x, weight, bias, eps, x.dtype)[1]
         return F.layer_norm(x, weight.shape, weight, bias, eps)
