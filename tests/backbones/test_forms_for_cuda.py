@@ -23,7 +23,8 @@ with_and_without_kernels = pytest.mark.parametrize("kernels", [True, False], ids
 
 @contextmanager
 def on_cuda(kernels: bool = True) -> Iterator[None]:
-    """
+    """Within it, networks take their forms for CUDA.
+
     Args:
         kernels: whether those of this package would run, as by default on the cards where they were measured.
     """

@@ -138,7 +138,7 @@ def serve_in_graphs(tensor: Tensor) -> bool:
 
 
 def _is_usable_on(index: int | None) -> bool:
-    return (_is_wanted_on(index) if _forced is None else _forced) and can_run_on(index)
+    return (_is_wanted_on(index) if _forced is None else _forced) and _can_run_on(index)
 
 
 # As `torch.compiler.assume_constant_result` does, which imports the compiler.
@@ -179,7 +179,7 @@ def _is_wanted_on(index: int | None) -> bool:
 
 
 @functools.cache
-def can_run_on(index: int | None) -> bool:
+def _can_run_on(index: int | None) -> bool:
     """Whether a GPU and the installed Triton can run the kernels at all."""
     return _has_triton() and torch.cuda.get_device_capability(index) >= AMPERE
 

@@ -21,7 +21,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
 
     def clear() -> None:
         registration._is_wanted_on.cache_clear()
-        registration.can_run_on.cache_clear()
+        registration._can_run_on.cache_clear()
 
     def on(capability: tuple[int, int]) -> bool:
         clear()
