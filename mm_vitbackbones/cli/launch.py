@@ -29,6 +29,9 @@ LOADERS = re.compile(
 BUILDING = "mmengine/registry/build_functions.py"
 """Where MMEngine builds what a config names."""
 
+DATA_PARALLEL = "MMDistributedDataParallel"
+"""What MMEngine wraps the model of a distributed run in by default."""
+
 LIBRARIES = ("mmcv", "mmdet", "mmengine", "mmseg", "pycocotools")
 """Packages whose constructors a config calls."""
 
@@ -47,12 +50,9 @@ def set_launcher(cfg: Config, launcher: str) -> None:
     # MMEngine would pick a GPU for each process, and hand its index to the wrapper of the model.
     if not torch.distributed.is_initialized():
         torch.distributed.init_process_group("gloo")
-    cfg.model_wrapper_cfg = {
-        "type": "MMDistributedDataParallel",
-        "device_ids": None,
-        "broadcast_buffers": False,
-        "find_unused_parameters": cfg.get("find_unused_parameters", False),
-    }
+    wrapper = cfg.get("model_wrapper_cfg") or {"find_unused_parameters": cfg.get("find_unused_parameters", False)}
+    if wrapper.get("type", DATA_PARALLEL) == DATA_PARALLEL:
+        cfg.model_wrapper_cfg = {"type": DATA_PARALLEL, "broadcast_buffers": False, **wrapper, "device_ids": None}
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Files that cannot be loaded in the middle of a run end in one line."""
+"""Files that cannot be loaded in the middle of a run end in one line; the processes of a run and their wrapper."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from mm_vitbackbones.cli import test, train
 from mm_vitbackbones.cli.arguments import run
-from mm_vitbackbones.cli.launch import leaving_group, registry_errors
+from mm_vitbackbones.cli.launch import leaving_group, registry_errors, set_launcher
 from mm_vitbackbones.errors import DataError, UserError
 
 pytest.importorskip("mmseg")
@@ -129,3 +130,28 @@ def test_no_thread_of_the_group_is_left_even_if_the_model_is_in_a_cycle(tmp_path
         assert threads() > before
         del model
     assert threads() <= before
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ({}, dict(type="MMDistributedDataParallel", broadcast_buffers=False, find_unused_parameters=False)),
+        (dict(find_unused_parameters=True), dict(broadcast_buffers=False, find_unused_parameters=True)),
+        (
+            dict(model_wrapper_cfg=dict(broadcast_buffers=True, static_graph=True)),
+            dict(broadcast_buffers=True, static_graph=True),
+        ),
+        (dict(model_wrapper_cfg=dict(type="mm_vitbackbones.ShardedModel")), dict(type="mm_vitbackbones.ShardedModel")),
+    ],
+)
+def test_processes_without_gpus_keep_what_a_config_says_of_the_wrapper(
+    given: dict[str, Any], kept: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    cfg = Config(dict(model=dict(), **given))
+    set_launcher(cfg, "pytorch")
+    wrapper = dict(cfg.model_wrapper_cfg)
+    assert kept.items() <= wrapper.items()
+    assert ("device_ids" in wrapper) == (wrapper["type"] == "MMDistributedDataParallel")
