@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
+from mmengine.registry import MODEL_WRAPPERS as MMENGINE_MODEL_WRAPPERS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
@@ -50,6 +51,12 @@ HOOKS = Registry(
     parent=MMENGINE_HOOKS,
     scope="mm_vitbackbones",
     locations=["mm_vitbackbones.engine.hooks", "mm_vitbackbones.engine.saving"],
+)
+MODEL_WRAPPERS = Registry(
+    "model_wrapper",
+    parent=MMENGINE_MODEL_WRAPPERS,
+    scope="mm_vitbackbones",
+    locations=["mm_vitbackbones.engine.sharding"],
 )
 TRANSFORMS = Registry(
     "transform",

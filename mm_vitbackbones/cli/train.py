@@ -96,7 +96,8 @@ def check_runner(cfg: Config) -> None:
     key = "runner_type" if cfg.get("strategy") is None else "strategy"
     raise UserError(
         f"{key} is for another runner, and train runs MMEngine's Runner, which does not read it: leave it out, or "
-        "start that runner in a program of your own (docs/configs.md, Sharded weights)"
+        "start that runner in a program of your own. To shard weights, there is "
+        "model_wrapper_cfg=dict(type='mm_vitbackbones.ShardedModel') (docs/configs.md, Sharded weights)"
     )
 
 

@@ -8,7 +8,7 @@ import pickle
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -29,8 +29,9 @@ from mm_vitbackbones.checkpoints.values import check_values
 from mm_vitbackbones.engine import summary
 from mm_vitbackbones.engine.plain_data import equal
 from mm_vitbackbones.engine.resume import allow_mmengine_checkpoints, check_state, read
-from mm_vitbackbones.engine.saving import AtomicCheckpointHook
+from mm_vitbackbones.engine.saving import AtomicCheckpointHook, averages, optimizers
 from mm_vitbackbones.engine.schedules import accumulation, batch_size, follow_config
+from mm_vitbackbones.engine.sharding import ShardedModel, whole_states
 from mm_vitbackbones.engine.stopping import KeepWorking
 from mm_vitbackbones.errors import CheckpointError, CheckpointMismatch, UserError, counted, shorten
 
@@ -95,6 +96,22 @@ class Trainer(Runner):
         loader = Runner.build_dataloader(*args, **kwargs)
         loader.worker_init_fn = KeepWorking(loader.worker_init_fn)
         return loader
+
+    def load_or_resume(self) -> None:
+        """What comes after it is the first iteration."""
+        super().load_or_resume()
+        if not isinstance(self.model, ShardedModel):
+            if "ShardedModel" in str((self.cfg.get("model_wrapper_cfg") or {}).get("type")):
+                self.logger.warning("model_wrapper_cfg: one process trains, and keeps all weights")
+        elif not self.model.is_sharded:
+            self.model.shard(optimizers(self), averages(self))
+            self.logger.info(f"weights and states of the optimizer are spread over {self.world_size} processes")
+
+    def save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        with ExitStack() as stack:
+            if isinstance(self.model, ShardedModel) and self.model.is_sharded:
+                stack.enter_context(whole_states([self.model.module, *averages(self)], optimizers(self)))
+            super().save_checkpoint(*args, **kwargs)
 
     def train(self) -> nn.Module:
         try:

@@ -16,8 +16,10 @@ import torch
 from mmengine.dist import all_reduce, barrier, get_world_size, is_main_process
 from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook, EMAHook
+from mmengine.model import BaseAveragedModel
 from mmengine.optim import OptimWrapperDict
 from mmengine.runner import EpochBasedTrainLoop, Runner
+from torch.optim import Optimizer
 
 from mm_vitbackbones.engine.resume import read
 from mm_vitbackbones.engine.schedules import accumulation
@@ -285,7 +287,8 @@ class AtomicCheckpointHook(CheckpointHook):
         partial, why = Path(self.out_dir, f"{name}{PARTIAL}"), ""
         try:
             if is_main_process():
-                partial.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # writing fails then, and not before all processes have met
+                    partial.unlink(missing_ok=True)
             runner.save_checkpoint(self.out_dir, partial.name, meta=meta, **options)
             if is_main_process():
                 settle(partial, partial.with_name(name))
@@ -469,18 +472,25 @@ STATES = {"Adam": 2, "AdamW": 2, "NAdam": 2, "RAdam": 2, "Adamax": 2, "Lion": 1,
 """How many values these optimizers keep of each parameter. Those of SGD are the momentum's."""
 
 
+def averages(runner: Runner) -> list[BaseAveragedModel]:
+    """The averages of the weights that a run makes, each with its model as ``module``."""
+    return [hook.ema_model for hook in runner.hooks if isinstance(hook, EMAHook) and hasattr(hook, "ema_model")]
+
+
+def optimizers(runner: Runner) -> list[Optimizer]:
+    """Those of a run, as far as its wrappers have any."""
+    wrapper = runner.optim_wrapper
+    wrappers = wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
+    return [optimizer for each in wrappers if (optimizer := getattr(each, "optimizer", None)) is not None]
+
+
 def size_of_checkpoint(runner: Runner, with_optimizer: bool = True) -> int:
     """Bytes of the tensors that a training's checkpoint has at least: weights, averages, the state of an optimizer.
 
     The state of an optimizer that has made no step is estimated; that of one that is not known counts as nothing.
     """
-    averages = [hook.ema_model for hook in runner.hooks if isinstance(hook, EMAHook) and hasattr(hook, "ema_model")]
-    size = sum(_size_of(dict(model.state_dict())) for model in (runner.model, *averages))
-    wrapper = runner.optim_wrapper
-    for each in (wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]) if with_optimizer else ():
-        optimizer = getattr(each, "optimizer", None)
-        if optimizer is None:
-            continue
+    size = sum(_size_of(dict(model.state_dict())) for model in (runner.model, *averages(runner)))
+    for optimizer in optimizers(runner) if with_optimizer else ():
         if optimizer.state:
             size += _size_of([*optimizer.state.values()])
             continue
@@ -497,7 +507,9 @@ def _size_of(content: Any) -> int:
     queue = [content]
     while queue:
         node = queue.pop()
-        if isinstance(node, torch.Tensor):
+        if hasattr(node, "full_tensor"):  # a process's share of a tensor, which is saved whole
+            sizes[id(node)] = node.nbytes
+        elif isinstance(node, torch.Tensor):
             sizes[node.untyped_storage().data_ptr()] = node.untyped_storage().nbytes()
         elif isinstance(node, Mapping):
             queue += node.values()

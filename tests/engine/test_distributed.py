@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,18 @@ from helpers.distributed import (
     images,
     strategy_folder,
     train,
+    train_by_trainer,
     work,
     work_by_strategy_in_all,
+    work_by_trainer_in_all,
     work_compiled,
     work_in_all_shards,
 )
 from helpers.official import relative_error
 from helpers.peft import needs_peft, peft  # noqa: F401
 from mm_vitbackbones.adapters import name_in_file
+from mm_vitbackbones.engine.sharding import ShardedModel
+from mm_vitbackbones.errors import UserError
 
 pytestmark = pytest.mark.xdist_group("distributed")
 
@@ -180,3 +185,71 @@ def test_two_processes_learn_in_compiled_blocks_what_one_does(folder_of_compiled
 def test_sharded_blocks_that_are_compiled_learn_what_one_process_does(order: str, folder_of_compiled: Path) -> None:
     learnt = torch.load(folder_of_compiled / "sharded.pth", weights_only=True)
     check_against_one_process(("mit", "block", "cpu"), learnt[order])
+
+
+def check_equal_files(first: Path, second: Path) -> None:
+    """Two checkpoints hold the same: whole tensors, of equal values, under the same names."""
+    one, two = (torch.load(path, weights_only=False) for path in (first, second))
+    for key in ("state_dict", "ema_state_dict", "optimizer"):
+        expected, found = (dict(leaves(each[key])) for each in (one, two))
+        assert expected.keys() == found.keys()
+        for name, value in expected.items():
+            assert type(found[name]) is type(value), name
+            if isinstance(value, torch.Tensor):
+                expected_values, values = value.double(), found[name].double()
+                assert (values - expected_values).norm() <= 1e-9 * expected_values.norm(), name
+            else:
+                assert found[name] == value, name
+    assert any(name.startswith("backbone.") for name in two["state_dict"])
+
+
+def leaves(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, (list, tuple)) else None
+    if items is None:
+        yield name, node
+    for key, value in items or ():
+        yield from leaves(value, f"{name}.{key}")
+
+
+@pytest.mark.parametrize("name", ["sharded", "to_whole", "to_sharded"])
+def test_a_sharded_training_saves_what_a_whole_one_does_and_resumes_what_it_has_saved(
+    name: str, folder_of_two: Path
+) -> None:
+    check_equal_files(folder_of_two / "whole" / "epoch_2.pth", folder_of_two / name / "epoch_2.pth")
+
+
+def test_a_process_holds_its_share_of_weights_averages_and_states(folder_of_two: Path) -> None:
+    held = {
+        name: [torch.load(folder_of_two / name / f"held_{rank}.pth", weights_only=True) for rank in (0, 1)]
+        for name in ("whole", "sharded", "to_sharded")
+    }
+    whole = held["whole"][0]
+    assert whole == held["whole"][1]
+    for name in ("sharded", "to_sharded"):
+        first, second = held[name]
+        for key, elements in whole.items():
+            assert first[key] + second[key] == elements
+            assert 0.45 < first[key] / elements < 0.6
+
+
+def test_one_process_says_that_it_keeps_all_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    train_by_trainer(build("swin", "ffn"), tmp_path, sharded=True, epochs=1, launcher="none")
+    (log,) = tmp_path.glob("*/*.log")
+    assert "model_wrapper_cfg: one process trains, and keeps all weights" in log.read_text()
+    assert (tmp_path / "epoch_1.pth").exists()
+
+
+@pytest.mark.slow
+def test_sharded_trainings_of_every_family_save_what_whole_ones_do(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(work_by_trainer_in_all, args=(str(tmp_path),), nprocs=2)
+    for case in CASES:
+        whole, sharded = (tmp_path / "-".join(case) / kind / "epoch_1.pth" for kind in ("whole", "sharded"))
+        check_equal_files(whole, sharded)
+
+
+def test_a_parameter_without_dimensions_is_named() -> None:
+    model = nn.Module()
+    model.scale = nn.Parameter(torch.tensor(1.0))
+    with pytest.raises(UserError, match="cannot spread parameters without dimensions, as scale: leave"):
+        ShardedModel(model)

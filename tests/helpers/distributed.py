@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.dist import get_rank
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
@@ -96,6 +97,7 @@ def work(rank: int, folder: str) -> None:
         torch.save(learnt, Path(folder, f"{rank}.pth"))
         work_in_shards(rank, folder, SHARDED)
         work_by_strategy(rank, folder, BY_STRATEGY)
+        work_by_trainer(rank, folder)
         work_on_trunks(rank, folder)
 
 
@@ -199,6 +201,85 @@ def train_by_strategy(network: nn.Module, rank: int, work_dir: Path) -> None:
             optim_wrapper=dict(optimizer=dict(type="SGD", lr=RATE)),
         )
         runner.train()
+
+
+def work_by_trainer(rank: int, folder: str) -> None:
+    """Trains one network by the runner of our tools, for two epochs: with whole weights, with sharded ones, and the
+    second epoch of each from the first of the other. Each process notes how many elements it holds."""
+    runs = {
+        "whole": (False, None),
+        "sharded": (True, None),
+        "to_whole": (False, "sharded"),
+        "to_sharded": (True, "whole"),
+    }
+    for name, (sharded, before) in runs.items():
+        first = None if before is None else Path(folder, before, "epoch_1.pth")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PyTorch's of MMEngine's arguments, and MMEngine's of processes
+            held = train_by_trainer(build("swin", "ffn"), Path(folder, name), sharded, 2, first)
+        torch.save(held, Path(folder, name, f"held_{rank}.pth"))
+
+
+def train_by_trainer(
+    network: nn.Module,
+    work_dir: Path,
+    sharded: bool,
+    epochs: int,
+    resumed: Path | None = None,
+    launcher: str = "pytorch",
+) -> dict[str, int]:
+    """Epochs of ``STEPS`` steps, with averages of the weights, an optimizer with a state and a limit of gradients.
+
+    Returns:
+        how many elements this process holds of the weights, their averages and the state of the optimizer.
+    """
+    from mm_vitbackbones.cli.weights import Trainer
+    from mm_vitbackbones.engine.saving import averages, optimizers
+
+    os.environ["LOCAL_RANK"] = str(get_rank())
+    wrapper: dict[str, Any] = dict(type="mm_vitbackbones.ShardedModel")
+    if not sharded:
+        wrapper = dict(type="MMDistributedDataParallel", device_ids=None, broadcast_buffers=False)
+    runner = Trainer(
+        model=Losses(network),
+        work_dir=str(work_dir),
+        experiment_name="-".join(work_dir.parts[-2:]),
+        log_level="WARNING",
+        launcher=launcher,
+        train_dataloader=dict(
+            batch_size=1,
+            dataset=[{"image": image} for image in images().flatten(0, 1)],
+            sampler=dict(type="DefaultSampler", shuffle=False),
+            collate_fn=dict(type="default_collate"),
+        ),
+        train_cfg=dict(by_epoch=True, max_epochs=epochs),
+        optim_wrapper=dict(optimizer=dict(type="SGD", lr=RATE, momentum=0.5), clip_grad=dict(max_norm=0.1)),
+        default_hooks=dict(checkpoint=dict(type="mm_vitbackbones.AtomicCheckpointHook", interval=1)),
+        custom_hooks=[dict(type="EMAHook", momentum=0.1)],
+        load_from=None if resumed is None else str(resumed),
+        resume=resumed is not None,
+        cfg=dict(model_wrapper_cfg=wrapper),
+    )
+    runner.train()
+    (optimizer,) = optimizers(runner)
+    tensors = {
+        "weights": [*runner.model.parameters()],
+        "averages": [*averages(runner)[0].parameters()],
+        "state": [state["momentum_buffer"] for state in optimizer.state.values()],
+    }
+    return {name: sum(map(_held, found)) for name, found in tensors.items()}
+
+
+def _held(tensor: Any) -> int:
+    return (tensor.to_local() if hasattr(tensor, "to_local") else tensor).numel()
+
+
+def work_by_trainer_in_all(rank: int, folder: str) -> None:
+    """One of two processes, for every case, with whole weights and with sharded ones."""
+    with of_two(rank, folder):
+        for case in CASES:
+            for kind in ("whole", "sharded"):
+                train_by_trainer(build(*case), Path(folder, "-".join(case), kind), kind == "sharded", 1)
 
 
 def work_by_strategy_in_all(rank: int, folder: str) -> None:
