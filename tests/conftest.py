@@ -7,6 +7,7 @@ import pytest
 import torch
 from mmengine.registry import DefaultScope
 
+from helpers.formatting import format_once
 from helpers.runs import log_to_stdout
 
 # Many small operators: one thread is as fast as two, and leaves the other cores to the other processes of a parallel
@@ -17,6 +18,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Without a card, Triton's interpreter runs the kernels. Triton asks for it when it is imported.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+format_once()
 
 
 @pytest.hookimpl(wrapper=True)

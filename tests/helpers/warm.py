@@ -11,6 +11,8 @@ import signal
 import sys
 import traceback
 
+from helpers.formatting import format_once
+
 LIBRARIES = (
     "mm_vitbackbones.cli.check_data",
     "mm_vitbackbones.cli.predict",
@@ -19,6 +21,9 @@ LIBRARIES = (
     *(f"{name}.{part}" for name in ("mmdet", "mmseg") for part in ("datasets", "engine", "evaluation", "models")),
     "mmdet.visualization",
     "mmseg.visualization",
+    "torch._dynamo",  # this and what is below, optimizers and MMEngine import when they are used
+    "torch.onnx",
+    "torch.utils.cpp_extension",
 )
 
 
@@ -26,6 +31,7 @@ def main() -> int:
     """Answers each request, a line of JSON, with a line that has the exit code of the run."""
     for name in LIBRARIES:
         __import__(name)
+    format_once()
     gc.freeze()  # what is here stays, and a run that looks at it would copy its pages
     for line in sys.stdin:
         request = json.loads(line)
