@@ -16,6 +16,7 @@ from torch._dynamo.backends.debugging import aot_eager
 from torch.utils._pytree import tree_leaves
 
 from helpers.agreement import error
+from helpers.counting import counted_together
 from helpers.families import blocks_of
 from helpers.toys import BY_FAMILY, TOYS, different_toys, only
 from helpers.toys.pit import PIT
@@ -64,7 +65,7 @@ def test_parameter_counts_are_the_official_ones(family, arch):
 @variants
 def test_declared_sizes_of_every_variant(family, arch):
     backbone, outputs = on_meta(family, arch), []
-    with torch.device("meta"):  # counting works out the sizes that equal operators give once
+    with counted_together(), torch.device("meta"):  # counting works out the sizes that equal operators give once
         multiply_adds(lambda: outputs.extend(backbone(torch.empty(1, 3, 230, 33))))
     expected = [
         (1, c, math.ceil(230 / s), math.ceil(33 / s)) for c, s in zip(backbone.channels, backbone.strides, strict=True)

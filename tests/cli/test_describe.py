@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from helpers.counting import counted_together
 from helpers.paths import CONFIGS
 from mm_vitbackbones.build import families
 from mm_vitbackbones.cli import describe as describe_command
@@ -69,7 +70,8 @@ CLASSIFIERS = {
 def described(family: str, arch: str, height: int = 512, width: int = 512, published: bool = False) -> Description:
     """A variant in its dense form or, where there are two, in the published one."""
     form = dict(stem="published", out_indices=(1, 2, 3)) if published and family == "PiT" else {}
-    return describe(dict(type=family, arch=arch, **form), (height, width))
+    with counted_together():
+        return describe(dict(type=family, arch=arch, **form), (height, width))
 
 
 def test_size_is_512_unless_given():
