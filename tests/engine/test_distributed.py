@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,9 @@ from helpers.distributed import (
     work_in_all_shards,
 )
 from helpers.official import relative_error
+from helpers.paths import ROOT
 from helpers.peft import needs_peft, peft  # noqa: F401
+from helpers.runs import run_program
 from mm_vitbackbones.adapters import name_in_file
 from mm_vitbackbones.engine.sharding import ShardedModel
 from mm_vitbackbones.errors import UserError
@@ -42,10 +44,16 @@ from mm_vitbackbones.errors import UserError
 pytestmark = pytest.mark.xdist_group("distributed")
 
 
+def in_two(function: Callable[[int, str], None], folder: Path) -> None:
+    """Runs a function of helpers/distributed.py in two processes, which get their ranks and this folder."""
+    done = run_program([str(ROOT / "tests/helpers/in_two.py"), function.__name__, str(folder)], str(folder))
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.fixture(scope="module")
 def folder_of_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("processes")
-    torch.multiprocessing.spawn(work, args=(str(folder),), nprocs=2)
+    in_two(work, folder)
     return folder
 
 
@@ -148,7 +156,7 @@ def test_the_sharding_strategy_of_mmengine_learns_what_one_process_does(
 
 @pytest.mark.slow
 def test_the_sharding_strategy_of_mmengine_trains_every_family_and_adapters(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(work_by_strategy_in_all, args=(str(tmp_path),), nprocs=2)
+    in_two(work_by_strategy_in_all, tmp_path)
     for case in CASES:
         check_against_one_process((*case, "cpu"), saved_by_strategy(tmp_path, *case))
     if peft_helper.IS_THERE:
@@ -159,7 +167,7 @@ def test_the_sharding_strategy_of_mmengine_trains_every_family_and_adapters(tmp_
 
 @pytest.mark.slow
 def test_sharded_blocks_of_every_family_learn_what_one_process_does(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(work_in_all_shards, args=(str(tmp_path),), nprocs=2)
+    in_two(work_in_all_shards, tmp_path)
     learnt = torch.load(tmp_path / "sharded.pth", weights_only=True)
     assert len(learnt) == len(ALL_SHARDED)
     for case, weights in learnt.items():
@@ -169,7 +177,7 @@ def test_sharded_blocks_of_every_family_learn_what_one_process_does(tmp_path: Pa
 @pytest.fixture(scope="module")
 def folder_of_compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("compiled")
-    torch.multiprocessing.spawn(work_compiled, args=(str(folder),), nprocs=2)
+    in_two(work_compiled, folder)
     return folder
 
 
@@ -242,7 +250,7 @@ def test_one_process_says_that_it_keeps_all_weights(tmp_path: Path, monkeypatch:
 
 @pytest.mark.slow
 def test_sharded_trainings_of_every_family_save_what_whole_ones_do(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(work_by_trainer_in_all, args=(str(tmp_path),), nprocs=2)
+    in_two(work_by_trainer_in_all, tmp_path)
     for case in CASES:
         whole, sharded = (tmp_path / "-".join(case) / kind / "epoch_1.pth" for kind in ("whole", "sharded"))
         check_equal_files(whole, sharded)

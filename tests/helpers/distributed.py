@@ -1,4 +1,4 @@
-"""A small training, in this process or in two. Spawned processes import what they run: this cannot be a test module."""
+"""A small training, in this process or in two (in_two.py)."""
 
 from __future__ import annotations
 
