@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import re
 import shutil
@@ -64,30 +65,40 @@ def test_importing_the_package_imports_nothing_else():
 EXTRAS = ("cv2", "mmcv", "mmdet", "mmseg", "timm", "transformers", "torchvision", "safetensors", "pycocotools", "scipy")
 
 
-def test_backbones_need_torch_and_mmengine_alone():
-    program = (  # each is the first of ours in its process
-        "import os, torch, mmengine.model, mmengine.registry\n"
-        "for name in ('backbones', 'layers', 'checkpoints'):\n"
-        "    if os.fork() == 0:\n"
-        "        __import__(f'mm_vitbackbones.{name}')\n"
-        "        raise SystemExit\n"
-        "    assert os.wait()[1] == 0, name\n"
-    )
-    outcome = run(program, *EXTRAS)
-    assert outcome.returncode == 0, outcome.stderr
+BACKBONE_ALONE = """
+from mmengine.registry import MODELS
+backbone = MODELS.build(dict(type="mm_vitbackbones.PVTv2", arch="b0")).eval()
+with torch.no_grad():
+    levels = backbone(torch.zeros(1, 3, 32, 32))
+assert [level.shape[1] for level in levels] == list(backbone.channels)
+"""
+ALONE = {name: f"import mm_vitbackbones.{name}" for name in ("backbones", "layers", "checkpoints")}
+ALONE |= {"a backbone that runs": BACKBONE_ALONE}
 
 
-def test_a_backbone_runs_with_torch_and_mmengine_alone():
+@pytest.fixture(scope="module")
+def ends() -> tuple[dict[str, int], str]:
+    """The statuses of the programs of ``ALONE``, each the first to import anything of ours into its process, and what
+    they all say."""
     program = (
-        "import torch\n"
-        "from mmengine.registry import MODELS\n"
-        "backbone = MODELS.build(dict(type='mm_vitbackbones.PVTv2', arch='b0')).eval()\n"
-        "with torch.no_grad():\n"
-        "    levels = backbone(torch.zeros(1, 3, 32, 32))\n"
-        "assert [level.shape[1] for level in levels] == list(backbone.channels)\n"
+        "import json, os, torch, mmengine.model, mmengine.registry\n"
+        "statuses = {}\n"
+        f"for name, source in {ALONE!r}.items():\n"
+        "    if os.fork() == 0:\n"
+        "        exec(source)\n"
+        "        raise SystemExit\n"
+        "    statuses[name] = os.wait()[1]\n"
+        "print(json.dumps(statuses))\n"
     )
     outcome = run(program, *EXTRAS)
     assert outcome.returncode == 0, outcome.stderr
+    return json.loads(outcome.stdout.splitlines()[-1]), outcome.stderr
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_it_needs_torch_and_mmengine_alone(name, ends):
+    statuses, said = ends
+    assert statuses[name] == 0, said
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ import re
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -112,15 +112,15 @@ def networks(every: bool) -> Iterator[tuple[str, Callable[..., Backbone]]]:
             yield f"{family.__name__} {arch}", lambda short=short, family=family, **kw: family(arch=short, **kw)
 
 
-def launches(every: bool) -> dict[Launch, str]:
-    """How kernels are started, and by which network first."""
+def launches(every: bool, dtypes: Sequence[torch.dtype | None] = DTYPES) -> dict[Launch, str]:
+    """How kernels are started in autocast to each type, and by which network first."""
     found: dict[Launch, str] = {}
     where: list[str] = []
     with recording(found, where):
         for name, build in networks(every):
             for options in ({"drop_path_rate": 0.1}, {"drop_path_rate": 0.0, "with_cp": "all_but_attention"}):
                 network = build(**options)
-                for dtype in DTYPES:
+                for dtype in dtypes:
                     where.append(f"{name}, {options}, {dtype}")
                     run(network, dtype)
     return found
@@ -149,8 +149,7 @@ def few(found: dict[Launch, str]) -> dict[Launch, str]:
 
     chosen: dict[tuple[str, torch.dtype], Launch] = {}
     for launch in sorted(found, key=size):
-        if launch.tensors[0][0] != torch.float16:
-            chosen[launch.kernel, launch.tensors[0][0]] = launch
+        chosen[launch.kernel, launch.tensors[0][0]] = launch
     large = {kernel: launch.with_large_numbers() for (kernel, _), launch in chosen.items()}
     where = {launch: found[launch] for launch in chosen.values()}
     return where | dict.fromkeys(large.values(), "numbers of 64 bits")
@@ -247,10 +246,11 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     library = multiply_nothing()
-    found = launches(options.launches == "all")
-    del library
     if options.launches == "few":
-        found = few(found)
+        found = few(launches(False, [dtype for dtype in DTYPES if dtype != torch.float16]))
+    else:
+        found = launches(options.launches == "all")
+    del library
     print(json.dumps(sorted(launchers())))
     for launch, where in sorted(found.items(), key=str):
         if options.kernels not in launch.kernel:
