@@ -15,6 +15,7 @@ from torch import Tensor
 from helpers.agreement import autocast, build, error, gradient_error, gradients, image, infer, loss_of
 from helpers.toys import BY_FAMILY, TOYS
 from mm_vitbackbones.backbones import Backbone, Swin
+from mm_vitbackbones.engine.sharding import ShardedModel
 from mm_vitbackbones.ops.kernels import registration
 from tools.benchmarks.gpu.measuring import capture
 
@@ -91,6 +92,27 @@ def test_computing_again_changes_no_gradient(toy: str, dtype: torch.dtype | None
     for form in ("all_but_attention", "all"):
         again = gradients(build(toy, drop_path_rate=0.5, with_cp=form).to(DEVICE), x, dtype)
         assert gradient_error(again, plain) < (1e-5 if dtype is None else 2e-2), form
+
+
+@pytest.fixture(scope="module")
+def group_of_one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A run of one process."""
+    place = tmp_path_factory.mktemp("group") / "meeting"
+    torch.distributed.init_process_group("nccl", init_method=f"file://{place}", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@each_toy
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=str)
+def test_sharded_weights_change_no_gradient(toy: str, dtype: torch.dtype | None, group_of_one: None) -> None:
+    x = image().to(DEVICE)
+    plain = gradients(build(toy).to(DEVICE), x, dtype)
+    network = build(toy).to(DEVICE)
+    ShardedModel(network).shard([])
+    of_image, *of_parameters = gradients(network, x, dtype)
+    found = [of_image, *(gradient.full_tensor() for gradient in of_parameters)]
+    assert gradient_error(found, plain) < (1e-5 if dtype is None else 2e-2)
 
 
 @each_toy
