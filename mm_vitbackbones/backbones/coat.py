@@ -141,9 +141,9 @@ class FactorizedAttention(Recomputable):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, tokens: Tokens, shared: Shared) -> Tokens:
-        maps, position = (self.qk, self.v, self.proj), shared.relative_position
+        maps, positions = (self.qk, self.v, self.proj), (shared.relative_position, shared.convs, shared.framed)
         again = self.recompute == memory.ALL_BUT_ATTENTION and self.training
-        return factorized.attend_all(tokens, maps, position, shared.convs, NUM_HEADS, self.lightly, again)
+        return factorized.attend_all(tokens, maps, *positions, NUM_HEADS, self.lightly, again)
 
     def looks_at(self, tokens: Tokens, shared: Shared) -> looking.Shares:
         """The effective attention weights of chosen queries."""

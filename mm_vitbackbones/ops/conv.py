@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from mm_vitbackbones.ops import anysize, context, linear, memory, onednn, tile_maps
 from mm_vitbackbones.ops import depthwise as one_pass
+from mm_vitbackbones.ops.once import typed
 
 MANY_PLACES = 16
 """With more places in a patch than this, one strided copy is faster than one copy for each place."""
@@ -149,7 +150,10 @@ def framed(convs: Sequence[nn.Module]) -> tuple[Tensor, Tensor] | None:
         return None
     largest = max(weight.shape[-1] for weight in weights)
     frames = [F.pad(weight, [(largest - weight.shape[-1]) // 2] * 4) for weight in weights]
-    return torch.cat(frames), torch.cat([cast(Tensor, conv.bias) for conv in convs])
+    weight, bias = torch.cat(frames), torch.cat([cast(Tensor, conv.bias) for conv in convs])
+    if context.is_eager_on_cuda(weight) and (narrow := context.autocast_dtype_of(weight)) is not None:
+        return typed(weight, narrow), typed(bias, narrow)  # once for all calls
+    return weight, bias
 
 
 def depthwise(grid: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -7,18 +7,17 @@ grid, (B, 1, C) and (B, N, C).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mm_vitbackbones.ops import anysize, bias_sums, context, depthwise, joint, linear, memory, narrow, onednn
+from mm_vitbackbones.ops import anysize, bias_sums, context, factorized_rows, joint, memory, onednn
 from mm_vitbackbones.ops.head_maps import by_head
-from mm_vitbackbones.ops.joint import Pair, Rows, Shape, Tokens
-from mm_vitbackbones.ops.kernels import depthwise as conv_kernels
+from mm_vitbackbones.ops.joint import Pair, Rows, Tokens
 from mm_vitbackbones.ops.kernels import factorized as kernels
-from mm_vitbackbones.ops.once import direct, once_differentiable, typed
+from mm_vitbackbones.ops.once import typed
 
 BLOCK = 256
 """Tokens whose product is one matrix product in a compiled graph on CUDA: the sum over all tokens is one of few, long
@@ -30,6 +29,7 @@ def attend_all(
     maps: Sequence[nn.Module],
     relative_position: Callable[[Tensor], Tensor],
     convs: Sequence[nn.Module],
+    framed: tuple[Tensor, Tensor] | None,
     num_heads: int,
     lightly: Callable[..., Tensor],
     again: bool,
@@ -40,6 +40,7 @@ def attend_all(
         maps: linear maps: to queries and keys side by side, C -> 2C, to values, C -> C, and ``project``.
         relative_position: keeps the shape of a grid of values.
         convs: those that it calls: depthwise ones, each of the next channels.
+        framed: the weight and bias of a single one in their place, see ``ops.conv.framed``.
         lightly: ``Recomputable.lightly``, which calls a function of the inputs that follow it.
         again: whether it computes that function again in the backward pass; for the form that does so by itself.
     """
@@ -48,15 +49,8 @@ def attend_all(
         return _attend_pair(tokens, *of_pair)
     if context.is_compiling_to_run():
         return _attend_rows_in_graph(tokens, *of_pair)
-    found = linear.on_cuda(tokens.rows, *maps)
-    if found is None or any(bias is None for bias in found[1:6:2]):
-        return joint.rows_of(*_attend_pair(joint.pair(tokens), *of_pair))
-    *parameters, dtype = found
-    weights, biases = depthwise.parameters_of(convs)
-    parameters += *weights, *biases
-    if torch.is_grad_enabled():
-        return Rows(_attended(tokens.rows, tokens.shape, num_heads, again, dtype, *parameters), tokens.shape)
-    return Rows(_attend_rows(tokens.rows, tokens.shape, num_heads, dtype, parameters)[-1], tokens.shape)
+    attended = factorized_rows.attend(tokens, maps, convs, framed, num_heads, again)
+    return joint.rows_of(*_attend_pair(joint.pair(tokens), *of_pair)) if attended is None else attended
 
 
 def _attend_pair(
@@ -107,80 +101,6 @@ def _attend_rows_in_graph(
         return bias_sums.linear(out, project)
 
     return Rows(lightly(mixed, query_key, value, convs), tokens.shape)
-
-
-def _attend_rows(
-    rows: Tensor, shape: Shape, num_heads: int, dtype: torch.dtype, parameters: Sequence[Tensor]
-) -> list[Tensor]:
-    """What ``_Attended`` keeps, and the result.
-
-    Args:
-        parameters: weights and biases of the three linear maps, then the weights of the convolutions, then their
-            biases, if they have some.
-    """
-    to_query_key, bias1, to_value, bias2, project, bias3 = [narrow.of(x, dtype) for x in parameters[:6]]
-    rows = typed(rows, dtype)
-    query_key, value = F.linear(rows, to_query_key, bias1), F.linear(rows, to_value, bias2)
-    mixed = _mixed(query_key, value, shape, num_heads, parameters[6:])
-    return [rows, query_key, value, to_query_key, to_value, project, *mixed, F.linear(mixed[0], project, bias3)]
-
-
-def _mixed(
-    query_key: Tensor, value: Tensor, shape: Shape, num_heads: int, convs: Sequence[Tensor]
-) -> tuple[Tensor, ...]:
-    """What ``project`` takes, and what the gradient needs besides the arguments: the relative positions, the matrices
-    and the log-sums."""
-    weights = [x for x in convs if x.dim() == 4]
-    position = conv_kernels.depthwise(conv_kernels.grid_of(value, shape), weights, convs[len(weights) :], False, False)
-    position = position.view(-1, value.shape[1])
-    out, *sums = kernels.attend(query_key, value, position, shape[0], num_heads)
-    return out, position, *sums
-
-
-class _Attended(torch.autograd.Function):
-    """``attend_all`` of rows. It is one function for all that is between two norms: each function costs the host of a
-    GPU as much as several launches."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, rows: Tensor, shape: Shape, num_heads: int, again: bool, dtype: torch.dtype, *parameters: Tensor
-    ) -> Tensor:
-        *kept, out = _attend_rows(rows, shape, num_heads, dtype, parameters)
-        ctx.dtypes = [x.dtype for x in (rows, *parameters[:6])]
-        ctx.options = shape, num_heads, len(parameters) - 6
-        ctx.save_for_backward(*parameters[6:], *(kept[:6] if again else kept))
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        shape, num_heads, count = ctx.options
-        saved = ctx.saved_tensors
-        convs, kept = saved[:count], saved[count:]
-        rows, query_key, value, to_query_key, to_value, project, *mixed = kept
-        out, position, *sums = mixed or _mixed(query_key, value, shape, num_heads, convs)
-        of_out = torch.mm(grad, project)
-        of_query_key, of_value, of_position = kernels.attend_backward(query_key, value, position, *sums, of_out)
-        weights = [x for x in convs if x.dim() == 4]
-        grid = conv_kernels.grid_of(value, shape)
-        of_grid, of_weights, of_biases = conv_kernels.depthwise_backward(
-            of_position.view(grid.shape), grid, weights, convs[len(weights) :], False, False
-        )
-        conv_kernels.grid_of(of_value, shape).add_(of_grid)
-        needed, dtypes = ctx.needs_input_grad, ctx.dtypes
-        of_maps: list[Tensor | None] = []
-        for i, (x, of_x) in enumerate(((rows, of_query_key), (rows, of_value), (out, grad))):
-            of_maps += (
-                linear.product(of_x.t(), x, dtypes[2 * i + 1]) if needed[2 * i + 5] else None,
-                linear.column_sums(of_x, dtypes[2 * i + 2]) if needed[2 * i + 6] else None,
-            )
-        of_rows = None
-        if needed[0]:
-            of_rows = typed(torch.mm(of_query_key, to_query_key).addmm_(of_value, to_value), dtypes[0])
-        return of_rows, None, None, None, None, *of_maps, *of_weights, *of_biases
-
-
-_attended = direct(_Attended)
 
 
 def contract(key: Tensor, value: Tensor, cls_key: Tensor, cls_value: Tensor, num_heads: int) -> Tensor:

@@ -138,7 +138,7 @@ class _FeedForward(torch.autograd.Function):
             x = kept[0] if ctx.again is None else ctx.again(*kept)
             of_weight1 = linear.product(grad_hidden.t(), x.view(-1, x.shape[-1]), dtypes[1])
         return (
-            typed(torch.mm(grad_hidden, weight1), dtypes[0]).view(ctx.shape) if of_x else None,
+            linear.product(grad_hidden, weight1, dtypes[0]).view(ctx.shape) if of_x else None,
             of_weight1,
             typed(sums, dtypes[2]) if of_bias1 else None,
             linear.product(grad.t(), activation, dtypes[3]) if of_weight2 else None,

@@ -12,6 +12,7 @@ from helpers.official import relative_error
 from helpers.toys import TOYS
 from mm_vitbackbones.layers import BICUBIC, DropPath
 from mm_vitbackbones.ops import context, coscale, factorized, joint
+from mm_vitbackbones.ops.kernels import registration
 from mm_vitbackbones.ops.resize import resize_grid, resized_sum, resized_table
 
 
@@ -49,11 +50,12 @@ CASES = [
 ]
 
 
+@pytest.mark.parametrize("kernels", [True, False])
 @pytest.mark.parametrize(("name", "arguments"), CASES)
-def test_levels_and_gradients_are_those_of_the_form_for_a_cpu(name, arguments):
+def test_levels_and_gradients_are_those_of_the_form_for_a_cpu(name, arguments, kernels):
     net, image = network(name, **arguments)
     expected = step(net, image)
-    with context.pretend_device("cuda"):
+    with context.pretend_device("cuda"), registration.forced(kernels):
         actual = step(net, image)
     assert equal(actual, expected)
 

@@ -34,7 +34,7 @@ Windows = tuple[tuple[int, int], ...]
 
 def reference(grid: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], gelu: bool, add: bool) -> Tensor:
     with context.autocast_to(grid.device, None):
-        out = _convolved(grid, weights, biases)
+        out = convolved(grid, weights, biases)
         out = F.gelu(out) if gelu else out
         return (grid + out if add else out).contiguous()
 
@@ -43,10 +43,10 @@ def backward_reference(
     grad: Tensor, grid: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], gelu: bool, add: bool
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     with context.autocast_to(grid.device, None):
-        d = torch.ops.aten.gelu_backward(grad, _convolved(grid, weights, biases)) if gelu else grad
+        d = torch.ops.aten.gelu_backward(grad, convolved(grid, weights, biases)) if gelu else grad
         widths = [len(weight) for weight in weights]
         parts = zip(d.split(widths, -1), grid.split(widths, -1), weights, strict=True)
-        grads = [_gradients(*part) for part in parts]
+        grads = [gradients(*part) for part in parts]
         of_grid = _together([g[0] for g in grads], -1)
         of_grid = grad + of_grid if add else of_grid
     of_biases = [g[2].to(bias.dtype) for g, bias in zip(grads, biases, strict=False)]
@@ -55,43 +55,48 @@ def backward_reference(
 
 def slopes_reference(grad: Tensor, grid: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     with context.autocast_to(grid.device, None):
-        before = _convolved(grid, [weight], [bias])
+        before = convolved(grid, [weight], [bias])
         d = torch.ops.aten.gelu_backward(grad, before)
-        _, of_weight, of_bias = _gradients(d, grid, weight)
+        _, of_weight, of_bias = gradients(d, grid, weight)
         return d.contiguous(), F.gelu(before).contiguous(), of_weight, of_bias.to(bias.dtype)
 
 
 def transposed_reference(grad: Tensor, weight: Tensor) -> Tensor:
     with context.autocast_to(grad.device, None):
-        return _convolved(grad, [weight.flip(2, 3)], ()).contiguous()
+        return convolved(grad, [weight.flip(2, 3)], ()).contiguous()
 
 
 def rows_reference(rows: Tensor, shapes: Sequence[int], weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
-    parts: list[Tensor] = []
-    for i, (shape, first, last) in enumerate(levels_of(shapes)):
-        grid = rows[first : last - shape[0]].view(*shape, -1)
-        out = reference(grid, weights[i : i + 1], biases[i : i + 1], False, True)
-        parts += out.flatten(0, 2), rows[last - shape[0] : last]
-    return torch.cat(parts)
+    rows = rows.contiguous()
+    out = torch.empty_like(rows)
+    with context.autocast_to(rows.device, None):
+        for i, (shape, first, last) in enumerate(levels_of(shapes)):
+            grid, end = grid_of(rows, shape, first), last - shape[0]
+            added = convolved(grid, weights[i : i + 1], biases[i : i + 1])
+            torch.add(grid, added, out=grid_of(out, shape, first))
+            out[end:last].copy_(rows[end:last])
+    return out
 
 
 def rows_backward_reference(
     grad: Tensor, rows: Tensor, shapes: Sequence[int], weights: Sequence[Tensor], biases: Sequence[Tensor]
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    parts: list[Tensor] = []
+    grad, rows = grad.contiguous(), rows.contiguous()
+    out = torch.empty_like(grad)
     of_weights: list[Tensor] = []
     of_biases: list[Tensor] = []
-    for i, (shape, first, last) in enumerate(levels_of(shapes)):
-        of_result, grid = [x[first : last - shape[0]].reshape(*shape, -1) for x in (grad, rows)]
-        weight, bias = weights[i : i + 1], biases[i : i + 1]
-        of_grid, *others = backward_reference(of_result, grid, weight, bias, False, True)
-        parts += of_grid.flatten(0, 2), grad[last - shape[0] : last]
-        of_weights += others[0]
-        of_biases += others[1]
-    return torch.cat(parts), of_weights, of_biases
+    with context.autocast_to(rows.device, None):
+        for i, (shape, first, last) in enumerate(levels_of(shapes)):
+            of_result, grid, of_rows = (grid_of(x, shape, first) for x in (grad, rows, out))
+            of_grid, of_weight, of_bias = gradients(of_result, grid, weights[i])
+            torch.add(of_result, of_grid, out=of_rows)
+            out[last - shape[0] : last].copy_(grad[last - shape[0] : last])
+            of_weights.append(of_weight)
+            of_biases += [typed(of_bias, bias.dtype) for bias in biases[i : i + 1]]
+    return out, of_weights, of_biases
 
 
-def _convolved(grid: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
+def convolved(grid: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
     parts = grid.permute(0, 3, 1, 2).split([len(weight) for weight in weights], dim=1)
     maps = []
     for i, (part, weight) in enumerate(zip(parts, weights, strict=True)):
@@ -105,7 +110,7 @@ def _together(parts: Sequence[Tensor], dim: int) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat([*parts], dim)
 
 
-def _gradients(grad: Tensor, grid: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def gradients(grad: Tensor, grid: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     maps, pad = (x.permute(0, 3, 1, 2) for x in (grad, grid)), [weight.shape[-1] // 2] * 2
     channels, once = len(weight), [1, 1]
     of_maps, of_weight, of_bias = torch.ops.aten.convolution_backward(
