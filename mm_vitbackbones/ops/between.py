@@ -85,7 +85,7 @@ class _Between(torch.autograd.Function):
         of_rows, *others = attention.backward(of_out, (*shape, weight1.shape[0]), num_heads, *kept)
         of_rows = of_rows.view(x.shape[0], -1)
         return (
-            typed(torch.mm(of_rows, weight1), dtypes[0]).view(*shape, -1) if needed[0] else None,
+            linear.product(of_rows, weight1, dtypes[0]).view(*shape, -1) if needed[0] else None,
             None,
             None,
             None,

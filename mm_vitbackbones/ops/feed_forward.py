@@ -206,7 +206,7 @@ class _MixFeedForward(torch.autograd.Function):
         of_hidden = kernels.depthwise_transposed(of_conv, window).view(-1, width)
         del of_conv
         return (
-            typed(torch.mm(of_hidden, weight1), dtypes[0]).view(shape) if needed[0] else None,
+            linear.product(of_hidden, weight1, dtypes[0]).view(shape) if needed[0] else None,
             linear.product(of_hidden.t(), x, dtypes[1]) if needed[1] else None,
             linear.column_sums(of_hidden, dtypes[2]) if needed[2] else None,
             of_window if needed[3] else None,

@@ -125,7 +125,7 @@ def gradients(
         rows = kept[0] if ctx.again is None else ctx.again(*kept).view(-1, weight.shape[1])
         of_weight = product(grad.t(), rows, dtypes[1])
     return (
-        typed(torch.mm(grad, weight), dtypes[0]) if needed[0] else None,
+        product(grad, weight, dtypes[0]) if needed[0] else None,
         of_weight,
         column_sums(grad if of_sums is None else of_sums, dtypes[2]) if needed[2] else None,
     )

@@ -133,7 +133,7 @@ class _Heads(torch.autograd.Function):
         )
         of_grid = None
         if needed[0]:
-            of_grid = typed(torch.mm(of_query, query_weight), dtypes[0]).view(shape)
+            of_grid = linear.product(of_query, query_weight, dtypes[0]).view(shape)
             of_tiles = tile_maps.in_tiles(of_grid, shape_of_tiles)
             of_tiles += torch.mm(of_reduced, tile_weight).view(of_tiles.shape)
         return (
