@@ -114,7 +114,7 @@ def add_branches(
         parts: the modules that the functions of ``attns`` call.
         lightly: ``Recomputable.lightly``.
     """
-    if isinstance(levels, LevelRows) and _have_kernels(levels, attns, ffns):
+    if isinstance(levels, LevelRows) and _are_together(levels, attns, ffns):
         return _add_to_rows(levels, attns, ffns, lightly)
     tokens_of = levels.parts() if isinstance(levels, LevelRows) else levels
     attended: dict[int, Pair] = {}
@@ -134,17 +134,16 @@ def add_branches(
 # ---- on CUDA
 
 
-def _have_kernels(levels: LevelRows, attns: Mapping[int, Any], ffns: Mapping[int, Any]) -> bool:
-    """Whether ``_add_to_rows`` is the form: with kernels of norms, plain norms of one epsilon, and where all levels go
-    on."""
+def _are_together(levels: LevelRows, attns: Mapping[int, Any], ffns: Mapping[int, Any]) -> bool:
+    """Whether ``_add_to_rows`` is the form: with plain norms of one epsilon, and where all levels go on."""
     norms = [branch.norm for branches in (attns, ffns) for branch in branches.values()]
     if not all(map(norm.is_over_channels, norms)) or len({each.eps for each in norms}) > 1:
         return False
     # PyTorch's gradient of a resize is not deterministic, and it has another one for who asks for that.
     if [*ffns] != [*levels.shapes] or torch.are_deterministic_algorithms_enabled():
         return False
-    # A test pretends with fp64, too, which no kernel serves.
-    return norm.is_for(levels.rows) or (not levels.rows.is_cuda and registration.serve(levels.rows))
+    # Where kernels run, they take no fp64.
+    return norm.is_for(levels.rows) or not registration.usable(levels.rows)
 
 
 def _add_to_rows(

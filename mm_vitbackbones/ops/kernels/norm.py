@@ -18,13 +18,14 @@ from mm_vitbackbones.ops.kernels.registration import kernel, operator
 
 
 def _reference(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    y, *statistics = _normalised(x, weight, bias, eps)
+    return y.to(dtype), torch.stack([of_rows.flatten() for of_rows in statistics])
+
+
+def _normalised(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The norm in fp32 at least, the means and the inverse deviations."""
     wide = torch.promote_types(x.dtype, torch.float32)
-    x = x.to(wide)
-    mean = x.mean(-1, keepdim=True)
-    centred = x - mean
-    rstd = (centred.square().mean(-1, keepdim=True) + eps).rsqrt()
-    y = (centred * rstd * weight + bias).to(dtype)
-    return y, torch.stack((mean.flatten(), rstd.flatten()))
+    return torch.native_layer_norm(x.to(wide), weight.shape, weight.to(wide), bias.to(wide), eps)
 
 
 def _reference_of_sum(
@@ -61,17 +62,16 @@ def _by_sample(factor: Tensor, x: Tensor) -> Tensor:
 def _reference_backward(
     grad: Tensor, grad_total: Tensor | None, x: Tensor, statistics: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    wide = statistics.dtype
-    mean, rstd = statistics.view(2, *x.shape[:-1], 1)
-    normalised = (x.to(wide) - mean) * rstd
-    grad = grad.to(wide)
-    inner = grad * weight
-    along = (inner * normalised).mean(-1, keepdim=True)
-    grad_x = (inner - normalised * along - inner.mean(-1, keepdim=True)) * rstd
-    if grad_total is not None:
-        grad_x = grad_x + grad_total
-    of_weight = (grad * normalised).flatten(0, -2).sum(0)
-    return grad_x.to(x.dtype), of_weight, grad.flatten(0, -2).sum(0)
+    of_x, of_weight, of_bias = _gradients(grad, x, statistics, weight)
+    return (of_x if grad_total is None else of_x + grad_total).to(x.dtype), of_weight, of_bias
+
+
+def _gradients(grad: Tensor, x: Tensor, statistics: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of x through its norm, of the weight and of the bias, in the type of the statistics."""
+    wide, (mean, rstd) = statistics.dtype, statistics.view(2, *x.shape[:-1], 1)
+    weight = weight.to(wide)
+    arguments = grad.to(wide), x.to(wide), weight.shape, mean, rstd, weight, weight, [True] * 3
+    return torch.ops.aten.native_layer_norm_backward(*arguments)
 
 
 def _reference_backward_of_sum(
@@ -84,8 +84,8 @@ def _reference_backward_of_sum(
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     grad_x, of_weight, of_bias = _reference_backward(grad, grad_total, total, statistics, weight)
-    grad_branch = grad_x.clone() if factor is None else grad_x * _by_sample(factor, grad_x)
-    return grad_x, grad_branch.to(dtype), of_weight, of_bias
+    grad_branch = grad_x.to(dtype, copy=True) if factor is None else (grad_x * _by_sample(factor, grad_x)).to(dtype)
+    return grad_x, grad_branch, of_weight, of_bias
 
 
 def _reference_by_level(
@@ -96,9 +96,13 @@ def _reference_by_level(
     eps: float,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    parts = zip(x.split(list(sizes)), weights, biases, strict=True)
-    y, statistics = zip(*(_reference(*part, eps, dtype) for part in parts), strict=True)
-    return torch.cat(y), torch.cat([of_level.flatten() for of_level in statistics])
+    y, sizes = torch.empty_like(x, dtype=dtype), list(sizes)
+    statistics: list[Tensor] = []
+    for part, out, weight, bias in zip(x.split(sizes), y.split(sizes), weights, biases, strict=True):
+        normed, *of_level = _normalised(part, weight, bias, eps)
+        out.copy_(normed)
+        statistics += [of_rows.flatten() for of_rows in of_level]
+    return y, torch.cat(statistics)
 
 
 def _reference_of_sum_by_level(
@@ -123,12 +127,16 @@ def _reference_backward_by_level(
     sizes: Sequence[int],
     weights: Sequence[Tensor],
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    sizes = list(sizes)
-    totals = [None] * len(sizes) if grad_total is None else grad_total.split(sizes)
-    of_level = (part.view(2, -1) for part in statistics.split([2 * size for size in sizes]))
-    parts = zip(grad.split(sizes), totals, x.split(sizes), of_level, weights, strict=True)
-    of_x, of_weights, of_biases = zip(*(_reference_backward(*part) for part in parts), strict=True)
-    return torch.cat(of_x), [*of_weights], [*of_biases]
+    sizes, of_x, grad = list(sizes), torch.empty_like(x), grad.to(statistics.dtype)
+    of_level = statistics.split([2 * size for size in sizes])
+    parts = zip(grad.split(sizes), x.split(sizes), of_level, weights, strict=True)
+    found, of_weights, of_biases = zip(*(_gradients(*part) for part in parts), strict=True)
+    if grad_total is None:
+        torch.cat(found, out=of_x)
+    else:
+        for of_part, total, out in zip(found, grad_total.split(sizes), of_x.split(sizes), strict=True):
+            torch.add(of_part, total, out=out)
+    return of_x, [*of_weights], [*of_biases]
 
 
 def _reference_backward_of_sum_by_level(
@@ -142,8 +150,8 @@ def _reference_backward_of_sum_by_level(
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
     of_x, of_weights, of_biases = _reference_backward_by_level(grad, grad_total, total, statistics, sizes, weights)
-    of_branch = of_x.clone() if factor is None else of_x * _by_sample(factor, of_x)
-    return of_x, of_branch.to(dtype), of_weights, of_biases
+    of_branch = of_x.to(dtype, copy=True) if factor is None else (of_x * _by_sample(factor, of_x)).to(dtype)
+    return of_x, of_branch, of_weights, of_biases
 
 
 layer_norm = operator(
