@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -75,6 +76,8 @@ class BranchOf(Protocol):
         self, x: Tensor, result: Tensor, factor: Tensor | None, scale: Tensor | None
     ) -> tuple[Tensor, Tensor | Pending]: ...
 
+    def call(self, normed: Tensor) -> Tensor: ...
+
     def add_to(self, x: Tensor) -> Tensor: ...
 
 
@@ -89,9 +92,13 @@ def add_branches(x: Tensor, branches: Sequence[BranchOf], lightly: Callable[...,
     """
     first, *others = branches
     if not norm.is_for(x) or not all(map(_fuses, branches)):
-        x = first.add_to(x)
+        if not context.is_eager_on_cuda(x):
+            for branch in branches:
+                x = branch.add_to(x)
+            return x
+        x = _added(x, first)
         for branch in others:
-            x = lightly(branch.add_to, x) if context.is_eager_on_cuda(x) else branch.add_to(x)
+            x = lightly(partial(_added, branch=branch), x)
         return x
     x, result = first.begun(x)
     factor, scale = first.drop_path.factor(x), first.scale
@@ -102,6 +109,14 @@ def add_branches(x: Tensor, branches: Sequence[BranchOf], lightly: Callable[...,
         x, result = lightly(branch.begun_after, x, finished(result), factor, scale)
         factor, scale = following
     return add_scaled(x, finished(result), factor, scale)
+
+
+def _added(x: Tensor, branch: BranchOf) -> Tensor:
+    """``branch.add_to(x)``, whose factors and sum are one pass where nothing is attached to them."""
+    if not _fuses(branch):
+        return branch.add_to(x)
+    result = branch.call(norm.for_linear(x, branch.norm))
+    return add_scaled(x, result, branch.drop_path.factor(x), branch.scale)
 
 
 def _fuses(branch: BranchOf) -> bool:

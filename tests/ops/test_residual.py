@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mm_vitbackbones.layers import Branch, DropPath, FeedForward, LayerNorm, MixFeedForward
+from mm_vitbackbones.layers import Block, Branch, DropPath, FeedForward, LayerNorm, MixFeedForward, SelfAttention
 from mm_vitbackbones.ops import context, residual
+from mm_vitbackbones.ops.kernels import registration
 
 FEED_FORWARD = {
     "feed_forward": lambda: FeedForward(16, 64),
@@ -105,3 +106,28 @@ def test_a_pair_is_the_sum_of_each():
         with torch.set_grad_enabled(grad):
             out = residual.add_both(pair, lambda _: tuple(x.clone() for x in branch), [])
         assert all(torch.equal(a, b) for a, b in zip(out, expected, strict=True))
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_factors_and_sums_without_kernels_are_those_of_a_cpu(scaled):
+    def step(**device):
+        torch.manual_seed(0)
+        block = Block(16, SelfAttention(16, 2), FeedForward(16, 64), 1e-6, 0.5, 0.1 if scaled else None).double()
+        x = torch.randn(6, 5, 16, dtype=torch.float64, requires_grad=True)
+        with context.pretend_device(**device), registration.forced(False):
+            out = block(x)
+            out.square().sum().backward()
+        return [out.detach(), x.grad, *(p.grad for p in block.parameters())]
+
+    for found, expected in zip(step(kind="cuda"), step(kind="cpu"), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_a_drop_path_that_is_observed_is_called_without_kernels():
+    block = Block(16, SelfAttention(16, 2), FeedForward(16, 64), 1e-6, 0.5, 0.1)
+    seen = []
+    block.drop_path.register_forward_hook(lambda _, args, out: seen.append(out))
+    block.ls1.register_forward_hook(lambda _, args, out: seen.append(out))
+    with context.pretend_device("cuda"), registration.forced(False):
+        block(torch.randn(6, 5, 16))
+    assert len(seen) == 3

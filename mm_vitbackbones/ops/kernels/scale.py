@@ -13,10 +13,10 @@ from mm_vitbackbones.ops.kernels.registration import kernel, operator
 
 def _reference(grad: Tensor, branch: Tensor, factor: Tensor | None, scale: Tensor) -> tuple[Tensor, Tensor]:
     wide = torch.promote_types(grad.dtype, torch.float32)
-    grad = grad.to(wide)
-    if factor is not None:
-        grad = grad * factor.view(-1, *(1,) * (grad.dim() - 1))
-    return (grad * scale).to(branch.dtype), (grad * branch).flatten(0, -2).sum(0)
+    both = scale if factor is None else factor.view(-1, *(1,) * (grad.dim() - 1)) * scale
+    of_branch = torch.mul(grad, both, out=torch.empty_like(branch))
+    of_samples = (grad.to(wide) * branch).reshape(len(grad), -1, len(scale)).sum(1)
+    return of_branch, (of_samples if factor is None else of_samples * factor.unsqueeze(1)).sum(0)
 
 
 scale_backward = operator(
