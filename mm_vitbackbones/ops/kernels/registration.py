@@ -31,6 +31,8 @@ OLDEST_TRITON = (3, 3)
 """The oldest version that compiles the kernels: they keep tensors in tuples. It is that of PyTorch 2.7."""
 
 CAN_REGISTER_GRADIENTS = hasattr(torch.library, "register_fake") and hasattr(torch.library, "register_autograd")
+references: dict[str, Callable[..., Any]] = {}
+"""Of each operator, by its name: what runs without kernels, for who counts that."""
 _TENSORS = {Tensor, nn.Parameter}
 _library = torch.library.Library(NAMESPACE, "DEF")
 _forced: bool | None = None
@@ -51,6 +53,7 @@ def operator(schema: str, reference: Callable[..., Any], launch: Callable[..., A
     def on_cuda(*args: Any) -> Any:
         return launch(*args) if usable(args[0]) else reference(*args)
 
+    references[name] = reference
     _library.define(schema)
     _library.impl(name, reference, "CompositeExplicitAutograd")
     _library.impl(name, on_cuda, "CUDA")
