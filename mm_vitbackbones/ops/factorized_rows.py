@@ -236,8 +236,10 @@ def _gradients(
 ) -> tuple[Tensor, Tensor, Sequence[Tensor], Sequence[Tensor]]:
     query, key = split_heads(query_key, shape[0], 2, num_heads)
     (values,), (grads,) = (split_heads(x, shape[0], 1, num_heads) for x in (value, grad))
-    share, of_matrices = key.softmax(2), _scaled_product(query.mT, grads)
-    of_query = grads @ matrices.mT
+    # Of several images each of two products would make this copy; of one image it is a view.
+    factors = grads.flatten(0, 1).unflatten(0, grads.shape[:2])
+    share, of_matrices = key.softmax(2), _scaled_product(query.mT, factors)
+    of_query = factors @ matrices.mT
     _of_grids(of_query).addcmul_(_of_grids(grads), position)
     of_key = torch._softmax_backward_data(values @ of_matrices.mT, share, 2, share.dtype)
     of_values, of_value = share @ of_matrices, torch.empty_like(value)
