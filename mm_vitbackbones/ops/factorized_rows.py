@@ -4,9 +4,9 @@ costs the host of a GPU as much as several launches. See ``ops.factorized``.
 B images, N tokens of a grid, C channels, h heads, d = C / h channels of a head. Rows (B * N + B, C) are those of
 ``joint.Rows``: all grids, then all class tokens.
 
-What lies between the maps has two forms. With kernels, it is the operators of ``kernels/factorized.py``. Without, it is
-products of PyTorch, which want all tokens of an image together: rows are put in order image by image, where there are
-several, when they are cast anyway.
+What lies between the maps has two forms. With kernels, it is the operators of ``kernels/factorized.py``, which compute
+in fp32. Without, it is products of PyTorch in the type of the maps, which want all tokens of an image together: rows
+are put in order image by image, where there are several, when they are cast anyway.
 """
 
 from __future__ import annotations
@@ -39,13 +39,12 @@ def attend(
     if found is None or any(bias is None for bias in found[1:6:2]):
         return None
     *parameters, dtype = found
-    # Where kernels run there is no single convolution.
-    form = WITH_KERNELS if framed is None else WITHOUT_KERNELS
-    if framed is None:
+    # Where kernels run there is no single convolution. fp16 has no range for sums over tokens and for small shares.
+    if framed is None or dtype == torch.float16:
         weights, biases = depthwise.parameters_of(convs)
-        parameters += *weights, *biases
+        form, parameters = WITH_KERNELS, [*parameters, *weights, *biases]
     else:
-        parameters += framed
+        form, parameters = WITHOUT_KERNELS, [*parameters, *framed]
     options = form, tokens.shape, num_heads, dtype
     if torch.is_grad_enabled():
         return Rows(_attended(tokens.rows, again, options, *parameters), tokens.shape)

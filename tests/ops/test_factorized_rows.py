@@ -8,6 +8,7 @@ import torch
 from helpers.official import relative_error
 from mm_vitbackbones.layers import ChannelsLastConv2d
 from mm_vitbackbones.ops import context, conv, depthwise, factorized_rows, joint
+from mm_vitbackbones.ops.kernels import registration
 
 HEADS, DIM, WINDOWS = 8, 3, {3: 6, 5: 9, 7: 9}
 CHANNELS = HEADS * DIM
@@ -80,3 +81,17 @@ def test_only_rows_of_plain_maps_with_biases_are_taken():
         assert factorized_rows.attend(*arguments) is not None
         maps[1].bias = None
         assert factorized_rows.attend(*arguments) is None
+
+
+@torch.no_grad()
+def test_shares_below_the_range_of_fp16_are_not_rounded_to_it():
+    """Each of equal keys has a share of 1 / N: in fp16 it would be 0.2 % off."""
+    rows, shape, maps, convs = inputs(1, 250, 250, torch.float32)
+    for parameter in (x for layer in (*maps, *convs) for x in layer.parameters()):
+        parameter.zero_()
+    maps[0].bias.fill_(1.0)
+    maps[1].bias.fill_(1.0)
+    maps[2].weight.copy_(torch.eye(CHANNELS))
+    with context.pretend_device("cuda"), registration.forced(False), torch.autocast("cpu", torch.float16):
+        out = factorized_rows.attend(joint.Rows(rows, shape), maps, convs, conv.framed(convs), HEADS, False)
+    torch.testing.assert_close(out.rows.float(), torch.full_like(rows, DIM**0.5), rtol=1e-3, atol=0)
