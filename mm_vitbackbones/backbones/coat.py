@@ -116,12 +116,12 @@ class Shared(NamedTuple):
     crpe: ConvRelativePosition
     convs: list[nn.Module]
     """Those of ``crpe``."""
-    framed: tuple[Tensor, Tensor] | None
-    """The weight and bias of ``crpe`` as one convolution, which splits no map; see ``ops.conv.framed``."""
+    windows: conv.Windows | None
+    """What is called in the place of ``crpe``; see ``ops.conv.windows``."""
 
     def relative_position(self, value: Tensor) -> Tensor:
         """``crpe`` of a grid of values (B, H, W, C)."""
-        return self.crpe(value) if self.framed is None else conv.depthwise(value, *self.framed)
+        return self.crpe(value) if self.windows is None else conv.depthwise(value, *self.windows)
 
 
 @context.plain
@@ -141,7 +141,7 @@ class FactorizedAttention(Recomputable):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, tokens: Tokens, shared: Shared) -> Tokens:
-        maps, positions = (self.qk, self.v, self.proj), (shared.relative_position, shared.convs, shared.framed)
+        maps, positions = (self.qk, self.v, self.proj), (shared.relative_position, shared.convs, shared.windows)
         again = self.recompute == memory.ALL_BUT_ATTENTION and self.training
         return factorized.attend_all(tokens, maps, *positions, NUM_HEADS, self.lightly, again)
 
@@ -231,7 +231,7 @@ class Stage(nn.Module):
     def shared(self) -> Shared:
         """What its blocks and the parallel ones share."""
         convs = [*self.crpe.convs]
-        return Shared(self.cpe, self.crpe, convs, conv.framed(convs))
+        return Shared(self.cpe, self.crpe, convs, conv.windows(convs))
 
     def forward(self, grid: Tensor) -> Pair:
         grid, shared = self.patch_embed(grid), self.shared()

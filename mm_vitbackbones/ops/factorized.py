@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mm_vitbackbones.ops import anysize, bias_sums, context, factorized_rows, joint, memory, onednn
+from mm_vitbackbones.ops.conv import Windows
 from mm_vitbackbones.ops.head_maps import by_head
 from mm_vitbackbones.ops.joint import Pair, Rows, Tokens
 from mm_vitbackbones.ops.kernels import factorized as kernels
@@ -29,7 +30,7 @@ def attend_all(
     maps: Sequence[nn.Module],
     relative_position: Callable[[Tensor], Tensor],
     convs: Sequence[nn.Module],
-    framed: tuple[Tensor, Tensor] | None,
+    windows: Windows | None,
     num_heads: int,
     lightly: Callable[..., Tensor],
     again: bool,
@@ -40,7 +41,7 @@ def attend_all(
         maps: linear maps: to queries and keys side by side, C -> 2C, to values, C -> C, and ``project``.
         relative_position: keeps the shape of a grid of values.
         convs: those that it calls: depthwise ones, each of the next channels.
-        framed: the weight and bias of a single one in their place, see ``ops.conv.framed``.
+        windows: what is called in their place, see ``ops.conv.windows``.
         lightly: ``Recomputable.lightly``, which calls a function of the inputs that follow it.
         again: whether it computes that function again in the backward pass; for the form that does so by itself.
     """
@@ -49,7 +50,7 @@ def attend_all(
         return _attend_pair(tokens, *of_pair)
     if context.is_compiling_to_run():
         return _attend_rows_in_graph(tokens, *of_pair)
-    attended = factorized_rows.attend(tokens, maps, convs, framed, num_heads, again)
+    attended = factorized_rows.attend(tokens, maps, convs, windows, num_heads, again)
     return joint.rows_of(*_attend_pair(joint.pair(tokens), *of_pair)) if attended is None else attended
 
 

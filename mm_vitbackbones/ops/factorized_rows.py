@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mm_vitbackbones.ops import context, depthwise, linear, narrow
+from mm_vitbackbones.ops.conv import Windows
 from mm_vitbackbones.ops.head_maps import join_heads, split_heads
 from mm_vitbackbones.ops.joint import Rows, Shape
 from mm_vitbackbones.ops.kernels import depthwise as conv_kernels
@@ -30,7 +31,7 @@ def attend(
     tokens: Rows,
     maps: Sequence[nn.Module],
     convs: Sequence[nn.Module],
-    framed: tuple[Tensor, Tensor] | None,
+    windows: Windows | None,
     num_heads: int,
     again: bool,
 ) -> Rows | None:
@@ -39,12 +40,11 @@ def attend(
     if found is None or any(bias is None for bias in found[1:6:2]):
         return None
     *parameters, dtype = found
-    # Where kernels run there is no single convolution. fp16 has no range for sums over tokens and for small shares.
-    if framed is None or dtype == torch.float16:
-        weights, biases = depthwise.parameters_of(convs)
-        form, parameters = WITH_KERNELS, [*parameters, *weights, *biases]
-    else:
-        form, parameters = WITHOUT_KERNELS, [*parameters, *framed]
+    form = WITHOUT_KERNELS
+    # Where kernels run there are no windows. fp16 has no range for sums over tokens and for small shares.
+    if windows is None or dtype == torch.float16:
+        form, windows = WITH_KERNELS, depthwise.parameters_of(convs)
+    parameters += [*windows[0], *windows[1]]
     options = form, tokens.shape, num_heads, dtype
     if torch.is_grad_enabled():
         return Rows(_attended(tokens.rows, again, options, *parameters), tokens.shape)
@@ -124,6 +124,12 @@ class _Attended(torch.autograd.Function):
 _attended = direct(_Attended)
 
 
+def _windows(convs: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    """The weights and the biases."""
+    count = sum([x.dim() == 4 for x in convs])
+    return convs[:count], convs[count:]
+
+
 # ---- with kernels
 
 
@@ -135,8 +141,7 @@ def _mixed_by_kernels(
     query_key: Tensor, value: Tensor, shape: Shape, num_heads: int, convs: Sequence[Tensor]
 ) -> tuple[Tensor, ...]:
     """The result, the relative positions, the matrices and the log-sums."""
-    weights = [x for x in convs if x.dim() == 4]
-    position = conv_kernels.depthwise(conv_kernels.grid_of(value, shape), weights, convs[len(weights) :], False, False)
+    position = conv_kernels.depthwise(conv_kernels.grid_of(value, shape), *_windows(convs), False, False)
     position = position.view(-1, value.shape[1])
     out, *sums = kernels.attend(query_key, value, position, shape[0], num_heads)
     return out, position, *sums
@@ -154,10 +159,9 @@ def _gradients_by_kernels(
     grad: Tensor,
 ) -> tuple[Tensor, Tensor, Sequence[Tensor], Sequence[Tensor]]:
     of_query_key, of_value, of_position = kernels.attend_backward(query_key, value, position, matrices, log_sum, grad)
-    weights = [x for x in convs if x.dim() == 4]
-    grid = conv_kernels.grid_of(value, shape)
+    grid, windows = conv_kernels.grid_of(value, shape), _windows(convs)
     of_grid, of_weights, of_biases = conv_kernels.depthwise_backward(
-        of_position.view(grid.shape), grid, weights, convs[len(weights) :], False, False
+        of_position.view(grid.shape), grid, *windows, False, False
     )
     conv_kernels.grid_of(of_value, shape).add_(of_grid)
     return of_query_key, of_value, of_weights, of_biases
@@ -211,7 +215,7 @@ def _mixed(
     The softmax and the products add up in fp32 whatever their types are.
     """
     with context.autocast_to(value.device, None):
-        position = conv_kernels.convolved(_grid_of(value, shape), *([x] for x in convs))
+        position = conv_kernels.convolved(_grid_of(value, shape), *_windows(convs))
         position = position.reshape(shape[0], -1, num_heads, value.shape[1] // num_heads)
         query, key = split_heads(query_key, shape[0], 2, num_heads)
         (values,) = split_heads(value, shape[0], 1, num_heads)
@@ -243,11 +247,12 @@ def _gradients(
     of_key = torch._softmax_backward_data(values @ of_matrices.mT, share, 2, share.dtype)
     of_values, of_value = share @ of_matrices, torch.empty_like(value)
     of_position = (_of_grids(grads) * _of_grids(query)).reshape(*shape, -1)
-    of_grid, of_weight, of_bias = conv_kernels.gradients(of_position, _grid_of(value, shape), convs[0])
+    grid, windows = _grid_of(value, shape), _windows(convs)
+    of_grid, of_weights, of_biases = conv_kernels.backward_reference(of_position, grid, *windows, False, False)
     (heads,) = split_heads(of_value, shape[0], 1, num_heads)
     torch.add(_of_grids(of_values), of_grid.reshape(position.shape), out=_of_grids(heads))
     heads[:, :, -1].copy_(of_values[:, :, -1])
-    return join_heads((of_query, of_key), value.shape[1]), of_value, [of_weight], [of_bias]
+    return join_heads((of_query, of_key), value.shape[1]), of_value, of_weights, of_biases
 
 
 def _scaled_product(a: Tensor, b: Tensor) -> Tensor:

@@ -130,7 +130,7 @@ def naive_factorized(attention, cls, grid, crpe):
 
 def share(cpe, crpe):
     convs = [*crpe.convs]
-    return Shared(cpe, crpe, convs, conv.framed(convs))
+    return Shared(cpe, crpe, convs, conv.windows(convs))
 
 
 @pytest.mark.parametrize("grad", [True, False], ids=["training", "inference"])

@@ -13,6 +13,7 @@ from helpers.official import relative_error
 from mm_vitbackbones.layers import ChannelsLastConv2d, Upsample2x
 from mm_vitbackbones.measuring import OperatorCount
 from mm_vitbackbones.ops import context, conv, norm
+from mm_vitbackbones.ops.kernels import registration
 
 # kernel, stride, padding, groups, sides
 SHAPES = [
@@ -80,14 +81,20 @@ def test_a_map_in_pytorchs_usual_order_gives_a_contiguous_grid(channels):
     assert module(torch.randn(2, channels, 40, 40).permute(0, 2, 3, 1)).is_contiguous()
 
 
-def test_windows_framed_with_zeros_see_what_each_of_them_sees():
+def test_windows_together_see_what_each_of_them_sees():
     torch.manual_seed(0)
     convs = [ChannelsLastConv2d(4, 4, side, padding=side // 2, groups=4) for side in (3, 5)]
     grid = torch.randn(2, 6, 7, 8)
     expected = torch.cat([module(part) for module, part in zip(convs, grid.chunk(2, -1), strict=True)], -1)
-    torch.testing.assert_close(conv.depthwise(grid, *conv.framed(convs)), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(conv.depthwise(grid, *conv.windows(convs)), expected, rtol=1e-5, atol=1e-6)
+    with context.pretend_device("cuda"), registration.forced(False), torch.autocast("cpu", torch.bfloat16):
+        several = conv.windows(convs)
+        assert [x.shape[-1] for x in several[0]] == [3, 5]  # one window of 5 for all would take longer there
+        assert {x.dtype for group in several for x in group} == {torch.bfloat16}
+    several = [[x.float() for x in group] for group in several]
+    torch.testing.assert_close(conv.depthwise(grid, *several), expected, rtol=2e-2, atol=2e-2)
     convs[0].register_forward_hook(lambda *_: None)
-    assert conv.framed(convs) is None
+    assert conv.windows(convs) is None
 
 
 def test_upsampling_makes_four_cells_of_each():
@@ -185,7 +192,7 @@ class Framed(nn.Module):
         self.convs = nn.ModuleList(ChannelsLastConv2d(2, 2, k, padding=k // 2, groups=2) for k in (3, 5))
 
     def forward(self, grid: Tensor) -> Tensor:
-        if (one := conv.framed([*self.convs])) is not None:
+        if (one := conv.windows([*self.convs])) is not None:
             return conv.depthwise(grid, *one)
         return torch.cat([each(part) for each, part in zip(self.convs, grid.split(2, -1), strict=True)], -1)
 

@@ -24,10 +24,8 @@ def inputs(batch, height, width, dtype=torch.float64):
     return rows, (batch, height, width), maps, convs
 
 
-def parameters_of(form, maps, convs):
+def parameters_of(maps, convs):
     parameters = [x for layer in maps for x in (layer.weight, layer.bias)]
-    if form is factorized_rows.WITHOUT_KERNELS:
-        return [*parameters, *conv.framed(convs)]
     return [*parameters, *(x for group in depthwise.parameters_of(convs) for x in group)]
 
 
@@ -36,7 +34,7 @@ def step(form, again, rows, shape, maps, convs):
     rows = rows.clone().requires_grad_()
     leaves = [rows, *(x for layer in (*maps, *convs) for x in layer.parameters())]
     options = form, shape, HEADS, rows.dtype
-    out = factorized_rows._attended(rows, again, options, *parameters_of(form, maps, convs))
+    out = factorized_rows._attended(rows, again, options, *parameters_of(maps, convs))
     weight = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
     return [out.detach(), *torch.autograd.grad((out * weight).sum(), leaves)]
 
@@ -63,7 +61,7 @@ def test_rows_of_images_are_put_back():
 def test_sums_over_many_tokens_lose_no_more_than_their_terms(dtype, bound):
     rows, shape, maps, convs = inputs(1, 100, 100, dtype)
     query_key, value = (layer(rows) for layer in maps[:2])
-    parameters = parameters_of(factorized_rows.WITHOUT_KERNELS, [], convs)
+    parameters = parameters_of([], convs)
     narrow = factorized_rows._mixed(query_key, value, shape, HEADS, parameters)
     wide = factorized_rows._mixed(query_key.double(), value.double(), shape, HEADS, [x.double() for x in parameters])
     for a, b in zip(narrow, wide, strict=True):
@@ -76,7 +74,7 @@ def test_sums_over_many_tokens_lose_no_more_than_their_terms(dtype, bound):
 
 def test_only_rows_of_plain_maps_with_biases_are_taken():
     rows, shape, maps, convs = inputs(2, 2, 3)
-    arguments = joint.Rows(rows, shape), maps, convs, conv.framed(convs), HEADS, False
+    arguments = joint.Rows(rows, shape), maps, convs, conv.windows(convs), HEADS, False
     with context.pretend_device("cuda"):
         assert factorized_rows.attend(*arguments) is not None
         maps[1].bias = None
@@ -93,5 +91,5 @@ def test_shares_below_the_range_of_fp16_are_not_rounded_to_it():
     maps[1].bias.fill_(1.0)
     maps[2].weight.copy_(torch.eye(CHANNELS))
     with context.pretend_device("cuda"), registration.forced(False), torch.autocast("cpu", torch.float16):
-        out = factorized_rows.attend(joint.Rows(rows, shape), maps, convs, conv.framed(convs), HEADS, False)
+        out = factorized_rows.attend(joint.Rows(rows, shape), maps, convs, conv.windows(convs), HEADS, False)
     torch.testing.assert_close(out.rows.float(), torch.full_like(rows, DIM**0.5), rtol=1e-3, atol=0)
