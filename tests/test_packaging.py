@@ -73,7 +73,11 @@ with torch.no_grad():
 assert [level.shape[1] for level in levels] == list(backbone.channels)
 """
 ALONE = {name: f"import mm_vitbackbones.{name}" for name in ("backbones", "layers", "checkpoints")}
-ALONE |= {"a backbone that runs": BACKBONE_ALONE}
+ALONE["a backbone that runs"] = BACKBONE_ALONE
+ALONE["exporting, without onnx"] = """
+import mm_vitbackbones.exporting
+assert not {"onnx", "onnxscript", "onnxruntime"} & set(sys.modules)
+"""
 
 
 @pytest.fixture(scope="module")
