@@ -15,7 +15,7 @@ def _reference(grad: Tensor, branch: Tensor, factor: Tensor | None, scale: Tenso
     wide = torch.promote_types(grad.dtype, torch.float32)
     both = scale if factor is None else factor.view(-1, *(1,) * (grad.dim() - 1)) * scale
     of_branch = torch.mul(grad, both, out=torch.empty_like(branch))
-    of_samples = (grad.to(wide) * branch).reshape(len(grad), -1, len(scale)).sum(1)
+    of_samples = (grad.to(wide) * branch).unsqueeze(1).flatten(1, -2).sum(1)
     return of_branch, (of_samples if factor is None else of_samples * factor.unsqueeze(1)).sum(0)
 
 

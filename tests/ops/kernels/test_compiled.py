@@ -58,5 +58,6 @@ def test_kernels_compile_and_fit_on_a_card(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2400)
 def test_kernels_compile_and_fit_on_cards_in_each_form_that_networks_start(tmp_path: Path) -> None:
     check(*compiled("80", "90", "--launches", "each", folder=tmp_path), {80, 90})
