@@ -45,7 +45,7 @@ def attend(
     if windows is None or dtype == torch.float16:
         form, windows = WITH_KERNELS, depthwise.parameters_of(convs)
     parameters += [*windows[0], *windows[1]]
-    options = form, tokens.shape, num_heads, dtype
+    options = form, tokens.shape, num_heads, dtype, len(windows[0])
     if torch.is_grad_enabled():
         return Rows(_attended(tokens.rows, again, options, *parameters), tokens.shape)
     return Rows(_computed(tokens.rows, options, parameters)[-1], tokens.shape)
@@ -54,20 +54,20 @@ def attend(
 class Form(NamedTuple):
     """How what lies between the maps is computed."""
 
-    ordered: Callable[[Tensor, Shape, torch.dtype], Tensor]
-    """Rows in a type, and in the order that the form wants."""
+    ordered: Callable[[Tensor, Shape, torch.dtype], Tensor] | None
+    """Rows in a type, and in the order that the form wants; None where it wants them as they are."""
     mixed: Callable[..., tuple[Tensor, ...]]
     """Queries with keys, values, shape, heads and the parameters of convolutions -> what the last map takes, and what
     the gradient needs besides the arguments."""
     gradients: Callable[..., tuple[Tensor, Tensor, Sequence[Tensor], Sequence[Tensor]]]
     """The arguments of ``mixed``, what the gradient needs, and the gradient of the first result -> those of the queries
     with keys, the values, and the weights and the biases of the convolutions."""
-    restored: Callable[[Tensor, Shape, torch.dtype], Tensor]
+    restored: Callable[[Tensor, Shape, torch.dtype], Tensor] | None
     """The inverse of ``ordered``."""
 
 
-Options = tuple[Form, Shape, int, torch.dtype]
-"""The form, the shape of the rows, the heads, and the type of the linear maps."""
+Options = tuple[Form, Shape, int, torch.dtype, int]
+"""The form, the shape of the rows, the heads, the type of the linear maps, and how many convolutions there are."""
 
 
 def _computed(rows: Tensor, options: Options, parameters: Sequence[Tensor]) -> list[Tensor]:
@@ -77,12 +77,13 @@ def _computed(rows: Tensor, options: Options, parameters: Sequence[Tensor]) -> l
         parameters: weights and biases of the three linear maps, then the weights of the convolutions, then their
             biases, if they have some.
     """
-    form, shape, num_heads, dtype = options
+    form, shape, num_heads, dtype, count = options
     to_query_key, bias1, to_value, bias2, project, bias3 = [narrow.of(x, dtype) for x in parameters[:6]]
-    rows = form.ordered(rows, shape, dtype)
+    rows = typed(rows, dtype) if form.ordered is None else form.ordered(rows, shape, dtype)
     query_key, value = F.linear(rows, to_query_key, bias1), F.linear(rows, to_value, bias2)
-    mixed = form.mixed(query_key, value, shape, num_heads, parameters[6:])
-    out = form.restored(F.linear(mixed[0], project, bias3), shape, dtype)
+    mixed = form.mixed(query_key, value, shape, num_heads, parameters[6 : 6 + count], parameters[6 + count :])
+    out = F.linear(mixed[0], project, bias3)
+    out = out if form.restored is None else form.restored(out, shape, dtype)
     return [rows, query_key, value, to_query_key, to_value, project, *mixed, out]
 
 
@@ -93,19 +94,18 @@ class _Attended(torch.autograd.Function):
     def forward(ctx: Any, rows: Tensor, again: bool, options: Options, *parameters: Tensor) -> Tensor:
         *kept, out = _computed(rows, options, parameters)
         ctx.dtypes = [x.dtype for x in (rows, *parameters[:6])]
-        ctx.options, ctx.count = options, len(parameters) - 6
+        ctx.options, ctx.end = options, len(parameters) - 6
         ctx.save_for_backward(*parameters[6:], *(kept[:6] if again else kept))
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
-        (form, shape, num_heads, dtype), saved = ctx.options, ctx.saved_tensors
-        convs, kept = saved[: ctx.count], saved[ctx.count :]
-        rows, query_key, value, to_query_key, to_value, project, *mixed = kept
-        arguments = query_key, value, shape, num_heads, convs
+        (form, shape, num_heads, dtype, count), saved = ctx.options, ctx.saved_tensors
+        rows, query_key, value, to_query_key, to_value, project, *mixed = saved[ctx.end :]
+        arguments = query_key, value, shape, num_heads, saved[:count], saved[count : ctx.end]
         out, *others = mixed or form.mixed(*arguments)
-        grad = form.ordered(grad, shape, dtype)
+        grad = grad if form.ordered is None else form.ordered(grad, shape, dtype)
         of_query_key, of_value, *of_convs = form.gradients(*arguments, *others, torch.mm(grad, project))
         needed, dtypes = ctx.needs_input_grad, ctx.dtypes
         of_maps: list[Tensor | None] = []
@@ -117,31 +117,26 @@ class _Attended(torch.autograd.Function):
         of_rows = None
         if needed[0]:
             of_rows = torch.mm(of_query_key, to_query_key).addmm_(of_value, to_value)
-            of_rows = form.restored(of_rows, shape, dtypes[0])
+            of_rows = typed(of_rows, dtypes[0]) if form.restored is None else form.restored(of_rows, shape, dtypes[0])
         return of_rows, None, None, *of_maps, *of_convs[0], *of_convs[1]
 
 
 _attended = direct(_Attended)
 
 
-def _windows(convs: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-    """The weights and the biases."""
-    count = sum([x.dim() == 4 for x in convs])
-    return convs[:count], convs[count:]
-
-
 # ---- with kernels
 
 
-def _typed(rows: Tensor, shape: Shape, dtype: torch.dtype) -> Tensor:
-    return rows if rows.dtype == dtype else rows.to(dtype)
-
-
 def _mixed_by_kernels(
-    query_key: Tensor, value: Tensor, shape: Shape, num_heads: int, convs: Sequence[Tensor]
+    query_key: Tensor,
+    value: Tensor,
+    shape: Shape,
+    num_heads: int,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
 ) -> tuple[Tensor, ...]:
     """The result, the relative positions, the matrices and the log-sums."""
-    position = conv_kernels.depthwise(conv_kernels.grid_of(value, shape), *_windows(convs), False, False)
+    position = conv_kernels.depthwise(conv_kernels.grid_of(value, shape), weights, biases, False, False)
     position = position.view(-1, value.shape[1])
     out, *sums = kernels.attend(query_key, value, position, shape[0], num_heads)
     return out, position, *sums
@@ -152,22 +147,23 @@ def _gradients_by_kernels(
     value: Tensor,
     shape: Shape,
     num_heads: int,
-    convs: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
     position: Tensor,
     matrices: Tensor,
     log_sum: Tensor,
     grad: Tensor,
 ) -> tuple[Tensor, Tensor, Sequence[Tensor], Sequence[Tensor]]:
     of_query_key, of_value, of_position = kernels.attend_backward(query_key, value, position, matrices, log_sum, grad)
-    grid, windows = conv_kernels.grid_of(value, shape), _windows(convs)
+    grid = conv_kernels.grid_of(value, shape)
     of_grid, of_weights, of_biases = conv_kernels.depthwise_backward(
-        of_position.view(grid.shape), grid, *windows, False, False
+        of_position.view(grid.shape), grid, weights, biases, False, False
     )
     conv_kernels.grid_of(of_value, shape).add_(of_grid)
     return of_query_key, of_value, of_weights, of_biases
 
 
-WITH_KERNELS = Form(_typed, _mixed_by_kernels, _gradients_by_kernels, _typed)
+WITH_KERNELS = Form(None, _mixed_by_kernels, _gradients_by_kernels, None)
 
 
 # ---- without: the rows of each image, of which the last is its class token
@@ -208,14 +204,19 @@ def _of_grids(heads: Tensor) -> Tensor:
 
 
 def _mixed(
-    query_key: Tensor, value: Tensor, shape: Shape, num_heads: int, convs: Sequence[Tensor]
+    query_key: Tensor,
+    value: Tensor,
+    shape: Shape,
+    num_heads: int,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
 ) -> tuple[Tensor, ...]:
     """softmax(k)' v / sqrt(d) = M, q M + q * position: the result, the relative positions (B, N, h, d), and M.
 
     The softmax and the products add up in fp32 whatever their types are.
     """
     with context.autocast_to(value.device, None):
-        position = conv_kernels.convolved(_grid_of(value, shape), *_windows(convs))
+        position = conv_kernels.convolved(_grid_of(value, shape), weights, biases)
         position = position.reshape(shape[0], -1, num_heads, value.shape[1] // num_heads)
         query, key = split_heads(query_key, shape[0], 2, num_heads)
         (values,) = split_heads(value, shape[0], 1, num_heads)
@@ -232,7 +233,8 @@ def _gradients(
     value: Tensor,
     shape: Shape,
     num_heads: int,
-    convs: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
     position: Tensor,
     matrices: Tensor,
     grad: Tensor,
@@ -247,8 +249,8 @@ def _gradients(
     of_key = torch._softmax_backward_data(values @ of_matrices.mT, share, 2, share.dtype)
     of_values, of_value = share @ of_matrices, torch.empty_like(value)
     of_position = (_of_grids(grads) * _of_grids(query)).reshape(*shape, -1)
-    grid, windows = _grid_of(value, shape), _windows(convs)
-    of_grid, of_weights, of_biases = conv_kernels.backward_reference(of_position, grid, *windows, False, False)
+    grid = _grid_of(value, shape)
+    of_grid, of_weights, of_biases = conv_kernels.backward_reference(of_position, grid, weights, biases, False, False)
     (heads,) = split_heads(of_value, shape[0], 1, num_heads)
     torch.add(_of_grids(of_values), of_grid.reshape(position.shape), out=_of_grids(heads))
     heads[:, :, -1].copy_(of_values[:, :, -1])

@@ -33,7 +33,7 @@ def step(form, again, rows, shape, maps, convs):
     """The result, and the gradients of rows and parameters."""
     rows = rows.clone().requires_grad_()
     leaves = [rows, *(x for layer in (*maps, *convs) for x in layer.parameters())]
-    options = form, shape, HEADS, rows.dtype
+    options = form, shape, HEADS, rows.dtype, len(convs)
     out = factorized_rows._attended(rows, again, options, *parameters_of(maps, convs))
     weight = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
     return [out.detach(), *torch.autograd.grad((out * weight).sum(), leaves)]
@@ -61,14 +61,15 @@ def test_rows_of_images_are_put_back():
 def test_sums_over_many_tokens_lose_no_more_than_their_terms(dtype, bound):
     rows, shape, maps, convs = inputs(1, 100, 100, dtype)
     query_key, value = (layer(rows) for layer in maps[:2])
-    parameters = parameters_of([], convs)
-    narrow = factorized_rows._mixed(query_key, value, shape, HEADS, parameters)
-    wide = factorized_rows._mixed(query_key.double(), value.double(), shape, HEADS, [x.double() for x in parameters])
+    windows = depthwise.parameters_of(convs)
+    narrow = factorized_rows._mixed(query_key, value, shape, HEADS, *windows)
+    windows = [[x.double() for x in group] for group in windows]
+    wide = factorized_rows._mixed(query_key.double(), value.double(), shape, HEADS, *windows)
     for a, b in zip(narrow, wide, strict=True):
         assert relative_error(a.double(), b) <= bound
     # Equal keys: each token weighs as much, and the matrices are the mean of the values.
     same = torch.zeros_like(query_key), torch.ones_like(value)
-    matrices = factorized_rows._mixed(*same, shape, HEADS, parameters)[2]
+    matrices = factorized_rows._mixed(*same, shape, HEADS, *depthwise.parameters_of(convs))[2]
     torch.testing.assert_close(matrices, torch.full_like(matrices, DIM**-0.5), rtol=max(bound, 1e-3), atol=0)
 
 
