@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from mmengine.logging import print_log
-from mmengine.optim import OptimWrapperDict
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import load_from_local
 from torch import nn
@@ -30,7 +29,7 @@ from mm_vitbackbones.engine import summary
 from mm_vitbackbones.engine.plain_data import equal
 from mm_vitbackbones.engine.resume import allow_mmengine_checkpoints, check_state, read
 from mm_vitbackbones.engine.saving import AtomicCheckpointHook, averages, optimizers
-from mm_vitbackbones.engine.schedules import accumulation, batch_size, follow_config
+from mm_vitbackbones.engine.schedules import accumulation, batch_size, follow_config, named_wrappers
 from mm_vitbackbones.engine.sharding import ShardedModel, whole_states
 from mm_vitbackbones.engine.stopping import KeepWorking
 from mm_vitbackbones.errors import CheckpointError, CheckpointMismatch, UserError, counted, shorten
@@ -129,8 +128,7 @@ class Trainer(Runner):
             raise UserError("auto_scale_lr: train_dataloader does not say its batch_size; scale lr by hand")
         if not (base := auto_scale_lr.get("base_batch_size")):
             raise UserError("auto_scale_lr needs base_batch_size: the images in a step for which lr is meant")
-        wrappers = optim_wrapper.values() if isinstance(optim_wrapper, OptimWrapperDict) else [optim_wrapper]
-        for wrapper in wrappers:
+        for wrapper in named_wrappers(optim_wrapper).values():
             counts = accumulation(wrapper)
             factor = images * self.world_size * counts / base
             for group in wrapper.optimizer.param_groups:

@@ -17,12 +17,11 @@ from mmengine.dist import all_reduce, barrier, get_world_size, is_main_process
 from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook, EMAHook
 from mmengine.model import BaseAveragedModel
-from mmengine.optim import OptimWrapperDict
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch.optim import Optimizer
 
 from mm_vitbackbones.engine.resume import read
-from mm_vitbackbones.engine.schedules import accumulation
+from mm_vitbackbones.engine.schedules import accumulation, named_wrappers
 from mm_vitbackbones.engine.stopping import Stops, position, resume_within_epoch
 from mm_vitbackbones.errors import OutputError, UserError, counted
 from mm_vitbackbones.files import check_room, settle, write_whole
@@ -479,8 +478,7 @@ def averages(runner: Runner) -> list[BaseAveragedModel]:
 
 def optimizers(runner: Runner) -> list[Optimizer]:
     """Those of a run, as far as its wrappers have any."""
-    wrapper = runner.optim_wrapper
-    wrappers = wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
+    wrappers = named_wrappers(runner.optim_wrapper).values()
     return [optimizer for each in wrappers if (optimizer := getattr(each, "optimizer", None)) is not None]
 
 

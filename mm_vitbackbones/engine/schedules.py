@@ -49,7 +49,7 @@ class Part:
 def run_record(runner: Runner) -> dict[str, Any]:
     """What resuming wants to know of a run and MMEngine does not save, as plain data."""
     loop = runner.train_loop
-    wrappers = _named(runner.optim_wrapper)
+    wrappers = named_wrappers(runner.optim_wrapper)
     schedulers = {name: _schedulers(runner, name) for name in wrappers}
     return {
         "by_epoch": isinstance(loop, EpochBasedTrainLoop),
@@ -128,7 +128,7 @@ ENOUGH = 0.1
 
 def warn_of_low_rate(runner: Runner) -> None:
     """Log, in one line, that the schedule keeps the learning rate below a tenth of the config's in the whole run."""
-    for name, wrapper in _named(runner.optim_wrapper).items():
+    for name, wrapper in named_wrappers(runner.optim_wrapper).items():
         schedulers = [*_schedulers(runner, name)]
         if (reached := highest_rate(runner.train_loop, wrapper, schedulers)) is None:
             continue
@@ -185,7 +185,8 @@ def _why_low(loop: Any, schedulers: Sequence[Any], key: str) -> str:
     return f"see {key}"
 
 
-def _named(wrapper: Any) -> dict[str, Any]:
+def named_wrappers(wrapper: Any) -> dict[str, Any]:
+    """The optimizer wrappers of a run by their names; a single one has an empty name."""
     return dict(wrapper.items()) if isinstance(wrapper, OptimWrapperDict) else {"": wrapper}
 
 
@@ -201,7 +202,7 @@ def accumulation(wrapper: Any) -> int:
 
 def _parts(runner: Runner, checkpoint: Mapping[str, Any]) -> Iterator[Part]:
     given, states = checkpoint["optimizer"], checkpoint.get("param_schedulers")
-    wrappers = _named(runner.optim_wrapper)
+    wrappers = named_wrappers(runner.optim_wrapper)
     held = {""} if "param_groups" in given else set(given)
     if held != set(wrappers):
         raise UserError(
@@ -222,7 +223,7 @@ def _batch_changes(runner: Runner, record: Mapping[str, Any]) -> list[str]:
     now = {"batch_size": batch_size(runner.train_loop.dataloader), "processes": get_world_size()}
     changes = [f"{key} {record[key]} -> {now[key]}" for key in now if key in record and record[key] != now[key]]
     counts = record.get("accumulative_counts") or {}
-    for name, wrapper in _named(runner.optim_wrapper).items():
+    for name, wrapper in named_wrappers(runner.optim_wrapper).items():
         if (before := counts.get(name)) not in (None, accumulation(wrapper)):
             changes.append(f"{name}{name and '.'}accumulative_counts {before} -> {accumulation(wrapper)}")
     return changes

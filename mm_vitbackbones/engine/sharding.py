@@ -89,7 +89,7 @@ class ShardedModel(nn.Module):
         new: dict[Tensor, nn.Parameter] = {}
         for model in (self.module, *(average.module for average in averages)):
             for tensor in model.state_dict().values():
-                broadcast(tensor)  # some of them are drawn, in each process anew
+                broadcast(tensor)  # each process has drawn its own
             before = dict(model.named_parameters(remove_duplicate=False))
             self._shard(model)
             after = dict(model.named_parameters(remove_duplicate=False))

@@ -66,6 +66,16 @@ def loss(levels: Sequence[Tensor]) -> Tensor:
     return torch.stack([(level @ weight).mean() for level, weight in zip(levels, weights, strict=True)]).sum()
 
 
+def loader() -> dict[str, Any]:
+    """Of the images, one by one for each process, as MMEngine builds one."""
+    return dict(
+        batch_size=1,
+        dataset=[{"image": image} for image in images().flatten(0, 1)],
+        sampler=dict(type="DefaultSampler", shuffle=False),
+        collate_fn=dict(type="default_collate"),
+    )
+
+
 class Losses(BaseModel):
     """A backbone as MMEngine trains one, with the loss of ``train``."""
 
@@ -191,12 +201,7 @@ def train_by_strategy(network: nn.Module, rank: int, work_dir: Path) -> None:
                 model_wrapper=dict(type="MMFullyShardedDataParallel", device_id="cpu", auto_wrap_policy=blocks),
                 state_dict_cfg=whole,
             ),
-            train_dataloader=dict(
-                batch_size=1,
-                dataset=[{"image": image} for image in images().flatten(0, 1)],
-                sampler=dict(type="DefaultSampler", shuffle=False),
-                collate_fn=dict(type="default_collate"),
-            ),
+            train_dataloader=loader(),
             train_cfg=dict(by_epoch=True, max_epochs=1),
             optim_wrapper=dict(optimizer=dict(type="SGD", lr=RATE)),
         )
@@ -246,12 +251,7 @@ def train_by_trainer(
         experiment_name="-".join(work_dir.parts[-2:]),
         log_level="WARNING",
         launcher=launcher,
-        train_dataloader=dict(
-            batch_size=1,
-            dataset=[{"image": image} for image in images().flatten(0, 1)],
-            sampler=dict(type="DefaultSampler", shuffle=False),
-            collate_fn=dict(type="default_collate"),
-        ),
+        train_dataloader=loader(),
         train_cfg=dict(by_epoch=True, max_epochs=epochs),
         optim_wrapper=dict(optimizer=dict(type="SGD", lr=RATE, momentum=0.5), clip_grad=dict(max_norm=0.1)),
         default_hooks=dict(checkpoint=dict(type="mm_vitbackbones.AtomicCheckpointHook", interval=1)),
