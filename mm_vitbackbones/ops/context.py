@@ -24,8 +24,6 @@ Class = TypeVar("Class", bound=type)
 
 
 class _Local(threading.local):
-    device_type: str | None = None
-    """Inside ``pretend_device``: that kind."""
     kept: frozenset[int] | None = None
     """Inside ``unobserved``: the addresses of its inputs, which nobody may write into."""
     fp32_on_cpu: bool | None = None
@@ -33,6 +31,8 @@ class _Local(threading.local):
 
 
 _local = _Local()
+_pretended: str | None = None
+"""Inside ``pretend_device``: that kind."""
 
 
 if hasattr(torch.compiler, "is_compiling"):
@@ -50,10 +50,20 @@ def is_exporting() -> bool:
     """Whether ``torch.export`` traces this call, also for ONNX. A graph that serves every size of an image is wanted,
     of plain operators that other runtimes have."""
     if hasattr(torch.compiler, "is_exporting"):
-        return torch.compiler.is_exporting()
+        return _is_exporting_in_graph()
     if not hasattr(torch.compiler, "is_dynamo_compiling"):
         return False
     return is_compiling() and not torch.compiler.is_dynamo_compiling()
+
+
+def _is_exporting_in_graph() -> bool:
+    """``torch.compiler.is_exporting`` for a graph, which holds no question: before 2.13, PyTorch answers yes in the
+    graphs of ``torch.compile``, too."""
+    return torch.compiler.is_exporting()
+
+
+# As `torch.compiler.assume_constant_result` does, which imports the compiler.
+_is_exporting_in_graph._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def gradients(enabled: bool) -> AbstractContextManager[Any]:
@@ -95,7 +105,7 @@ def is_compiling_to_run() -> bool:
     gradients while it is traced; with a PyTorch that cannot tell (before 2.7) always False."""
     if not hasattr(torch.compiler, "is_exporting"):
         return False
-    return is_compiling() and not torch.compiler.is_exporting() and not _are_functions_transformed_in_graph()
+    return is_compiling() and not _is_exporting_in_graph() and not _are_functions_transformed_in_graph()
 
 
 def is_eager() -> bool:
@@ -128,7 +138,6 @@ def _are_functions_transformed_in_graph() -> bool:
     return _are_functions_transformed()
 
 
-# As `torch.compiler.assume_constant_result` does, which imports the compiler.
 _are_functions_transformed_in_graph._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
@@ -198,24 +207,24 @@ class _AutocastOff:
 
 def device_type(tensor: Tensor) -> str:
     """The kind of device whose fast forms serve a tensor: its own, except inside ``pretend_device``."""
-    return _local.device_type or tensor.device.type
+    return _pretended or tensor.device.type
 
 
 @contextmanager
 def pretend_device(kind: str) -> Iterator[None]:
-    """Within it, this thread takes the forms of another kind of device, so that a CPU can test those of ``"cuda"``."""
-    before, _local.device_type = _local.device_type, kind
+    """Within it, all threads take the forms of another kind of device, so that a CPU can test those of ``"cuda"``."""
+    global _pretended
+    before, _pretended = _pretended, kind
     try:
         yield
     finally:
-        _local.device_type = before
+        _pretended = before
 
 
 def is_eager_on_cuda(x: Tensor) -> bool:
     """Whether ``x`` is worked on in eager mode on CUDA, in training or inference."""
     # Without `x.device.type`, which makes a string: it takes several times as long, and each block asks several times.
-    kind = _local.device_type
-    return (x.is_cuda if kind is None else kind == "cuda") and type(x) is Tensor and is_eager()
+    return (x.is_cuda if _pretended is None else _pretended == "cuda") and type(x) is Tensor and is_eager()
 
 
 # ---- what is attached to modules

@@ -11,6 +11,7 @@ from torch import nn
 from torch.autograd import forward_ad
 from torch.nn.utils import parametrizations, prune
 
+from helpers.graphs import needs_graphs_that_run
 from mm_vitbackbones.layers import ChannelsLastConv2d, FeedForward, LayerNorm
 from mm_vitbackbones.ops import context
 
@@ -106,6 +107,30 @@ def test_another_device_is_pretended_in_one_place():
     with context.pretend_device("cuda"):
         assert context.device_type(x) == "cuda"
     assert context.device_type(x) == "cpu"
+
+
+class AddsWhatItIs(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + context.is_exporting() + 2 * context.is_compiling_to_run()
+
+
+@needs_graphs_that_run
+def test_a_graph_that_runs_is_no_export():
+    module, x = AddsWhatItIs(), torch.zeros(1)
+    assert torch.compile(module, backend="eager", fullgraph=True)(x) == 2
+    for strict in (True, False):
+        assert torch.export.export(module, (x,), strict=strict).module()(x) == 1
+    assert module(x) == 0
+
+
+@needs_graphs_that_run
+def test_another_device_is_pretended_in_graphs():
+    function = torch.compile(lambda x: x + (context.device_type(x) == "cuda"), backend="eager", fullgraph=True)
+    x = torch.zeros(1)
+    assert function(x) == 0
+    with context.pretend_device("cuda"):
+        assert function(x) == 1
+    assert function(x) == 0
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.trace` is deprecated:DeprecationWarning")

@@ -118,6 +118,14 @@ class Other(torch.Tensor):
     """As libraries make them that share or quantise weights."""
 
 
+def skip_where_graphs_take_no_other_weights(layer: nn.Module, x: Tensor) -> None:
+    """PyTorch 2.11 cannot run a graph with them operator by operator, as ``noting`` does."""
+    try:
+        torch.compile(layer, backend=noting([]), fullgraph=True)(x)
+    except TypeError:
+        pytest.skip("this PyTorch runs no graphs with weights of other classes, operator by operator")
+
+
 @pytest.mark.parametrize(("is_other", "count"), [(False, 8), (True, 6)])
 def test_without_gradients_a_block_casts_its_ordinary_parameters_once(is_other: bool, count: int) -> None:
     network, x, graphs = Network(1), torch.randn(2, 5, 8), []
@@ -126,6 +134,8 @@ def test_without_gradients_a_block_casts_its_ordinary_parameters_once(is_other: 
         fc1.weight = nn.Parameter(fc1.weight.detach().as_subclass(Other))
     backend = noting(graphs)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        if is_other:
+            skip_where_graphs_take_no_other_weights(fc1, x)
         expected = network(x)
         with context.pretend_device("cuda"):
             found = torch.compile(network, backend=backend, fullgraph=True)(x)
