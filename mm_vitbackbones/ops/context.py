@@ -41,6 +41,10 @@ else:
     from torch._dynamo import is_compiling as _is_compiling
 
 
+TELLS_EXPORTS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 8)
+"""Whether PyTorch knows, while ``torch.compile`` or ``torch.export`` traces, which of them it is."""
+
+
 def is_compiling() -> bool:
     """Whether ``torch.compile`` or ``torch.export`` traces this call."""
     return _is_compiling()
@@ -49,7 +53,7 @@ def is_compiling() -> bool:
 def is_exporting() -> bool:
     """Whether ``torch.export`` traces this call, also for ONNX. A graph that serves every size of an image is wanted,
     of plain operators that other runtimes have."""
-    if hasattr(torch.compiler, "is_exporting"):
+    if TELLS_EXPORTS:
         return _is_exporting_in_graph()
     if not hasattr(torch.compiler, "is_dynamo_compiling"):
         return False
@@ -57,7 +61,7 @@ def is_exporting() -> bool:
 
 
 def _is_exporting_in_graph() -> bool:
-    """``torch.compiler.is_exporting`` for a graph, which holds no question: before 2.13, PyTorch answers yes in the
+    """``torch.compiler.is_exporting`` for a graph, which holds no question: before 2.12, PyTorch answers yes in the
     graphs of ``torch.compile``, too."""
     return torch.compiler.is_exporting()
 
@@ -102,8 +106,8 @@ def for_every_size() -> Iterator[None]:
 def is_compiling_to_run() -> bool:
     """Whether ``torch.compile`` traces this call, for a graph that runs in this process: it may hold operators of ours.
     Not ``torch.export``, and not under a function transform, such as ``torch.func.grad``, which does not know their
-    gradients while it is traced; with a PyTorch that cannot tell (before 2.7) always False."""
-    if not hasattr(torch.compiler, "is_exporting"):
+    gradients while it is traced; with a PyTorch that cannot tell (before 2.8) always False."""
+    if not TELLS_EXPORTS:
         return False
     return is_compiling() and not _is_exporting_in_graph() and not _are_functions_transformed_in_graph()
 

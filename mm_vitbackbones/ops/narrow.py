@@ -220,7 +220,7 @@ class _Narrow(torch.autograd.Function):
 def _cast(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
     out = [torch.empty_like(x, dtype=dtype) for x in tensors]
     if out:
-        # The operator itself says that it writes. PyTorch before 2.13 drops `torch._foreach_copy_` from the graph of a
+        # The operator itself says that it writes. PyTorch 2.11 drops `torch._foreach_copy_` from the graph of a
         # backward pass, as nothing reads its result.
         torch.ops.aten._foreach_copy_.default(out, [*tensors])
     return out

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
 from functorch.compile import make_boxed_func
 from torch._dynamo.backends.common import aot_autograd
 
+from mm_vitbackbones.ops import context
+
 needs_graphs_that_run = pytest.mark.skipif(
-    not hasattr(torch.compiler, "is_exporting"), reason="this PyTorch cannot tell a graph from an export"
+    not context.TELLS_EXPORTS, reason="this PyTorch cannot tell a graph from an export"
 )
 
 

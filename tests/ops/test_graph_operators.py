@@ -10,14 +10,12 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
 from helpers.agreement import build, gradient_error, gradients, image
-from helpers.graphs import noting
+from helpers.graphs import needs_graphs_that_run, noting
 from helpers.toys import TOYS
 from mm_vitbackbones.backbones.swin import WindowAttention
 from mm_vitbackbones.ops import attention, context, pooling, windows
 
-pytestmark = pytest.mark.skipif(
-    not hasattr(torch.compiler, "is_exporting"), reason="this PyTorch cannot tell a graph from an export"
-)
+pytestmark = needs_graphs_that_run
 OURS = torch.ops.mm_vitbackbones
 DEPTHWISE = (
     [torch.randn(2, 1, 3, 3, requires_grad=True), torch.randn(3, 1, 5, 5, requires_grad=True)],

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from mm_vitbackbones.backbones.checks import check_spec
 from mm_vitbackbones.backbones.staged import StagedBackbone
 from mm_vitbackbones.layers import Block, FeedForward, LayerNorm, PatchEmbed, Recomputable, init_linears_and_norms
+from mm_vitbackbones.ops import linear
 from mm_vitbackbones.registry import BACKBONES
 
 
@@ -47,7 +48,7 @@ class Pooling(nn.Module):
     def forward(self, grid: Tensor) -> Tensor:
         x = grid.permute(0, 3, 1, 2)
         mean = F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
-        return self.mix((mean - x).permute(0, 2, 3, 1))
+        return linear.linear((mean - x).permute(0, 2, 3, 1), self.mix)
 
 
 class Stage(Recomputable):
