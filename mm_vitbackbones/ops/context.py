@@ -54,20 +54,15 @@ def is_exporting() -> bool:
     """Whether ``torch.export`` traces this call, also for ONNX. A graph that serves every size of an image is wanted,
     of plain operators that other runtimes have."""
     if TELLS_EXPORTS:
-        return _is_exporting_in_graph()
+        return torch.compiler.is_exporting()
     if not hasattr(torch.compiler, "is_dynamo_compiling"):
         return False
     return is_compiling() and not torch.compiler.is_dynamo_compiling()
 
 
-def _is_exporting_in_graph() -> bool:
-    """``torch.compiler.is_exporting`` for a graph, which holds no question: before 2.12, PyTorch answers yes in the
-    graphs of ``torch.compile``, too."""
-    return torch.compiler.is_exporting()
-
-
-# As `torch.compiler.assume_constant_result` does, which imports the compiler.
-_is_exporting_in_graph._dynamo_marked_constant = True  # type: ignore[attr-defined]
+# As `torch.compiler.assume_constant_result` does, which imports the compiler: a graph holds no question. Before 2.12,
+# PyTorch itself answers yes in the graphs of `torch.compile`, too.
+is_exporting._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def gradients(enabled: bool) -> AbstractContextManager[Any]:
@@ -109,7 +104,7 @@ def is_compiling_to_run() -> bool:
     gradients while it is traced; with a PyTorch that cannot tell (before 2.8) always False."""
     if not TELLS_EXPORTS:
         return False
-    return is_compiling() and not _is_exporting_in_graph() and not _are_functions_transformed_in_graph()
+    return is_compiling() and not is_exporting() and not _are_functions_transformed_in_graph()
 
 
 def is_eager() -> bool:

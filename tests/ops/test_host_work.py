@@ -35,10 +35,6 @@ OURS = str(Path(mm_vitbackbones.__file__).parent)
 REFERENCES = str(Path(OURS, "ops", "kernels"))
 """Of the kernels, which a CPU runs in their place: not counted."""
 DIM = 16
-pytestmark = pytest.mark.skipif(
-    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 13),
-    reason="the bounds are those of PyTorch 2.13: before, its own modules call more functions",
-)
 
 
 def calls(run: Callable[[], Any]) -> int:
