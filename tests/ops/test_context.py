@@ -133,7 +133,6 @@ def test_another_device_is_pretended_in_graphs():
     assert function(x) == 0
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.trace` is deprecated:DeprecationWarning")
 def test_tracing_and_transformed_functions_are_not_eager():
     seen = []
 

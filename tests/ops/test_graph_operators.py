@@ -103,6 +103,7 @@ def test_an_operator_keeps_nothing_in_the_memory_of_a_cuda_graph() -> None:
         assert len(windows.kept_constants.latest) == kept
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # by PyTorch's check, of 2.14
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [

@@ -103,7 +103,6 @@ def test_fused_operators_are_given_up_when_they_fail(monkeypatch):
     assert onednn._operators_work()
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.trace` is deprecated:DeprecationWarning")
 def test_a_trace_does_not_switch_the_fused_operators_off():
     onednn._operators_work.cache_clear()
     layer, x = nn.Linear(8, 8).requires_grad_(False), torch.randn(30, 8)
