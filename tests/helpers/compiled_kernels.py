@@ -208,7 +208,7 @@ def compile_for(capability: int, launch: Launch) -> dict[str, Any]:
     return {
         **resources(compiled.asm["cubin"]),
         "shared": metadata.shared,
-        "scratch": metadata.global_scratch_size + metadata.profile_scratch_size,
+        "scratch": metadata.global_scratch_size + getattr(metadata, "profile_scratch_size", 0),
         "accesses": accesses(compiled.asm["ptx"]),
     }
 

@@ -9,10 +9,11 @@ from triton.runtime import interpreter
 plain_patch = interpreter._patch_lang_tensor
 
 
-def patch(tensor: Any, scope: Any) -> None:
-    """Triton 3.6 makes an index of an array of one element, which NumPy 2.4 refuses."""
-    plain_patch(tensor, scope)
-    scope.set_attr(tensor, "__index__", lambda self: self.handle.data.item())
+def patch(tensor: Any, *scope: Any) -> None:
+    """Triton makes an index of an array of one element, which NumPy 2.4 refuses. From 3.6 on there is a scope."""
+    plain_patch(tensor, *scope)
+    give = scope[0].set_attr if scope else setattr
+    give(tensor, "__index__", lambda self: self.handle.data.item())
 
 
 interpreter._patch_lang_tensor = patch

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
 
-from helpers.graphs import noting
+from helpers.graphs import needs_graphs_that_run, noting
 from mm_vitbackbones.ops import context, resize
 from mm_vitbackbones.ops.resize import TableResize, pooled_to, resize_cells, resized_table
 
@@ -39,6 +39,7 @@ def test_on_cuda_a_table_is_resized_by_products_as_pytorch_does(resize: TableRes
         torch.testing.assert_close(resized_table(table, *size, resize), expected)
 
 
+@needs_graphs_that_run
 @pytest.mark.parametrize("resize", [TableResize(), TableResize("bicubic"), TableResize("bicubic", offset=0.1)], ids=str)
 @pytest.mark.parametrize("size", [(5, 9), (3, 2), (1, 6)], ids=str)
 def test_a_training_graph_for_cuda_holds_products_in_place_of_a_resize(resize: TableResize, size: tuple) -> None:
@@ -57,6 +58,7 @@ def test_a_training_graph_for_cuda_holds_products_in_place_of_a_resize(resize: T
 SCALED, SMOOTHED = TableResize("bicubic", offset=0.1), TableResize("bicubic", antialias=True)
 
 
+@needs_graphs_that_run
 def test_one_graph_resizes_a_table_by_scales_to_all_sizes() -> None:
     table, counter = torch.randn(1, 4, 6, 2), CompileCounter()
     compiled = torch.compile(lambda size: resized_table(table, *size.shape, SCALED), backend=counter, dynamic=True)
@@ -155,6 +157,7 @@ def test_one_graph_resizes_cells_whether_or_not_some_are_left_out() -> None:
     assert counter.frame_count <= 2  # the first has numbers in place of the new sizes
 
 
+@needs_graphs_that_run
 def test_a_graph_resizes_a_grid_by_one_operator() -> None:
     counter = CompileCounter()
     compiled = torch.compile(resize.resize_grid, backend=counter, fullgraph=True, dynamic=True)

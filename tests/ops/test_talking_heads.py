@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from torch.utils import checkpoint as checkpointing
 
+from helpers.graphs import needs_graphs_that_run
 from helpers.official import relative_error
 from mm_vitbackbones.measuring import OperatorCount, held_bytes, peak_bytes
 from mm_vitbackbones.ops import context, memory, talking_heads
-from mm_vitbackbones.ops.kernels import registration
 
 
 @pytest.fixture(autouse=True)
@@ -191,7 +191,7 @@ def fresh_compiler():
     torch._dynamo.reset()
 
 
-@pytest.mark.skipif(not registration.CAN_REGISTER_GRADIENTS, reason="this PyTorch cannot register gradients")
+@needs_graphs_that_run
 @pytest.mark.usefixtures("fresh_compiler")
 def test_compiled_mixed_heads_keep_no_matrix_of_tokens_by_tokens():
     linears, heads = mixing(4, torch.float64), 4
