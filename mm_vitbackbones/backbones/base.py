@@ -283,6 +283,13 @@ class Backbone(BaseModule):
                 level=logging.WARNING,
             )
             return False
+        if not context.KEEPS_GRAPHS_WHOLE:
+            print_log(
+                f"PyTorch {torch.__version__} splits the graph of a block into many, which gains little: 2.9 and newer "
+                "versions compile it as one",
+                logger="current",
+                level=logging.WARNING,
+            )
         parts = self.parts()
         grids = itertools.accumulate(part.kind == "open" for part in parts)
         blocks = {part.modules[0]: grid for part, grid in zip(parts, grids, strict=True) if part.kind == "block"}

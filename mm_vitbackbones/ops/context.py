@@ -41,8 +41,9 @@ else:
     from torch._dynamo import is_compiling as _is_compiling
 
 
-TELLS_EXPORTS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 8)
-"""Whether PyTorch knows, while ``torch.compile`` or ``torch.export`` traces, which of them it is."""
+KEEPS_GRAPHS_WHOLE = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 9)
+"""Whether ``torch.compile`` makes one graph of a block. Older versions of PyTorch split it where we ask whether modules
+are plain, and 2.7 does not know whether it traces for ``torch.export``."""
 
 
 def is_compiling() -> bool:
@@ -53,7 +54,7 @@ def is_compiling() -> bool:
 def is_exporting() -> bool:
     """Whether ``torch.export`` traces this call, also for ONNX. A graph that serves every size of an image is wanted,
     of plain operators that other runtimes have."""
-    if TELLS_EXPORTS:
+    if KEEPS_GRAPHS_WHOLE:
         return torch.compiler.is_exporting()
     if not hasattr(torch.compiler, "is_dynamo_compiling"):
         return False
@@ -101,8 +102,8 @@ def for_every_size() -> Iterator[None]:
 def is_compiling_to_run() -> bool:
     """Whether ``torch.compile`` traces this call, for a graph that runs in this process: it may hold operators of ours.
     Not ``torch.export``, and not under a function transform, such as ``torch.func.grad``, which does not know their
-    gradients while it is traced; with a PyTorch that cannot tell (before 2.8) always False."""
-    if not TELLS_EXPORTS:
+    gradients while it is traced; with a PyTorch that splits graphs (before 2.9) always False."""
+    if not KEEPS_GRAPHS_WHOLE:
         return False
     return is_compiling() and not is_exporting() and not _are_functions_transformed_in_graph()
 

@@ -15,6 +15,7 @@ from mm_vitbackbones.cli.predict import predict_arguments
 from mm_vitbackbones.cli.test import test_arguments as arguments_of_test
 from mm_vitbackbones.cli.train import train_arguments
 from mm_vitbackbones.errors import UserError
+from mm_vitbackbones.ops import context
 
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 
@@ -58,6 +59,15 @@ def test_without_a_compiler_the_log_does_not_say_that_blocks_are_compiled(monkey
         monkeypatch.setattr(f"mm_vitbackbones.{module}.print_log", lambda text, **_: lines.append(text))
     compile_backbones(TOYS["pvt"](out_indices=(0,)))
     assert lines == ["nothing can be compiled here, and the network computes as without: OSError: no compiler"]
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_the_log_says_where_pytorch_splits_the_graphs_of_blocks(whole: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr(context, "KEEPS_GRAPHS_WHOLE", whole)
+    monkeypatch.setattr("mm_vitbackbones.backbones.base.print_log", lambda text, **_: lines.append(text))
+    assert TOYS["pvt"](out_indices=(0,)).compile_blocks(backend="eager")
+    assert ["splits the graph of a block" in line for line in lines] == ([] if whole else [True])
 
 
 def test_a_model_without_our_backbones_is_refused() -> None:
