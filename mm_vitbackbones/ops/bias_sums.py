@@ -144,5 +144,5 @@ def _column_sums(rows: Tensor, dtype: torch.dtype) -> Tensor:
 
 FEW_ROWS = 512
 """Whose sum is one kernel: those of class tokens."""
-_COMPILES_WIDE_PRODUCTS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 10)
+_COMPILES_WIDE_PRODUCTS = context.PYTORCH >= (2, 10)
 """Before, PyTorch's compiler knows no products in another type than that of their factors."""

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from mm_vitbackbones.ops import context
 from mm_vitbackbones.ops.kernels import registration
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -273,7 +274,7 @@ def _kind(module: nn.Module) -> Any:
 _FIXED = (int, str, tuple)
 """Attributes that a graph is valid for one value of."""
 
-_SHARES = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 5)
+_SHARES = context.PYTORCH >= (2, 5)
 """Whether the weights of a module are inputs of a graph; before, a graph held those of one module."""
 
 

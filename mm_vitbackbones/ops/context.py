@@ -21,6 +21,9 @@ from torch.nn.modules.module import (
 )
 
 Class = TypeVar("Class", bound=type)
+Function = TypeVar("Function", bound=Callable[..., Any])
+PYTORCH = tuple(map(int, torch.__version__.split(".")[:2]))
+"""The version of PyTorch, such as (2, 13)."""
 
 
 class _Local(threading.local):
@@ -41,9 +44,16 @@ else:
     from torch._dynamo import is_compiling as _is_compiling
 
 
-KEEPS_GRAPHS_WHOLE = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 9)
+KEEPS_GRAPHS_WHOLE = PYTORCH >= (2, 9)
 """Whether ``torch.compile`` makes one graph of a block. Older versions of PyTorch split it where we ask whether modules
 are plain, and 2.7 does not know whether it traces for ``torch.export``."""
+
+
+def constant_in_graphs(function: Function) -> Function:
+    """A decorator: a graph of ``torch.compile`` holds the answer of a function, found while it is traced, and not the
+    question. ``torch.compiler.assume_constant_result`` does the same, and imports the compiler."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 def is_compiling() -> bool:
@@ -51,6 +61,7 @@ def is_compiling() -> bool:
     return _is_compiling()
 
 
+@constant_in_graphs  # before 2.12 PyTorch itself answers yes in all graphs
 def is_exporting() -> bool:
     """Whether ``torch.export`` traces this call, also for ONNX. A graph that serves every size of an image is wanted,
     of plain operators that other runtimes have."""
@@ -59,11 +70,6 @@ def is_exporting() -> bool:
     if not hasattr(torch.compiler, "is_dynamo_compiling"):
         return False
     return is_compiling() and not torch.compiler.is_dynamo_compiling()
-
-
-# As `torch.compiler.assume_constant_result` does, which imports the compiler: a graph holds no question. Before 2.12,
-# PyTorch itself answers yes in the graphs of `torch.compile`, too.
-is_exporting._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def gradients(enabled: bool) -> AbstractContextManager[Any]:
@@ -133,12 +139,10 @@ def trains(tensors: Iterable[Tensor]) -> bool:
 _are_functions_transformed: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 
 
+@constant_in_graphs
 def _are_functions_transformed_in_graph() -> bool:
-    """``_are_functions_transformed`` for a graph, which holds no question."""
+    """``_are_functions_transformed`` for a graph."""
     return _are_functions_transformed()
-
-
-_are_functions_transformed_in_graph._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 dispatch_modes: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)

@@ -129,7 +129,7 @@ def test_compiled_blocks_of_every_family_and_argument(toy: str, arguments: dict[
 @pytest.mark.slow
 @pytest.mark.parametrize("toy", TOYS)
 def test_one_graph_of_a_kind_serves_all_sizes_if_it_is_asked_for(toy: str) -> None:
-    if toy == "mvit_v2" and tuple(map(int, torch.__version__.split(".")[:2])) < (2, 13):
+    if toy == "mvit_v2" and context.PYTORCH < (2, 13):
         pytest.skip("this PyTorch makes one graph of max pooling for odd sizes, another for even ones")
     check(*pair(toy), SIZES, dynamic=True)
 

@@ -84,8 +84,12 @@ def _reference_backward_of_sum(
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     grad_x, of_weight, of_bias = _reference_backward(grad, grad_total, total, statistics, weight)
-    grad_branch = grad_x.to(dtype, copy=True) if factor is None else (grad_x * _by_sample(factor, grad_x)).to(dtype)
-    return grad_x, grad_branch, of_weight, of_bias
+    return grad_x, _of_branch(grad_x, factor, dtype), of_weight, of_bias
+
+
+def _of_branch(of_sum: Tensor, factor: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """The gradient of a branch, in other memory than that of the sum."""
+    return of_sum.to(dtype, copy=True) if factor is None else (of_sum * _by_sample(factor, of_sum)).to(dtype)
 
 
 def _reference_by_level(
@@ -150,8 +154,7 @@ def _reference_backward_of_sum_by_level(
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
     of_x, of_weights, of_biases = _reference_backward_by_level(grad, grad_total, total, statistics, sizes, weights)
-    of_branch = of_x.to(dtype, copy=True) if factor is None else (of_x * _by_sample(factor, of_x)).to(dtype)
-    return of_x, of_branch, of_weights, of_biases
+    return of_x, _of_branch(of_x, factor, dtype), of_weights, of_biases
 
 
 layer_norm = operator(

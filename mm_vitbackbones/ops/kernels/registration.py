@@ -140,12 +140,9 @@ def serve_in_graphs(tensor: Tensor) -> bool:
     return CAN_REGISTER_GRADIENTS and serve(tensor)
 
 
+@context.constant_in_graphs
 def _is_usable_on(index: int | None) -> bool:
     return (_is_wanted_on(index) if _forced is None else _forced) and _can_run_on(index)
-
-
-# As `torch.compiler.assume_constant_result` does, which imports the compiler.
-_is_usable_on._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @contextmanager
