@@ -51,17 +51,21 @@ def attend(
     return Rows(_computed(tokens.rows, options, parameters)[-1], tokens.shape)
 
 
+Inputs = tuple[Tensor, Tensor, Shape, int, Sequence[Tensor], Sequence[Tensor]]
+"""Queries with keys, values, the shape of the rows, heads, and the weights and the biases of the convolutions."""
+Gradients = tuple[Tensor, Tensor, Sequence[Tensor], Sequence[Tensor]]
+"""Of the queries with keys, the values, and the weights and the biases of the convolutions."""
+
+
 class Form(NamedTuple):
     """How what lies between the maps is computed."""
 
     ordered: Callable[[Tensor, Shape, torch.dtype], Tensor] | None
     """Rows in a type, and in the order that the form wants; None where it wants them as they are."""
-    mixed: Callable[..., tuple[Tensor, ...]]
-    """Queries with keys, values, shape, heads and the parameters of convolutions -> what the last map takes, and what
-    the gradient needs besides the arguments."""
-    gradients: Callable[..., tuple[Tensor, Tensor, Sequence[Tensor], Sequence[Tensor]]]
-    """The arguments of ``mixed``, what the gradient needs, and the gradient of the first result -> those of the queries
-    with keys, the values, and the weights and the biases of the convolutions."""
+    mixed: Callable[[Inputs], tuple[Tensor, ...]]
+    """What the last map takes, and what the gradient needs besides the inputs."""
+    gradients: Callable[..., Gradients]
+    """From the inputs, what the gradient needs, and the gradient of the first result."""
     restored: Callable[[Tensor, Shape, torch.dtype], Tensor] | None
     """The inverse of ``ordered``."""
 
@@ -81,7 +85,7 @@ def _computed(rows: Tensor, options: Options, parameters: Sequence[Tensor]) -> l
     to_query_key, bias1, to_value, bias2, project, bias3 = [narrow.of(x, dtype) for x in parameters[:6]]
     rows = typed(rows, dtype) if form.ordered is None else form.ordered(rows, shape, dtype)
     query_key, value = F.linear(rows, to_query_key, bias1), F.linear(rows, to_value, bias2)
-    mixed = form.mixed(query_key, value, shape, num_heads, parameters[6 : 6 + count], parameters[6 + count :])
+    mixed = form.mixed((query_key, value, shape, num_heads, parameters[6 : 6 + count], parameters[6 + count :]))
     out = F.linear(mixed[0], project, bias3)
     out = out if form.restored is None else form.restored(out, shape, dtype)
     return [rows, query_key, value, to_query_key, to_value, project, *mixed, out]
@@ -103,10 +107,10 @@ class _Attended(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         (form, shape, num_heads, dtype, count), saved = ctx.options, ctx.saved_tensors
         rows, query_key, value, to_query_key, to_value, project, *mixed = saved[ctx.end :]
-        arguments = query_key, value, shape, num_heads, saved[:count], saved[count : ctx.end]
-        out, *others = mixed or form.mixed(*arguments)
+        inputs = query_key, value, shape, num_heads, saved[:count], saved[count : ctx.end]
+        out, *others = mixed or form.mixed(inputs)
         grad = grad if form.ordered is None else form.ordered(grad, shape, dtype)
-        of_query_key, of_value, *of_convs = form.gradients(*arguments, *others, torch.mm(grad, project))
+        of_query_key, of_value, *of_convs = form.gradients(inputs, *others, torch.mm(grad, project))
         needed, dtypes = ctx.needs_input_grad, ctx.dtypes
         of_maps: list[Tensor | None] = []
         for i, (x, of_x) in enumerate(((rows, of_query_key), (rows, of_value), (out, grad))):
@@ -127,15 +131,9 @@ _attended = direct(_Attended)
 # ---- with kernels
 
 
-def _mixed_by_kernels(
-    query_key: Tensor,
-    value: Tensor,
-    shape: Shape,
-    num_heads: int,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-) -> tuple[Tensor, ...]:
+def _mixed_by_kernels(inputs: Inputs) -> tuple[Tensor, ...]:
     """The result, the relative positions, the matrices and the log-sums."""
+    query_key, value, shape, num_heads, weights, biases = inputs
     position = conv_kernels.depthwise(conv_kernels.grid_of(value, shape), weights, biases, False, False)
     position = position.view(-1, value.shape[1])
     out, *sums = kernels.attend(query_key, value, position, shape[0], num_heads)
@@ -143,17 +141,9 @@ def _mixed_by_kernels(
 
 
 def _gradients_by_kernels(
-    query_key: Tensor,
-    value: Tensor,
-    shape: Shape,
-    num_heads: int,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    position: Tensor,
-    matrices: Tensor,
-    log_sum: Tensor,
-    grad: Tensor,
-) -> tuple[Tensor, Tensor, Sequence[Tensor], Sequence[Tensor]]:
+    inputs: Inputs, position: Tensor, matrices: Tensor, log_sum: Tensor, grad: Tensor
+) -> Gradients:
+    query_key, value, shape, _, weights, biases = inputs
     of_query_key, of_value, of_position = kernels.attend_backward(query_key, value, position, matrices, log_sum, grad)
     grid = conv_kernels.grid_of(value, shape)
     of_grid, of_weights, of_biases = conv_kernels.depthwise_backward(
@@ -203,18 +193,12 @@ def _of_grids(heads: Tensor) -> Tensor:
     return heads[:, :, :-1].transpose(1, 2)
 
 
-def _mixed(
-    query_key: Tensor,
-    value: Tensor,
-    shape: Shape,
-    num_heads: int,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-) -> tuple[Tensor, ...]:
+def _mixed(inputs: Inputs) -> tuple[Tensor, ...]:
     """softmax(k)' v / sqrt(d) = M, q M + q * position: the result, the relative positions (B, N, h, d), and M.
 
     The softmax and the products add up in fp32 whatever their types are.
     """
+    query_key, value, shape, num_heads, weights, biases = inputs
     with context.autocast_to(value.device, None):
         position = conv_kernels.convolved(_grid_of(value, shape), weights, biases)
         position = position.reshape(shape[0], -1, num_heads, value.shape[1] // num_heads)
@@ -228,17 +212,8 @@ def _mixed(
         return out, position, matrices
 
 
-def _gradients(
-    query_key: Tensor,
-    value: Tensor,
-    shape: Shape,
-    num_heads: int,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    position: Tensor,
-    matrices: Tensor,
-    grad: Tensor,
-) -> tuple[Tensor, Tensor, Sequence[Tensor], Sequence[Tensor]]:
+def _gradients(inputs: Inputs, position: Tensor, matrices: Tensor, grad: Tensor) -> Gradients:
+    query_key, value, shape, num_heads, weights, biases = inputs
     query, key = split_heads(query_key, shape[0], 2, num_heads)
     (values,), (grads,) = (split_heads(x, shape[0], 1, num_heads) for x in (value, grad))
     # Of several images each of two products would make this copy; of one image it is a view.

@@ -62,14 +62,14 @@ def test_sums_over_many_tokens_lose_no_more_than_their_terms(dtype, bound):
     rows, shape, maps, convs = inputs(1, 100, 100, dtype)
     query_key, value = (layer(rows) for layer in maps[:2])
     windows = depthwise.parameters_of(convs)
-    narrow = factorized_rows._mixed(query_key, value, shape, HEADS, *windows)
+    narrow = factorized_rows._mixed((query_key, value, shape, HEADS, *windows))
     windows = [[x.double() for x in group] for group in windows]
-    wide = factorized_rows._mixed(query_key.double(), value.double(), shape, HEADS, *windows)
+    wide = factorized_rows._mixed((query_key.double(), value.double(), shape, HEADS, *windows))
     for a, b in zip(narrow, wide, strict=True):
         assert relative_error(a.double(), b) <= bound
     # Equal keys: each token weighs as much, and the matrices are the mean of the values.
     same = torch.zeros_like(query_key), torch.ones_like(value)
-    matrices = factorized_rows._mixed(*same, shape, HEADS, *depthwise.parameters_of(convs))[2]
+    matrices = factorized_rows._mixed((*same, shape, HEADS, *depthwise.parameters_of(convs)))[2]
     torch.testing.assert_close(matrices, torch.full_like(matrices, DIM**-0.5), rtol=max(bound, 1e-3), atol=0)
 
 
