@@ -175,7 +175,8 @@ def depthwise(grid: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor])
     parts = [grid] if len(weights) == 1 else grid.split([len(weight) for weight in weights], -1)
     found = []
     for part, weight, bias in zip(parts, map(channels_last, weights), biases, strict=True):
-        found.append(grid_of(F.conv2d(maps_of(part), weight, bias, padding=weight.shape[-1] // 2, groups=len(weight))))
+        padding = [side // 2 for side in weight.shape[2:]]  # PyTorch 2.9 traces no single number
+        found.append(grid_of(F.conv2d(maps_of(part), weight, bias, padding=padding, groups=len(weight))))
     return found[0] if len(found) == 1 else torch.cat(found, -1)
 
 
