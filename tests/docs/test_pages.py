@@ -228,7 +228,7 @@ def test_the_sentence_on_the_first_page_has_the_numbers_of_its_rows() -> None:
     assert f"With huge pages in the allocator, the first is {ours} ms against {mmdet} ms and {timm} ms." in text
     inference = ("docs/benchmarks_gpu.md", "PVTv2-B2", "800x1344 batch 1")
     ours, timm = (row_of(*inference, name)[6] for name in ("ours", "timm"))
-    assert f"takes {ours} ms as a CUDA graph, timm's {timm} ms;" in text
+    assert f"takes {ours} ms [as a CUDA graph](docs/backbones.md#in-a-cuda-graph), timm's {timm} ms;" in text
 
 
 def test_the_guide_for_contributors_names_each_part_of_the_package() -> None:

@@ -6,7 +6,10 @@ They need torch and MMEngine alone: python -m pytest tests/gpu -m gpu
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +17,7 @@ from torch import Tensor
 
 from helpers.agreement import autocast, build, error, gradient_error, gradients, image, infer, loss_of
 from helpers.toys import BY_FAMILY, TOYS
+from mm_vitbackbones import build_backbone
 from mm_vitbackbones.backbones import Backbone, Swin
 from mm_vitbackbones.engine.sharding import ShardedModel
 from mm_vitbackbones.ops.kernels import registration
@@ -153,6 +157,16 @@ def test_a_cuda_graph_of_inference_gives_the_same(toy: str, dtype: torch.dtype, 
         place.copy_(x)
         graph.replay()
         assert error(maps, infer(network, x)) < bound
+
+
+def test_the_documented_cuda_graph_gives_the_same() -> None:
+    page = Path(__file__).parents[2] / "docs/backbones.md"
+    program = re.search(r"^### In a CUDA graph\n.*?^```python\n(.*?)^```", page.read_text("utf-8"), re.M | re.S)
+    assert program is not None
+    names: dict[str, Any] = {"torch": torch, "build_backbone": build_backbone}
+    exec(program[1], names)
+    assert names["place"].any()
+    assert error(names["levels"], infer(names["encoder"], names["place"])) < 1e-2
 
 
 @each_toy
