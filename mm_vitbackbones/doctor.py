@@ -329,7 +329,15 @@ def check_kernels(installation: Installation) -> Iterator[Finding]:
         yield Finding("blocker", str(error))
         return
     capability = torch.cuda.get_device_capability()
-    if asked is None and capability >= registration.AMPERE and capability not in registration.MEASURED:
+    if torch.version.hip is not None:
+        if asked:
+            yield Finding(
+                "note",
+                f"{torch.cuda.get_device_name()} runs PyTorch's operators: the Triton kernels of this package are for "
+                "NVIDIA's GPUs",
+                f"unset {registration.SWITCH}",
+            )
+    elif asked is None and capability >= registration.AMPERE and capability not in registration.MEASURED:
         yield Finding(
             "note",
             f"{torch.cuda.get_device_name()} runs PyTorch's operators: the Triton kernels of this package were "

@@ -38,10 +38,12 @@ def fake_torch(
     cuda: bool = False,
     safe: tuple[type, ...] = (HISTORY,),
     capability: tuple[int, int] = (9, 0),
+    hip: str | None = None,
 ) -> Any:
     array = SimpleNamespace(numpy=lambda: None)
     return SimpleNamespace(
         __version__=version,
+        version=SimpleNamespace(hip=hip),
         zeros=lambda size: array,
         cuda=SimpleNamespace(
             is_available=lambda: cuda,
@@ -292,6 +294,11 @@ def test_kernels_that_another_card_could_run_are_noted(monkeypatch, capability, 
     for choice in "01":
         monkeypatch.setenv("MM_VITBACKBONES_KERNELS", choice)
         assert not findings("note", torch=torch, mmcv__ops=fake_ops("12.6"))
+    amd = fake_torch(cuda=True, capability=(9, 4), hip="7.0")
+    (note,) = findings("note", torch=amd, mmcv__ops=fake_ops("12.6"))
+    assert (note.what.split(" are for ")[1], note.fix) == ("NVIDIA's GPUs", "unset MM_VITBACKBONES_KERNELS")
+    monkeypatch.delenv("MM_VITBACKBONES_KERNELS")
+    assert not findings("note", torch=amd, mmcv__ops=fake_ops("12.6"))
     monkeypatch.setenv("MM_VITBACKBONES_KERNELS", "all")
     (blocker,) = findings("blocker", torch=torch, mmcv__ops=fake_ops("12.6"))
     assert blocker.what.startswith("the environment variable MM_VITBACKBONES_KERNELS is 'all': give 1 ")

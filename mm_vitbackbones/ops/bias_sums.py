@@ -144,5 +144,6 @@ def _column_sums(rows: Tensor, dtype: torch.dtype) -> Tensor:
 
 FEW_ROWS = 512
 """Whose sum is one kernel: those of class tokens."""
-_COMPILES_WIDE_PRODUCTS = context.PYTORCH >= (2, 10)
-"""Before, PyTorch's compiler knows no products in another type than that of their factors."""
+_COMPILES_WIDE_PRODUCTS = context.PYTORCH >= (2, 10) and not context.ROCM
+"""Before, PyTorch's compiler knows no products in another type than that of their factors. AMD's cards do not have them
+in all builds."""

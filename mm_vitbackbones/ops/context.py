@@ -24,6 +24,8 @@ Class = TypeVar("Class", bound=type)
 Function = TypeVar("Function", bound=Callable[..., Any])
 PYTORCH = tuple(map(int, torch.__version__.split(".")[:2]))
 """The version of PyTorch, such as (2, 13)."""
+ROCM = torch.version.hip is not None
+"""Whether this PyTorch is for AMD's cards. It calls them "cuda", too, so that they get the forms for CUDA."""
 
 
 class _Local(threading.local):

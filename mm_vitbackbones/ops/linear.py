@@ -202,4 +202,4 @@ def product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.mm(a, b).to(dtype)
 
 
-_HAS_WIDE_PRODUCTS = hasattr(torch.ops.aten.mm, "dtype")
+_HAS_WIDE_PRODUCTS = hasattr(torch.ops.aten.mm, "dtype") and not context.ROCM  # there PyTorch 2.8 and 2.9 raise

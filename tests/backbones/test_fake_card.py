@@ -19,10 +19,14 @@ pytest.importorskip("triton")
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
-def test_steps_of_all_networks_stay_on_the_card(tmp_path: Path) -> None:
+@pytest.mark.parametrize("hip", [None, "7.0"], ids=["nvidia", "amd"])
+def test_steps_of_all_networks_stay_on_the_card(tmp_path: Path, hip: str | None) -> None:
     from tools.benchmarks.compiled.__main__ import build
 
-    program = "import ctypes, os; ctypes.CDLL(os.environ['MM_CARD'], mode=ctypes.RTLD_GLOBAL); import helpers.fake_card"
+    program = (
+        "import ctypes, os; ctypes.CDLL(os.environ['MM_CARD'], mode=ctypes.RTLD_GLOBAL); "
+        f"import torch; torch.version.hip = {hip!r}; import helpers.fake_card"
+    )
     paths = os.pathsep.join((str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")))
     environment = os.environ | {"MM_CARD": str(build(tmp_path)), "PYTHONPATH": paths}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)

@@ -180,8 +180,9 @@ def _is_wanted_on(index: int | None) -> bool:
 
 @functools.cache
 def _can_run_on(index: int | None) -> bool:
-    """Whether a GPU and the installed Triton can run the kernels at all."""
-    return _has_triton() and torch.cuda.get_device_capability(index) >= AMPERE
+    """Whether a GPU and the installed Triton can run the kernels at all. AMD's cards have numbers like those of compute
+    capabilities, (9, 0) among them, and the kernels were never tried there."""
+    return not context.ROCM and _has_triton() and torch.cuda.get_device_capability(index) >= AMPERE
 
 
 def _has_triton() -> bool:

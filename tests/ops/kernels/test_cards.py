@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mm_vitbackbones.errors import UserError
+from mm_vitbackbones.ops import context
 from mm_vitbackbones.ops.kernels import registration
 
 HOPPER, ADA, AMPERE, TURING, BLACKWELL = (9, 0), (8, 9), (8, 0), (7, 5), (10, 0)
@@ -65,6 +66,13 @@ def test_a_program_has_the_last_word(runs: Run, monkeypatch: pytest.MonkeyPatch)
 def test_nothing_runs_without_triton(runs: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registration, "_has_triton", lambda: False)
     assert not runs(HOPPER)
+
+
+def test_nothing_runs_on_cards_of_amd(runs: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(context, "ROCM", True)
+    assert not runs(HOPPER), "an MI200 has this number"
+    monkeypatch.setenv(registration.SWITCH, "1")
+    assert not any(map(runs, (HOPPER, BLACKWELL)))
 
 
 def test_tensors_elsewhere_have_none(runs: Run) -> None:
