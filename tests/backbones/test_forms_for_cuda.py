@@ -40,8 +40,17 @@ def test_maps_and_gradients_are_those_of_a_cpu(toy: str, kernels: bool) -> None:
     with on_cuda(kernels):
         found = infer(network, image())
         assert error(found, maps) < 1e-5
-        assert gradient_error(gradients(network, image()), expected) < 1e-4
+        assert gradient_error(gradients(network, image()), expected) < 1e-5
     assert [m.stride() for m in found] == [m.stride() for m in maps]
+
+
+@each_toy
+def test_a_device_without_forms_of_its_own_computes_the_same(toy: str) -> None:
+    network = build(toy)
+    maps, expected = infer(network, image()), gradients(network, image())
+    with context.pretend_device("mps"):
+        assert error(infer(network, image()), maps) < 1e-5
+        assert gradient_error(gradients(network, image()), expected) < 1e-5
 
 
 @each_toy
@@ -115,5 +124,5 @@ def test_kernels_give_what_their_references_give(toy: str) -> None:
         maps, expected = infer(network, x), gradients(network, x)
     with kernels_on_cpu((Launcher, "__call__", counted)):
         assert error(infer(network, x), maps) < 1e-5
-        assert gradient_error(gradients(network, x), expected) < 1e-4
+        assert gradient_error(gradients(network, x), expected) < 1e-5
     assert len({*starts}) >= 2
