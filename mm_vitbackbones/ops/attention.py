@@ -299,7 +299,7 @@ def by_distance(table: Tensor, side: int, key_side: int | None = None) -> Tensor
         return _by_distance_in_export(table, side, key_side)
     if context.is_compiling_to_run():
         return distances(table, side, key_side)
-    if registration.is_direct(table):
+    if registration.is_direct(table) or (context.is_eager() and context.is_to_repeat(table)):
         return _by_shares(table, side, key_side)
     return _resized(table, side, key_side)[_places_by_distance(side, key_side, table.device)]
 
@@ -343,6 +343,8 @@ def _distances(table: Tensor, side: int, key_side: int) -> Tensor:
 
 def _distances_backward(grad: Tensor, count: int) -> Tensor:
     side, key_side, dim = grad.shape
+    if context.is_to_repeat(grad):
+        return _shares_of_entries(side, key_side, count, grad.dtype, grad.device).t() @ grad.flatten(0, 1)
     size = 2 * max(side, key_side) - 1
     of_table = grad.new_zeros(size, dim)
     of_table.index_put_((_places_by_distance(side, key_side, grad.device),), grad, accumulate=True)

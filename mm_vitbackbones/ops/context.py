@@ -227,6 +227,12 @@ def pretend_device(kind: str) -> Iterator[None]:
         _pretended = before
 
 
+def is_to_repeat(x: Tensor) -> bool:
+    """Whether gradients are to be the same in each run (``torch.use_deterministic_algorithms``) on CUDA, where some of
+    PyTorch's operators add up in any order, and raise then."""
+    return torch.are_deterministic_algorithms_enabled() and device_type(x) == "cuda"
+
+
 def is_eager_on_cuda(x: Tensor) -> bool:
     """Whether ``x`` is worked on in eager mode on CUDA, in training or inference."""
     # Without `x.device.type`, which makes a string: it takes several times as long, and each block asks several times.

@@ -30,7 +30,7 @@ def resize_cells(grid: Tensor, cell: float, stride: int, size: tuple[int, int]) 
     """A grid (B, H, W, C) of cells of ``cell`` pixels -> (B, *size, C) of cells of ``stride`` pixels, bilinear. Both
     begin at pixel 0; what ``size`` does not need is left out, and what it lacks repeats the last row or column."""
     height, width = size
-    if cell != stride and (context.is_exporting() or _is_to_repeat(grid)):
+    if cell != stride and (context.is_exporting() or context.is_to_repeat(grid)):
         rows, columns = (
             shares_of_places(before, after, grid, stride / cell)
             for before, after in zip(grid.shape[1:3], size, strict=True)
@@ -40,11 +40,6 @@ def resize_cells(grid: Tensor, cell: float, stride: int, size: tuple[int, int]) 
         resize = resized if _by_one_operator(grid) else _resized
         return resize(grid, height, width, cell / stride)
     return grid if anysize.same_size(grid.shape[1:3], (height, width)) else grid[:, :height, :width]
-
-
-def _is_to_repeat(grid: Tensor) -> bool:
-    """Whether gradients are to be the same in each run, which those of PyTorch's resize on CUDA are not."""
-    return torch.are_deterministic_algorithms_enabled() and context.device_type(grid) == "cuda"
 
 
 def _resized(grid: Tensor, height: int, width: int, factor: float | None) -> Tensor:
@@ -101,7 +96,7 @@ def _by_one_operator(grid: Tensor) -> bool:
     """Whether a graph holds a resize as one operator. PyTorch's compiler makes reads at computed places of it, whose
     gradient adds up cell by cell; and where new cells are more than are wanted, it makes graphs by whether they are.
     For one size on CUDA, reads are fused with what comes before and after."""
-    if not context.is_compiling_to_run() or _is_to_repeat(grid):
+    if not context.is_compiling_to_run() or context.is_to_repeat(grid):
         return False
     return context.device_type(grid) != "cuda" or not anysize.are_known(*grid.shape[1:3])
 
@@ -194,7 +189,7 @@ def resized_sum(grids: Sequence[Tensor], height: int, width: int) -> Tensor:
 
 def pooled_to(grid: Tensor, side: int) -> Tensor:
     """Averages over areas that cover a grid: (B, H, W, C) -> (B, side, side, C), as ``F.adaptive_avg_pool2d``."""
-    if context.is_eager():
+    if context.is_eager() and not context.is_to_repeat(grid):
         return F.adaptive_avg_pool2d(grid.permute(0, 3, 1, 2), side).permute(0, 2, 3, 1)
     # PyTorch's compiler makes a graph of that for each size of the grid. Products serve them all.
     shares = area_shares if context.is_compiling_to_run() else _shares_in_areas

@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._decomp.decompositions import _upsample_linear_vec
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from helpers.agreement import build, error, gradient_error, gradients, image, infer
 from helpers.toys import TOYS
@@ -102,6 +105,53 @@ def test_autocast_leaves_a_network_in_fp64_alone(toy: str, device: str) -> None:
         expected = [*infer(network, x), *gradients(network, x)]
     assert {tensor.dtype for tensor in found} == {torch.float64}
     assert gradient_error(found, expected) < 1e-12
+
+
+REFUSED = {
+    "_adaptive_avg_pool2d_backward",
+    "cumsum",
+    "replication_pad2d_backward",
+    "upsample_bicubic2d_backward",
+    "upsample_bilinear2d_backward",
+    "upsample_linear1d_backward",
+    *(f"_upsample_{mode}2d_aa_backward" for mode in ("bilinear", "bicubic")),
+}
+"""Operators that raise on CUDA where a user asks for deterministic ones."""
+
+
+class Called(TorchDispatchMode):
+    """Within it, notes the names of operators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@each_toy
+@with_and_without_kernels
+def test_deterministic_training_calls_no_operator_that_raises_on_cuda(
+    toy: str, kernels: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interpolate, expected = F.interpolate, gradients(build(toy), image())
+
+    def as_on_cuda(x: Tensor, *args: Any, mode: str = "nearest", **options: Any) -> Tensor:
+        if mode != "bilinear":
+            return interpolate(x, *args, mode=mode, **options)
+        return _upsample_linear_vec(x, options["size"], options["align_corners"], None)  # what PyTorch calls there
+
+    monkeypatch.setattr(F, "interpolate", as_on_cuda)
+    torch.use_deterministic_algorithms(True)
+    try:
+        with on_cuda(kernels), Called() as called:
+            found = gradients(build(toy), image())
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert not called.names & REFUSED
+    assert gradient_error(found, expected) < 1e-5
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="kernels run on a CPU in Triton's interpreter")

@@ -98,6 +98,18 @@ def test_computing_again_changes_no_gradient(toy: str, dtype: torch.dtype | None
         assert gradient_error(again, plain) < (1e-5 if dtype is None else 2e-2), form
 
 
+@each_toy
+def test_deterministic_training_gives_the_same_again(toy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it PyTorch refuses products
+    network, x = build(toy, drop_path_rate=0.5).to(DEVICE), image().to(DEVICE)
+    torch.use_deterministic_algorithms(True)
+    try:
+        first, again = (gradients(network, x, torch.bfloat16) for _ in range(2))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(map(torch.equal, first, again))
+
+
 @pytest.fixture(scope="module")
 def group_of_one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A run of one process."""
