@@ -13,14 +13,17 @@ from mm_vitbackbones.ops import context
 T = TypeVar("T")
 
 is_capturing = torch.cuda.is_current_stream_capturing
+stream_of: Callable[[int | None], int] = getattr(torch._C, "_cuda_getCurrentRawStream", lambda index: 0)
+"""The stream of this thread on a card, as a number."""
 
 
 class Kept(Generic[T]):
     """The results of a function for its latest arguments, the last of which is their device.
 
-    A CUDA graph reads its constants where they were when it was captured, and does not hold them. So what one has taken
-    is kept for good. What is made during a capture has no values before the graph runs, and fake tensors never have
-    any: these are not kept.
+    Each CUDA stream has its own: another one would read what is not yet there, or memory that is in use again. A CUDA
+    graph reads its constants where they were when it was captured, and does not hold them. So what one has taken is
+    kept for good. What is made during a capture has no values before the graph runs, and fake tensors never have any:
+    these are not kept.
 
     Args:
         make: the function.
@@ -30,27 +33,35 @@ class Kept(Generic[T]):
     def __init__(self, make: Callable[..., T], count: int = 64) -> None:
         self.make, self.count = make, count
         self.latest: dict[tuple[Any, ...], T] = {}
-        """From the one that was made first to the one that was made last."""
+        """By the stream and the arguments, from the one that was made first to the one that was made last."""
         self.of_graphs: dict[tuple[Any, ...], T] = {}
         self._lock = threading.Lock()
 
     def __call__(self, *arguments: Any) -> T:
         if context.dispatch_modes() and context.is_fake():
             return self._made(arguments)
-        found, captured = self.latest.get(arguments), arguments[-1].type == "cuda" and is_capturing()
+        device = arguments[-1]
+        captured, stream = (is_capturing(), stream_of(device.index)) if device.type == "cuda" else (False, 0)
+        key = stream, *arguments
+        found = self.latest.get(key)
         if found is not None and not captured:
             return found
         with self._lock:
             if found is None:
                 found = self.of_graphs.get(arguments)
-            if captured and found is not None:
+            if captured:
+                # A capture has a stream of its own, and PyTorch waits for all others before it.
+                of_others = (kept for (_, *others), kept in self.latest.items() if (*others,) == arguments)
+                found = next(of_others, None) if found is None else found
+                if found is None:
+                    return self._made(arguments)
                 self.of_graphs[arguments] = found
+                return found
             if found is None:
                 found = self._made(arguments)
-            if not captured:
-                if len(self.latest) >= self.count:
-                    del self.latest[next(iter(self.latest))]
-                self.latest[arguments] = found
+            if len(self.latest) >= self.count:
+                del self.latest[next(iter(self.latest))]
+            self.latest[key] = found
             return found
 
     def _made(self, arguments: tuple[Any, ...]) -> T:
