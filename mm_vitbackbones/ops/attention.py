@@ -295,12 +295,13 @@ def by_distance(table: Tensor, side: int, key_side: int | None = None) -> Tensor
     another side is resized linearly. Keys on a line of other steps (MViTv2) have their distance in the smaller steps.
     """
     key_side = side if key_side is None else key_side
-    if context.is_exporting():
-        return _by_distance_in_export(table, side, key_side)
-    if context.is_compiling_to_run():
-        return distances(table, side, key_side)
-    if registration.is_direct(table) or (context.is_eager() and context.is_to_repeat(table)):
+    if registration.is_direct(table):
         return _by_shares(table, side, key_side)
+    if not context.is_eager():
+        if context.is_exporting():
+            return _by_distance_in_export(table, side, key_side)
+        if context.is_compiling_to_run():
+            return distances(table, side, key_side)
     return _resized(table, side, key_side)[_places_by_distance(side, key_side, table.device)]
 
 
@@ -319,7 +320,12 @@ def _shares_of_entries(side: int, key_side: int, count: int, dtype: torch.dtype,
 
 def _resized(table: Tensor, side: int, key_side: int) -> Tensor:
     count = 2 * max(side, key_side) - 1
-    return table if len(table) == count else F.interpolate(table.t().unsqueeze(0), size=count, mode="linear")[0].t()
+    if len(table) == count:
+        return table
+    if context.is_to_repeat(table):
+        with context.autocast_to(table.device, None):
+            return resize.shares_of_places(len(table), count, table) @ table
+    return F.interpolate(table.t().unsqueeze(0), size=count, mode="linear")[0].t()
 
 
 def _places_by_distance(side: int, key_side: int, device: torch.device) -> Tensor:
@@ -343,13 +349,13 @@ def _distances(table: Tensor, side: int, key_side: int) -> Tensor:
 
 def _distances_backward(grad: Tensor, count: int) -> Tensor:
     side, key_side, dim = grad.shape
-    if context.is_to_repeat(grad):
-        return _shares_of_entries(side, key_side, count, grad.dtype, grad.device).t() @ grad.flatten(0, 1)
     size = 2 * max(side, key_side) - 1
     of_table = grad.new_zeros(size, dim)
     of_table.index_put_((_places_by_distance(side, key_side, grad.device),), grad, accumulate=True)
     if size == count:
         return of_table
+    if context.is_to_repeat(grad):
+        return resize.shares_of_places(count, size, grad).t() @ of_table
     of_line = of_table.t().unsqueeze(0).contiguous()
     return torch.ops.aten.upsample_linear1d_backward(of_line, [size], [1, dim, count], False)[0].t().contiguous()
 
