@@ -171,6 +171,17 @@ def test_a_cuda_graph_of_inference_gives_the_same(toy: str, dtype: torch.dtype, 
         assert error(maps, infer(network, x)) < bound
 
 
+@each_toy
+def test_another_stream_gives_the_same(toy: str) -> None:
+    network, x, stream = build(toy).to(DEVICE), image().to(DEVICE), torch.cuda.Stream()
+    expected = infer(network, x)
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        found = infer(network, x)
+    stream.synchronize()
+    assert error(found, expected) < 1e-5
+
+
 def test_the_documented_cuda_graph_gives_the_same() -> None:
     page = Path(__file__).parents[2] / "docs/backbones.md"
     program = re.search(r"^### In a CUDA graph\n.*?^```python\n(.*?)^```", page.read_text("utf-8"), re.M | re.S)
