@@ -110,3 +110,20 @@ def test_contraction_and_its_use_change_no_input(grad):
     )
     torch.testing.assert_close(out, expected + query * position, rtol=1e-5, atol=1e-5)
     assert all(torch.equal(a, b) for a, b in zip(inputs, before, strict=True))
+
+
+@pytest.mark.parametrize(("side", "key_side", "count"), [(6, 4, 7), (5, 5, 7), (4, 4, 7)])
+def test_gradients_of_distances_that_are_to_repeat(
+    side: int, key_side: int, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grad = torch.randn(side, key_side, 3, dtype=torch.float64)
+    expected = attention.distances_backward(grad, count)
+    refused = "upsample_linear1d_backward"
+    monkeypatch.setattr(torch.ops.aten, refused, lambda *_: pytest.fail("CUDA refuses this operator then"))
+    torch.use_deterministic_algorithms(True)
+    try:
+        with context.pretend_device("cuda"):
+            found = attention.distances_backward(grad, count)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    torch.testing.assert_close(found, expected)
