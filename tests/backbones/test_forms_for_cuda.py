@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._decomp.decompositions import _upsample_linear_vec
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from helpers.agreement import build, error, gradient_error, gradients, image, infer
+from helpers.agreement import build, deterministic, error, gradient_error, gradients, image, infer
 from helpers.toys import TOYS
+from mm_vitbackbones.measuring import OperatorCount
 from mm_vitbackbones.ops import context
 from mm_vitbackbones.ops.kernels import registration
 from tools.benchmarks.host.as_on_gpu import kernels_on_cpu
@@ -108,27 +108,15 @@ def test_autocast_leaves_a_network_in_fp64_alone(toy: str, device: str) -> None:
 
 
 REFUSED = {
-    "_adaptive_avg_pool2d_backward",
-    "cumsum",
-    "replication_pad2d_backward",
-    "upsample_bicubic2d_backward",
-    "upsample_bilinear2d_backward",
-    "upsample_linear1d_backward",
-    *(f"_upsample_{mode}2d_aa_backward" for mode in ("bilinear", "bicubic")),
+    "aten._adaptive_avg_pool2d_backward",
+    "aten.cumsum",
+    "aten.replication_pad2d_backward",
+    "aten.upsample_bicubic2d_backward",
+    "aten.upsample_bilinear2d_backward",
+    "aten.upsample_linear1d_backward",
+    *(f"aten._upsample_{mode}2d_aa_backward" for mode in ("bilinear", "bicubic")),
 }
 """Operators that raise on CUDA where a user asks for deterministic ones."""
-
-
-class Called(TorchDispatchMode):
-    """Within it, notes the names of operators."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: set[str] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.names.add(func.overloadpacket.__name__)
-        return func(*args, **(kwargs or {}))
 
 
 @each_toy
@@ -144,13 +132,9 @@ def test_deterministic_training_calls_no_operator_that_raises_on_cuda(
         return _upsample_linear_vec(x, options["size"], options["align_corners"], None)  # what PyTorch calls there
 
     monkeypatch.setattr(F, "interpolate", as_on_cuda)
-    torch.use_deterministic_algorithms(True)
-    try:
-        with on_cuda(kernels), Called() as called:
-            found = gradients(build(toy), image())
-    finally:
-        torch.use_deterministic_algorithms(False)
-    assert not called.names & REFUSED
+    with on_cuda(kernels), deterministic(), OperatorCount() as count:
+        found = gradients(build(toy), image())
+    assert not {*count.by_name} & REFUSED
     assert gradient_error(found, expected) < 1e-5
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from helpers.agreement import autocast, build, error, gradient_error, gradients, image, infer, loss_of
+from helpers.agreement import autocast, build, deterministic, error, gradient_error, gradients, image, infer, loss_of
 from helpers.toys import BY_FAMILY, TOYS
 from mm_vitbackbones import build_backbone
 from mm_vitbackbones.backbones import Backbone, Swin
@@ -102,11 +102,8 @@ def test_computing_again_changes_no_gradient(toy: str, dtype: torch.dtype | None
 def test_deterministic_training_gives_the_same_again(toy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it PyTorch refuses products
     network, x = build(toy, drop_path_rate=0.5).to(DEVICE), image().to(DEVICE)
-    torch.use_deterministic_algorithms(True)
-    try:
+    with deterministic():
         first, again = (gradients(network, x, torch.bfloat16) for _ in range(2))
-    finally:
-        torch.use_deterministic_algorithms(False)
     assert all(map(torch.equal, first, again))
 
 

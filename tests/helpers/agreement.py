@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,16 @@ def image(height: int = 75, width: int = 101) -> Tensor:
 
 def autocast(x: Tensor, dtype: torch.dtype | None) -> AbstractContextManager[object]:
     return nullcontext() if dtype is None else torch.autocast(x.device.type, dtype)
+
+
+@contextmanager
+def deterministic() -> Iterator[None]:
+    """Within it, PyTorch's operators are to give the same in each run."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def infer(network: nn.Module, x: Tensor, dtype: torch.dtype | None = None) -> list[Tensor]:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from helpers.agreement import deterministic
 from helpers.official import relative_error
 from mm_vitbackbones.ops import attention, context, factorized
 
@@ -120,10 +121,6 @@ def test_gradients_of_distances_that_are_to_repeat(
     expected = attention.distances_backward(grad, count)
     refused = "upsample_linear1d_backward"
     monkeypatch.setattr(torch.ops.aten, refused, lambda *_: pytest.fail("CUDA refuses this operator then"))
-    torch.use_deterministic_algorithms(True)
-    try:
-        with context.pretend_device("cuda"):
-            found = attention.distances_backward(grad, count)
-    finally:
-        torch.use_deterministic_algorithms(False)
+    with context.pretend_device("cuda"), deterministic():
+        found = attention.distances_backward(grad, count)
     torch.testing.assert_close(found, expected)

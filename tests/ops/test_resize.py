@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
 
+from helpers.agreement import deterministic
 from helpers.graphs import needs_graphs_that_run, noting
 from mm_vitbackbones.ops import context, resize
 from mm_vitbackbones.ops.resize import TableResize, pooled_to, resize_cells, resized_table
@@ -120,12 +121,8 @@ def test_where_gradients_are_to_repeat_cuda_has_products(
 ) -> None:
     grid = torch.randn(2, *before, 3, requires_grad=True)
     expected = resize_cells(grid, 14, stride, after)
-    torch.use_deterministic_algorithms(True)
-    try:
-        with context.pretend_device("cuda"):
-            found = resize_cells(grid, 14, stride, after)
-    finally:
-        torch.use_deterministic_algorithms(False)
+    with context.pretend_device("cuda"), deterministic():
+        found = resize_cells(grid, 14, stride, after)
     torch.testing.assert_close(found, expected)
     assert "Upsample" in names(expected)
     assert "Upsample" not in names(found)
