@@ -328,16 +328,17 @@ def check_kernels(installation: Installation) -> Iterator[Finding]:
     except UserError as error:
         yield Finding("blocker", str(error))
         return
-    capability = torch.cuda.get_device_capability()
-    if torch.version.hip is not None:
-        if asked:
-            yield Finding(
-                "note",
-                f"{torch.cuda.get_device_name()} runs PyTorch's operators: the Triton kernels of this package are for "
-                "NVIDIA's GPUs",
-                f"unset {registration.SWITCH}",
-            )
-    elif asked is None and capability >= registration.AMPERE and capability not in registration.MEASURED:
+    capability, is_amd = torch.cuda.get_device_capability(), torch.version.hip is not None
+    if is_amd and asked:
+        yield Finding(
+            "note",
+            f"{torch.cuda.get_device_name()} runs PyTorch's operators: the Triton kernels of this package are for "
+            "NVIDIA's GPUs",
+            f"unset {registration.SWITCH}",
+        )
+    if is_amd or asked is not None:
+        return
+    if capability >= registration.AMPERE and capability not in registration.MEASURED:
         yield Finding(
             "note",
             f"{torch.cuda.get_device_name()} runs PyTorch's operators: the Triton kernels of this package were "

@@ -144,6 +144,7 @@ def _column_sums(rows: Tensor, dtype: torch.dtype) -> Tensor:
 
 FEW_ROWS = 512
 """Whose sum is one kernel: those of class tokens."""
-_COMPILES_WIDE_PRODUCTS = context.PYTORCH >= (2, 10) and not context.ROCM
-"""Before, PyTorch's compiler knows no products in another type than that of their factors. AMD's cards do not have them
-in all builds."""
+HAS_WIDE_PRODUCTS = hasattr(torch.ops.aten.mm, "dtype") and not context.ROCM
+"""Whether PyTorch multiplies in another type than that of the factors. For AMD's cards versions 2.8 and 2.9 raise."""
+_COMPILES_WIDE_PRODUCTS = HAS_WIDE_PRODUCTS and context.PYTORCH >= (2, 10)
+"""Before, PyTorch's compiler does not know them."""

@@ -139,8 +139,8 @@ def _are_together(levels: LevelRows, attns: Mapping[int, Any], ffns: Mapping[int
     norms = [branch.norm for branches in (attns, ffns) for branch in branches.values()]
     if not all(map(norm.is_over_channels, norms)) or len({each.eps for each in norms}) > 1:
         return False
-    # PyTorch's gradient of a resize is not deterministic, and it has another one for who asks for that.
-    if [*ffns] != [*levels.shapes] or torch.are_deterministic_algorithms_enabled():
+    # Where gradients are to repeat, PyTorch has another resize than the one here.
+    if [*ffns] != [*levels.shapes] or context.is_to_repeat(levels.rows):
         return False
     # Where kernels run, they take no fp64.
     return norm.is_for(levels.rows) or not registration.usable(levels.rows)

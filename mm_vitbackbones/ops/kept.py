@@ -40,29 +40,31 @@ class Kept(Generic[T]):
     def __call__(self, *arguments: Any) -> T:
         if context.dispatch_modes() and context.is_fake():
             return self._made(arguments)
-        device = arguments[-1]
-        captured, stream = (is_capturing(), stream_of(device.index)) if device.type == "cuda" else (False, 0)
+        device, stream = arguments[-1], 0
+        if device.type == "cuda":
+            if is_capturing():
+                return self._of_graph(arguments)
+            stream = stream_of(device.index)
         key = stream, *arguments
-        found = self.latest.get(key)
-        if found is not None and not captured:
+        if (found := self.latest.get(key)) is not None:
             return found
         with self._lock:
-            if found is None:
-                found = self.of_graphs.get(arguments)
-            if captured:
-                # A capture has a stream of its own, and PyTorch waits for all others before it.
-                of_others = (kept for (_, *others), kept in self.latest.items() if (*others,) == arguments)
-                found = next(of_others, None) if found is None else found
-                if found is None:
-                    return self._made(arguments)
-                self.of_graphs[arguments] = found
-                return found
-            if found is None:
+            if (found := self.of_graphs.get(arguments)) is None:
                 found = self._made(arguments)
             if len(self.latest) >= self.count:
                 del self.latest[next(iter(self.latest))]
             self.latest[key] = found
             return found
+
+    def _of_graph(self, arguments: tuple[Any, ...]) -> T:
+        """For a capture, which takes those of all streams: PyTorch waits for them before it."""
+        with self._lock:
+            for (_, *others), found in self.latest.items():
+                if (*others,) == arguments:
+                    self.of_graphs.setdefault(arguments, found)
+            if (kept := self.of_graphs.get(arguments)) is not None:
+                return kept
+            return self._made(arguments)
 
     def _made(self, arguments: tuple[Any, ...]) -> T:
         with torch.inference_mode(False), torch.no_grad():

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mm_vitbackbones.ops import bias_sums, context, memory, narrow, onednn
+from mm_vitbackbones.ops.bias_sums import HAS_WIDE_PRODUCTS
 from mm_vitbackbones.ops.chained import Forked, Pending, finished, then
 from mm_vitbackbones.ops.once import direct, once_differentiable, typed
 
@@ -152,7 +153,7 @@ _linear = direct(_Linear)
 def column_sums(matrix: Tensor, dtype: torch.dtype) -> Tensor:
     """(rows, C) -> (C,). On CUDA by a product with ones: PyTorch reduces many rows of few columns in several times what
     reading them takes."""
-    if matrix.is_cuda and matrix.dtype != dtype and _HAS_WIDE_PRODUCTS:
+    if matrix.is_cuda and matrix.dtype != dtype and HAS_WIDE_PRODUCTS:
         return product(_ones(matrix), matrix, dtype).view(-1)
     return matrix.sum(0, dtype=dtype)
 
@@ -197,9 +198,6 @@ def product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
     """``a @ b`` in a type that may be wider than theirs, without a pass to cast it where PyTorch can."""
     if a.dtype == dtype:
         return torch.mm(a, b)
-    if a.is_cuda and _HAS_WIDE_PRODUCTS and dtype == torch.float32:
+    if a.is_cuda and HAS_WIDE_PRODUCTS and dtype == torch.float32:
         return torch.mm(a, b, out_dtype=dtype)
     return torch.mm(a, b).to(dtype)
-
-
-_HAS_WIDE_PRODUCTS = hasattr(torch.ops.aten.mm, "dtype") and not context.ROCM  # there PyTorch 2.8 and 2.9 raise
